@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pose-agnostic and 3D anomaly detection for anomalib."""

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pinhole cameras, and the one function that resizes an image together with its intrinsics."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_pose.geometry.se3 import rigid_inverse, rotation_angle
+
+_OPENGL_TO_OPENCV = (1.0, -1.0, -1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One pinhole camera, or a batch of them that share an image size.
+
+    Convention:
+        OpenCV axes (+x right, +y down, +z forward). ``p_world = camera_to_world @ p_camera``. The point (0.5, 0.5) is
+        the centre of the first pixel. Lengths are in scene units.
+
+    Args:
+        camera_to_world: rigid motion (..., 4, 4).
+        K: intrinsics (..., 3, 3) in pixels, with the batch shape of ``camera_to_world``.
+        width: image width in pixels.
+        height: image height in pixels.
+
+    Raises:
+        ValueError: if shapes disagree or the image is empty.
+    """
+
+    camera_to_world: Tensor
+    K: Tensor
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        pose, intrinsics = self.camera_to_world.shape, self.K.shape
+        if pose[-2:] != (4, 4) or intrinsics[-2:] != (3, 3) or pose[:-2] != intrinsics[:-2]:
+            msg = (
+                "A camera needs camera_to_world (..., 4, 4) and K (..., 3, 3) with equal leading dimensions, "
+                f"got {tuple(pose)} and {tuple(intrinsics)}."
+            )
+            raise ValueError(msg)
+        if self.width < 1 or self.height < 1:
+            msg = f"A camera needs a positive image size, got {self.width} x {self.height}."
+            raise ValueError(msg)
+
+    @classmethod
+    def from_opengl(cls, camera_to_world: Float[Tensor, "*batch 4 4"], K: Tensor, width: int, height: int) -> "Camera":  # noqa: N803
+        """Camera from a pose with OpenGL axes (+y up, looking along -z), as Blender and NeRF files store it."""
+        return cls(camera_to_world * camera_to_world.new_tensor(_OPENGL_TO_OPENCV), K, width, height)
+
+    @classmethod
+    def from_fov(
+        cls, camera_to_world: Float[Tensor, "*batch 4 4"], camera_angle_x: float, width: int, height: int
+    ) -> "Camera":
+        """Camera with OpenCV axes, square pixels and a centred principal point.
+
+        Args:
+            camera_to_world: rigid motion (..., 4, 4).
+            camera_angle_x: horizontal field of view, radians, in (0, pi).
+            width: image width in pixels.
+            height: image height in pixels.
+
+        Raises:
+            ValueError: if the field of view is outside (0, pi).
+        """
+        if not 0 < camera_angle_x < math.pi:
+            msg = f"camera_angle_x is a field of view in radians between 0 and pi, got {camera_angle_x}."
+            raise ValueError(msg)
+        focal = 0.5 * width / math.tan(0.5 * camera_angle_x)
+        intrinsics = camera_to_world.new_tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+        return cls(camera_to_world, intrinsics.expand(*camera_to_world.shape[:-2], 3, 3).clone(), width, height)
+
+    @classmethod
+    def stack(cls, cameras: Sequence["Camera"]) -> "Camera":
+        """Batch of cameras along a new first dimension.
+
+        Raises:
+            ValueError: if there is none, or if image sizes differ.
+        """
+        sizes = {(camera.width, camera.height) for camera in cameras}
+        if len(sizes) != 1:
+            msg = f"Cameras of one image size can be stacked, got {sorted(sizes)}; resize them first."
+            raise ValueError(msg)
+        width, height = sizes.pop()
+        poses = torch.stack([camera.camera_to_world for camera in cameras])
+        return cls(poses, torch.stack([camera.K for camera in cameras]), width, height)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Leading dimensions; empty for one camera."""
+        return self.camera_to_world.shape[:-2]
+
+    @property
+    def viewmat(self) -> Tensor:
+        """World to camera (..., 4, 4)."""
+        return rigid_inverse(self.camera_to_world)
+
+    @property
+    def centre(self) -> Tensor:
+        """Optical centre (..., 3) in the world frame."""
+        return self.camera_to_world[..., :3, 3]
+
+    def __len__(self) -> int:
+        """Number of cameras of a batched camera."""
+        return self.camera_to_world.shape[0] if self.batch_shape else 1
+
+    def __getitem__(self, index: int | slice | Tensor | list[int]) -> "Camera":
+        """Camera, or batch of cameras, at an index of the first batch dimension."""
+        return replace(self, camera_to_world=self.camera_to_world[index], K=self.K[index])
+
+    def to(self, target: torch.device | torch.dtype | str) -> "Camera":
+        """The same camera on a device or in a dtype."""
+        return replace(self, camera_to_world=self.camera_to_world.to(target), K=self.K.to(target))
+
+    def batched(self) -> "Camera":
+        """The camera with exactly one leading dimension: itself if it has one."""
+        if self.batch_shape:
+            return self
+        return replace(self, camera_to_world=self.camera_to_world[None], K=self.K[None])
+
+    def with_pose(self, camera_to_world: Tensor) -> "Camera":
+        """The same intrinsics, expanded if needed, at other poses."""
+        intrinsics = self.K.expand(*camera_to_world.shape[:-2], 3, 3)
+        return replace(self, camera_to_world=camera_to_world, K=intrinsics)
+
+    def resized(self, width: int, height: int) -> "Camera":
+        """The same view sampled with another number of pixels."""
+        return replace(
+            self, K=resize_intrinsics(self.K, self.width, self.height, width, height), width=width, height=height
+        )
+
+    def project(self, points: Float[Tensor, "n 3"]) -> tuple[Tensor, Tensor]:
+        """Pixel coordinates (..., n, 2) and depth along the optical axis (..., n) of points in the world frame.
+
+        Points at depth 0 or behind the camera give coordinates without a meaning: look at the depth.
+        """
+        viewmat = self.viewmat
+        in_camera = points @ viewmat[..., :3, :3].transpose(-1, -2) + viewmat[..., None, :3, 3]
+        homogeneous = in_camera @ self.K.transpose(-1, -2)
+        return homogeneous[..., :2] / homogeneous[..., 2:], in_camera[..., 2]
+
+
+def resize_intrinsics(
+    K: Float[Tensor, "*batch 3 3"],  # noqa: N803
+    from_width: int,
+    from_height: int,
+    width: int,
+    height: int,
+) -> Float[Tensor, "*batch 3 3"]:
+    """Intrinsics of an image that was resized; with half-pixel centres both rows scale without an offset."""
+    scale = K.new_tensor([width / from_width, height / from_height, 1.0])
+    return K * scale[:, None]
+
+
+def resize_image_mask_K(  # noqa: N802
+    image: Float[Tensor, "channels h w"],
+    mask: Float[Tensor, "h w"] | None,
+    K: Float[Tensor, "3 3"],  # noqa: N803
+    width: int,
+    height: int,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Resize an image, its mask and its intrinsics together.
+
+    Args:
+        image: image (C, H, W); resampled bilinearly with antialiasing.
+        mask: mask (H, W) or None; resampled with its nearest neighbours, so that a binary mask stays one.
+        K: intrinsics (3, 3) of the image as given.
+        width: new width in pixels.
+        height: new height in pixels.
+    """
+    from_height, from_width = image.shape[-2:]
+    intrinsics = resize_intrinsics(K, from_width, from_height, width, height)
+    if (from_width, from_height) == (width, height):
+        return image, mask, intrinsics
+    resized = F.interpolate(image[None], (height, width), mode="bilinear", align_corners=False, antialias=True)[0]
+    if mask is not None:
+        mask = F.interpolate(mask[None, None], (height, width), mode="nearest-exact")[0, 0]
+    return resized.clamp(0, 1), mask, intrinsics
+
+
+def pose_error(estimate: Float[Tensor, "*batch 4 4"], truth: Float[Tensor, "*batch 4 4"]) -> tuple[Tensor, Tensor]:
+    """Rotation angle in radians and distance of the optical centres in scene units, between two camera poses."""
+    angle = rotation_angle(estimate[..., :3, :3], truth[..., :3, :3])
+    return angle, (estimate[..., :3, 3] - truth[..., :3, 3]).norm(dim=-1)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exponential and logarithm of rotations and rigid motions.
+
+Convention:
+    A tangent is ``(v, omega)``: translation first, rotation second, in radians. ``se3_exp(tangent) @ p`` moves ``p``.
+    All functions take any number of leading batch dimensions and keep dtype and device.
+
+Every coefficient has a Taylor branch near zero. The argument of the closed form is replaced *before* ``torch.where``,
+so that the gradient of the branch that is not taken stays finite.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Below this squared angle the Taylor series is used. With the terms kept, the truncation error there is below
+# float64 round-off, while the closed forms have not yet lost digits to cancellation that matter.
+_SMALL = 0.25
+_TERMS = 12
+
+
+def _series(squared_angle: Tensor, first_factorial: int) -> Tensor:
+    """Sum of ``(-x)^k / (2k + first_factorial)!``, by Horner's rule."""
+    result = torch.ones_like(squared_angle)
+    for k in range(_TERMS, 0, -1):
+        a = 2 * k + first_factorial
+        result = 1 - squared_angle / (a * (a - 1)) * result
+    factorial = 1
+    for k in range(2, first_factorial + 1):
+        factorial *= k
+    return result / factorial
+
+
+def _coefficients(squared_angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``sin t / t``, ``(1 - cos t) / t^2`` and ``(t - sin t) / t^3`` from ``t^2``."""
+    small = squared_angle < _SMALL
+    near = torch.where(small, squared_angle, torch.zeros_like(squared_angle))
+    far = torch.where(small, torch.ones_like(squared_angle), squared_angle)
+    angle = far.sqrt()
+    a = torch.where(small, _series(near, 1), angle.sin() / angle)
+    b = torch.where(small, _series(near, 2), 2 * (angle / 2).sin() ** 2 / far)
+    c = torch.where(small, _series(near, 3), (angle - angle.sin()) / (far * angle))
+    return a, b, c
+
+
+def skew(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Matrix of the cross product: ``skew(a) @ b = a x b``."""
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+
+
+def so3_exp(omega: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Rotation matrix of a rotation vector (Rodrigues).
+
+    Args:
+        omega: axis times angle, radians.
+    """
+    a, b, _ = _coefficients((omega * omega).sum(-1))
+    w = skew(omega)
+    eye = torch.eye(3, dtype=omega.dtype, device=omega.device)
+    return eye + a[..., None, None] * w + b[..., None, None] * (w @ w)
+
+
+def _quaternion(rotation: Tensor) -> Tensor:
+    """Unit quaternion (w, x, y, z), w >= 0, from the best conditioned of the four pivots."""
+    diagonal = rotation.diagonal(dim1=-2, dim2=-1)
+    trace = diagonal.sum(-1, keepdim=True)
+    squares = torch.cat([1 + trace, 1 - trace + 2 * diagonal], -1)
+    pivot = squares.argmax(-1)
+    # The symmetric matrix 4 q q^T; its row with the largest diagonal entry is q times the largest of its components.
+    difference = rotation - rotation.transpose(-1, -2)
+    axis = torch.stack([difference[..., 2, 1], difference[..., 0, 2], difference[..., 1, 0]], -1)
+    products = rotation + rotation.transpose(-1, -2)
+    products = products - torch.diag_embed(products.diagonal(dim1=-2, dim2=-1)) + torch.diag_embed(squares[..., 1:])
+    first = torch.cat([squares[..., None, :1], axis[..., None, :]], -1)
+    q = torch.cat([first, torch.cat([axis[..., :, None], products], -1)], -2)
+    index = pivot[..., None, None].expand(*pivot.shape, 1, 4)
+    q = q.gather(-2, index).squeeze(-2)
+    q = q / q.norm(dim=-1, keepdim=True)
+    return torch.where(q[..., :1] < 0, -q, q)
+
+
+def so3_log(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
+    """Rotation vector of a rotation matrix, with an angle in [0, pi].
+
+    Args:
+        rotation: rotation matrices; they are not checked.
+    """
+    q = _quaternion(rotation)
+    w, xyz = q[..., 0], q[..., 1:]
+    squared = (xyz * xyz).sum(-1)
+    small = squared < 1e-8
+    safe = torch.where(small, torch.ones_like(squared), squared)
+    norm = safe.sqrt()
+    far = 2 * torch.atan2(norm, w) / norm
+    # asin(s)/s = 1 + s^2/6 + 3 s^4/40: exact to round-off below 1e-8
+    near = 2 * (1 + squared / 6 + 3 * squared * squared / 40)
+    return torch.where(small, near, far)[..., None] * xyz
+
+
+def se3_exp(tangent: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 4 4"]:
+    """Rigid motion of a tangent ``(v, omega)``: the matrix exponential of ``[[skew(omega), v], [0, 0]]``.
+
+    Args:
+        tangent: translation part in scene units, rotation part in radians.
+    """
+    v, omega = tangent[..., :3], tangent[..., 3:]
+    a, b, c = _coefficients((omega * omega).sum(-1))
+    w = skew(omega)
+    w2 = w @ w
+    eye = torch.eye(3, dtype=tangent.dtype, device=tangent.device)
+    rotation = eye + a[..., None, None] * w + b[..., None, None] * w2
+    jacobian = eye + b[..., None, None] * w + c[..., None, None] * w2
+    top = torch.cat([rotation, jacobian @ v[..., None]], -1)
+    bottom = torch.zeros_like(top[..., :1, :])
+    bottom[..., 3] = 1
+    return torch.cat([top, bottom], -2)
+
+
+def se3_log(transform: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]:
+    """Tangent ``(v, omega)`` with ``se3_exp(tangent) = transform`` and ``|omega| <= pi``.
+
+    Args:
+        transform: rigid motions; they are not checked.
+    """
+    omega = so3_log(transform[..., :3, :3])
+    squared = (omega * omega).sum(-1)
+    a, b, _ = _coefficients(squared)
+    small = squared < _SMALL
+    safe = torch.where(small, torch.ones_like(squared), squared)
+    # (1 - a / 2b) / t^2, and its series sum |B_2n| t^(2n-2) / (2n)!
+    near_squared = torch.where(small, squared, torch.zeros_like(squared))
+    near = _bernoulli(near_squared)
+    factor = torch.where(small, near, (1 - a / (2 * b)) / safe)
+    w = skew(omega)
+    eye = torch.eye(3, dtype=transform.dtype, device=transform.device)
+    inverse_jacobian = eye - w / 2 + factor[..., None, None] * (w @ w)
+    v = (inverse_jacobian @ transform[..., :3, 3:])[..., 0]
+    return torch.cat([v, omega], -1)
+
+
+def _bernoulli(squared: Tensor) -> Tensor:
+    """``sum_n |B_2n| / (2n)! x^(n-1)``: 1/12 + x/720 + x^2/30240 + ..."""
+    numbers = (
+        1 / 12,
+        1 / 720,
+        1 / 30240,
+        1 / 1209600,
+        1 / 47900160,
+        691 / 1307674368000,
+        1 / 74724249600,
+        3617 / 10670622842880000,
+        43867 / 5109094217170944000,
+    )
+    result = torch.zeros_like(squared)
+    for number in reversed(numbers):
+        result = result * squared + number
+    return result
+
+
+def rigid_inverse(transform: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
+    """Inverse of a rigid motion by transposition: exact where a general inverse would lose digits."""
+    rotation = transform[..., :3, :3].transpose(-1, -2)
+    translation = -rotation @ transform[..., :3, 3:]
+    return torch.cat([torch.cat([rotation, translation], -1), transform[..., 3:, :]], -2)
+
+
+def rotation_angle(first: Float[Tensor, "*batch 3 3"], second: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch"]:
+    """Angle in radians, in [0, pi], of the rotation that leads from one to the other."""
+    return so3_log(first.transpose(-1, -2) @ second).norm(dim=-1)
