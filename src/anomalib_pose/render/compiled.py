@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How kernels are compiled and spread over threads.
+
+Kernels release the GIL and work on a range ``start..stop`` of independent items, so plain Python threads run them. This
+is instead of numba's own threading layers, none of which is both safe to call from several threads and safe after a fork.
+The number of threads is PyTorch's: ``torch.set_num_threads``, ``OMP_NUM_THREADS``, one in a ``DataLoader`` worker.
+"""
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, no_type_check
+
+import llvmlite.ir
+import numpy as np
+import torch
+from numba import njit, types
+from numba.extending import intrinsic
+
+logger = logging.getLogger(__name__)
+
+# `afn`, `nnan`, `ninf` and `reassoc` would break the rounding trick of `exp`; `reassoc` is added where a sum over lanes
+# has to be vectorised.
+ELEMENTWISE = frozenset({"contract", "nsz", "arcp"})
+REDUCTION = ELEMENTWISE | {"reassoc"}
+
+_CHUNKS_PER_THREAD = 4
+_ANNOUNCE_AFTER_SECONDS = 1.5
+
+_lock = threading.RLock()
+_pool: ThreadPoolExecutor | None = None
+
+
+def kernel(flags: frozenset[str] = ELEMENTWISE) -> Callable[[Callable], Any]:
+    """Decorator that compiles at the first call and keeps the result on disk where that is possible.
+
+    ``error_model="numpy"`` matters: the branch for a division by zero would stop the vectoriser.
+
+    Args:
+        flags: LLVM's fast-math flags.
+    """
+
+    def decorate(function: Callable) -> Any:
+        options = {"nogil": True, "fastmath": set(flags), "error_model": "numpy"}
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError:  # numba found no folder that it may write to
+            logger.info("No writable folder for compiled kernels; set NUMBA_CACHE_DIR to keep them between runs.")
+            return njit(**options)(function)
+
+    return decorate
+
+
+@intrinsic
+@no_type_check
+def _as_float(typing_context, value):  # noqa: ANN001, ANN202, ARG001
+    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202, ARG001
+        return builder.bitcast(arguments[0], llvmlite.ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+@no_type_check
+def _as_int(typing_context, value):  # noqa: ANN001, ANN202, ARG001
+    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202, ARG001
+        return builder.bitcast(arguments[0], llvmlite.ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+_LOG2_E = np.float32(math.log2(math.e))
+_ROUND = np.float32(1.5 * 2**23)  # adding it leaves the nearest integer in the low bits of the mantissa
+
+
+@kernel()
+@no_type_check
+def exp(x):  # noqa: ANN001, ANN201
+    """Exponential of a float32 in about -87..88, to 2e-7 relative; vectorises without a vector maths library."""
+    shifted = x * _LOG2_E + _ROUND
+    f = x * _LOG2_E - (shifted - _ROUND)
+    p = np.float32(1.34004322e-3)
+    p = p * f + np.float32(9.6760371e-3)
+    p = p * f + np.float32(5.55032721e-2)
+    p = p * f + np.float32(2.40221074e-1)
+    p = p * f + np.float32(6.93147207e-1)
+    p = p * f + np.float32(1.0)
+    return _as_float(_as_int(p) + (_as_int(shifted) << np.int32(23)))
+
+
+def for_ranges(function: Callable[[int, int], Any], count: int, grain: int = 1) -> None:
+    """Call ``function(start, stop)`` for ranges that cover ``0..count``, on PyTorch's number of threads.
+
+    Args:
+        function: work on a range; independent of how ``0..count`` is cut.
+        count: number of items.
+        grain: ranges begin at a multiple of this.
+    """
+    units = -(-count // grain)
+    threads = min(torch.get_num_threads(), units)
+    if threads <= 1:
+        if count:
+            function(0, count)
+        return
+    parts = min(units, threads * _CHUNKS_PER_THREAD)
+    cuts = [min(count, part * units // parts * grain) for part in range(parts + 1)]
+    position = iter(range(parts))
+
+    def work() -> None:
+        for part in position:  # `next` on a range's iterator is atomic under the GIL
+            function(cuts[part], cuts[part + 1])
+
+    helpers = [_threads().submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool  # noqa: PLW0603
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="anomalib_pose")
+        return _pool
+
+
+def _forget_threads() -> None:
+    global _pool, _lock  # noqa: PLW0603
+    _pool = None
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+@contextmanager
+def announced_compilation(what: str) -> Iterator[None]:
+    """Log a line while kernels compile, only if that takes long enough for someone to wonder.
+
+    Args:
+        what: name of what is compiled.
+    """
+    start = time.perf_counter()
+    message = "Compiling the CPU kernels of %s. This takes about half a minute, once for this machine."
+    timer = threading.Timer(_ANNOUNCE_AFTER_SECONDS, logger.info, (message, what))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    elapsed = time.perf_counter() - start
+    if elapsed > _ANNOUNCE_AFTER_SECONDS:
+        logger.info("Compiled the CPU kernels of %s in %.0f s.", what, elapsed)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gaussian splatting on CUDA with gsplat (Ye et al. 2025)."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomalib_pose.geometry.camera import Camera
+from anomalib_pose.render.compositing import as_batch, over_background
+from anomalib_pose.render.types import Gaussians, RenderOutput
+
+_NEAR = 0.01
+_BLUR = 0.3
+
+
+def gsplat_is_usable() -> bool:
+    """Whether there is a CUDA device and gsplat is installed. Does not import gsplat."""
+    return torch.cuda.is_available() and importlib.util.find_spec("gsplat") is not None
+
+
+def _rasterization() -> Any:
+    """Gsplat's function, imported here alone: its first call without CUDA would try to compile, and fail obscurely."""
+    try:
+        from gsplat import rasterization
+    except ImportError as error:
+        msg = "The backend 'gsplat' needs gsplat: pip install 'anomalib-pose[cuda]'."
+        raise ImportError(msg) from error
+    if not torch.cuda.is_available():
+        msg = "The backend 'gsplat' needs a CUDA device, and torch.cuda.is_available() is False. Use 'cpu'."
+        raise RuntimeError(msg)
+    return rasterization
+
+
+def _check_device(gaussians: Gaussians, cameras: Camera) -> None:
+    for name, tensor in (("gaussians", gaussians.means), ("cameras", cameras.camera_to_world)):
+        if tensor.device.type != "cuda":
+            msg = (
+                f"The gsplat rasteriser was given {name} on {tensor.device}. Move them with .to('cuda'), "
+                "or use make_rasterizer('cpu')."
+            )
+            raise ValueError(msg)
+
+
+class GsplatRasterizer:
+    """Rasteriser for CUDA: gsplat's classic mode, with the image formation of ``CpuRasterizer``.
+
+    Differentiable in every tensor of the Gaussians, in ``camera_to_world`` and in the background; not in ``K``.
+    Computes in float32; float64 tensors are converted, and get float64 images and gradients. gsplat compiles its CUDA
+    code at the first call, which takes minutes and needs a CUDA toolkit, unless it was installed from one of its
+    prebuilt wheels.
+
+    Raises:
+        ImportError: if gsplat is not installed.
+        RuntimeError: if there is no CUDA device.
+    """
+
+    def __init__(self) -> None:
+        self._rasterization = _rasterization()
+
+    def __call__(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
+        """Draw the Gaussians as one or several cameras see them; see ``Rasterizer``.
+
+        Args:
+            gaussians: what to draw, on a CUDA device.
+            cameras: one camera (the output has no leading dimension) or C of them.
+            background: colour (3,) or (C, 3) behind the Gaussians; black if None.
+
+        Raises:
+            ValueError: if a tensor is on another device, or the background does not fit the cameras.
+        """
+        _check_device(gaussians, cameras)
+        several = as_batch(cameras)
+        rgb, depth, alpha = self._draw(gaussians, several) if len(gaussians) else _nothing(gaussians, several)
+        output = RenderOutput(over_background(rgb, alpha, background), depth, alpha)
+        return output if cameras.batch_shape else output[0]
+
+    def _draw(self, gaussians: Gaussians, cameras: Camera) -> tuple[Tensor, Tensor, Tensor]:
+        single = gaussians.to(torch.float32)
+        images, alpha, _ = self._rasterization(
+            means=single.means,
+            quats=single.quats,
+            scales=single.scales,
+            opacities=single.opacities,
+            colors=single.colors,
+            viewmats=cameras.viewmat.to(torch.float32),
+            Ks=cameras.K.detach().to(torch.float32),
+            width=cameras.width,
+            height=cameras.height,
+            near_plane=_NEAR,
+            eps2d=_BLUR,
+            sh_degree=single.sh_degree,
+            packed=False,
+            render_mode="RGB+ED",
+            rasterize_mode="classic",
+        )
+        dtype = gaussians.means.dtype
+        return images[..., :3].to(dtype), images[..., 3].to(dtype), alpha[..., 0].to(dtype)
+
+
+def _nothing(gaussians: Gaussians, cameras: Camera) -> tuple[Tensor, Tensor, Tensor]:
+    empty = gaussians.means.new_zeros(len(cameras), cameras.height, cameras.width)
+    return empty[..., None].expand(*empty.shape, 3), empty, empty

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""View-dependent colour: real spherical harmonics up to degree 3."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+C0 = 0.28209479177387814
+"""Constant basis function, 1 / (2 sqrt(pi)): a grey of value ``v`` has the coefficient ``(v - 0.5) / C0``."""
+
+_C1 = 0.4886025119029199
+_C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
+_C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)
+
+
+def sh_basis(degree: int, directions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch k"]:
+    """Values of the (degree + 1)² basis functions.
+
+    Order and signs are those of 3D Gaussian splatting's files and of gsplat: l ascending, m from -l to l, with the
+    Condon-Shortley phase, that is (1, -y, z, -x, ...).
+
+    Args:
+        degree: 0..3.
+        directions: unit vectors (..., 3).
+
+    Raises:
+        ValueError: if the degree is not 0..3.
+    """
+    if degree not in range(4):
+        msg = f"The degree of spherical harmonics should be 0..3, got {degree}."
+        raise ValueError(msg)
+    x, y, z = directions.unbind(-1)
+    basis = [torch.full_like(x, C0)]
+    if degree >= 1:
+        basis += [-_C1 * y, _C1 * z, -_C1 * x]
+    if degree >= 2:
+        xx, yy, zz = x * x, y * y, z * z
+        basis += [_C2[0] * x * y, -_C2[0] * y * z, _C2[1] * (2 * zz - xx - yy), -_C2[0] * x * z, _C2[2] * (xx - yy)]
+    if degree >= 3:
+        basis += [
+            -_C3[0] * y * (3 * xx - yy),
+            _C3[1] * x * y * z,
+            -_C3[2] * y * (4 * zz - xx - yy),
+            _C3[3] * z * (2 * zz - 3 * xx - 3 * yy),
+            -_C3[2] * x * (4 * zz - xx - yy),
+            _C3[4] * z * (xx - yy),
+            -_C3[0] * x * (xx - 3 * yy),
+        ]
+    return torch.stack(basis, -1)
+
+
+def sh_to_rgb(
+    degree: int,
+    coefficients: Float[Tensor, "n k 3"],
+    means: Float[Tensor, "n 3"],
+    centre: Float[Tensor, "3"],
+) -> Float[Tensor, "n 3"]:
+    """Colour of every Gaussian as seen from a camera: ``max(0.5 + sum of coefficients times basis, 0)``.
+
+    Differentiable in all tensors, through the direction from the camera to the Gaussian too.
+
+    Args:
+        degree: 0..3; coefficients above it are not used.
+        coefficients: (N, K, 3) with K >= (degree + 1)².
+        means: centres of the Gaussians (N, 3), world frame.
+        centre: optical centre of the camera (3,), world frame.
+
+    Raises:
+        ValueError: if the degree is not 0..3.
+    """
+    if degree == 0:  # needs no direction
+        return (0.5 + C0 * coefficients[:, 0]).clamp_min(0)
+    directions = torch.nn.functional.normalize(means - centre, dim=-1)
+    basis = sh_basis(degree, directions)
+    return (0.5 + torch.einsum("nk,nkc->nc", basis, coefficients[:, : basis.shape[-1]])).clamp_min(0)

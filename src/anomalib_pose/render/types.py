@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into a rasteriser, what comes out, and what one looks like."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from anomalib_pose.geometry.camera import Camera
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """Anisotropic 3D Gaussians with activated values, ready to be drawn (Kerbl et al. 2023, section 4).
+
+    Args:
+        means: centres (N, 3) in the world frame.
+        quats: orientations (N, 4), wxyz; normalised while drawing, hence any non-zero length.
+        scales: standard deviations (N, 3) along the Gaussian's own axes, scene units, > 0.
+        opacities: peak opacities (N,) in (0, 1).
+        colors: RGB (N, 3), or spherical harmonics coefficients (N, K, 3) with K >= (sh_degree + 1)².
+        sh_degree: degree 0..3 up to which ``colors`` are used, or None if ``colors`` are RGB.
+
+    Raises:
+        ValueError: if shapes disagree or ``sh_degree`` does not fit ``colors``.
+    """
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colors: Tensor
+    sh_degree: int | None = None
+
+    def __post_init__(self) -> None:
+        count = self.means.shape[0]
+        expected = {"means": (count, 3), "quats": (count, 4), "scales": (count, 3), "opacities": (count,)}
+        for name, shape in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                msg = f"Gaussians.{name} should have shape {shape}, got {found}."
+                raise ValueError(msg)
+        self._check_colors(count)
+
+    def _check_colors(self, count: int) -> None:
+        shape = tuple(self.colors.shape)
+        if self.sh_degree is None:
+            if shape != (count, 3):
+                msg = f"Gaussians.colors without sh_degree should be RGB of shape {(count, 3)}, got {shape}."
+                raise ValueError(msg)
+            return
+        if self.sh_degree not in range(4):
+            msg = f"sh_degree should be None or 0..3, got {self.sh_degree}."
+            raise ValueError(msg)
+        needed = (self.sh_degree + 1) ** 2
+        if len(shape) != 3 or shape[0] != count or shape[1] < needed or shape[2] != 3:
+            msg = (
+                f"Gaussians.colors with sh_degree={self.sh_degree} should have shape ({count}, K >= {needed}, 3), "
+                f"got {shape}."
+            )
+            raise ValueError(msg)
+
+    def __len__(self) -> int:
+        """Number of Gaussians."""
+        return self.means.shape[0]
+
+    def to(self, target: torch.device | torch.dtype | str) -> "Gaussians":
+        """The same Gaussians on a device or in a dtype."""
+        names = ("means", "quats", "scales", "opacities", "colors")
+        return replace(self, **{name: getattr(self, name).to(target) for name in names})
+
+
+@dataclass(frozen=True)
+class RenderOutput:
+    """Images of one camera, or of C cameras with a leading dimension C.
+
+    Args:
+        rgb: colour (H, W, 3) or (C, H, W, 3), composited over the background where one was given.
+        depth: expected distance along the optical axis (H, W) or (C, H, W), scene units:
+            sum of weight times z over sum of weights; 0 where ``alpha`` is 0.
+        alpha: accumulated opacity (H, W) or (C, H, W) in [0, 1].
+    """
+
+    rgb: Tensor
+    depth: Tensor
+    alpha: Tensor
+
+    def __getitem__(self, index: int | slice | Tensor) -> "RenderOutput":
+        """The same images at an index of their first dimension."""
+        return RenderOutput(self.rgb[index], self.depth[index], self.alpha[index])
+
+
+@runtime_checkable
+class Rasterizer(Protocol):
+    """Draws Gaussians; differentiable in every tensor of ``gaussians``, in the cameras' poses and in the background."""
+
+    def __call__(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
+        """Draw the Gaussians as one or several cameras see them.
+
+        Args:
+            gaussians: what to draw.
+            cameras: one camera (unbatched: the output has no leading dimension) or C of them.
+            background: colour (3,) or (C, 3) behind the Gaussians; black if None.
+
+        Returns:
+            images of every camera.
+        """
+        ...

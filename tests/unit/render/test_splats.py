@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from anomalib_pose.geometry.camera import Camera
+from anomalib_pose.geometry.se3 import se3_exp
+from anomalib_pose.render import make_rasterizer
+from anomalib_pose.render.cpu import CpuRasterizer
+from anomalib_pose.render.gsplat_backend import GsplatRasterizer
+from anomalib_pose.render.types import Gaussians
+
+from .splat_checks import NAMES, SCENES, check
+from .splat_definition import define, make_camera, make_gaussians
+
+
+@pytest.fixture(scope="module")
+def rasterizer():
+    return CpuRasterizer()
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_gradients_of_the_definition():
+    gaussians = make_gaussians(4, 3, sh_degree=2, size=0.3)
+    camera = make_camera(width=6, height=5)
+    tangent = torch.zeros(6, dtype=torch.float64)
+    background = torch.tensor([0.1, 0.4, 0.7], dtype=torch.float64)
+    tensors = [getattr(gaussians, name).clone().requires_grad_() for name in NAMES]
+
+    def images(*inputs):
+        *values, tangent, background = inputs
+        moved = camera.with_pose(camera.camera_to_world @ se3_exp(tangent))
+        return define(Gaussians(*values, sh_degree=2), moved, background)[:3]
+
+    assert torch.autograd.gradcheck(images, (*tensors, tangent.requires_grad_(), background.requires_grad_()))
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_agrees_with_the_definition(rasterizer, name):
+    check(rasterizer, *SCENES[name])
+
+
+def _loss_gradients(rasterizer, gaussians, cameras):
+    tensors = [getattr(gaussians, name).clone().requires_grad_() for name in NAMES]
+    pose = cameras.camera_to_world.clone().requires_grad_()
+    output = rasterizer(Gaussians(*tensors, sh_degree=gaussians.sh_degree), cameras.with_pose(pose))
+    loss = output.rgb.square().sum() + output.depth.sum() + output.alpha.square().sum()
+    return [output.rgb.detach(), output.depth.detach(), *torch.autograd.grad(loss, [*tensors, pose])]
+
+
+def _big_scene():
+    return make_gaussians(3000, 8, sh_degree=1, size=0.05).to(torch.float32), make_camera(width=150, height=110).to(
+        torch.float32
+    )
+
+
+def test_same_bits_on_any_number_of_threads(rasterizer, threads):
+    gaussians, camera = _big_scene()
+    results = []
+    for count in (1, 2, 3, 2):
+        threads(count)
+        results.append(_loss_gradients(rasterizer, gaussians, camera))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_same_bits_from_several_python_threads(rasterizer):
+    gaussians, camera = _big_scene()
+    expected = _loss_gradients(rasterizer, gaussians, camera)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(_loss_gradients, rasterizer, gaussians, camera) for _ in range(8)]
+        for job in jobs:
+            assert all(torch.equal(a, b) for a, b in zip(expected, job.result(), strict=True))
+
+
+class _Drawings(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        # The worker needs a pool of its own; torch.set_num_threads would set off OpenMP, which does not survive a fork.
+        with mock.patch.object(torch, "get_num_threads", return_value=2):
+            return _loss_gradients(CpuRasterizer(), *_big_scene())[-1]
+
+
+def test_from_a_forked_worker(rasterizer, threads):
+    threads(2)
+    expected = _loss_gradients(rasterizer, *_big_scene())[-1]  # the parent has used its threads before the fork
+    loader = DataLoader(_Drawings(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    found = list(loader)
+    assert len(found) == 4
+    assert all(torch.equal(expected, gradient) for gradient in found)
+
+
+def test_a_batch_of_cameras_is_its_cameras(rasterizer):
+    gaussians = make_gaussians(30, sh_degree=2)
+    cameras = [make_camera(eye) for eye in ((0.0, 0.0, -3.0), (2.0, 1.0, -2.0), (0.0, 3.0, 0.1))]
+    backgrounds = torch.rand(3, 3, dtype=torch.float64)
+    together = rasterizer(gaussians, Camera.stack(cameras), backgrounds)
+    assert together.rgb.shape == (3, 32, 40, 3)
+    for index, camera in enumerate(cameras):
+        alone = rasterizer(gaussians, camera, backgrounds[index])
+        assert torch.equal(together.rgb[index], alone.rgb)
+        assert torch.equal(together.depth[index], alone.depth)
+        assert torch.equal(together.alpha[index], alone.alpha)
+    one = rasterizer(gaussians, cameras[0].batched(), backgrounds[0])
+    assert one.alpha.shape == (1, 32, 40)
+    shared = rasterizer(gaussians, Camera.stack(cameras), backgrounds[0])
+    assert torch.equal(shared.rgb[0], together.rgb[0])
+
+
+@pytest.mark.parametrize("camera", [make_camera(), make_camera((0.0, 0.0, 30.0), target=(0.0, 0.0, 60.0))])
+@pytest.mark.parametrize("count", [0, 5])
+def test_nothing_to_see(rasterizer, camera, count):
+    if count and camera.centre[2] < 0:
+        camera = camera.with_pose(
+            camera.camera_to_world @ torch.diag(torch.tensor([-1.0, 1, -1, 1], dtype=torch.float64))
+        )
+    gaussians = make_gaussians(count)
+    means = gaussians.means.clone().requires_grad_()
+    background = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    output = rasterizer(replace(gaussians, means=means), camera, background)
+    assert torch.equal(output.rgb, background.expand(32, 40, 3))
+    assert not output.alpha.any()
+    assert not output.depth.any()
+    (output.rgb.sum() + output.depth.sum() + output.alpha.sum()).backward()
+    assert not means.grad.any()
+
+
+def test_extreme_values_stay_finite(rasterizer):
+    gaussians, camera = make_gaussians(9), make_camera()
+    huge = [1e-30, 1e-12, 1e3, 1e6, 1e9, 1e12, 1e18, 1e25, 1e36]
+    gaussians = replace(gaussians, scales=torch.tensor(huge, dtype=torch.float64)[:, None].expand(9, 3).clone())
+    assert torch.isfinite(rasterizer(gaussians, camera).rgb).all()
+    mixed = replace(gaussians, scales=gaussians.scales.roll(3).flatten().roll(4).reshape(9, 3))
+    for gradient in _loss_gradients(rasterizer, mixed, camera):
+        assert torch.isfinite(gradient).all()
+    means = torch.cat([gaussians.means[:6], torch.tensor([[1e20, 0, 0], [0, 0, 1e20], [torch.nan, 0, 0]]).double()])
+    assert torch.isfinite(rasterizer(replace(make_gaussians(9), means=means), camera).rgb).all()
+
+
+def test_without_gradients_and_in_inference_mode(rasterizer):
+    gaussians, camera = SCENES["plain"]
+    expected = rasterizer(gaussians, camera).rgb
+    with torch.inference_mode():
+        assert torch.equal(rasterizer(gaussians, camera).rgb, expected)
+    with torch.no_grad():
+        assert torch.equal(rasterizer(gaussians.to(torch.float32), camera).rgb, expected.to(torch.float32))
+
+
+def test_does_not_depend_on_the_default_dtype(rasterizer):
+    gaussians, camera = SCENES["plain"]
+    expected = rasterizer(gaussians, camera).rgb
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(CpuRasterizer()(gaussians, camera).rgb, expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_pose_gradient_turns_a_camera_back(rasterizer):
+    """Gradient descent on the tangent finds the pose that an image was taken from: the sign convention is right."""
+    gaussians = make_gaussians(60, 9, size=0.1).to(torch.float32)
+    camera = make_camera((0.2, -0.3, -1.7), focal=0.6).to(torch.float32)
+    target = rasterizer(gaussians, camera).rgb
+    wrong = camera.camera_to_world @ se3_exp(torch.tensor([0.04, -0.03, 0.05, 0.02, -0.02, 0.03]))
+    tangent = torch.zeros(6, requires_grad=True)
+    optimizer = torch.optim.Adam([tangent], lr=4e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = (rasterizer(gaussians, camera.with_pose(wrong @ se3_exp(tangent))).rgb - target).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert (wrong @ se3_exp(tangent.detach()) - camera.camera_to_world).abs().max() < 5e-3
+
+
+def test_wrong_input(rasterizer):
+    gaussians, camera = SCENES["plain"]
+    with pytest.raises(ValueError, match=r"background should be None, \(3,\) or \(1, 3\)"):
+        rasterizer(gaussians, camera, torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="batch shape"):
+        rasterizer(gaussians, camera.with_pose(camera.camera_to_world.expand(2, 2, 4, 4)))
+    with pytest.raises(ValueError, match="meta"):
+        rasterizer(gaussians.to("meta"), camera)
+    with pytest.raises(ValueError, match="opacities should have shape"):
+        replace(gaussians, opacities=gaussians.opacities[:3])
+    with pytest.raises(ValueError, match="K >= 4"):
+        replace(gaussians, colors=torch.zeros(40, 1, 3), sh_degree=1)
+
+
+def test_choice_of_a_backend(monkeypatch):
+    with pytest.raises(ValueError, match="'cpu', 'gsplat'"):
+        make_rasterizer("metal")
+    assert isinstance(make_rasterizer("cpu"), CpuRasterizer)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert isinstance(make_rasterizer("auto"), CpuRasterizer)
+
+
+def test_gsplat_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gsplat", None)
+    with pytest.raises(ImportError, match=r"anomalib-pose\[cuda\]"):
+        GsplatRasterizer()
+    module = type(torch)("gsplat")
+    module.rasterization = lambda **_: None
+    monkeypatch.setitem(__import__("sys").modules, "gsplat", module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="CUDA device"):
+        GsplatRasterizer()
