@@ -2,7 +2,8 @@
 """How kernels are compiled and spread over threads.
 
 Kernels release the GIL and work on a range ``start..stop`` of independent items, so plain Python threads run them. This
-is instead of numba's own threading layers, none of which is both safe to call from several threads and safe after a fork.
+is instead of numba's own threading layers, none of which is both safe to call from several threads and safe after a
+fork.
 The number of threads is PyTorch's: ``torch.set_num_threads``, ``OMP_NUM_THREADS``, one in a ``DataLoader`` worker.
 """
 

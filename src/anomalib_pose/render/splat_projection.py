@@ -2,7 +2,8 @@
 """CPU kernels that carry Gaussians to the image plane, and gradients back (EWA splatting, Zwicker et al. 2002).
 
 With view rotation ``V``, Gaussian axes ``R``, standard deviations ``s`` and the Jacobian ``J`` of the pinhole
-projection, ``U = J V R diag(s)`` and the covariance on the image is ``U Uᵀ + 0.3 I``. Arrays are float32 and C-contiguous.
+projection, ``U = J V R diag(s)`` and the covariance on the image is ``U Uᵀ + 0.3 I``. Arrays are float32 and
+C-contiguous.
 
 A visible Gaussian becomes a row of ``splats``: ``u, v, A, B, C`` of the conic, log opacity, RGB, z; and a row of
 ``outlines``, the ellipse on which its opacity is 1/255: b / c and sqrt(det) / c of its covariance ((a, b), (b, c)), its
@@ -216,7 +217,8 @@ def project_backward(  # noqa: ANN201
 
     ``partials`` (pairs, 10) holds, for every block that a Gaussian touches, the gradients for RGB, log opacity, u, v,
     A, B, C, z; those of ``order[rank]`` are rows ``offsets[rank]..offsets[rank + 1]``. They are summed in this order,
-    so the result does not depend on threads. ``d_view`` (chunks, 3, 4) holds one sum per chunk of ``CAMERA_CHUNK`` ranks.
+    so the result does not depend on threads. ``d_view`` (chunks, 3, 4) holds one sum per chunk of ``CAMERA_CHUNK``
+    ranks.
     """
     fx, fy = pinhole[0], pinhole[1]
     cx, cy = pinhole[2], pinhole[3]

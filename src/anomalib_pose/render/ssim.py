@@ -1,24 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structural similarity of two images (Wang et al. 2004)."""
+"""Structural similarity of images (Wang et al. 2004) as a loss: fast on the CPU, forwards and backwards."""
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
-_C1, _C2 = 0.01**2, 0.03**2
+from anomalib_pose.render import ssim_kernels
+from anomalib_pose.render.compiled import announced_compilation, for_ranges
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Mean SSIM of images (H, W, 3), window 11, sigma 1.5, zero padding."""
-    height, width = a.shape[-3:-1]
-    offsets = torch.arange(11, dtype=a.dtype, device=a.device) - 5
-    taps = torch.exp(-0.5 * (offsets / 1.5).square())
-    taps = (taps / taps.sum()).expand(15, 1, -1)
-    x, y = a.permute(2, 0, 1)[None], b.permute(2, 0, 1)[None]
-    stacked = torch.cat([x, y, x * x, y * y, x * y]).reshape(1, 15, height, width)
-    blurred = F.conv2d(stacked, taps[:, :, None], padding=(0, 5), groups=15)
-    blurred = F.conv2d(blurred, taps[..., None], padding=(5, 0), groups=15).view(5, 3, height, width)
-    mu_x, mu_y = blurred[0], blurred[1]
-    var_x, var_y, cov = blurred[2] - mu_x * mu_x, blurred[3] - mu_y * mu_y, blurred[4] - mu_x * mu_y
-    luminance = (2 * mu_x * mu_y + _C1) / (mu_x * mu_x + mu_y * mu_y + _C1)
-    return (luminance * (2 * cov + _C2) / (var_x + var_y + _C2)).mean()
+def ssim(a: Float[Tensor, "*images_height_width 3"], b: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """Mean structural similarity of images, as in the loss of 3D Gaussian splatting.
+
+    The window is a Gaussian of 11 pixels and sigma 1.5, zero outside the image; the constants are 0.01² and 0.03²,
+    for a range of 1. On the CPU it computes in float32, with the same bits on any number of threads.
+
+    Args:
+        a: images (H, W, 3) or (C, H, W, 3), in 0..1; gets a gradient.
+        b: images of the same shape, dtype and device; gets a gradient, at twice the cost if both need one.
+
+    Returns:
+        mean over pixels, channels and images, a scalar of the dtype of ``a``.
+
+    Raises:
+        ValueError: if the shapes differ or are none of the two, or the devices differ.
+    """
+    if a.shape != b.shape or a.ndim not in {3, 4} or not a.numel():
+        msg = (
+            f"ssim compares two images (H, W, 3) or (C, H, W, 3) of one shape, got {tuple(a.shape)}, {tuple(b.shape)}."
+        )
+        raise ValueError(msg)
+    if a.device != b.device:
+        msg = f"ssim compares images on one device, got {a.device} and {b.device}."
+        raise ValueError(msg)
+    if a.device.type != "cpu":
+        return _by_convolution(a, b)
+    rows = (-1, a.shape[-3], 3 * a.shape[-2])
+    flat_a, flat_b = (image.to(torch.float32).reshape(rows).contiguous() for image in (a, b))
+    with announced_compilation("structural similarity"):
+        value: Tensor = _Similarity.apply(flat_a, flat_b)
+    return value.to(a.dtype)
+
+
+class _Similarity(torch.autograd.Function):
+    """Mean similarity of images (C, H, 3 W), float32, contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        derivatives = [_no_derivatives(), _no_derivatives()]
+        for which in (0, 1):
+            if ctx.needs_input_grad[which]:
+                derivatives[which] = torch.empty((3, *a.shape), dtype=torch.float32, device="cpu")
+        value = _mean(a, b, derivatives[0])
+        if ctx.needs_input_grad[1]:
+            _mean(b, a, derivatives[1])
+        ctx.save_for_backward(a, b, *derivatives)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_value: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b, for_a, for_b = ctx.saved_tensors
+        scale = np.float32(d_value.item() / a.numel())
+        needs_a, needs_b = ctx.needs_input_grad
+        return (
+            _gradient(a, b, for_a, scale) if needs_a else None,
+            _gradient(b, a, for_b, scale) if needs_b else None,
+        )
+
+
+def _no_derivatives() -> Tensor:
+    return torch.empty((3, 0, 0, 0), dtype=torch.float32, device="cpu")
+
+
+def _mean(a: Tensor, b: Tensor, derivatives: Tensor) -> Tensor:
+    count = ssim_kernels.tiles(a.shape[0], a.shape[1], a.shape[2] // 3)
+    sums = np.empty(count, np.float64)
+    arrays = (a.detach().numpy(), b.detach().numpy(), sums, derivatives.numpy())
+    for_ranges(lambda i, j: ssim_kernels.similarity(i, j, *arrays), count)
+    return torch.tensor(math.fsum(sums) / a.numel(), dtype=torch.float32, device="cpu")
+
+
+def _gradient(a: Tensor, b: Tensor, derivatives: Tensor, scale: np.float32) -> Tensor:
+    count = ssim_kernels.tiles(a.shape[0], a.shape[1], a.shape[2] // 3)
+    gradient = torch.empty_like(a)
+    arrays = (a.detach().numpy(), b.detach().numpy(), derivatives.numpy(), scale, gradient.numpy())
+    for_ranges(lambda i, j: ssim_kernels.similarity_backward(i, j, *arrays), count)
+    return gradient
+
+
+def _by_convolution(a: Tensor, b: Tensor) -> Tensor:
+    """The same in plain PyTorch."""
+    x, y = (image.reshape(-1, *image.shape[-3:]).movedim(-1, 1) for image in (a, b))
+    radius, channels = ssim_kernels.RADIUS, 15
+    offsets = torch.arange(-radius, radius + 1, dtype=a.dtype, device=a.device)
+    taps = torch.softmax(-0.5 * (offsets / ssim_kernels.SIGMA).square(), 0).expand(channels, 1, -1)
+    moments = torch.cat([x, y, x * x, y * y, x * y], 1)
+    moments = F.conv2d(moments, taps[:, :, None], padding=(0, radius), groups=channels)
+    moments = F.conv2d(moments, taps[..., None], padding=(radius, 0), groups=channels)
+    mean_x, mean_y, xx, yy, xy = moments.split(3, 1)
+    product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
+    luminance = (2 * product + ssim_kernels.C1) / (squares + ssim_kernels.C1)
+    return (luminance * (2 * (xy - product) + ssim_kernels.C2) / (xx + yy - squares + ssim_kernels.C2)).mean()
