@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Comparison that knows how good views differ from their renderings."""
+
+import torch
+from jaxtyping import Float
+from kornia.color import rgb_to_lab
+from kornia.filters import gaussian_blur2d, spatial_gradient
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_pose.compare.calibration import ResidualStatistics
+from anomalib_pose.compare.crop import ObjectCrop
+from anomalib_pose.compare.features import FeatureExtractor
+from anomalib_pose.compare.light import match_light
+from anomalib_pose.compare.maps import gaussian_blur, tolerance_shifts, tolerant_distance, top_mean, upsample
+
+COLOUR_SCALE, STRUCTURE_SCALE, FEATURE_SCALE = 0.03, 0.02, 0.1
+"""Spread of the residuals that stands until the calibration, about what good views show."""
+
+
+class CalibratedComparator(nn.Module):
+    """Residuals of colour, structure and features, forgiving to small shifts and measured against those of good views.
+
+    The object's window is cut out and resized. In each layer (colour in CIELAB, gradient of its lightness, stages of a
+    network with features of unit length) the distance of query and reference is the smallest over shifts of up to
+    ``tolerance`` pixels, the larger of both directions. Calibrated on good views, it is expressed in spreads above the
+    mean of its kind of place (distance to the outline, local contrast of the reference), so that layers can be added.
+    The image score is the mean of the largest pixels, not one pixel.
+
+    Without calibration fixed spreads stand in. Without a network only colour and structure are compared.
+
+    Args:
+        backbone: timm name of the network; None or empty for none.
+        layers: stages of the network that are compared.
+        pretrained: take timm's weights if no file is given.
+        weights_path: file with the network's weights; None or empty for none.
+        pad_type: padding of the convolutions if not timm's default; see ``FeatureExtractor``.
+        mean: image normalisation of the network; None for its own.
+        std: image normalisation of the network; None for its own.
+        crop_size: side in pixels that the object's window is resized to.
+        margin: added to the window at each side, as a part of the object's longer side.
+        tolerance: largest forgiven shift in pixels of the resized window; 0 for none.
+        colour_weight: weight of the colour's residual.
+        structure_weight: weight of the gradient's residual.
+        layer_weights: weight of each of ``layers``; empty for equal ones.
+        feature_mix: share of the network in the sum, in [0, 1]; the rest is colour and structure.
+        blur_sigma: standard deviation of the Gaussian that smooths the map, in pixels of the resized window.
+        top_fraction: the score is the mean of so many pixels, as a fraction of the object's.
+        light_correction: remove a gain and an offset of each colour channel of the query, fitted robustly in the
+            object's region.
+    """
+
+    def __init__(
+        self,
+        backbone: str | None = None,
+        layers: tuple[int, ...] = (0, 1, 2, 3),
+        *,
+        pretrained: bool = True,
+        weights_path: str | None = None,
+        pad_type: str = "",
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        crop_size: int = 256,
+        margin: float = 0.1,
+        tolerance: float = 2.0,
+        colour_weight: float = 1.0,
+        structure_weight: float = 1.0,
+        layer_weights: tuple[float, ...] = (),
+        feature_mix: float = 0.5,
+        blur_sigma: float = 2.0,
+        top_fraction: float = 0.005,
+        light_correction: bool = False,
+    ) -> None:
+        super().__init__()
+        self.extractor = (
+            FeatureExtractor(
+                backbone,
+                layers,
+                pretrained=pretrained,
+                weights_path=weights_path,
+                pad_type=pad_type,
+                mean=mean,
+                std=std,
+            )
+            if backbone
+            else None
+        )
+        self.crop_size = crop_size
+        self.margin = margin
+        self.tolerance = tolerance
+        self.blur_sigma = blur_sigma
+        self.top_fraction = top_fraction
+        self.light_correction = light_correction
+        stages = len(layers) if backbone else 0
+        self.weights = _weights((colour_weight, structure_weight), layer_weights, stages, feature_mix)
+        scales = (COLOUR_SCALE, STRUCTURE_SCALE) + (FEATURE_SCALE,) * stages
+        self.statistics = ResidualStatistics(len(scales), scales)
+        self._check()
+
+    def _check(self) -> None:
+        if not 0 < self.top_fraction <= 1:
+            msg = f"top_fraction should be in (0, 1], got {self.top_fraction}."
+            raise ValueError(msg)
+        if self.crop_size < 32:
+            msg = f"crop_size should be 32 pixels or more, got {self.crop_size}."
+            raise ValueError(msg)
+        if min(self.tolerance, self.margin, self.blur_sigma) < 0:
+            msg = (
+                "tolerance, margin and blur_sigma should not be negative, "
+                f"got {self.tolerance}, {self.margin} and {self.blur_sigma}."
+            )
+            raise ValueError(msg)
+
+    def _residuals(
+        self, query: Float[Tensor, "b 3 s s"], reference: Float[Tensor, "b 3 s s"]
+    ) -> Float[Tensor, "b layers s s"]:
+        """Tolerant distances of the windows, one map a layer."""
+        shifts = tolerance_shifts(self.tolerance)
+        query_lab, reference_lab = _lab(query), _lab(reference)
+        maps = [
+            tolerant_distance(query_lab, reference_lab, shifts),
+            tolerant_distance(_gradient(query_lab), _gradient(reference_lab), shifts),
+        ]
+        if self.extractor is not None:
+            features = zip(self.extractor(query), self.extractor(reference), self.extractor.strides, strict=True)
+            for ours, theirs, stride in features:
+                few = tolerance_shifts(self.tolerance, stride, dense=False)
+                distance = tolerant_distance(functional.normalize(ours), functional.normalize(theirs), few)
+                maps.append(upsample(distance, (self.crop_size, self.crop_size)))
+        return torch.stack(maps, 1)
+
+    def _compare(self, query: Tensor, reference: Tensor, alpha: Tensor) -> tuple[ObjectCrop, Tensor, Tensor, Tensor]:
+        """Window, residuals in it, local contrast of the reference in it, and its alpha."""
+        crop = ObjectCrop.around(alpha, self.crop_size, self.margin)
+        query, reference, window = crop.apply(query), crop.apply(reference), crop.apply(alpha[:, None])[:, 0]
+        if self.light_correction:
+            query = match_light(query, reference, window)
+        edges = _gradient(_lab(reference)).norm(dim=1)
+        contrast = functional.max_pool2d(edges[:, None], 5, 1, 2)[:, 0]
+        return crop, self._residuals(query, reference), contrast, window
+
+    @torch.no_grad()
+    def fit_calibration(
+        self,
+        queries: Float[Tensor, "n 3 h w"],
+        references: Float[Tensor, "n 3 h w"],
+        alphas: Float[Tensor, "n h w"],
+    ) -> None:
+        """Learn mean and spread of the residuals of good views.
+
+        Args:
+            queries: good views that the scene was not fitted to, RGB in [0, 1].
+            references: their renderings, RGB in [0, 1].
+            alphas: opacity of the object in the renderings, in [0, 1].
+
+        Raises:
+            ValueError: if there is no view.
+        """
+        if not len(queries):
+            msg = "fit_calibration expects at least one good view, found none; leave it out to use fixed spreads."
+            raise ValueError(msg)
+        residuals, contrasts, windows = [], [], []
+        for query, reference, alpha in zip(queries, references, alphas, strict=True):
+            _, residual, contrast, window = self._compare(query[None], reference[None], alpha[None])
+            residuals.append(residual[0])
+            contrasts.append(contrast[0])
+            windows.append(window[0])
+        self.statistics.fit(residuals, contrasts, windows)
+
+    @torch.no_grad()
+    def forward(
+        self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"]
+    ) -> Float[Tensor, "b h w"]:
+        """Anomaly map, in spreads of good views; 0 outside of the object's window.
+
+        Args:
+            query: photographs, RGB in [0, 1].
+            reference: their defect-free renderings, RGB in [0, 1].
+            alpha: opacity of the object in the reference, in [0, 1]; where it is empty the whole image is compared.
+        """
+        crop, residuals, contrast, window = self._compare(query, reference, alpha)
+        deviations = self.statistics(residuals, contrast, window)
+        total = torch.einsum("blhw,l->bhw", deviations, deviations.new_tensor(self.weights))
+        return crop.restore(gaussian_blur(total, self.blur_sigma))
+
+    def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:
+        """Mean of the largest ``top_fraction`` of pixels.
+
+        Args:
+            anomaly_map: maps of ``forward``.
+            alpha: opacity of the object in the reference, in [0, 1].
+        """
+        return top_mean(anomaly_map, alpha, self.top_fraction)
+
+
+def _weights(
+    image: tuple[float, float], features: tuple[float, ...], stages: int, feature_mix: float
+) -> tuple[float, ...]:
+    """Weights of all layers, which sum to 1."""
+    if not 0 <= feature_mix <= 1:
+        msg = f"feature_mix should be in [0, 1], got {feature_mix}."
+        raise ValueError(msg)
+    features = tuple(features) or (1.0,) * stages
+    if len(features) != stages and stages:
+        msg = f"layer_weights should hold one weight for each of {stages} layers, got {len(features)}."
+        raise ValueError(msg)
+    if min(image + features) < 0 or sum(image) <= 0 or (stages and sum(features) <= 0):
+        msg = f"Weights should not be negative nor all 0, got {image} for the image and {features} for the layers."
+        raise ValueError(msg)
+    share = feature_mix if stages else 0.0
+    parts = [weight / sum(image) * (1 - share) for weight in image]
+    parts += [weight / sum(features) * share for weight in features[:stages]]
+    return tuple(parts)
+
+
+def _lab(image: Tensor) -> Tensor:
+    """CIELAB divided by 100: lightness in [0, 1]."""
+    return rgb_to_lab(image.clamp(0, 1)) / 100
+
+
+def _gradient(lab: Tensor) -> Tensor:
+    """Gradient (B, 2, H, W) of the slightly smoothed lightness, a pixel."""
+    smooth = gaussian_blur2d(lab[:, :1], (5, 5), (1.0, 1.0), border_type="replicate")
+    return spatial_gradient(smooth, "sobel", normalized=True)[:, 0]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The object's part of an image at the resolution of a network, and the way back."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class ObjectCrop:
+    """Square windows around the objects of a batch of images, resized to one size.
+
+    Args:
+        boxes: for each image top, left and side in pixels; a window may reach beyond its image.
+        size: side of the resized windows.
+        height: of the images.
+        width: of the images.
+    """
+
+    boxes: tuple[tuple[int, int, int], ...]
+    size: int
+    height: int
+    width: int
+
+    @classmethod
+    def around(cls, alpha: Float[Tensor, "b h w"], size: int, margin: float, threshold: float = 0.1) -> "ObjectCrop":
+        """Windows around the objects; the whole image where there is no object.
+
+        Args:
+            alpha: opacity of the objects.
+            size: side of the resized windows.
+            margin: added at each side, as a part of the object's longer side.
+            threshold: opacity from which on a pixel belongs to the object.
+        """
+        height, width = alpha.shape[-2:]
+        boxes = []
+        for mask in alpha > threshold:
+            rows, columns = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
+            if not rows:
+                rows, columns = [0, height - 1], [0, width - 1]
+                extra = 0.0
+            else:
+                extra = margin
+            length = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+            # a window larger than the image would only spend resolution on what is not there
+            side = min(round(length * (1 + 2 * extra)), max(height, width))
+            top = cls._place((rows[0] + rows[-1] + 1) / 2, side, height)
+            left = cls._place((columns[0] + columns[-1] + 1) / 2, side, width)
+            boxes.append((top, left, side))
+        return cls(tuple(boxes), size, height, width)
+
+    @staticmethod
+    def _place(centre: float, side: int, length: int) -> int:
+        start = round(centre - side / 2)
+        return (length - side) // 2 if side > length else min(max(start, 0), length - side)
+
+    def apply(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c s s"]:
+        """Cut the windows out; beyond the image its border is repeated."""
+        windows = []
+        for image, (top, left, side) in zip(images, self.boxes, strict=True):
+            rows = torch.arange(top, top + side, device=images.device).clamp(0, self.height - 1)
+            columns = torch.arange(left, left + side, device=images.device).clamp(0, self.width - 1)
+            window = image.index_select(1, rows).index_select(2, columns)[None]
+            windows.append(self._resize(window, self.size))
+        return torch.cat(windows)
+
+    def restore(self, maps: Float[Tensor, "b s s"], fill: float = 0.0) -> Float[Tensor, "b height width"]:
+        """Put maps of the windows back to where they belong in the images.
+
+        Args:
+            maps: values in the windows.
+            fill: value outside of them.
+        """
+        result = maps.new_full((len(maps), self.height, self.width), fill)
+        for index, (top, left, side) in enumerate(self.boxes):
+            window = self._resize(maps[None, index : index + 1], side)[0, 0]
+            first_row, first_column = max(top, 0), max(left, 0)
+            last_row, last_column = min(top + side, self.height), min(left + side, self.width)
+            result[index, first_row:last_row, first_column:last_column] = window[
+                first_row - top : last_row - top, first_column - left : last_column - left
+            ]
+        return result
+
+    @staticmethod
+    def _resize(window: Tensor, size: int) -> Tensor:
+        if window.shape[-1] == size:
+            return window
+        return functional.interpolate(window, size=(size, size), mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feature maps of a frozen network."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureExtractor(nn.Module):
+    """Frozen feature maps of a timm network, read at some of its stages.
+
+    The constructor builds the network without weights. They come with the first call or with ``load``: from a file, or
+    from timm's hub. From then on they are part of the ``state_dict``, so that a checkpoint needs neither.
+
+    Stages that come after the last tap, and the classifier, are cut off: a file's classifier may have any size.
+
+    Args:
+        backbone: timm name of the network.
+        layers: indices of timm's stages (its ``feature_info``) whose output is returned. For ``tf_efficientnet_b4``
+            0, 1, 2, 3 are the outputs of blocks 1, 5, 9 and 21, with 24, 32, 56 and 160 channels at strides 2 to 16.
+        pretrained: take timm's weights if no file is given.
+        weights_path: file with the weights of this timm network (``.safetensors``, or a ``torch.save`` of its state
+            dict); None or empty for none.
+        pad_type: padding of the convolutions if it is not timm's default for this network, ``"same"`` for weights
+            converted from TensorFlow; empty for the default.
+        mean: subtracted from an image in [0, 1]; None for the network's own.
+        std: divides it then; None for the network's own.
+    """
+
+    loaded: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: str = "tf_efficientnet_b4.aa_in1k",
+        layers: tuple[int, ...] = (0, 1, 2, 3),
+        *,
+        pretrained: bool = True,
+        weights_path: str | None = None,
+        pad_type: str = "",
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.layers = tuple(layers)
+        self.pretrained = pretrained
+        self.weights_path = weights_path or None
+        self._options: dict[str, Any] = {"pad_type": pad_type} if pad_type else {}
+        with torch.random.fork_rng(devices=[]):  # the discarded initial weights should not move anyone's random numbers
+            self.network: Any = self._build()
+        config = self.network.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(mean or config["mean"]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std or config["std"]).view(1, 3, 1, 1))
+        self.register_buffer("loaded", torch.tensor(data=False))
+        self.requires_grad_(requires_grad=False)
+        self.eval()
+
+    def _build(self) -> Any:
+        if not timm.is_model(self.backbone):
+            msg = (
+                f"backbone should be the name of a timm network, got {self.backbone!r}; "
+                "timm.list_models() lists them, and an empty name compares colour and structure alone."
+            )
+            raise ValueError(msg)
+        network = timm.create_model(self.backbone, pretrained=False, num_classes=0, **self._options)
+        if not hasattr(network, "forward_intermediates"):
+            msg = f"backbone should be a timm network with forward_intermediates, {self.backbone!r} has none."
+            raise ValueError(msg)
+        count = len(network.feature_info)
+        if not self.layers or min(self.layers) < 0 or max(self.layers) >= count:
+            msg = f"layers should be one or more stages from 0 to {count - 1} of {self.backbone!r}, got {self.layers}."
+            raise ValueError(msg)
+        network.prune_intermediate_layers(list(self.layers), prune_norm=True, prune_head=True)
+        return network
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels a cell in each of the returned feature maps."""
+        return tuple(int(self.network.feature_info[layer]["reduction"]) for layer in self.layers)
+
+    def train(self, mode: bool = True) -> "FeatureExtractor":  # noqa: ARG002
+        """Stay in evaluation mode: the network is frozen."""
+        return super().train(mode=False)
+
+    def load(self) -> None:
+        """Fill in the weights if they are not there yet.
+
+        Raises:
+            FileNotFoundError: if ``weights_path`` is no file.
+            ValueError: if the file does not hold this network's weights.
+            RuntimeError: if there is no file and timm's weights cannot be had either.
+        """
+        if bool(self.loaded):
+            return
+        if self.weights_path is not None:
+            weights = self._read(Path(self.weights_path))
+        elif self.pretrained:
+            weights = self._download()
+        else:
+            msg = (
+                f"No weights for {self.backbone!r}: pretrained is off and no weights_path is given. "
+                "Give weights_path, switch pretrained on, or load a checkpoint."
+            )
+            raise RuntimeError(msg)
+        own = self.network.state_dict()
+        wrong = [name for name, value in own.items() if name not in weights or weights[name].shape != value.shape]
+        if wrong:
+            msg = (
+                f"{self.weights_path or 'timm'} should hold the weights of {self.backbone!r}, but {len(wrong)} of "
+                f"{len(own)} are missing or have another shape, {wrong[0]!r} the first. Name the network it belongs to."
+            )
+            raise ValueError(msg)
+        self.network.load_state_dict({name: weights[name] for name in own})
+        self.loaded.fill_(value=True)
+        logger.info("Loaded %s from %s.", self.backbone, self.weights_path or "timm")
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Tensor]:
+        if not path.is_file():
+            msg = f"weights_path should be a file with the backbone's weights, found none at {path}."
+            raise FileNotFoundError(msg)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
+            weights = weights["state_dict"]
+        if not isinstance(weights, dict):
+            msg = f"{path} should hold a state dict, found {type(weights).__name__}."
+            raise ValueError(msg)  # noqa: TRY004
+        return weights
+
+    def _download(self) -> dict[str, Tensor]:
+        try:
+            network = timm.create_model(self.backbone, pretrained=True, num_classes=0, **self._options)
+        except (OSError, RuntimeError) as error:
+            msg = (
+                f"timm's weights of {self.backbone!r} could not be had ({error}). Give weights_path a file with them, "
+                "load a checkpoint, or compare without a network (backbone empty)."
+            )
+            raise RuntimeError(msg) from error
+        return network.state_dict()
+
+    def normalise(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Image in [0, 1] as the network wants it."""
+        return (image - self.mean) / self.std
+
+    @torch.no_grad()
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Feature maps (B, C, H / stride, W / stride), one for each of ``layers``.
+
+        Args:
+            image: RGB in [0, 1].
+        """
+        self.load()
+        return self.network.forward_intermediates(
+            self.normalise(image),
+            indices=list(self.layers),
+            stop_early=True,
+            intermediates_only=True,
+        )

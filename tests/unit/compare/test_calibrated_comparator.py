@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calibrated comparison on a drawn object whose renderings are blurred and shifted a little."""
+
+import numpy as np
+import pytest
+import torch
+
+from anomalib_pose.compare import CalibratedComparator, Comparator
+from anomalib_pose.compare.calibration import FLOOR, PRIOR_PIXELS, ResidualStatistics, silhouette_zone
+from anomalib_pose.compare.maps import gaussian_blur, shifted
+
+SIZE = 120
+TINY = "test_efficientnet.r160_in1k"
+
+
+def _view(seed):
+    """A disc with coloured patches on white: photograph, alpha."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[0:SIZE, 0:SIZE]
+    inside = (x - 62) ** 2 + (y - 58) ** 2 < 34**2
+    image = np.ones((3, SIZE, SIZE), np.float32)
+    image[:, inside] = np.array([0.7, 0.3, 0.2])[:, None]
+    for _ in range(12):
+        cx, cy = generator.integers(35, 90, 2)
+        patch = inside & (abs(x - cx) < generator.integers(3, 8)) & (abs(y - cy) < generator.integers(3, 8))
+        image[:, patch] = generator.random(3)[:, None]
+    return torch.from_numpy(image), torch.from_numpy(inside.astype(np.float32))
+
+
+def _pairs(seeds, shift=0.4):
+    """Noisy photographs, smoothed and shifted renderings, alphas."""
+    views = [_view(seed) for seed in seeds]
+    queries = torch.stack([image for image, _ in views])
+    alphas = torch.stack([alpha for _, alpha in views])
+    generator = torch.Generator().manual_seed(seeds[0])
+    references = torch.stack([gaussian_blur(image, 0.6) for image in queries])
+    references = torch.cat(
+        [shifted(r[None], *(shift * (2 * torch.rand(2, generator=generator) - 1)).tolist()) for r in references]
+    )
+    return (queries + 0.01 * torch.randn(queries.shape, generator=generator)).clamp(0, 1), references, alphas
+
+
+def _comparator(backbone=None):
+    comparator = CalibratedComparator(backbone, (0, 1, 2), crop_size=96)
+    if backbone:
+        comparator.extractor.loaded.fill_(value=True)
+    comparator.fit_calibration(*_pairs(range(8)))
+    return comparator
+
+
+@pytest.fixture(scope="module", params=[None, TINY])
+def comparator(request):
+    torch.manual_seed(0)
+    return _comparator(request.param)
+
+
+def test_statistics_are_numpys():
+    generator = torch.Generator().manual_seed(0)
+    alphas = torch.stack([_view(0)[1], _view(1)[1]])
+    contrasts = torch.rand(2, SIZE, SIZE, generator=generator)
+    residuals = torch.rand(2, 3, SIZE, SIZE, generator=generator) * (1 + contrasts[:, None])
+    statistics = ResidualStatistics(3, (1.0, 1.0, 1.0))
+    statistics.fit(list(residuals), list(contrasts), list(alphas))
+
+    inside = (alphas > 0.5).numpy()
+    np.testing.assert_allclose(
+        statistics.edges.numpy(), np.quantile(contrasts.numpy()[inside], [0.2, 0.4, 0.6, 0.8]), rtol=1e-5
+    )
+    zone = silhouette_zone(alphas).numpy()
+    place = zone * 5 + np.digitize(contrasts.numpy(), statistics.edges.numpy(), right=True)
+    for layer in range(3):
+        values = residuals[:, layer].numpy().astype(np.float64)
+        prior, prior_square = values[inside].mean(), (values[inside] ** 2).mean()
+        for index in np.unique(place):
+            own = values[place == index]
+            total = len(own) + PRIOR_PIXELS
+            mean = (own.sum() + PRIOR_PIXELS * prior) / total
+            std = np.sqrt(((own**2).sum() + PRIOR_PIXELS * prior_square) / total - mean**2)
+            np.testing.assert_allclose(statistics.mean[layer, index].item(), mean, rtol=1e-5)
+            expected = max(std, FLOOR * values[inside].std())
+            np.testing.assert_allclose(statistics.std[layer, index].item(), expected, rtol=1e-4)
+
+
+def test_zones_are_distances_to_the_outline():
+    alpha = torch.zeros(1, 60, 60)
+    alpha[0, 20:60] = 1
+    zone = silhouette_zone(alpha)[0, :, 30]
+    expected = [
+        0 if y < 14 else 1 if y < 20 else 2 if y < 22 else 3 if y < 24 else 4 if y < 28 else 5 for y in range(60)
+    ]
+    assert zone.tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["stain", "missing", "burr"])
+def test_defect_scores_higher_than_good_views_and_at_its_place(comparator, kind):
+    queries, references, alphas = _pairs(range(20, 26))
+    good = comparator.score(comparator(queries, references, alphas), alphas)
+    box = {"stain": (50, 60), "missing": (84, 64), "burr": (18, 62)}[kind]
+    rows, columns = slice(box[0], box[0] + 8), slice(box[1], box[1] + 8)
+    colour = {"stain": (0.1, 0.5, 0.1), "missing": (1.0, 1.0, 1.0), "burr": (0.7, 0.3, 0.2)}[kind]
+    queries[:, :, rows, columns] = torch.tensor(colour)[:, None, None]
+    maps = comparator(queries, references, alphas)
+    assert comparator.score(maps, alphas).min() > 1.5 * good.max()
+    for found in maps:
+        row, column = divmod(int(found.argmax()), SIZE)
+        assert box[0] - 3 <= row < box[0] + 11
+        assert box[1] - 3 <= column < box[1] + 11
+
+
+def test_shifted_good_view_stays_below_a_stain(comparator):
+    queries, references, alphas = _pairs([30, 31], shift=0.0)
+    stained = queries.clone()
+    stained[:, :, 50:57, 60:67] *= 0.5
+    moved = shifted(references, 1.0, -1.0)
+    good = comparator.score(comparator(queries, moved, alphas), alphas)
+    bad = comparator.score(comparator(stained, references, alphas), alphas)
+    assert (bad > 1.5 * good).all()
+
+
+def test_maps_lie_in_the_image_and_batches_do_not_matter(comparator):
+    queries, references, alphas = _pairs([40, 41, 42])
+    alphas[1] = torch.roll(alphas[1], 10, 1)
+    together = comparator(queries, references, alphas)
+    assert together.shape == (3, SIZE, SIZE)
+    assert (together >= 0).all()
+    for index in range(3):
+        alone = comparator(queries[index : index + 1], references[index : index + 1], alphas[index : index + 1])[0]
+        torch.testing.assert_close(alone, together[index], atol=1e-4, rtol=1e-4)
+
+
+def test_finite_without_object_and_without_calibration(comparator):
+    queries, references, alphas = _pairs([50, 51])
+    empty = torch.zeros_like(alphas)
+    for each in (comparator, CalibratedComparator(crop_size=64)):
+        assert isinstance(each, Comparator)
+        found = each(queries, references, empty)
+        assert torch.isfinite(found).all()
+        assert torch.isfinite(each.score(found, empty)).all()
+    bare = CalibratedComparator(crop_size=64)
+    bare.fit_calibration(queries, references, empty)
+    assert torch.isfinite(bare(queries, references, alphas)).all()
+
+
+def test_state_dict_keeps_scores(comparator):
+    queries, references, alphas = _pairs([60, 61])
+    backbone = comparator.extractor.backbone if comparator.extractor else None
+    other = CalibratedComparator(backbone, (0, 1, 2), pretrained=False, crop_size=96)
+    other.load_state_dict(comparator.state_dict())
+    torch.testing.assert_close(
+        other(queries, references, alphas), comparator(queries, references, alphas), rtol=0, atol=0
+    )
+
+
+def test_light_correction_forgives_another_exposure():
+    plain, corrected = CalibratedComparator(crop_size=96), CalibratedComparator(crop_size=96, light_correction=True)
+    queries, references, alphas = _pairs([70, 71])
+    usual = plain.score(plain(queries, references, alphas), alphas)
+    queries = torch.where(alphas[:, None] > 0, queries * 0.8, queries)
+    scores = [each.score(each(queries, references, alphas), alphas) for each in (plain, corrected)]
+    assert (scores[0] > 1.4 * usual).all()
+    assert (scores[1] < 1.1 * usual).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_fraction": 0.0}, "top_fraction"),
+        ({"crop_size": 8}, "crop_size"),
+        ({"tolerance": -1.0}, "tolerance"),
+        ({"feature_mix": 1.5}, "feature_mix"),
+        ({"colour_weight": 0.0, "structure_weight": 0.0}, "Weights"),
+        ({"backbone": TINY, "layers": (0, 1), "layer_weights": (1.0,)}, "layer_weights"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        CalibratedComparator(**options)
+
+
+def test_calibration_needs_a_view():
+    none = torch.zeros(0, 3, 8, 8)
+    with pytest.raises(ValueError, match="at least one good view"):
+        CalibratedComparator().fit_calibration(none, none, none[:, 0])
