@@ -23,8 +23,7 @@ def rasterizer():
     return GsplatRasterizer()
 
 
-# A needle's covariance on the image loses digits in float32; only the CPU backend takes care of that.
-@pytest.mark.parametrize("name", [name for name in SCENES if name != "needles"])
+@pytest.mark.parametrize("name", SCENES)
 def test_agrees_with_the_definition(rasterizer, name):
     check(rasterizer, *SCENES[name], device="cuda", tolerance=1e-3)
 

@@ -44,7 +44,9 @@ def make_rasterizer(backend: str = "auto") -> Rasterizer:
 
 
 def warmup() -> None:
-    """Compile every CPU kernel now, or load it from the cache on disk; logs a message if that takes a while."""
-    from anomalib_pose.render.cpu import warmup as warmup_cpu
+    """Compile the CPU kernels of splatting and similarity now, or load them from disk; logs a line if it takes long."""
+    from anomalib_pose.render.cpu import warmup as warmup_splats
+    from anomalib_pose.render.ssim import warmup as warmup_ssim
 
-    warmup_cpu()
+    warmup_splats()
+    warmup_ssim()

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian splatting on CUDA with gsplat (Ye et al. 2025)."""
 
+import importlib
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from anomalib_pose.geometry.camera import Camera
 from anomalib_pose.render.compositing import as_batch, over_background
 from anomalib_pose.render.types import Gaussians, RenderOutput
+
+logger = logging.getLogger(__name__)
 
 _NEAR = 0.01
 _BLUR = 0.3
@@ -30,6 +34,14 @@ def _rasterization() -> Any:
     if not torch.cuda.is_available():
         msg = "The backend 'gsplat' needs a CUDA device, and torch.cuda.is_available() is False. Use 'cpu'."
         raise RuntimeError(msg)
+    logger.info("Loading gsplat's CUDA code. The first time it may have to be compiled, which takes minutes.")
+    compiled = importlib.import_module("gsplat.cuda._backend")
+    if getattr(compiled, "_C", compiled) is None:
+        msg = (
+            "gsplat was installed without its compiled CUDA code, and found no CUDA toolkit (nvcc) to compile it. "
+            "Install the toolkit and set CUDA_HOME, or one of gsplat's prebuilt wheels, or use the backend 'cpu'."
+        )
+        raise RuntimeError(msg)
     return rasterization
 
 
@@ -48,12 +60,12 @@ class GsplatRasterizer:
 
     Differentiable in every tensor of the Gaussians, in ``camera_to_world`` and in the background; not in ``K``.
     Computes in float32; float64 tensors are converted, and get float64 images and gradients. gsplat compiles its CUDA
-    code at the first call, which takes minutes and needs a CUDA toolkit, unless it was installed from one of its
+    code when it is first used, which takes minutes and needs a CUDA toolkit, unless it was installed from one of its
     prebuilt wheels.
 
     Raises:
         ImportError: if gsplat is not installed.
-        RuntimeError: if there is no CUDA device.
+        RuntimeError: if there is no CUDA device, or no toolkit to compile gsplat with.
     """
 
     def __init__(self) -> None:

@@ -43,9 +43,15 @@ def ssim(a: Float[Tensor, "*images_height_width 3"], b: Float[Tensor, "..."]) ->
         return _by_convolution(a, b)
     rows = (-1, a.shape[-3], 3 * a.shape[-2])
     flat_a, flat_b = (image.to(torch.float32).reshape(rows).contiguous() for image in (a, b))
-    with announced_compilation("structural similarity"):
-        value: Tensor = _Similarity.apply(flat_a, flat_b)
+    value: Tensor = _Similarity.apply(flat_a, flat_b)
     return value.to(a.dtype)
+
+
+def warmup() -> None:
+    """Compile the kernels, or load them from the cache on disk; logs a line while that takes long."""
+    with announced_compilation("structural similarity"), torch.inference_mode(mode=False), torch.enable_grad():
+        image = torch.zeros((1, 1, 3), dtype=torch.float32, device="cpu", requires_grad=True)
+        ssim(image, image.detach()).backward()
 
 
 class _Similarity(torch.autograd.Function):

@@ -3,7 +3,8 @@
 
 Images are (C, H, 3 W) float32. They are cut into tiles of ``STRIP`` numbers by ``BAND`` rows. A tile goes down its
 rows: what is to be blurred is blurred across and kept in a ring of as many rows as the window has, which is then
-blurred down. All state of a tile is one flat buffer, see ``splat_blocks``.
+blurred down. All state of a tile is one flat buffer, see ``splat_blocks``; loops go over slices of it, because an index
+that might be negative, for all that numba knows, stops the vectoriser.
 """
 
 import math
@@ -59,12 +60,12 @@ def _load(row, x0, state, at):  # noqa: ANN001, ANN202
     """Copies a row of a tile with its halo; 0 outside the image."""
     begin = max(0, _HALO - x0)
     end = min(STRIP + 2 * _HALO, row.shape[0] + _HALO - x0)
-    for i in range(begin):
-        state[at + i] = _ZERO
-    for i in range(begin, end):
-        state[at + i] = row[x0 - _HALO + i]
-    for i in range(end, _WIDE):
-        state[at + i] = _ZERO
+    out = state[at : at + _WIDE]
+    out[:begin] = _ZERO
+    out[end:] = _ZERO
+    inside, given = out[begin:end], row[x0 - _HALO + begin : x0 - _HALO + end]
+    for i in range(end - begin):
+        inside[i] = given[i]
 
 
 @kernel()
@@ -78,11 +79,10 @@ def _products(state):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def _blur_across(state, source, target):  # noqa: ANN001, ANN202
+    s, out = state[source : source + _WIDE], state[target : target + STRIP]
     for i in range(STRIP):
-        j = source + i
-        total = _W0 * state[j + 15] + _W1 * (state[j + 12] + state[j + 18])
-        total += _W2 * (state[j + 9] + state[j + 21]) + _W3 * (state[j + 6] + state[j + 24])
-        state[target + i] = total + (_W4 * (state[j + 3] + state[j + 27]) + _W5 * (state[j] + state[j + 30]))
+        total = _W0 * s[i + 15] + _W1 * (s[i + 12] + s[i + 18]) + _W2 * (s[i + 9] + s[i + 21])
+        out[i] = total + (_W3 * (s[i + 6] + s[i + 24]) + _W4 * (s[i + 3] + s[i + 27]) + _W5 * (s[i] + s[i + 30]))
 
 
 @kernel()
@@ -91,12 +91,11 @@ def _blur_down(state, weights, field):  # noqa: ANN001, ANN202
     """Blurs one field of the ring down; ``weights`` are those of the ring's rows."""
     w0, w1, w2, w3, w4, w5 = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5]
     w6, w7, w8, w9, w10 = weights[6], weights[7], weights[8], weights[9], weights[10]
+    s, out = state[_RING + field * STRIP :], state[_BLURRED + field * STRIP :]
     for i in range(STRIP):
-        j = _RING + field * STRIP + i
-        total = w0 * state[j] + w1 * state[j + _ROW] + w2 * state[j + 2 * _ROW] + w3 * state[j + 3 * _ROW]
-        total += w4 * state[j + 4 * _ROW] + w5 * state[j + 5 * _ROW] + w6 * state[j + 6 * _ROW]
-        total += w7 * state[j + 7 * _ROW] + w8 * state[j + 8 * _ROW] + w9 * state[j + 9 * _ROW]
-        state[_BLURRED + field * STRIP + i] = total + w10 * state[j + 10 * _ROW]
+        total = w0 * s[i] + w1 * s[i + _ROW] + w2 * s[i + 2 * _ROW] + w3 * s[i + 3 * _ROW]
+        total += w4 * s[i + 4 * _ROW] + w5 * s[i + 5 * _ROW] + w6 * s[i + 6 * _ROW] + w7 * s[i + 7 * _ROW]
+        out[i] = total + (w8 * s[i + 8 * _ROW] + w9 * s[i + 9 * _ROW] + w10 * s[i + 10 * _ROW])
 
 
 @kernel()

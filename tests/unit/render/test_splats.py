@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from unittest import mock
@@ -9,9 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from anomalib_pose.geometry.camera import Camera
 from anomalib_pose.geometry.se3 import se3_exp
-from anomalib_pose.render import make_rasterizer
+from anomalib_pose.render import gsplat_backend, make_rasterizer, splat_blocks, ssim_kernels, warmup
 from anomalib_pose.render.cpu import CpuRasterizer
 from anomalib_pose.render.gsplat_backend import GsplatRasterizer
+from anomalib_pose.render.ssim import ssim
 from anomalib_pose.render.types import Gaussians
 
 from .splat_checks import NAMES, SCENES, check
@@ -31,8 +33,8 @@ def threads():
 
 
 def test_gradients_of_the_definition():
-    gaussians = make_gaussians(4, 3, sh_degree=2, size=0.3)
-    camera = make_camera(width=6, height=5)
+    gaussians = make_gaussians(3, 3, sh_degree=2, size=0.3)
+    camera = make_camera(width=5, height=4)
     tangent = torch.zeros(6, dtype=torch.float64)
     background = torch.tensor([0.1, 0.4, 0.7], dtype=torch.float64)
     tensors = [getattr(gaussians, name).clone().requires_grad_() for name in NAMES]
@@ -199,6 +201,17 @@ def test_wrong_input(rasterizer):
         replace(gaussians, colors=torch.zeros(40, 1, 3), sh_degree=1)
 
 
+def test_warmup_compiles_all(rasterizer):
+    warmup()
+    assert ssim_kernels.similarity_backward.signatures
+    assert splat_blocks.draw_backward.signatures
+    counts = len(splat_blocks.draw.signatures), len(ssim_kernels.similarity.signatures)
+    with torch.inference_mode():
+        rasterizer(*SCENES["plain"])
+        ssim(torch.zeros(5, 5, 3, dtype=torch.float64), torch.zeros(5, 5, 3, dtype=torch.float64))
+    assert counts == (len(splat_blocks.draw.signatures), len(ssim_kernels.similarity.signatures))
+
+
 def test_choice_of_a_backend(monkeypatch):
     with pytest.raises(ValueError, match="'cpu', 'gsplat'"):
         make_rasterizer("metal")
@@ -207,13 +220,47 @@ def test_choice_of_a_backend(monkeypatch):
     assert isinstance(make_rasterizer("auto"), CpuRasterizer)
 
 
+class _StandIn:
+    """Stands in for gsplat's function: draws with the CPU, behind gsplat's names, shapes and conventions."""
+
+    def __call__(self, *, viewmats, Ks, width, height, colors, sh_degree, **options):
+        tensors = {name: options.pop(name) for name in ("means", "quats", "scales", "opacities")}
+        assert options == {
+            "near_plane": 0.01,
+            "eps2d": 0.3,
+            "packed": False,
+            "render_mode": "RGB+ED",
+            "rasterize_mode": "classic",
+        }
+        assert colors.dtype == viewmats.dtype == Ks.dtype == torch.float32
+        cameras = Camera(torch.linalg.inv(viewmats), Ks, width, height)
+        output = CpuRasterizer()(Gaussians(**tensors, colors=colors, sh_degree=sh_degree), cameras)
+        return torch.cat([output.rgb, output.depth[..., None]], -1), output.alpha[..., None], {}
+
+
+@pytest.mark.parametrize("name", ["plain", "sh2", "one row"])
+def test_gsplat_is_called_as_it_wants(monkeypatch, name):
+    monkeypatch.setattr(gsplat_backend, "_rasterization", _StandIn)
+    monkeypatch.setattr(gsplat_backend, "_check_device", lambda *_: None)
+    check(GsplatRasterizer(), *SCENES[name])
+    output = GsplatRasterizer()(make_gaussians(0), Camera.stack([make_camera()] * 2))
+    assert output.rgb.shape == (2, 32, 40, 3)
+    assert not output.depth.any()
+
+
 def test_gsplat_says_what_is_missing(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gsplat", None)
+    monkeypatch.setitem(sys.modules, "gsplat", None)
     with pytest.raises(ImportError, match=r"anomalib-pose\[cuda\]"):
         GsplatRasterizer()
     module = type(torch)("gsplat")
     module.rasterization = lambda **_: None
-    monkeypatch.setitem(__import__("sys").modules, "gsplat", module)
+    monkeypatch.setitem(sys.modules, "gsplat", module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="CUDA device"):
+        GsplatRasterizer()
+    for name in ("gsplat.cuda", "gsplat.cuda._backend"):
+        monkeypatch.setitem(sys.modules, name, type(torch)(name))
+    sys.modules["gsplat.cuda._backend"]._C = None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(RuntimeError, match="nvcc"):
         GsplatRasterizer()
