@@ -7,7 +7,7 @@ surface, ``bake_light`` the light that reaches each vertex, ``shade`` the colour
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -134,6 +134,11 @@ class Fragments:
     height: int
     supersampling: int
 
+    def __getitem__(self, chosen: Tensor | slice) -> "Fragments":
+        """Some of the samples: a mask, indices or a slice."""
+        parts = {name: getattr(self, name)[chosen] for name in ("index", "face", "weights", "depth")}
+        return replace(self, **parts)
+
     @property
     def pixel(self) -> np.ndarray:
         """Position in the flattened image of the pixel that each sample belongs to."""
@@ -147,7 +152,7 @@ class Fragments:
         interpolate(np.ascontiguousarray(values.numpy(), np.float32), faces, face, weights, out)
         return torch.from_numpy(out)
 
-    def grid(self, values: Tensor, fill: float) -> Tensor:
+    def grid(self, values: Tensor, fill: float | int) -> Tensor:
         """Values (n, ...) of the samples on the grid (H s, W s, ...), with a filler where nothing is seen."""
         rows, columns = self.height * self.supersampling, self.width * self.supersampling
         out = torch.full((rows * columns, *values.shape[1:]), fill, dtype=values.dtype)

@@ -2,6 +2,7 @@
 """Solids of toy bricks. One unit is the pitch of studs; a plate is 0.4 high, a brick three plates."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -112,8 +113,9 @@ def revolve(
     circle = np.stack([np.cos(angle), np.sin(angle)], 1)
     this = np.arange(sides)
     following = (this + 1) % sides
-    vertices, normals, faces = [], [], []
-    for (r0, h0), (r1, h1) in zip(profile[:-1], profile[1:], strict=True):
+    vertices: list[np.ndarray] = []
+    normals, faces = [], []
+    for (r0, h0), (r1, h1) in pairwise(profile):
         length = np.hypot(r1 - r0, h1 - h0)
         slope = np.array([(h1 - h0) / length, -(r1 - r0) / length])
         offset = 2 * sides * len(vertices)
@@ -160,7 +162,8 @@ def prism(polygon: list[tuple[float, float]], low: float, high: float, axis: str
     flat = np.array(polygon)
     middle = flat.mean(0)
     out_of = {"x": lambda p, h: np.column_stack([h, p]), "y": lambda p, h: np.column_stack([p[:, 0], h, p[:, 1]])}[axis]
-    vertices, normals, faces = [], [], []
+    vertices, normals = [], []
+    faces: list[tuple[int, int, int]] = []
     count = 0
     for height, sign in ((low, -1.0), (high, 1.0)):
         vertices.append(out_of(flat, np.full(len(flat), height)))
@@ -193,7 +196,7 @@ def stud(x: float, y: float, z: float) -> Solid:
     )
 
 
-def brick(x: float, y: float, z: float, nx: int, ny: int, plates: int = 3, *, studs: bool = True) -> Solid:
+def brick(x: float, y: float, z: float, nx: int, ny: int, plates: float = 3, *, studs: bool = True) -> Solid:
     """Brick of nx by ny studs.
 
     Args:

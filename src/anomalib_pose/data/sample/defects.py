@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class _Candidate:
 
 
 def _changed_solid(view: View, toy: Toy, bake: Callable[[], BakedLight]) -> _Candidate:
-    """Toy with another surface: where the surface or its colour differs the new toy is drawn, elsewhere the good one."""
+    """Toy with another surface: the new toy is drawn where the surface or its colour differs, else the good one."""
     fragments = rasterize_mesh(toy.mesh, view.camera)
     albedo = fragments.interpolate(toy.mesh, toy.mesh.colors)
     old_depth, new_depth = view.fragments.grid(view.fragments.depth, 0.0), fragments.grid(fragments.depth, 0.0)
@@ -114,17 +115,25 @@ def _changed_solid(view: View, toy: Toy, bake: Callable[[], BakedLight]) -> _Can
     differs = ((old_depth - new_depth).abs() > _SAME_DEPTH) | ((old_color - new_color).abs().amax(2) > _SAME_COLOR)
 
     def draw() -> np.ndarray:
-        samples = shade(toy.mesh, fragments, albedo, view.camera, view.light, bake())
-        old = torch.cat([view.fragments.grid(view.samples, 0.0), (old_depth > 0)[..., None]], 2)
-        new = torch.cat([fragments.grid(samples, 0.0), (new_depth > 0)[..., None]], 2)
-        both = torch.where(differs[..., None], new, old).flatten(0, 1)
-        index = torch.nonzero(both[:, 3] > 0)[:, 0]
-        merged = replace(fragments, index=index, face=index.int(), depth=both[index, 3])
-        return to_bytes(resolve(merged, both[index, :3]).rgb)
+        new = shade(toy.mesh, fragments, albedo, view.camera, view.light, bake())
+        kept = ~differs.flatten()[view.fragments.index]
+        changed = differs.flatten()[fragments.index]
+        samples = torch.cat([view.samples[kept], new[changed]])
+        return to_bytes(resolve(_concatenated(view.fragments[kept], fragments[changed]), samples).rgb)
 
-    index = torch.nonzero(differs.flatten())[:, 0]
-    touched = len(np.unique(replace(fragments, index=index).pixel))
-    return _Candidate(touched, draw)
+    s = fragments.supersampling
+    touched = differs.unflatten(0, (-1, s)).unflatten(2, (-1, s)).any(3).any(1).sum()
+    return _Candidate(int(touched), draw)
+
+
+def _concatenated(first: Fragments, second: Fragments) -> Fragments:
+    return replace(
+        first,
+        index=torch.cat([first.index, second.index]),
+        face=torch.cat([first.face, second.face]),
+        weights=torch.cat([first.weights, second.weights]),
+        depth=torch.cat([first.depth, second.depth]),
+    )
 
 
 def _seen_place(view: View, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int] | None:
@@ -132,9 +141,7 @@ def _seen_place(view: View, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     if not len(view.fragments.index):
         return None
     chosen = int(rng.integers(len(view.fragments.index)))
-    one = replace(
-        view.fragments, face=view.fragments.face[chosen : chosen + 1], weights=view.fragments.weights[chosen : chosen + 1]
-    )
+    one = view.fragments[chosen : chosen + 1]
     mesh = view.toy.mesh
     both = one.interpolate(mesh, torch.cat([mesh.vertices, mesh.normals], 1)).double().numpy()[0]
     position, normal = both[:3], both[3:] / np.linalg.norm(both[3:])
@@ -172,7 +179,7 @@ def _burrs(view: View, rng: np.random.Generator) -> _Candidate | None:
     solids = []
     for offset in np.linspace(-1, 1, int(rng.integers(2, 5))):
         base = position + along * offset * size * rng.uniform(0.5, 0.8)
-        lean = normal + 0.55 * rng.normal(size=3) * np.array([1, 1, 1])
+        lean = normal + 0.55 * rng.normal(size=3)
         solids.append(_splinter(base - 0.01 * normal, lean, size * rng.uniform(0.7, 1.4), size * 0.45, rng))
     burr = join(solids)
     worn = np.clip(np.array(view.toy.parts[owner].color) * rng.uniform(0.75, 0.95) + 0.06, 0, 1)
@@ -190,16 +197,13 @@ def _extended(view: View, toy: Toy) -> BakedLight:
         towards = torch.nn.functional.normalize(torch.tensor(direction), dim=0)
         return (normals @ towards).clamp_min(0)[:, None] * torch.tensor(color)
 
-    share = (0.5 + 0.5 * normals[:, 2:]) * 0.9
-    new = share * torch.tensor(light.sky) + (0.9 - share) * torch.tensor(light.ground)
+    new = torch.lerp(torch.tensor(light.ground), torch.tensor(light.sky), 0.5 + 0.5 * normals[:, 2:])
     new = new + lamp(light.key_direction, light.key) + lamp(light.fill_direction, light.fill)
     visibility = torch.ones(len(normals))
     return BakedLight(torch.cat([view.baked.irradiance, new]), torch.cat([view.baked.key_visibility, visibility]))
 
 
-def _splinter(
-    base: np.ndarray, direction: np.ndarray, length: float, width: float, rng: np.random.Generator
-) -> Solid:
+def _splinter(base: np.ndarray, direction: np.ndarray, length: float, width: float, rng: np.random.Generator) -> Solid:
     """Irregular cone with flat sides."""
     axis = direction / np.linalg.norm(direction)
     across = np.cross(axis, np.eye(3)[int(np.abs(axis).argmin())])
@@ -213,7 +217,7 @@ def _splinter(
         bend = base + axis * length * height + 0.15 * width * height * rng.normal(size=3)
         rings.append(bend + (r * np.cos(angle))[:, None] * across + (r * np.sin(angle))[:, None] * up)
     triangles = []
-    for low, high in zip(rings[:-1], rings[1:], strict=True):
+    for low, high in pairwise(rings):
         for i in range(sides):
             j = (i + 1) % sides
             triangles += [(low[i], low[j], high[j]), (low[i], high[j], high[i])]

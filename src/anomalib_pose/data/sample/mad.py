@@ -4,7 +4,6 @@
 import json
 import logging
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -214,15 +213,11 @@ def _finished_or_nothing(folder: Path) -> Iterator[Path]:
     partial.chmod(0o755)
     try:
         yield partial
+        old = partial.with_name(f"{partial.name}-old")
         if folder.exists():
-            old = partial / ".old"
-            folder.replace(old)
-            new = partial.with_name(partial.name + "-new")
-            partial.rename(new)
-            new.rename(folder)
-            shutil.rmtree(folder / ".old")
-        else:
-            partial.rename(folder)
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -236,4 +231,4 @@ def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)

@@ -4,6 +4,7 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from anomalib_pose.render.mesh import Mesh
 
 # Inside MAD's cubes of |x| < 1.1, seen from 3 to 4 units.
 TOY_RADIUS = 1.1
-_LONGEST_EDGE = 0.09
+_LONGEST_EDGE = 0.07
 _TINT = 0.03
 
 _RED, _BLUE, _YELLOW = (0.78, 0.10, 0.09), (0.10, 0.28, 0.66), (0.96, 0.76, 0.10)
@@ -124,10 +125,12 @@ def _car(rng: np.random.Generator) -> list[Part]:
         parts.append(Part(box((7.0, y, 3.2), (7.6, y + 0.5, 5.6)), body))
         parts.append(Part(box((5.2, y, 3.2), (9.4, y + 0.5, 3.6)), accent))
     parts += [Part(brick(5, 0, 14, 3, 6, 1), roof), Part(brick(8, 0, 14, 2, 6, 1), roof)]
-    parts += [Part(box((5.6, -0.12, 2.7), (6.2, 0.1, 2.9)), _BLACK), Part(box((5.6, 5.9, 2.7), (6.2, 6.12, 2.9)), _BLACK)]
+    parts += [Part(box((5.6, y, 2.7), (6.2, y + 0.22, 2.9)), _BLACK) for y in (-0.12, 5.9)]
     extra = int(rng.integers(3))
     if extra == 0:
-        parts += [Part(brick(11, y, 9, 1, 1, 2), _BLACK) for y in (0.5, 4.5)] + [Part(brick(11, 0, 11, 2, 6, 1), accent)]
+        parts += [Part(brick(11, y, 9, 1, 1, 2), _BLACK) for y in (0.5, 4.5)] + [
+            Part(brick(11, 0, 11, 2, 6, 1), accent)
+        ]
     elif extra == 1:
         parts += [Part(brick(6, 1, 15, 1, 4, 1, studs=False), _WHITE)]
         parts += [Part(cylinder((6.5, y, 6.4), 0.5, 0.7), color) for y, color in ((1.7, _BLUE), (4.3, _RED))]
@@ -167,17 +170,13 @@ def _house(rng: np.random.Generator) -> list[Part]:
     parts.append(Part(box((2.2, 2.2, 0.5), (9.8, 7.8, 5.1)), _DARK, removable=False))
     parts += _front(trim)
     parts.append(Part(brick(1.5, 1.5, 13, 9, 7, 1, studs=False), trim, removable=False))
-    # A gabled roof of slopes in three rows, each a little steeper than the tiles lie.
-    rows = 3
-    for row in range(rows):
+    for row in range(3):
         z = 14 * PLATE + row * 1.2
         y = 1.0 + row * 1.33
         for x, length in ((1.2, 4.8), (6.0, 4.8)) if row % 2 == 0 else ((1.2, 3.2), (4.4, 3.2), (7.6, 3.2)):
-            shape = [(y, z), (y + 0.25, z + 0.02), (y + 1.75, z + 1.2), (5.0, z + 1.2), (5.0, z), (y, z - 0.02)]
-            mirrored = [(10 - a, b) for a, b in shape]
-            for polygon in (shape, mirrored):
-                hull = [polygon[0], polygon[2], polygon[3], polygon[4]]
-                parts.append(Part(prism(hull, x + 0.02, x + length - 0.02, "x"), roof))
+            slope = [(y, z), (y + 1.75, z + 1.2), (5.0, z + 1.2), (5.0, z)]
+            for polygon in (slope, [(10 - a, b) for a, b in slope]):
+                parts.append(Part(prism(polygon, x + 0.02, x + length - 0.02, "x"), roof))
     parts += [Part(brick(x, 4.5, 23, 2, 1, 1), roof) for x in (1, 3, 5, 7, 9)]
     chimney = 3 if rng.integers(2) else 8
     parts += [Part(brick(chimney, 6, z, 1, 1), color) for z, color in ((17, _DARK), (20, _RED), (23, _RED))]
@@ -195,7 +194,7 @@ def _wall_layer(z: int, layer: int, color: Color) -> list[Part]:
     parts = []
     for y in (2, 7):
         cuts = [2, 4, 6, 8, 10] if shift else [2, 3, 5, 7, 9, 10]
-        for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, end in pairwise(cuts):
             door = y == 2 and layer < 3 and start < 6 and end > 4
             if not door:
                 parts.append(Part(brick(start, y, z, end - start, 1), color))
@@ -205,9 +204,7 @@ def _wall_layer(z: int, layer: int, color: Color) -> list[Part]:
                 parts.append(Part(brick(6, y, z, end - 6, 1), color))
     for x in (2, 9):
         cuts = [3, 5, 7] if shift else [3, 4, 6, 7]
-        parts += [
-            Part(brick(x, start, z, 1, end - start), color) for start, end in zip(cuts[:-1], cuts[1:], strict=True)
-        ]
+        parts += [Part(brick(x, start, z, 1, end - start), color) for start, end in pairwise(cuts)]
     return parts
 
 
@@ -218,8 +215,7 @@ def _front(trim: Color) -> list[Part]:
         Part(cylinder((5.6, 2.15, 2.1), 0.14, -0.2, "y", 12), _YELLOW),
         Part(brick(4, 1, 1, 2, 1, 1), _GREY),
     ]
-    windows = [((7.4, 1.86), (0.0, -1.0)), ((4.2, 8.14), (0.0, 1.0)), ((7.4, 8.14), (0.0, 1.0))]
-    for (x, y), (_, side) in windows:
+    for x, y, side in ((7.4, 1.86, -1.0), (4.2, 8.14, 1.0), (7.4, 8.14, 1.0)):
         near, far = sorted((y, y - side * 0.3))
         parts.append(Part(box((x, near, 2.1), (x + 1.6, far, 3.8)), _WHITE))
         near, far = sorted((y + side * 0.06, y - side * 0.3))
@@ -280,13 +276,8 @@ def _rocket(rng: np.random.Generator) -> list[Part]:
 
 
 def _round_course(z: float, radius: float, color: Color) -> list[Part]:
-    """A course of the round body: a low wall of four quarter bricks around a core with studs."""
-    rim = 0.06
-    ring = revolve(
-        [(0, 0), (radius - rim, 0), (radius, rim), (radius, 1.14 - rim), (radius - rim, 1.14), (0, 1.14)],
-        (0, 0, z),
-        sides=40,
-    )
+    """A course of the round body, with a rib at each quarter."""
+    ring = cylinder((0, 0, z), radius, 1.14, sides=40)
     ribs = []
     for a in np.pi / 4 + np.pi / 2 * np.arange(4):
         c, s = np.cos(a) * radius, np.sin(a) * radius
@@ -298,7 +289,7 @@ def _tower(rng: np.random.Generator) -> list[Part]:
     """The launch tower behind the rocket."""
     color = _pick(rng, [_RED, _YELLOW, _GREY], 1)[0]
     parts = [Part(brick(x, 3, 1 + 3 * i, 1, 1), color) for x in (-2, 1) for i in range(6)]
-    parts += [Part(brick(-2, 3, z, 4, 1, 1), _DARK) for z in (19,)]
+    parts.append(Part(brick(-2, 3, 19, 4, 1, 1), _DARK))
     parts += [Part(box((-1.1, 3.3, h), (1.1, 3.6, h + 0.25)), _GREY) for h in (2.2, 3.9, 5.6)]
     parts.append(Part(box((-0.3, 1.8, 6.6), (0.3, 3.2, 6.95)), _GREY))
     parts.append(Part(brick(-3, -3, 1, 1, 2, 2), _YELLOW))
