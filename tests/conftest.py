@@ -5,10 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 CHECKED = [f"anomalib_pose.{layer}" for layer in ("geometry", "render", "scene", "pose", "compare")]
 install_import_hook(CHECKED, "beartype.beartype")
+
+# Images in tests are small: a second thread costs more than it brings.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a query image to its camera: view bank, refinement, and an estimate that knows how sure it is."""
+
+from anomalib_pose.pose.adam import AdamRefiner
+from anomalib_pose.pose.estimator import PoseEstimator
+from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
+from anomalib_pose.pose.refiners import make_refiner
+from anomalib_pose.pose.types import PoseEstimate, Query, Refinement, Refiner
+from anomalib_pose.pose.view_bank import ViewBank, bank_poses
+
+__all__ = [
+    "AdamRefiner",
+    "GaussNewtonRefiner",
+    "PoseEstimate",
+    "PoseEstimator",
+    "Query",
+    "Refinement",
+    "Refiner",
+    "ViewBank",
+    "bank_poses",
+    "make_refiner",
+]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole pose search of one query: bank, starts, refinement, confidence."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anomalib_pose.pose.types import PoseEstimate, Query, Refiner
+from anomalib_pose.pose.view_bank import ViewBank
+from anomalib_pose.scene import Scene
+
+_ROBUST_SCALE = 0.1
+_OBJECT_ALPHA = 0.5
+_TOLERATED = 3.0
+
+
+class PoseEstimator(nn.Module):
+    """Finds the camera of a query: nearest views of the bank, refined, the best kept, and judged.
+
+    The confidence is ``overlap * fit``. ``overlap`` is the intersection over union of the rendered silhouette and the
+    query's foreground, 1 where the foreground is unknown. ``fit`` is ``1 / (1 + (residual / (3 typical))²)``, with the
+    typical residual measured by ``calibrate`` on normal views. If the first starts end below ``retry_below``, twice as
+    many further views of the bank are tried.
+
+    Args:
+        refiner: improves start poses.
+        starts: views of the bank to start from.
+        retry_below: confidence under which further starts are tried.
+    """
+
+    typical_residual: Tensor
+
+    def __init__(self, refiner: Refiner, starts: int = 3, retry_below: float = 0.5) -> None:
+        super().__init__()
+        if starts < 1:
+            msg = f"At least one start is needed, got starts={starts}."
+            raise ValueError(msg)
+        self.refiner = refiner
+        self.starts = starts
+        self.retry_below = retry_below
+        self.register_buffer("typical_residual", torch.tensor(0.02))
+
+    def calibrate(self, residuals: Float[Tensor, "n"]) -> None:
+        """Take the median residual of normal views at their estimated poses as typical."""
+        if len(residuals):
+            self.typical_residual = residuals.median().clamp_min(1e-4).to(self.typical_residual)
+
+    def forward(self, scene: Scene, bank: ViewBank, query: Query) -> PoseEstimate:
+        """Estimate the camera of a query.
+
+        Args:
+            scene: the fitted object.
+            bank: its view bank.
+            query: the image; a query without an object gives a low confidence.
+        """
+        poses, _ = bank.nearest(query, 3 * self.starts)
+        estimate = self._try(scene, query, poses[: self.starts])
+        if estimate.confidence >= self.retry_below or len(poses) <= self.starts or _is_empty(query):
+            return estimate
+        other = self._try(scene, query, poses[self.starts :])
+        best = other if other.confidence > estimate.confidence else estimate
+        renders = estimate.n_renders + other.n_renders
+        return PoseEstimate(best.camera, best.residual, best.confidence, best.converged, renders)
+
+    def _try(self, scene: Scene, query: Query, starts: Tensor) -> PoseEstimate:
+        found = self.refiner(scene, query, starts)
+        camera = query.camera(found.camera_to_world)
+        residual, overlap = judge(scene, query, found.camera_to_world)
+        fit = 1 / (1 + (residual / (_TOLERATED * float(self.typical_residual))) ** 2)
+        return PoseEstimate(camera, residual, float(overlap * fit), found.converged, found.n_renders + 1)
+
+
+@torch.no_grad()
+def judge(scene: Scene, query: Query, camera_to_world: Float[Tensor, "4 4"]) -> tuple[float, float]:
+    """Mean robust colour difference over the object's pixels, and overlap of the silhouettes, at a pose.
+
+    Args:
+        scene: the fitted object.
+        query: the image.
+        camera_to_world: the pose.
+    """
+    output = scene.render(query.camera(camera_to_world), query.background)
+    drawn = output.alpha > _OBJECT_ALPHA
+    rgb = output.rgb.permute(2, 0, 1)
+    if query.foreground is None:
+        union, overlap = drawn, 1.0 if bool(drawn.any()) else 0.0
+    else:
+        object_pixels = query.foreground > _OBJECT_ALPHA
+        union = drawn | object_pixels
+        overlap = float((drawn & object_pixels).sum() / union.sum().clamp_min(1))
+    if not bool(union.any()):
+        return _ROBUST_SCALE, 0.0
+    difference = (rgb - query.image)[:, union] / _ROBUST_SCALE
+    return float(_ROBUST_SCALE * ((1 + difference.square()).sqrt() - 1).mean()), overlap
+
+
+def _is_empty(query: Query) -> bool:
+    return query.foreground is not None and not bool((query.foreground > _OBJECT_ALPHA).any())

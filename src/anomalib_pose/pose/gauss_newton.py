@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Direct alignment of a query with renderings of colour and depth: damped Gauss-Newton, coarse to fine."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_pose.geometry import Camera, rigid_inverse, se3_exp
+from anomalib_pose.pose.pyramid import central_differences, gaussian_blur, shrink
+from anomalib_pose.pose.types import Query, Refinement
+from anomalib_pose.scene import Scene
+
+_OPAQUE = 0.3
+_REACH = 2  # pixels beyond the silhouette that still pull; they take the depth of the nearest surface
+_REJECTIONS = 4
+_DAMPING = 1e-3
+_COARSEST = 24  # pixels: smaller images hold too little for six degrees of freedom
+_BLUR_OF_DIVISOR = {8: 2.0, 4: 1.0, 2: 0.7, 1: 0.0}
+
+
+@dataclass
+class _Level:
+    """The query at one size, and the camera that renders there."""
+
+    camera: Camera
+    image: Tensor
+    blur: float
+    background: Tensor
+    scene: Scene
+    gradients: tuple[Tensor, Tensor]
+    n_renders: int = 0
+
+    def render(self, camera_to_world: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Blurred colour over the background (3, H, W), depth and alpha (H, W)."""
+        self.n_renders += 1
+        output = self.scene.render(self.camera.with_pose(camera_to_world), self.background)
+        return gaussian_blur(output.rgb.permute(2, 0, 1), self.blur), output.depth, output.alpha
+
+
+@dataclass
+class _State:
+    """A pose, what is seen from it, and the cost."""
+
+    camera_to_world: Tensor
+    rgb: Tensor
+    depth: Tensor
+    alpha: Tensor
+    cost: float
+
+
+class GaussNewtonRefiner:
+    """Aligns the query with renderings of the scene at a changing pose.
+
+    With the residual ``r(u) = rendering(u) - query(u)`` on the object's pixels and their surroundings, and a tangent
+    ``xi`` in the camera's frame that moves the scene by ``exp(xi)``, the Jacobian is ``-grad I(u) d pi(p) / d xi``: the
+    surface point ``p`` under ``u`` is known from the rendered depth, and ``grad I`` is the mean of the rendering's and
+    the query's (second order accurate, Malis 2004). Charbonnier weights bound what a defect can pull. Needs forward
+    renderings only.
+
+    Args:
+        iterations: most accepted steps a level of the pyramid.
+        robust_scale: colour difference above which a pixel's weight falls.
+        tolerance: a level is finished when a step lowers the cost by less than this share and moves less than
+            ``min_step``.
+        min_step: in radians and in units of the distance to the object.
+        coarse_levels: levels that all starts are refined on, before the best ones go on.
+        survivors: starts that go on to the finer levels.
+        max_size: longer side in pixels of the finest level.
+    """
+
+    def __init__(
+        self,
+        iterations: int = 6,
+        robust_scale: float = 0.1,
+        tolerance: float = 5e-4,
+        min_step: float = 2e-4,
+        coarse_levels: int = 2,
+        survivors: int = 1,
+        max_size: int = 400,
+    ) -> None:
+        self.iterations = iterations
+        self.robust_scale = robust_scale
+        self.tolerance = tolerance
+        self.min_step = min_step
+        self.coarse_levels = coarse_levels
+        self.survivors = survivors
+        self.max_size = max_size
+
+    @torch.no_grad()
+    def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> Refinement:
+        """Refine the starts and return the best end; see ``Refiner``."""
+        levels = self._levels(scene, query)
+        ends = [(start, float("inf"), False) for start in starts]
+        for number, level in enumerate(levels):
+            if number == self.coarse_levels:
+                ends = sorted(ends, key=lambda end: end[1])[: self.survivors]
+            ends = [self._descend(level, pose) for pose, _, _ in ends]
+        pose, cost, converged = min(ends, key=lambda end: end[1])
+        return Refinement(pose, cost, converged, sum(level.n_renders for level in levels))
+
+    def _levels(self, scene: Scene, query: Query) -> list[_Level]:
+        height, width = query.image.shape[-2:]
+        finest = max(1.0, max(width, height) / self.max_size)
+        full = query.camera(torch.eye(4, device=query.image.device))
+        levels = []
+        for divisor, blur in _BLUR_OF_DIVISOR.items():
+            if divisor > 1 and min(width, height) / finest / divisor < _COARSEST:
+                continue
+            size = (max(1, round(width / finest / divisor)), max(1, round(height / finest / divisor)))
+            image = gaussian_blur(shrink(query.image, *size), blur)
+            gradients = central_differences(image)
+            levels.append(_Level(full.resized(*size), image, blur, query.background, scene, gradients))
+        return levels
+
+    def _descend(self, level: _Level, camera_to_world: Tensor) -> tuple[Tensor, float, bool]:
+        state = self._look(level, camera_to_world)
+        damping, converged = _DAMPING, False
+        for _ in range(self.iterations):
+            hessian, gradient = self._normal_equations(level, state)
+            if hessian is None:
+                break
+            found, damping, step = self._damped_step(level, state, hessian, gradient, damping)
+            if found is None:
+                converged = True
+                break
+            gain = (state.cost - found.cost) / max(state.cost, 1e-12)
+            state = found
+            if gain < self.tolerance and step < self.min_step:
+                converged = True
+                break
+        return state.camera_to_world, state.cost, converged
+
+    def _look(self, level: _Level, camera_to_world: Tensor) -> _State:
+        rgb, depth, alpha = level.render(camera_to_world)
+        scale = self.robust_scale
+        robust = scale * scale * ((1 + ((rgb - level.image) / scale).square()).sqrt() - 1)
+        return _State(camera_to_world, rgb, depth, alpha, float(robust.mean()))
+
+    def _normal_equations(self, level: _Level, state: _State) -> tuple[Tensor | None, Tensor]:
+        z, pixels = _surface(state.depth, state.alpha)
+        if not bool(pixels.any()):
+            return None, z
+        rows, columns = pixels.nonzero(as_tuple=True)
+        jacobian_u, jacobian_v = _projection_jacobian(level.camera.K, columns + 0.5, rows + 0.5, z[rows, columns])
+        own_x, own_y = central_differences(state.rgb)
+        gradient_x = 0.5 * (own_x + level.gradients[0])[:, rows, columns]
+        gradient_y = 0.5 * (own_y + level.gradients[1])[:, rows, columns]
+        jacobian = -(gradient_x[..., None] * jacobian_u + gradient_y[..., None] * jacobian_v).reshape(-1, 6)
+        residual = (state.rgb - level.image)[:, rows, columns].reshape(-1)
+        weighted = jacobian / (1 + (residual / self.robust_scale).square()).sqrt()[:, None]
+        return (weighted.T @ jacobian).double(), (weighted.T @ residual).double()
+
+    def _damped_step(
+        self, level: _Level, state: _State, hessian: Tensor, gradient: Tensor, damping: float
+    ) -> tuple[_State | None, float, float]:
+        """Next state, or None if no damping finds a lower cost; the damping for later; the size of the step."""
+        diagonal = torch.diag(hessian.diagonal() + 1e-9)
+        viewmat = rigid_inverse(state.camera_to_world.double())
+        opaque = state.depth[state.alpha > _OPAQUE]
+        distance = float(opaque.median()) if len(opaque) else 1.0
+        for _ in range(_REJECTIONS):
+            tangent = -torch.linalg.solve(hessian + damping * diagonal, gradient)
+            if not bool(tangent.isfinite().all()):
+                return None, damping, 0.0
+            moved = rigid_inverse(se3_exp(tangent) @ viewmat).to(state.camera_to_world)
+            found = self._look(level, moved)
+            if found.cost < state.cost:
+                size = max(float(tangent[:3].abs().max()) / distance, float(tangent[3:].abs().max()))
+                return found, max(damping / 6, 1e-6), size
+            damping = min(damping * 8, 1e3)
+        return None, damping, 0.0
+
+
+def _surface(depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"]) -> tuple[Tensor, Bool[Tensor, "h w"]]:
+    """Depth on the object and ``_REACH`` pixels around it, and which pixels those are."""
+    opaque = (alpha > _OPAQUE) & (depth > 0)
+    known = torch.where(opaque, depth, 0)
+    size = 2 * _REACH + 1
+    grown = F.max_pool2d(known[None, None], size, 1, _REACH)[0, 0]
+    return torch.where(opaque, depth, grown), grown > 0
+
+
+def _projection_jacobian(K: Tensor, u: Tensor, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
+    """Derivatives (n, 6) of the pixel coordinates of surface points by the tangent (v, omega) that moves them."""
+    fx, fy = K[0, 0], K[1, 1]
+    x, y = (u - K[0, 2]) / fx, (v - K[1, 2]) / fy  # slopes X / Z and Y / Z
+    zero, inverse = torch.zeros_like(z), 1 / z
+    by_u = torch.stack([fx * inverse, zero, -fx * x * inverse, -fx * x * y, fx * (1 + x * x), -fx * y], -1)
+    by_v = torch.stack([zero, fy * inverse, -fy * y * inverse, -fy * (1 + y * y), fy * x * y, fy * x], -1)
+    return by_u, by_v

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pixels show the object."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import ndimage
+from torch import Tensor
+
+_WHITE_BORDER = 0.9
+
+
+def white_foreground(images: Float[Tensor, "b 3 h w"], tolerance: float = 0.01) -> Float[Tensor, "b h w"] | None:
+    """Masks of an object photographed on white, or None where the background is not white.
+
+    The background is the white that touches the image's border, so that white parts inside the silhouette stay. It
+    counts as white if nine tenths of the border pixels of the images are within ``tolerance`` of white.
+
+    Args:
+        images: RGB in [0, 1].
+        tolerance: largest distance from white, per channel, of a background pixel.
+    """
+    white = (images > 1 - tolerance).all(1)
+    border = torch.cat([white[:, 0], white[:, -1], white[:, :, 0], white[:, :, -1]], -1)
+    if float(border.float().mean()) < _WHITE_BORDER:
+        return None
+    masks = []
+    for plane in white.cpu().numpy():
+        regions, _ = ndimage.label(plane)
+        touching = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
+        masks.append(~np.isin(regions, touching[touching > 0]))
+    return torch.from_numpy(np.stack(masks)).to(images)
+
+
+def boundary_band(foreground: Float[Tensor, "h w"], width: int = 1) -> Float[Tensor, "h w"]:
+    """1 within ``width`` pixels of the silhouette of a mask, 0 elsewhere: where a pixel may be partly covered."""
+    size = 2 * width + 1
+    grown = torch.nn.functional.max_pool2d(foreground[None, None], size, 1, width)[0, 0]
+    shrunk = -torch.nn.functional.max_pool2d(-foreground[None, None], size, 1, width)[0, 0]
+    return (grown > shrunk).to(foreground)

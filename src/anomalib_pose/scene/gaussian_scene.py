@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An object made of 3D Gaussians."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anomalib_pose.geometry import Camera
+from anomalib_pose.render import Gaussians, Rasterizer, RenderOutput, make_rasterizer
+
+RAW_NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
+_ROBUST_SHARE = 0.98
+
+
+class GaussianScene(nn.Module):
+    """A fitted object made of Gaussians, kept as buffers of any count (Kerbl et al. 2023, section 4).
+
+    Buffers, raw; ``activated`` gives what is drawn:
+        means (N, 3) world frame; quats (N, 4) wxyz, any length; log_scales (N, 3); logit_opacities (N,);
+        sh (N, K, 3) spherical harmonics coefficients, K = (sh_degree + 1)².
+
+    Args:
+        sh_degree: degree 0..3 of the colours. The pose refinement of SplatPose needs 0, where colour does not depend on
+            the direction of view.
+        rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``; ``"auto"`` follows the device of the buffers.
+    """
+
+    means: Tensor
+    quats: Tensor
+    log_scales: Tensor
+    logit_opacities: Tensor
+    sh: Tensor
+
+    def __init__(self, sh_degree: int = 0, rasterizer: str = "auto") -> None:
+        super().__init__()
+        self.sh_degree = sh_degree
+        self.rasterizer_name = rasterizer
+        self.rasterizer: Rasterizer | None = None
+        for name, shape in self.shapes(0, sh_degree).items():
+            self.register_buffer(name, torch.zeros(shape))
+
+    @staticmethod
+    def shapes(count: int, sh_degree: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the raw tensors of ``count`` Gaussians."""
+        return {
+            "means": (count, 3),
+            "quats": (count, 4),
+            "log_scales": (count, 3),
+            "logit_opacities": (count,),
+            "sh": (count, (sh_degree + 1) ** 2, 3),
+        }
+
+    def set_raw(self, raw: dict[str, Tensor]) -> None:
+        """Take over raw tensors, named as the buffers, of any count.
+
+        Raises:
+            ValueError: if one is missing, has a wrong shape, or is not finite.
+        """
+        if set(raw) != set(RAW_NAMES):
+            msg = f"A GaussianScene consists of {', '.join(RAW_NAMES)}, got {', '.join(sorted(raw))}."
+            raise ValueError(msg)
+        for name, shape in self.shapes(len(raw["means"]), self.sh_degree).items():
+            if tuple(raw[name].shape) != shape or not bool(raw[name].isfinite().all()):
+                msg = f"{name} should be finite and of shape {shape}, got {tuple(raw[name].shape)}."
+                raise ValueError(msg)
+        for name in RAW_NAMES:
+            setattr(self, name, raw[name].detach().clone())
+
+    def __len__(self) -> int:
+        """Number of Gaussians."""
+        return len(self.means)
+
+    def activated(self) -> Gaussians:
+        """The Gaussians as a rasteriser takes them."""
+        return activate(
+            {"means": self.means, "quats": self.quats, "log_scales": self.log_scales,
+             "logit_opacities": self.logit_opacities, "sh": self.sh},
+            self.sh_degree,
+        )  # fmt: skip
+
+    def render(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
+        """Images of the object; differentiable in the cameras' poses.
+
+        Args:
+            cameras: one camera, or C of them, on any device.
+            background: colour (3,) behind the object; black if None.
+
+        Raises:
+            ValueError: if the scene has not been fitted.
+        """
+        if not len(self):
+            msg = "This scene holds no Gaussians: fit it, load a checkpoint, or read a .ply first."
+            raise ValueError(msg)
+        if self.rasterizer is None:
+            self.rasterizer = scene_rasterizer(self.rasterizer_name, self.means.device)
+        return self.rasterizer(self.activated(), cameras.to(self.means.device), background)
+
+    @property
+    def centre(self) -> Float[Tensor, "3"]:
+        """Median of the opaque Gaussians' centres, world frame."""
+        return self._opaque_means().median(0).values
+
+    @property
+    def extent(self) -> float:
+        """Radius of the ball around the centre that holds 98 % of the opaque Gaussians, scene units."""
+        distance = (self._opaque_means() - self.centre).norm(dim=-1)
+        return float(distance.quantile(_ROBUST_SHARE)) if len(distance) < 2**24 else float(distance.max())
+
+    def _opaque_means(self) -> Tensor:
+        opaque = self.means[self.logit_opacities > 0]
+        return opaque if len(opaque) else self.means
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Let a checkpoint decide how many Gaussians there are."""
+        for name in RAW_NAMES:
+            loaded = state_dict.get(prefix + name)
+            if isinstance(loaded, Tensor) and loaded.ndim == getattr(self, name).ndim:
+                setattr(self, name, torch.empty_like(loaded, device=self.means.device))
+        self.rasterizer = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "GaussianScene":
+        """Moving to another device asks for the rasteriser of that device."""
+        self.rasterizer = None
+        return super()._apply(*args, **kwargs)
+
+
+def activate(raw: dict[str, Tensor], sh_degree: int) -> Gaussians:
+    """Gaussians to draw from raw tensors: scales through exp, opacities through the sigmoid."""
+    return Gaussians(
+        raw["means"],
+        raw["quats"],
+        raw["log_scales"].exp(),
+        raw["logit_opacities"].sigmoid(),
+        raw["sh"],
+        sh_degree,
+    )
+
+
+def scene_rasterizer(name: str, device: torch.device) -> Rasterizer:
+    """Rasteriser for tensors on a device: with ``"auto"``, the CPU's own on a CPU and gsplat on CUDA."""
+    if name != "auto":
+        return make_rasterizer(name)
+    return make_rasterizer("gsplat" if device.type == "cuda" else "cpu")

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the object is, from cameras and masks alone: its ball and its visual hull."""
+
+import logging
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_pose.geometry import Camera
+
+logger = logging.getLogger(__name__)
+
+_MIN_SURFACE = 50
+
+
+def ball_of_cameras(cameras: Camera) -> tuple[Float[Tensor, "3"], float]:
+    """Centre and radius of what the cameras look at.
+
+    The centre is the point nearest to all optical axes (least squares), the radius that of the largest ball around it
+    that the nearest camera still sees whole.
+
+    Args:
+        cameras: C of them.
+    """
+    axes, eyes = cameras.camera_to_world[:, :3, 2].double(), cameras.centre.double()
+    across = torch.eye(3, dtype=axes.dtype, device=axes.device) - axes[:, :, None] * axes[:, None, :]
+    # Parallel axes leave the depth open; the small pull to the cameras' mean keeps the system solvable.
+    system = across.sum(0) + 1e-6 * len(axes) * torch.eye(3, dtype=axes.dtype, device=axes.device)
+    right = (across @ eyes[..., None]).sum(0)[:, 0] + 1e-6 * len(axes) * eyes.mean(0)
+    centre = torch.linalg.solve(system, right)
+    half_size = cameras.K.new_tensor([cameras.width, cameras.height]) / 2
+    slope = (half_size / cameras.K[:, [0, 1], [0, 1]]).amin(-1).double()
+    distance = (eyes - centre).norm(dim=-1)
+    radius = float((distance * slope / (1 + slope.square()).sqrt()).median())
+    return centre.to(cameras.camera_to_world), radius
+
+
+def visual_hull(
+    cameras: Camera,
+    foreground: Float[Tensor, "c h w"],
+    centre: Float[Tensor, "3"],
+    radius: float,
+    resolution: int = 64,
+    tolerance: float = 0.03,
+) -> tuple[Float[Tensor, "n 3"], float] | None:
+    """Surface voxels of the visual hull, and the voxels' side; None if the masks leave nothing or no surface.
+
+    A voxel belongs to the hull if all but a share ``tolerance`` of the views that have it in the frame show it inside
+    the mask.
+
+    Args:
+        cameras: C of them.
+        foreground: masks of the object, in [0, 1].
+        centre: middle of the voxel grid, world frame.
+        radius: half its side, scene units.
+        resolution: voxels along a side.
+        tolerance: share of views that may disagree, for masks that are not perfect.
+    """
+    side = 2 * radius / resolution
+    ticks = (torch.arange(resolution, device=centre.device) + 0.5) * side - radius
+    grid = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).reshape(-1, 3) + centre
+    seen, inside = torch.zeros(len(grid), device=grid.device), torch.zeros(len(grid), device=grid.device)
+    size = grid.new_tensor([cameras.width, cameras.height])
+    for index in range(len(cameras)):
+        uv, depth = cameras[index].project(grid)
+        visible = (depth > 0) & (uv >= 0).all(-1) & (uv < size).all(-1)
+        sampled = F.grid_sample(
+            foreground[index][None, None], (2 * uv / size - 1)[None, None], mode="nearest", align_corners=False
+        )
+        seen += visible
+        inside += visible * (sampled[0, 0, 0] > 0.5)
+    hull = ((seen > 0.3 * len(cameras)) & (inside >= (1 - tolerance) * seen)).reshape(
+        resolution, resolution, resolution
+    )
+    outside = F.max_pool3d((~hull).float()[None, None], 3, 1, 1)[0, 0] > 0
+    surface = grid[(hull & outside).reshape(-1)]
+    if len(surface) < _MIN_SURFACE:
+        logger.info("The masks carve away everything but %d voxels; starting from random points instead.", len(surface))
+        return None
+    return surface, side
+
+
+def colours_of_points(
+    points: Float[Tensor, "n 3"],
+    cameras: Camera,
+    images: Float[Tensor, "c 3 h w"],
+    max_views: int = 24,
+) -> Float[Tensor, "n 3"]:
+    """Mean colour of the pixels that points fall on, over some views; occlusion is not looked at.
+
+    Args:
+        points: world frame.
+        cameras: C of them.
+        images: RGB in [0, 1].
+        max_views: views used, spread evenly.
+    """
+    total, weight = torch.zeros_like(points), points.new_zeros(len(points), 1)
+    size = points.new_tensor([cameras.width, cameras.height])
+    for index in range(0, len(cameras), max(1, len(cameras) // max_views)):
+        uv, depth = cameras[index].project(points)
+        visible = ((depth > 0) & (uv >= 0).all(-1) & (uv < size).all(-1))[:, None].to(points)
+        sampled = F.grid_sample(
+            images[index][None], (2 * uv / size - 1)[None, None], mode="bilinear", align_corners=False
+        )
+        total += visible * sampled[0, :, 0].T
+        weight += visible
+    return total / weight.clamp_min(1)

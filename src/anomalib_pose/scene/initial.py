@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Gaussians that a fit starts from."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from anomalib_pose.geometry import Camera
+from anomalib_pose.render.spherical_harmonics import C0
+from anomalib_pose.scene.hull import colours_of_points, visual_hull
+from anomalib_pose.scene.settings import FitSettings
+
+_NEIGHBOURS = 3
+
+
+def initial_points(
+    images: Float[Tensor, "c 3 h w"],
+    cameras: Camera,
+    foreground: Float[Tensor, "c h w"] | None,
+    ball: tuple[Tensor, float],
+    settings: FitSettings,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
+    """Points and colours on the visual hull, or random ones in the ball's cube.
+
+    Args:
+        images: RGB in [0, 1].
+        cameras: C of them.
+        foreground: masks, or None.
+        ball: centre (3,) and radius of what the cameras look at.
+        settings: number of points and how to choose them.
+        generator: CPU generator.
+    """
+    centre, radius = ball
+    count = settings.initial_gaussians
+    hull = None
+    if settings.initial == "hull" and foreground is not None:
+        hull = visual_hull(cameras, foreground, centre, radius)
+    if hull is None:
+        cube = 2 * torch.rand(count, 3, generator=generator) - 1
+        points = centre + radius * cube.to(centre)
+        dark = settings.density == "adaptive"
+        return points, torch.full_like(points, 0.02 if dark else 0.5)
+    surface, side = hull
+    chosen = torch.randint(len(surface), (count,), generator=generator).to(centre.device)
+    jitter = (torch.rand(count, 3, generator=generator) - 0.5).to(centre)
+    points = surface[chosen] + side * jitter
+    return points, colours_of_points(points, cameras, images)
+
+
+def gaussians_at(
+    points: Float[Tensor, "n 3"],
+    colours: Float[Tensor, "n 3"],
+    opacity: float,
+    sh_degree: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Raw round Gaussians at points, as large as the distance to their three nearest neighbours.
+
+    Args:
+        points: centres, world frame.
+        colours: RGB in [0, 1].
+        opacity: of all of them.
+        sh_degree: degree of the colours; higher coefficients begin at zero.
+        generator: CPU generator, for the orientations.
+    """
+    count = len(points)
+    positions = points.detach().cpu().double().numpy()
+    distances, _ = cKDTree(positions).query(positions, k=min(count, _NEIGHBOURS + 1))
+    distances = torch.from_numpy(distances).reshape(count, -1)[:, 1:]
+    size = distances.square().mean(1).sqrt() if distances.shape[1] else torch.full((count,), 0.1)
+    size = size.clamp_min(1e-7).to(points)
+    sh = points.new_zeros(count, (sh_degree + 1) ** 2, 3)
+    sh[:, 0] = (colours - 0.5) / C0
+    return {
+        "means": points.clone(),
+        "quats": torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1).to(points),
+        "log_scales": size.log()[:, None].expand(-1, 3).contiguous(),
+        "logit_opacities": points.new_full((count,), math.log(opacity / (1 - opacity))),
+        "sh": sh,
+    }

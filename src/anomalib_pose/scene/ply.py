@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gaussians in the .ply layout that splat viewers read: raw values, one float32 column each."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomalib_pose.scene.gaussian_scene import GaussianScene
+
+_HEADER_LIMIT = 1 << 16
+_DTYPES = {"float": "<f4", "float32": "<f4", "double": "<f8", "uchar": "u1", "uint8": "u1", "int": "<i4", "uint": "<u4"}
+
+
+def _columns(coefficients: int) -> list[str]:
+    """Names of the columns in the order of the original 3D Gaussian splatting files."""
+    rest = 3 * (coefficients - 1)
+    return [
+        *("x", "y", "z", "nx", "ny", "nz"),
+        *(f"f_dc_{i}" for i in range(3)),
+        *(f"f_rest_{i}" for i in range(rest)),
+        "opacity",
+        *(f"scale_{i}" for i in range(3)),
+        *(f"rot_{i}" for i in range(4)),
+    ]
+
+
+def save_ply(scene: GaussianScene, path: str | Path) -> None:
+    """Write a scene as a binary little-endian .ply.
+
+    Higher coefficients lie channel by channel (all of red, then green, then blue), as every viewer expects them.
+
+    Args:
+        scene: what to write.
+        path: the file; written under a temporary name and renamed.
+    """
+    path = Path(path)
+    count, coefficients = scene.sh.shape[:2]
+    rest = scene.sh[:, 1:].transpose(1, 2).reshape(count, -1)
+    table = torch.cat(
+        [
+            scene.means,
+            torch.zeros_like(scene.means),
+            scene.sh[:, 0],
+            rest,
+            scene.logit_opacities[:, None],
+            scene.log_scales,
+            scene.quats,
+        ],
+        1,
+    )
+    names = _columns(coefficients)
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
+    header += [f"property float {name}" for name in names] + ["end_header", ""]
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        file.write("\n".join(header).encode())
+        file.write(table.detach().cpu().numpy().astype("<f4").tobytes())
+    os.replace(temporary, path)  # noqa: PTH105 - atomic on every platform
+
+
+def _read_header(path: Path) -> tuple[int, list[tuple[str, str]], int]:
+    head = path.read_bytes()[:_HEADER_LIMIT]
+    end = head.find(b"end_header\n")
+    if not head.startswith(b"ply") or end < 0:
+        msg = f"{path} is no .ply file: it has no ply header."
+        raise ValueError(msg)
+    lines = head[:end].decode("ascii", "replace").splitlines()
+    if "format binary_little_endian 1.0" not in lines:
+        msg = f"{path} should be a binary little-endian .ply, its header says: {lines[1:2]}."
+        raise ValueError(msg)
+    elements = [line.split() for line in lines if line.startswith("element ")]
+    if not elements or elements[0][1] != "vertex":
+        msg = f"{path} should begin with its vertices, its elements are {elements}."
+        raise ValueError(msg)
+    properties = [line.split()[1:] for line in lines if line.startswith("property ") and "list" not in line]
+    unknown = [kind for kind, _ in properties if kind not in _DTYPES]
+    if unknown:
+        msg = f"{path} has columns of types {sorted(set(unknown))}; known are {sorted(_DTYPES)}."
+        raise ValueError(msg)
+    return int(elements[0][2]), [(name, _DTYPES[kind]) for kind, name in properties], end + len(b"end_header\n")
+
+
+def load_ply(path: str | Path, rasterizer: str = "auto") -> GaussianScene:
+    """Read Gaussians from a .ply that any trainer of 3D Gaussian splatting wrote.
+
+    Args:
+        path: the file.
+        rasterizer: see ``GaussianScene``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a binary .ply of Gaussians, or is cut short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"No .ply at {path}."
+        raise FileNotFoundError(msg)
+    count, columns, offset = _read_header(path)
+    dtype = np.dtype(columns)
+    names = [name for name, _ in columns]
+    rest = sum(name.startswith("f_rest_") for name in names)
+    coefficients = 1 + rest // 3
+    missing = sorted(set(_columns(coefficients)) - set(names) - {"nx", "ny", "nz"})
+    if missing or coefficients not in {1, 4, 9, 16}:
+        msg = f"{path} holds no Gaussians: missing columns {missing}, {coefficients} coefficients a channel."
+        raise ValueError(msg)
+    data = path.read_bytes()[offset:]
+    if len(data) < count * dtype.itemsize:
+        msg = f"{path} is cut short: {count} Gaussians need {count * dtype.itemsize} bytes, it has {len(data)}."
+        raise ValueError(msg)
+    table = np.frombuffer(data, dtype, count)
+
+    def stack(*wanted: str) -> Tensor:
+        return torch.from_numpy(np.stack([table[name].astype(np.float32) for name in wanted], 1))
+
+    higher = stack(*(f"f_rest_{i}" for i in range(rest))) if rest else torch.zeros(count, 0)
+    higher = higher.reshape(count, 3, coefficients - 1).transpose(1, 2)
+    scene = GaussianScene(int(coefficients**0.5) - 1, rasterizer)
+    scene.set_raw(
+        {
+            "means": stack("x", "y", "z"),
+            "quats": stack("rot_0", "rot_1", "rot_2", "rot_3"),
+            "log_scales": stack("scale_0", "scale_1", "scale_2"),
+            "logit_opacities": stack("opacity")[:, 0],
+            "sh": torch.cat([stack("f_dc_0", "f_dc_1", "f_dc_2")[:, None], higher], 1).contiguous(),
+        }
+    )
+    return scene

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the layers above ask of a fitted object, however it is represented."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from anomalib_pose.geometry import Camera
+from anomalib_pose.render import RenderOutput
+
+
+@runtime_checkable
+class Scene(Protocol):
+    """A fitted object."""
+
+    def render(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
+        """Images of the object.
+
+        Args:
+            cameras: one camera, or C of them.
+            background: colour (3,) behind the object; black if None.
+        """
+        ...
+
+    @property
+    def centre(self) -> Tensor:
+        """Middle of the object (3,), world frame."""
+        ...
+
+    @property
+    def extent(self) -> float:
+        """Radius, in scene units, of a ball around the centre that holds the object but for stray parts."""
+        ...

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an object is fitted: every number of the recipe, and the two presets."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Recipe of a fit; the defaults are ours, ``paper`` is SplatPose's.
+
+    Args:
+        steps: optimiser steps, one view each.
+        max_gaussians: largest number of Gaussians.
+        initial_gaussians: number at the start.
+        sh_degree: degree of the colours.
+        initial: ``"hull"``: surface of the visual hull where masks are known, else random; ``"random"``.
+        initial_opacity: of every Gaussian at the start.
+        density: ``"relocate"`` (fixed budget) or ``"adaptive"`` (clone, split, prune, reset).
+        random_background: share of the steps that draw the background's colour anew where the foreground is known, so
+            that no Gaussian can imitate the background; the other steps use white.
+        alpha_weight: weight of the mean alpha outside the foreground, where it is known.
+        crop: render the object's box only in nine steps of ten, where the foreground is known.
+        half_size_share: share of the steps, at the beginning, that use images of half the size.
+        ssim_weight: weight of 1 - SSIM in the loss, the rest is L1.
+        opacity_weight: weight of the mean opacity, which lets unneeded Gaussians fade (MCMC, section 4).
+        scale_weight: weight of the mean size in units of the object's radius.
+        means_rate: Adam's rate of the centres in units of the object's radius.
+        means_decay: factor that the rate of the centres falls to, log-linearly.
+        other_decay: factor that all other rates fall to.
+        scales_rate: rate of the log-scales.
+        quats_rate: rate of the quaternions.
+        opacities_rate: rate of the logit-opacities.
+        sh_rate: rate of the constant colour coefficients; higher ones get a twentieth.
+        seed: of everything random.
+    """
+
+    steps: int = 3000
+    max_gaussians: int = 20_000
+    initial_gaussians: int = 8_000
+    sh_degree: int = 0
+    initial: str = "hull"
+    initial_opacity: float = 0.5
+    density: str = "relocate"
+    random_background: float = 0.2
+    alpha_weight: float = 0.1
+    crop: bool = True
+    half_size_share: float = 0.25
+    ssim_weight: float = 0.2
+    opacity_weight: float = 1e-3
+    scale_weight: float = 1e-3
+    means_rate: float = 4e-3
+    means_decay: float = 0.01
+    other_decay: float = 1.0
+    scales_rate: float = 1e-2
+    quats_rate: float = 5e-3
+    opacities_rate: float = 5e-2
+    sh_rate: float = 1.5e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.initial_gaussians < 1 or self.max_gaussians < self.initial_gaussians:
+            msg = (
+                "A fit needs steps >= 1 and 1 <= initial_gaussians <= max_gaussians, "
+                f"got {self.steps}, {self.initial_gaussians} and {self.max_gaussians}."
+            )
+            raise ValueError(msg)
+        for name, allowed in (("initial", ("hull", "random")), ("density", ("relocate", "adaptive"))):
+            if getattr(self, name) not in allowed:
+                msg = f"{name} should be one of {', '.join(allowed)}, got {getattr(self, name)!r}."
+                raise ValueError(msg)
+
+    @classmethod
+    def paper(cls, steps: int = 30_000, seed: int = 0) -> "FitSettings":
+        """SplatPose's recipe: 100k random points, 30k steps, densification, white background, SH degree 0."""
+        return cls(
+            steps=steps,
+            max_gaussians=1_000_000,
+            initial_gaussians=100_000,
+            initial="random",
+            initial_opacity=0.1,
+            density="adaptive",
+            random_background=0.0,
+            alpha_weight=0.0,
+            crop=False,
+            half_size_share=0.0,
+            opacity_weight=0.0,
+            scale_weight=0.0,
+            # The rate is 1.6e-4 times the scene extent, which the fit multiplies in for "adaptive".
+            means_rate=1.6e-4,
+            other_decay=1.0,
+            scales_rate=5e-3,
+            quats_rate=1e-3,
+            opacities_rate=5e-2,
+            sh_rate=2.5e-3,
+            seed=seed,
+        )

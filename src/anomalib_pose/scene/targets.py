@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rendering is compared with in one step of the fit."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_pose.geometry import Camera
+from anomalib_pose.scene.foreground import boundary_band
+
+
+@dataclass(frozen=True)
+class View:
+    """One posed image, ready to be fitted.
+
+    Args:
+        camera: one camera.
+        image: RGB (H, W, 3), over white where ``foreground`` is known.
+        foreground: mask of the object (H, W), or None.
+        band: pixels at the silhouette that may be partly covered (H, W); None if ``foreground`` is.
+    """
+
+    camera: Camera
+    image: Tensor
+    foreground: Tensor | None
+    band: Tensor | None
+
+    def cropped(self, margin: int) -> "View":
+        """The object's box, widened by ``margin`` pixels; the whole view if the object is not in it."""
+        if self.foreground is None or not bool(self.foreground.any()):
+            return self
+        rows, columns = self.foreground.any(1).nonzero()[:, 0], self.foreground.any(0).nonzero()[:, 0]
+        top, bottom = max(0, int(rows[0]) - margin), min(self.camera.height, int(rows[-1]) + 1 + margin)
+        left, right = max(0, int(columns[0]) - margin), min(self.camera.width, int(columns[-1]) + 1 + margin)
+        shifted = self.camera.K.clone()
+        shifted[0, 2] -= left
+        shifted[1, 2] -= top
+        box = (slice(top, bottom), slice(left, right))
+        return View(
+            replace(self.camera, K=shifted, width=right - left, height=bottom - top),
+            self.image[box].contiguous(),
+            self.foreground[box].contiguous(),
+            None if self.band is None else self.band[box].contiguous(),
+        )
+
+    def target(self, background: Tensor, alpha: Tensor) -> Float[Tensor, "h w 3"]:
+        """The image over another background than white.
+
+        Where a pixel may be partly covered, nobody knows how much of it is background; there the rendering's own alpha
+        is taken, without a gradient, which is the same as comparing over white.
+
+        Args:
+            background: colour (3,).
+            alpha: of the rendering (H, W).
+        """
+        if self.foreground is None:
+            return self.image
+        covered = self.foreground
+        if self.band is not None:
+            covered = torch.where(self.band > 0, alpha.detach(), covered)
+        return self.image + (1 - covered)[..., None] * (background - 1)
+
+
+def make_views(
+    images: Float[Tensor, "c 3 h w"],
+    cameras: Camera,
+    foreground: Float[Tensor, "c h w"] | None,
+    divisor: int = 1,
+) -> list[View]:
+    """Views at the size of the images divided by ``divisor``.
+
+    Args:
+        images: RGB in [0, 1], over white where ``foreground`` is known.
+        cameras: C of them.
+        foreground: masks in [0, 1].
+        divisor: images and masks are averaged over squares of this side.
+    """
+    if divisor > 1:
+        height, width = images.shape[-2] // divisor, images.shape[-1] // divisor
+        images = F.interpolate(images, (height, width), mode="area")
+        cameras = cameras.resized(width, height)
+        if foreground is not None:
+            foreground = F.interpolate(foreground[:, None], (height, width), mode="area")[:, 0]
+    views = []
+    for index, image in enumerate(images):
+        mask = band = None
+        if foreground is not None:
+            soft = foreground[index]
+            mask = (soft > 0).to(soft) if bool(((soft > 0) & (soft < 1)).any()) else soft
+            band = boundary_band(mask)
+        views.append(View(cameras[index], image.permute(1, 2, 0).contiguous(), mask, band))
+    return views

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small objects for tests."""
+
+import torch
+
+from anomalib_pose.geometry import Camera, look_at
+from anomalib_pose.scene import GaussianScene
+
+CAMERA = Camera.from_fov(
+    look_at(torch.tensor([0.0, -3.0, 0.5]), torch.zeros(3), torch.tensor([0.0, 0, 1])), 0.7, 32, 24
+)
+
+
+def make_scene(count: int = 40, sh_degree: int = 1, seed: int = 0) -> GaussianScene:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    scene = GaussianScene(sh_degree, "cpu")
+    scene.set_raw(
+        {
+            "means": 0.3 * normal(count, 3),
+            "quats": normal(count, 4),
+            "log_scales": -2.5 + 0.3 * normal(count, 3),
+            "logit_opacities": 1 + normal(count),
+            "sh": 0.5 * normal(count, (sh_degree + 1) ** 2, 3),
+        }
+    )
+    return scene
+
+
+def make_toy(count: int = 1500) -> GaussianScene:
+    """An opaque, asymmetric body with patches of colour, which a pose can be found of."""
+    generator = torch.Generator().manual_seed(5)
+    direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    bumps = 1 + 0.35 * torch.sin(3 * direction[:, :1] + 1) * torch.cos(2 * direction[:, 1:2]) + 0.3 * direction[:, 2:]
+    phases = torch.tensor([[4.0, 1.0, 2.0], [1.0, 5.0, 3.0], [2.0, 3.0, 6.0]])
+    colours = 0.5 + 0.35 * torch.sin(direction @ phases + torch.tensor([0.3, 1.1, 2.0]))
+    scene = GaussianScene(0, "cpu")
+    scene.set_raw(
+        {
+            "means": 0.55 * bumps * direction * torch.tensor([1.0, 0.7, 0.8]),
+            "quats": torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
+            "log_scales": torch.full((count, 3), -3.2),
+            "logit_opacities": torch.full((count,), 3.0),
+            "sh": ((colours - 0.5) / 0.28209479)[:, None],
+        }
+    )
+    return scene

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import torch
+
+from anomalib_pose.geometry import Camera, look_at, mad_lattice, pose_error, view_sphere
+from anomalib_pose.pose import GaussNewtonRefiner, PoseEstimator, Query, ViewBank, bank_poses, make_refiner
+from sample_scenes import make_toy
+
+UP = torch.tensor([0.0, 0, 1])
+TRAINING = Camera.from_fov(view_sphere(40, 3.0, 1.2, -1.2), 0.7, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    scene, bank = make_toy(), ViewBank(12.0)
+    bank.build(scene, TRAINING)
+    return scene, bank
+
+
+def render_query(scene, pose: torch.Tensor, *, size: int = 64) -> Query:
+    camera = Camera.from_fov(pose, 0.7, size, size)
+    output = scene.render(camera, torch.ones(3))
+    return Query(output.rgb.permute(2, 0, 1).clamp(0, 1), camera.K, (output.alpha > 0.5).float())
+
+
+def test_bank_fills_the_hole_of_the_lattice():
+    cameras = Camera.from_fov(mad_lattice(3.5), 0.69, 64, 64)
+    poses = bank_poses(cameras, torch.zeros(3), math.radians(8))
+    torch.testing.assert_close(poses[:210], cameras.camera_to_world)
+    directions = torch.nn.functional.normalize(poses[:, :3, 3], dim=-1)
+    azimuth = math.radians(100)  # the middle of the hole between 80 and 120 degrees
+    middle = torch.tensor([math.cos(azimuth), math.sin(azimuth), 0.0])
+    assert torch.rad2deg(torch.acos((directions @ middle).max().clamp(max=1))) < 8
+    torch.testing.assert_close(poses[:, :3, 3].norm(dim=-1), torch.full((len(poses),), 3.5), atol=1e-4, rtol=0)
+    # Upright: the camera's x axis is horizontal.
+    assert poses[210:, 2, 0].abs().max() < 0.02
+
+
+def test_bank_keeps_to_where_the_cameras_were():
+    front = view_sphere(200, 3.0)
+    front = front[front[:, 0, 3] > 2.0]
+    poses = bank_poses(Camera.from_fov(front, 0.7, 64, 64), torch.zeros(3), math.radians(8), math.radians(20))
+    directions, known = (torch.nn.functional.normalize(p[:, :3, 3], dim=-1) for p in (poses, front))
+    assert torch.rad2deg(torch.acos((directions @ known.T).amax(1).clamp(max=1))).max() < 20.1
+
+
+def test_unknown_poses_are_found(fitted):
+    scene, bank = fitted
+    estimator = PoseEstimator(GaussNewtonRefiner(), starts=3)
+    for pose in view_sphere(12, 3.1, 1.0, -1.0, azimuth_offset=0.4):
+        estimate = estimator(scene, bank, render_query(scene, pose))
+        angle, distance = pose_error(estimate.camera.camera_to_world, pose)
+        assert math.degrees(angle) < 0.2
+        assert distance < 0.02
+        assert estimate.confidence > 0.8
+
+
+def test_query_without_an_object_has_a_low_confidence_and_finite_residual(fitted):
+    scene, bank = fitted
+    estimator = PoseEstimator(GaussNewtonRefiner(), starts=2)
+    for foreground in (torch.zeros(64, 64), None):
+        estimate = estimator(scene, bank, Query(torch.ones(3, 64, 64), TRAINING.K[0], foreground))
+        assert estimate.confidence < 0.2
+        assert math.isfinite(estimate.residual)
+        assert estimate.camera.camera_to_world.isfinite().all()
+    noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert estimator(scene, bank, Query(noise, TRAINING.K[0])).confidence < 0.3
+
+
+def test_box_thumbnails_find_an_object_off_the_axis():
+    """Hand-held cameras: distance and aim differ, so that the frame says nothing."""
+    generator = torch.Generator().manual_seed(1)
+    eyes = view_sphere(60, 1.0, 1.0, -0.5)[:, :3, 3] * (2.5 + torch.rand(60, 1, generator=generator))
+    poses = torch.stack([look_at(eye, 0.3 * torch.randn(3, generator=generator), UP) for eye in eyes])
+    cameras = Camera.from_fov(poses, 0.9, 64, 64)
+    scene, bank = make_toy(), ViewBank(12.0)
+    bank.build(scene, cameras[:50])
+    assert bool(bank.by_box)
+    estimator = PoseEstimator(GaussNewtonRefiner(), starts=4)
+    for index in range(50, 60):
+        output = scene.render(cameras[index], torch.ones(3))
+        query = Query(output.rgb.permute(2, 0, 1).clamp(0, 1), cameras.K[index], (output.alpha > 0.5).float())
+        estimate = estimator(scene, bank, query)
+        assert math.degrees(pose_error(estimate.camera.camera_to_world, poses[index])[0]) < 1, index
+
+
+def test_bank_reloads_with_another_number_of_views(fitted):
+    scene, bank = fitted
+    other = ViewBank(12.0)
+    other.load_state_dict(bank.state_dict())
+    query = render_query(scene, view_sphere(7, 3.0)[3])
+    for first, second in zip(bank.nearest(query, 3), other.nearest(query, 3), strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_mistakes_are_named(fitted):
+    scene, _ = fitted
+    with pytest.raises(ValueError, match="bank is empty"):
+        ViewBank().nearest(render_query(scene, view_sphere(3, 3.0)[0]), 1)
+    with pytest.raises(ValueError, match="At least one start"):
+        PoseEstimator(GaussNewtonRefiner(), starts=0)
+    with pytest.raises(ValueError, match="'gauss_newton' or 'adam'"):
+        make_refiner("magic")
+    with pytest.raises(ValueError, match="angle in degrees above 0"):
+        ViewBank(0.0)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import torch
+
+from anomalib_pose.geometry import Camera, look_at, pose_error, se3_exp
+from anomalib_pose.pose import AdamRefiner, GaussNewtonRefiner, Query
+from anomalib_pose.pose.gauss_newton import _projection_jacobian, _surface
+from anomalib_pose.pose.pyramid import central_differences, gaussian_blur
+from sample_scenes import make_toy
+
+EYE = torch.tensor([1.2, -2.5, 1.0])
+TRUTH = look_at(EYE, torch.zeros(3), torch.tensor([0.0, 0, 1]))
+CAMERA = Camera.from_fov(TRUTH, 0.7, 96, 96)
+
+
+def query_of(scene, *, masked: bool = True) -> Query:
+    output = scene.render(CAMERA, torch.ones(3))
+    image = output.rgb.permute(2, 0, 1).clamp(0, 1)
+    return Query(image, CAMERA.K, (output.alpha > 0.5).float() if masked else None)
+
+
+def start_off_by(degrees: float, share: float, seed: int) -> torch.Tensor:
+    """The camera turned about the object and shifted by a share of its distance."""
+    generator = torch.Generator().manual_seed(seed)
+    axis = torch.nn.functional.normalize(torch.randn(3, generator=generator), dim=0)
+    shift = torch.nn.functional.normalize(torch.randn(3, generator=generator), dim=0)
+    moved = se3_exp(torch.cat([torch.zeros(3), math.radians(degrees) * axis])) @ TRUTH
+    moved[:3, 3] += share * EYE.norm() * shift
+    return moved
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(("degrees", "share"), [(3.0, 0.02), (10.0, 0.05), (15.0, 0.08)])
+def test_gauss_newton_recovers_a_known_pose(degrees, share, masked):
+    scene = make_toy()
+    query = query_of(scene, masked=masked)
+    for seed in range(3):
+        found = GaussNewtonRefiner()(scene, query, start_off_by(degrees, share, seed)[None])
+        angle, distance = pose_error(found.camera_to_world, TRUTH)
+        assert math.degrees(angle) < 0.1, (seed, degrees)
+        assert distance < 0.005 * EYE.norm()
+        assert found.n_renders < 60
+
+
+def test_gauss_newton_ignores_a_defect():
+    """A fifth of the object is covered by something else: robust weights keep it from pulling the pose."""
+    scene = make_toy()
+    query = query_of(scene)
+    image = query.image.clone()
+    image[:, 40:56, 40:56] = torch.tensor([0.9, 0.1, 0.9])[:, None, None]
+    found = GaussNewtonRefiner()(scene, Query(image, query.K, query.foreground), start_off_by(8, 0.04, 1)[None])
+    angle, _ = pose_error(found.camera_to_world, TRUTH)
+    assert math.degrees(angle) < 0.5
+
+
+def test_the_better_of_two_starts_wins():
+    scene = make_toy()
+    opposite = look_at(-EYE, torch.zeros(3), torch.tensor([0.0, 0, 1]))
+    found = GaussNewtonRefiner()(scene, query_of(scene), torch.stack([opposite, start_off_by(8, 0.04, 2)]))
+    assert math.degrees(pose_error(found.camera_to_world, TRUTH)[0]) < 0.1
+
+
+def test_adam_recovers_a_known_pose():
+    scene = make_toy()
+    start = start_off_by(5, 0.02, 0)
+    found = AdamRefiner(steps=120)(scene, query_of(scene), start[None])
+    before, after = pose_error(start, TRUTH)[0], pose_error(found.camera_to_world, TRUTH)[0]
+    assert math.degrees(after) < 0.5
+    assert after < before / 5
+    rotation = found.camera_to_world[:3, :3]
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3), atol=1e-5, rtol=0)
+
+
+def test_jacobian_of_the_projection_against_differences():
+    K = torch.tensor([[90.0, 0, 31], [0, 80.0, 25], [0, 0, 1]], dtype=torch.float64)
+    u, v, z = (torch.tensor([value], dtype=torch.float64) for value in (40.0, 10.0, 2.5))
+    point = z * torch.linalg.inv(K) @ torch.stack([u[0], v[0], torch.ones(())]).double()
+    by_u, by_v = _projection_jacobian(K, u, v, z)
+
+    def project(tangent: torch.Tensor) -> torch.Tensor:
+        moved = K @ (se3_exp(tangent) @ torch.cat([point, torch.ones(1, dtype=torch.float64)]))[:3]
+        return moved[:2] / moved[2]
+
+    expected = torch.autograd.functional.jacobian(project, torch.zeros(6, dtype=torch.float64))
+    torch.testing.assert_close(torch.cat([by_u, by_v]), expected, atol=1e-8, rtol=1e-8)
+
+
+def test_surface_reaches_two_pixels_beyond_the_silhouette():
+    depth, alpha = torch.zeros(9, 9), torch.zeros(9, 9)
+    depth[4, 4], alpha[4, 4] = 3.0, 1.0
+    z, pixels = _surface(depth, alpha)
+    assert pixels.sum() == 25
+    assert (z[2:7, 2:7] == 3).all()
+
+
+def test_blur_and_differences_against_scipy():
+    from scipy import ndimage
+
+    image = torch.rand(3, 20, 31, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = ndimage.gaussian_filter(image.numpy(), (0, 1.5, 1.5), mode="nearest", truncate=3.0)
+    torch.testing.assert_close(gaussian_blur(image, 1.5), torch.from_numpy(expected), atol=1e-12, rtol=0)
+    along_x, along_y = central_differences(image)
+    torch.testing.assert_close(along_x[:, 5, 7], (image[:, 5, 8] - image[:, 5, 6]) / 2)
+    torch.testing.assert_close(along_y[:, 5, 7], (image[:, 6, 7] - image[:, 4, 7]) / 2)
