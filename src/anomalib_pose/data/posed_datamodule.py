@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the datamodules of posed images share, and the folders of queries they read."""
+
+from pathlib import Path
+
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import LabelName
+
+from anomalib_pose.data.images import check_mask_size, image_files
+from anomalib_pose.data.posed_dataset import PosedDataset
+
+_VAL_SPLIT_MODES = ("same_as_test", "from_test", "from_train")
+
+
+class PosedDataModule(AnomalibDataModule):
+    """Datamodule whose images are resized together with their intrinsics, and whose test set is complete as it is.
+
+    Args:
+        train_batch_size: images in a training batch.
+        eval_batch_size: images in a batch of validation, test and prediction.
+        num_workers: processes that load images.
+        val_split_mode: ``same_as_test``, ``from_test`` or ``from_train``.
+        val_split_ratio: share of the images that ``from_test`` and ``from_train`` take.
+        seed: makes that choice repeatable.
+
+    Raises:
+        ValueError: if ``val_split_mode`` is another: ``none`` leaves the host without thresholds, and the host's
+            synthetic defects lose the poses.
+    """
+
+    train_data: PosedDataset
+    val_data: PosedDataset
+    test_data: PosedDataset
+
+    def __init__(
+        self,
+        train_batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        val_split_mode: str = "same_as_test",
+        val_split_ratio: float = 0.5,
+        seed: int | None = None,
+    ) -> None:
+        if str(getattr(val_split_mode, "value", val_split_mode)) not in _VAL_SPLIT_MODES:
+            msg = f"val_split_mode should be one of {', '.join(_VAL_SPLIT_MODES)}, got {val_split_mode!r}."
+            raise ValueError(msg)
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            val_split_mode=val_split_mode,
+            val_split_ratio=val_split_ratio,
+            test_split_mode="from_dir",
+            seed=seed,
+        )
+
+    def _create_test_split(self) -> None:
+        """Keep the test set: the host would take normal images from the training set where it has none."""
+
+
+def labelled_images(folder: Path, mask_folder: Path | None) -> list[tuple[Path, LabelName, Path | None]]:
+    """Images of the subfolders of a test folder, with labels and masks.
+
+    A subfolder is normal if its name is ``good``, or ``good`` before the first underscore. The mask of
+    ``<folder>/<kind>/<name>.png`` is ``<mask_folder>/<kind>/<name>_mask.png`` or ``<name>.png``.
+
+    Args:
+        folder: has one subfolder for each kind of image.
+        mask_folder: has one subfolder for each kind of defect; None if there are no masks.
+
+    Raises:
+        FileNotFoundError: if a folder or a mask is missing, or there is no image.
+        ValueError: if a mask has no image, or another size than its image.
+    """
+    if not folder.is_dir():
+        msg = f"There is no folder {folder}: expected subfolders 'good' and one for each kind of defect in it."
+        raise FileNotFoundError(msg)
+    found: list[tuple[Path, LabelName, Path | None]] = []
+    for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
+        images = image_files(kind)
+        if kind.name.split("_")[0] == "good":
+            found += [(image, LabelName.NORMAL, None) for image in images]
+            continue
+        masks = _masks(kind, images, mask_folder)
+        found += [(image, LabelName.ABNORMAL, masks.get(image)) for image in images]
+    if not found:
+        msg = f"There are no test images in {folder}: expected images in its subfolders 'good' and kinds of defects."
+        raise FileNotFoundError(msg)
+    if mask_folder is not None:
+        _check_kinds(folder, mask_folder)
+    return found
+
+
+def _masks(kind: Path, images: list[Path], mask_folder: Path | None) -> dict[Path, Path]:
+    """The mask of every image of a kind of defect."""
+    if mask_folder is None:
+        return {}
+    folder = mask_folder / kind.name
+    if images and not folder.is_dir():
+        msg = f"The images of {kind} have no masks: expected them in {folder}."
+        raise FileNotFoundError(msg)
+    masks = {path.stem: path for path in image_files(folder)} if folder.is_dir() else {}
+    matched = {}
+    for image in images:
+        mask = masks.get(f"{image.stem}_mask", masks.get(image.stem))
+        if mask is None:
+            msg = f"The image {image} has no mask: expected {folder / (image.stem + '_mask.png')}."
+            raise FileNotFoundError(msg)
+        check_mask_size(mask, image)
+        matched[image] = mask
+    spare = sorted(set(masks.values()) - set(matched.values()))
+    if spare:
+        msg = f"The mask {spare[0]} has no image in {kind}: add the image, or remove the mask."
+        raise ValueError(msg)
+    return matched
+
+
+def _check_kinds(folder: Path, mask_folder: Path) -> None:
+    """Every folder of masks should belong to a folder of images."""
+    if not mask_folder.is_dir():
+        return
+    for kind in sorted(path for path in mask_folder.iterdir() if path.is_dir()):
+        masks = image_files(kind)
+        if masks and not (folder / kind.name).is_dir():
+            msg = f"The mask {masks[0]} has no image: there is no folder {folder / kind.name}."
+            raise ValueError(msg)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reader of ``transforms.json`` as Blender's NeRF exporters, nerfstudio and instant-ngp write it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomalib_pose.data.images import SUFFIXES, check_mask_size, image_size
+from anomalib_pose.geometry import Camera, resize_intrinsics
+
+_SUPPORTED = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL")
+_COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3")
+_BEYOND_OPENCV = ("k4", "k5", "k6")
+_RIGID_TOLERANCE = 1e-3
+ASPECT_TOLERANCE = 0.02
+"""By what share the aspect of two images of one camera may differ for one to be stretched to the other's size."""
+
+
+@dataclass(frozen=True)
+class PosedFrame:
+    """One image file and its camera.
+
+    Args:
+        image_path: the image.
+        mask_path: mask of the object, or None.
+        camera_to_world: pose (4, 4), OpenCV axes, float64; None if it is not known.
+        K: intrinsics (3, 3) in pixels of the stored image, float64.
+        width: width of the stored image in pixels.
+        height: height of the stored image in pixels.
+        distortion: OpenCV's k1, k2, p1, p2, k3; empty for a pinhole camera.
+    """
+
+    image_path: Path
+    mask_path: Path | None
+    camera_to_world: Tensor | None
+    K: Tensor
+    width: int
+    height: int
+    distortion: tuple[float, ...] = ()
+
+
+def read_transforms(path: Path) -> list[PosedFrame]:
+    """Read the posed images of a ``transforms.json``.
+
+    Understood are ``camera_angle_x`` (and ``camera_angle_y``), or ``fl_x, fl_y, cx, cy, w, h``, for all frames or per
+    frame; ``file_path`` with or without its suffix; ``mask_path``; and OpenCV's distortion coefficients. Everything
+    else, ``aabb_scale`` for example, is passed over. Where ``w`` and ``h`` are not the size of the stored image, the
+    intrinsics are scaled to it.
+
+    Args:
+        path: the file; paths in it are relative to its folder.
+
+    Returns:
+        Frames in the order of the file.
+
+    Raises:
+        FileNotFoundError: if the file, or an image or mask it names, does not exist.
+        ValueError: if it is no JSON, has no frames or no intrinsics, a pose is not rigid or not finite, the camera
+            model is not supported, or images differ in size without intrinsics of their own. The file is named.
+    """
+    content = read_json(path)
+    entries = content.get("frames")
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        msg = f"{path} has no frames: expected a list 'frames' of objects with 'file_path' and 'transform_matrix'."
+        raise ValueError(msg)
+    shared = {key: value for key, value in content.items() if key != "frames"}
+    frames = [_Entry(path, entry, shared).frame() for entry in entries]
+    _check_together(path, frames, entries)
+    return frames
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no JSON object.
+    """
+    if not path.is_file():
+        msg = f"There is no {path.name} in {path.parent}: expected the camera poses there."
+        raise FileNotFoundError(msg)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        msg = f"{path} is not valid JSON: {error}."
+        raise ValueError(msg) from error
+    if not isinstance(content, dict):
+        msg = f"{path} should hold a JSON object, got a {type(content).__name__}."
+        raise ValueError(msg)  # noqa: TRY004
+    return content
+
+
+def read_pose(matrix: Any, where: str) -> Tensor:
+    """Camera-to-world pose (4, 4) with OpenCV axes, float64, of a stored OpenGL matrix.
+
+    Rounding in the file is undone: the rotation is the one nearest to what is stored.
+
+    Args:
+        matrix: nested lists, 4 x 4 or the upper 3 x 4.
+        where: file and frame, for the error.
+
+    Raises:
+        ValueError: if it is no matrix of finite numbers, or no rigid motion.
+    """
+    try:
+        pose = torch.tensor(matrix, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"{where} has no readable transform_matrix: expected 4 x 4 numbers ({error})."
+        raise ValueError(msg) from error
+    if pose.shape not in {(4, 4), (3, 4)}:
+        msg = f"{where} should have a transform_matrix of 4 x 4 numbers, got shape {tuple(pose.shape)}."
+        raise ValueError(msg)
+    if not bool(pose.isfinite().all()):
+        msg = f"{where} has a transform_matrix with NaN or infinite numbers: remove the frame or pose it again."
+        raise ValueError(msg)
+    rotation = pose[:3, :3]
+    deviation = float((rotation @ rotation.T - torch.eye(3)).abs().max())
+    determinant = float(torch.linalg.det(rotation))
+    last = pose.new_tensor([0, 0, 0, 1])
+    if deviation > _RIGID_TOLERANCE or determinant < 0 or (len(pose) == 4 and not torch.allclose(pose[3], last)):
+        msg = (
+            f"{where} has a transform_matrix that is no rigid motion: rotation off by {deviation:.2g}, determinant "
+            f"{determinant:.3g}, last row {pose[3:].flatten().tolist()}. Expected a rotation without scale or mirror."
+        )
+        raise ValueError(msg)
+    left, _, right = torch.linalg.svd(rotation)
+    rigid = torch.eye(4, dtype=torch.float64)
+    rigid[:3, :3] = left @ right
+    rigid[:3, 3] = pose[:3, 3]
+    return Camera.from_opengl(rigid, torch.eye(3, dtype=torch.float64), 1, 1).camera_to_world
+
+
+def same_aspect(width: int, height: int, other_width: int, other_height: int) -> bool:
+    """Whether one image may be stretched to the other's size, both being views of one camera."""
+    return abs(math.log(width * other_height / (height * other_width))) <= ASPECT_TOLERANCE
+
+
+class _Entry:
+    """One frame of the file, and what the file says of all frames."""
+
+    def __init__(self, path: Path, own: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+        self.path, self.own, self.shared = path, own, shared
+        self.values = {**shared, **own}
+        name = own.get("file_path")
+        if not isinstance(name, str) or not name:
+            msg = f"{path} has a frame without 'file_path'."
+            raise ValueError(msg)
+        self.where = f"{path}, frame {name!r},"
+
+    def frame(self) -> PosedFrame:
+        """Check and convert everything."""
+        image_path = self._file(self.own["file_path"])
+        mask_path = self._file(self.own["mask_path"]) if self.own.get("mask_path") else None
+        if mask_path is not None:
+            check_mask_size(mask_path, image_path)
+        if "transform_matrix" not in self.own:
+            msg = f"{self.where} has no 'transform_matrix'."
+            raise ValueError(msg)
+        pose = read_pose(self.own["transform_matrix"], self.where)
+        width, height = image_size(image_path)
+        return PosedFrame(image_path, mask_path, pose, self._intrinsics(width, height), width, height, self._lens())
+
+    def _file(self, name: str) -> Path:
+        stored = self.path.parent / name.replace("\\", "/")
+        for candidate in (stored, *(stored.with_name(stored.name + suffix) for suffix in SUFFIXES)):
+            if candidate.is_file():
+                return candidate
+        msg = f"{self.where} names the file {stored}, which does not exist."
+        raise FileNotFoundError(msg)
+
+    def _number(self, values: Mapping[str, Any], key: str, default: float) -> float:
+        value = values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            msg = f"{self.where} should have a finite number as {key!r}, got {value!r}."
+            raise ValueError(msg)
+        return float(value)
+
+    def _intrinsics(self, width: int, height: int) -> Tensor:
+        """K (3, 3) of the stored image, which may be smaller than the one the file speaks of."""
+        stated_width, stated_height = self._number(self.values, "w", width), self._number(self.values, "h", height)
+        if (
+            stated_width <= 0
+            or stated_height <= 0
+            or not same_aspect(round(stated_width), round(stated_height), width, height)
+        ):
+            msg = (
+                f"{self.where} says w = {stated_width:g}, h = {stated_height:g}, but the image is {width} x {height}: "
+                "expected the same aspect."
+            )
+            raise ValueError(msg)
+        focal_x, focal_y = self._focal(stated_width, stated_height)
+        cx = self._number(self.values, "cx", stated_width / 2)
+        cy = self._number(self.values, "cy", stated_height / 2)
+        matrix = torch.tensor([[focal_x, 0, cx], [0, focal_y, cy], [0, 0, 1]], dtype=torch.float64)
+        return resize_intrinsics(matrix, round(stated_width), round(stated_height), width, height)
+
+    def _focal(self, width: float, height: float) -> tuple[float, float]:
+        for values in (self.own, self.shared):
+            if "fl_x" in values:
+                focal_x = self._positive(values, "fl_x", math.inf)
+                return focal_x, self._positive(values, "fl_y", math.inf, focal_x)
+            if "camera_angle_x" in values:
+                focal_x = 0.5 * width / math.tan(0.5 * self._positive(values, "camera_angle_x", math.pi))
+                if "camera_angle_y" not in values:
+                    return focal_x, focal_x
+                return focal_x, 0.5 * height / math.tan(0.5 * self._positive(values, "camera_angle_y", math.pi))
+        msg = f"{self.where} has no intrinsics: expected 'camera_angle_x' (radians) or 'fl_x' (pixels)."
+        raise ValueError(msg)
+
+    def _positive(self, values: Mapping[str, Any], key: str, below: float, default: float = math.nan) -> float:
+        number = self._number(values, key, default)
+        if not 0 < number < below:
+            msg = f"{self.where} should have {key!r} above 0" + ("" if below == math.inf else f" and below {below:.4g}")
+            msg += f", got {number:g}."
+            raise ValueError(msg)
+        return number
+
+    def _lens(self) -> tuple[float, ...]:
+        """Distortion coefficients, or none if all are zero."""
+        model = str(self.values.get("camera_model", "OPENCV"))
+        if model.upper() not in _SUPPORTED or self.values.get("is_fisheye"):
+            model = "fisheye" if self.values.get("is_fisheye") else model
+            msg = (
+                f"{self.where} has the camera model {model!r}, which is not supported: expected one of "
+                f"{', '.join(_SUPPORTED)}. Undistort the images first."
+            )
+            raise ValueError(msg)
+        beyond = [key for key in _BEYOND_OPENCV if self._number(self.values, key, 0) != 0]
+        if beyond:
+            msg = (
+                f"{self.where} has the camera model {model!r} with {', '.join(beyond)}, which is not supported: "
+                f"expected {', '.join(_COEFFICIENTS)} alone. Undistort the images first."
+            )
+            raise ValueError(msg)
+        coefficients = tuple(self._number(self.values, key, 0) for key in _COEFFICIENTS)
+        return coefficients if any(coefficients) else ()
+
+
+def _check_together(path: Path, frames: list[PosedFrame], entries: list[dict[str, Any]]) -> None:
+    """Checks that no frame allows alone."""
+    seen: set[Path] = set()
+    for frame in frames:
+        if frame.image_path in seen:
+            msg = f"{path} has two frames with the image {frame.image_path}: remove one."
+            raise ValueError(msg)
+        seen.add(frame.image_path)
+    first = frames[0]
+    for frame, entry in zip(frames, entries, strict=True):
+        if (frame.width, frame.height) != (first.width, first.height) and not {"fl_x", "camera_angle_x"} & set(entry):
+            msg = (
+                f"{path} has one camera for all frames, but {frame.image_path} is {frame.width} x {frame.height} and "
+                f"{first.image_path} is {first.width} x {first.height}. Give every frame its intrinsics, or one size."
+            )
+            raise ValueError(msg)
