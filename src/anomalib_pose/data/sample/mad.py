@@ -85,7 +85,7 @@ def write_mad(
     toy = build_toy(category, seed)
     baked = bake_light(toy.mesh, light)
     total = views + test_good + test_per_defect * len(DEFECTS)
-    with _finished_or_nothing(folder) as partial, Progress(disable=not progress, transient=True) as bar:
+    with _finished_or_nothing(folder) as partial, _one_thread(), Progress(disable=not progress, transient=True) as bar:
         task = bar.add_task(f"Drawing {category}", total=total)
 
         def step() -> None:
@@ -220,6 +220,17 @@ def _finished_or_nothing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch's operations here are too small to gain from threads, and on a busy machine they lose much by them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
