@@ -75,17 +75,17 @@ def labelled_images(folder: Path, mask_folder: Path | None) -> list[tuple[Path, 
     if not folder.is_dir():
         msg = f"There is no folder {folder}: expected subfolders 'good' and one for each kind of defect in it."
         raise FileNotFoundError(msg)
+    kinds = {path: image_files(path) for path in sorted(folder.iterdir()) if path.is_dir() and path != mask_folder}
+    if not any(kinds.values()):
+        msg = f"There are no test images in {folder}: expected images in its subfolders 'good' and kinds of defects."
+        raise FileNotFoundError(msg)
     found: list[tuple[Path, LabelName, Path | None]] = []
-    for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
-        images = image_files(kind)
+    for kind, images in kinds.items():
         if kind.name.split("_")[0] == "good":
             found += [(image, LabelName.NORMAL, None) for image in images]
             continue
         masks = _masks(kind, images, mask_folder)
         found += [(image, LabelName.ABNORMAL, masks.get(image)) for image in images]
-    if not found:
-        msg = f"There are no test images in {folder}: expected images in its subfolders 'good' and kinds of defects."
-        raise FileNotFoundError(msg)
     if mask_folder is not None:
         _check_kinds(folder, mask_folder)
     return found
