@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the stock ``anomalib`` command and API find the plug-in's models and data modules by their short names.
+
+anomalib 2.7 looks for no plug-ins, but it imports torch, and torch calls every entry point of the group
+``torch.backends`` when it is imported. :func:`install` is such an entry point. It imports neither anomalib nor the
+plug-in: it leaves a finder behind that calls :func:`anomalib_pose.plugin.register` as soon as anomalib is imported.
+
+An entry point of that group that fails breaks ``import torch`` for the whole environment. Therefore this module lies
+outside the package, uses the standard library alone, and turns every failure into a logged warning.
+
+Set ``ANOMALIB_POSE_AUTOLOAD=0`` to switch it off; ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` has the same effect, for torch
+then calls no entry point at all. Dotted class paths, ``anomalib_pose.register()`` and the command ``anomalib-pose``
+work without it.
+"""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+SWITCH = "ANOMALIB_POSE_AUTOLOAD"
+HOST_MODULES = ("anomalib.data", "anomalib.models", "anomalib.visualization", "anomalib.engine", "anomalib.pipelines")
+
+_logger = logging.getLogger(__name__)
+_told: set[str] = set()
+
+
+def install() -> None:
+    """Watch for the import of anomalib, then register. Never raises; may be called any number of times."""
+    try:
+        if os.environ.get(SWITCH, "1").strip().lower() in {"0", "false", "no", "off"}:
+            return
+        if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Finder())
+        # torch is often imported by anomalib itself, whose package is then half imported already
+        if any(name in sys.modules for name in HOST_MODULES):
+            _register()
+    except Exception as error:  # an error here would break `import torch`
+        _warn(error)
+
+
+def _register() -> None:
+    """Call the plug-in; whatever it raises, short of the user's interrupt, becomes a warning."""
+    try:
+        importlib.import_module("anomalib_pose.plugin").register(import_host=False)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit and the panics of compiled modules
+        _warn(error)
+
+
+def _warn(error: BaseException) -> None:
+    """Log a failure, once: it repeats for each part of anomalib that is imported."""
+    kind = type(error).__name__
+    if kind in _told:
+        return
+    _told.add(kind)
+    _logger.warning(
+        "anomalib_pose could not be registered with anomalib (%s: %s); its short names are unknown there. "
+        "Set %s=0 to switch the registration off.",
+        kind,
+        error,
+        SWITCH,
+    )
+
+
+class _Finder(MetaPathFinder):
+    """Finds the modules of `HOST_MODULES` as the other finders do, and wraps their loaders."""
+
+    def __init__(self) -> None:
+        self.waiting = {name for name in HOST_MODULES if name not in sys.modules}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.waiting:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, self)
+                return spec
+        return None
+
+    def loaded(self, name: str) -> None:
+        """Forget a module that has been loaded; when it was the last one, leave the import system."""
+        self.waiting.discard(name)
+        if not self.waiting and self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+
+class _Loader(Loader):
+    """Runs the real loader, gives the module back to it, then registers."""
+
+    def __init__(self, loader: Any, finder: _Finder) -> None:
+        self.loader = loader
+        self.finder = finder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        self.finder.loaded(module.__name__)
+        _register()
