@@ -1,10 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Posed images as anomalib items, batches and datamodules."""
+"""Posed images as anomalib items, batches and datamodules.
 
-from anomalib_pose.data.dataclasses import PoseBatch, PoseItem
-from anomalib_pose.data.mad import MAD
-from anomalib_pose.data.posed_dataset import PosedDataset
-from anomalib_pose.data.posed_folder import PosedFolder
-from anomalib_pose.data.transforms_json import PosedFrame, read_transforms
+Names are looked up on first use: ``anomalib_pose.data.sample`` draws its data sets without waiting for anomalib.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anomalib_pose.data.dataclasses import PoseBatch, PoseItem
+    from anomalib_pose.data.mad import MAD
+    from anomalib_pose.data.posed_dataset import PosedDataset
+    from anomalib_pose.data.posed_folder import PosedFolder
+    from anomalib_pose.data.transforms_json import PosedFrame, read_transforms
 
 __all__ = ["MAD", "PoseBatch", "PoseItem", "PosedDataset", "PosedFolder", "PosedFrame", "read_transforms"]
+
+_MODULES = {
+    "MAD": "mad",
+    "PoseBatch": "dataclasses",
+    "PoseItem": "dataclasses",
+    "PosedDataset": "posed_dataset",
+    "PosedFolder": "posed_folder",
+    "PosedFrame": "transforms_json",
+    "read_transforms": "transforms_json",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

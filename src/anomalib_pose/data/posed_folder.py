@@ -29,7 +29,7 @@ class PosedFolder(PosedDataModule):
       folder itself if nobody knows their labels. They have no poses, and the intrinsics of the training images.
 
     Queries without labels can be predicted, not tested; every n-th image of the file then serves to choose the
-    threshold.
+    threshold. Held-out queries alone are all good: they tell the pose error and false alarms, and AUROC means nothing.
 
     Args:
         root: folder with ``transforms.json``.
@@ -163,6 +163,8 @@ class PosedFolder(PosedDataModule):
                 "into subfolders 'good' and kinds of defects, or call predict."
             )
             raise ValueError(msg)
+        if not self.test_data.has_anomalous:
+            logger.warning("All queries of %s are good: AUROC and the like mean nothing, false alarms do.", self.root)
         return super().test_dataloader()
 
     def predict_dataloader(self) -> DataLoader:

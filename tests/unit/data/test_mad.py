@@ -231,6 +231,15 @@ def test_masks_named_like_their_images_and_folders_such_as_good_1(root):
     assert int(items["Burrs/1.png"].gt_mask.sum()) == 28
 
 
+def test_a_configuration_file_makes_the_datamodule(root, tmp_path):
+    config = tmp_path / "mad.yaml"
+    arguments = {"root": str(root), "category": "01Gorilla", "image_size": 8, "num_workers": 0}
+    config.write_text(json.dumps({"class_path": "anomalib_pose.data.MAD", "init_args": arguments}))
+    datamodule = MAD.from_config(config, **{"data.train_batch_size": 2})
+    datamodule.setup()
+    assert next(iter(datamodule.train_dataloader())).image.shape == (2, 3, 8, 8)
+
+
 @pytest.mark.parametrize("mode", ["none", "synthetic", "from_dir", "other"])
 def test_validation_that_cannot_work_is_refused_at_once(root, mode):
     with pytest.raises(ValueError, match=f"same_as_test, from_test, from_train, got '{mode}'"):

@@ -73,7 +73,7 @@ def _sees_the_spot(item, tolerance=0.25):
     return float(torch.dist(found, seen)) < tolerance
 
 
-def test_every_nth_image_is_held_out_with_its_true_pose(root):
+def test_every_nth_image_is_held_out_with_its_true_pose(root, caplog):
     datamodule = _setup(root, holdout_every=4, train_batch_size=7)
     assert datamodule.category == "cup"
     held_out, trained = _numbers(datamodule.test_data), _numbers(datamodule.train_data)
@@ -87,6 +87,7 @@ def test_every_nth_image_is_held_out_with_its_true_pose(root):
     batch = next(iter(datamodule.train_dataloader()))
     assert batch.image.shape == (7, 3, 16, 24)
     assert next(iter(datamodule.test_dataloader())).camera_to_world.shape == (1, 4, 4)
+    assert "are good: AUROC" in caplog.text
 
 
 @pytest.mark.parametrize("image_size", [None, 12, 36])
