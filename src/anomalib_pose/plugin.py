@@ -133,7 +133,11 @@ def _register_classes(tried: set[EntryPoint]) -> None:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # another package's fault must not stop anomalib
-                _report(entry, f"{type(error).__name__}: {error}")
+                under_way = _under_way(entry.module)
+                if under_way:
+                    half |= under_way
+                else:
+                    _report(entry, f"{type(error).__name__}: {error}")
     if half:
         _watch(kinds, half)
 
@@ -230,6 +234,12 @@ def _half_imported(name: str) -> bool:
     modules = (sys.modules.get(".".join(parts[:count])) for count in range(1, len(parts) + 1))
     # the import system's own mark; there is no public one
     return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
+
+
+def _under_way(name: str) -> set[str]:
+    """Modules that are just being imported, of the distribution package that a module lies in."""
+    package = name.partition(".")[0]
+    return {m for m in list(sys.modules) if (m == package or m.startswith(f"{package}.")) and _half_imported(m)}
 
 
 class _Watched(ModuleType):

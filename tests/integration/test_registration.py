@@ -145,12 +145,12 @@ def check(site: Path, code: str, **variables: str) -> str:
     "first",
     [
         "anomalib.models",  # imports torch while it is half imported itself
-        "anomalib.data",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in (
                 "torch",
                 "anomalib",
+                "anomalib.data",
                 "anomalib.engine",
                 "anomalib.models.components",
                 "anomalib.models.image",

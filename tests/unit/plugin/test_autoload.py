@@ -42,6 +42,17 @@ class Padim(AnomalibModule): pass
     "anomalib/visualization/image/__init__.py": "",
     "anomalib/visualization/image/functional.py": "def visualize_image(image): return image",
     "anomalib/engine.py": "import torch\nfrom anomalib.models import AnomalibModule",
+    "lazy/__init__.py": """
+def __getattr__(name):
+    if name == "Lazy":
+        from lazy.inner import Lazy
+        return Lazy
+    raise AttributeError(name)
+""",
+    "lazy/inner.py": """
+from anomalib.models import AnomalibModule
+class Lazy(AnomalibModule): pass
+""",
     "plugin.py": """
 import anomalib_pose_autoload
 anomalib_pose_autoload.install()
@@ -56,6 +67,7 @@ class Views(AnomalibDataModule): pass
 anomalib_pose = anomalib_pose_autoload:install
 [anomalib.models]
 pose = plugin:Pose
+lazy = lazy:Lazy
 [anomalib.datamodules]
 views = plugin:Views
 """,
@@ -67,7 +79,8 @@ import anomalib.models, anomalib.data
 from anomalib.models import get_model, ALLOWED_MODULES
 from anomalib.data import get_datamodule
 assert get_model("Pose").__module__ == "plugin" and get_datamodule("Views").__module__ == "plugin"
-assert ALLOWED_MODULES == {"anomalib.models", "plugin"}
+assert get_model("Lazy").__module__ == "lazy.inner"
+assert ALLOWED_MODULES == {"anomalib.models", "plugin", "lazy", "lazy.inner"}
 assert type(anomalib.models) is type(anomalib.data) is type(sys)
 assert anomalib.data.__spec__.loader is anomalib.data.__loader__
 assert type(anomalib.data.__loader__).__name__ == "SourceFileLoader"
@@ -115,6 +128,7 @@ def run(site: Path, code: str, **variables: str) -> str:
         "anomalib.visualization",
         "anomalib.engine",
         "plugin",
+        "lazy.inner",
         "anomalib_pose",
     ],
 )
