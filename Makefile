@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A torch that is already installed or that the package index holds as a CPU build is taken as it is; on a machine with a GPU,
-# or to use another build, set TORCH, for example `make test TORCH=torch`.
-TORCH ?= torch==2.13.0
+# torch and torchvision have to be builds that fit each other. Set TORCH for others than the package index offers, for
+# example TORCH="torch torchvision --index-url <an index of CPU builds>".
+TORCH ?= torch torchvision
+
+SAMPLE ?= sample/MAD
 
 .PHONY: demo test lint venv clean
 
@@ -12,9 +14,15 @@ venv: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	touch $@
+
+$(SAMPLE)/toy: | $(VENV)/installed
+	$(BIN)/python tools/make_sample_data.py mad $(SAMPLE) --category toy --seed 0 --size 160 --test-good 10 --test-per-defect 5
+
+demo: venv $(SAMPLE)/toy
+	$(BIN)/anomalib train --config configs/splatpose_sample.yaml --data.init_args.root $(SAMPLE)
 
 lint: venv
 	$(BIN)/ruff check .

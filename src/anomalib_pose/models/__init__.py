@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models, as anomalib registers them."""
+
+from anomalib_pose.models.splat_pose import SplatPose
+
+__all__ = ["SplatPose"]

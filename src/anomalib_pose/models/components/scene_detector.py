@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline of every scene model in plain PyTorch: fit, bank, pose, reference, comparison, score."""
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anomalib_pose.compare import Comparator
+from anomalib_pose.geometry import Camera, resize_intrinsics
+from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
+from anomalib_pose.scene import Scene, white_foreground
+
+logger = logging.getLogger(__name__)
+
+FitScene = Callable[[nn.Module, Tensor, Camera, Tensor | None, tuple[int, ...]], float]
+"""Fits a scene to images, cameras, masks but for some held-out views, and returns their PSNR."""
+
+
+class ScenePrediction(NamedTuple):
+    """What a scene model says of a batch of queries; the names are those of the batch's fields.
+
+    Args:
+        pred_score: image scores (B,).
+        anomaly_map: pixel scores (B, 1, H, W).
+        reference: rendered defect-free counterparts (B, 3, H, W).
+        estimated_camera_to_world: estimated poses (B, 4, 4).
+        pose_confidence: confidences of the poses (B,), in [0, 1].
+    """
+
+    pred_score: Tensor
+    anomaly_map: Tensor
+    reference: Tensor
+    estimated_camera_to_world: Tensor
+    pose_confidence: Tensor
+
+
+class SceneDetector(nn.Module):
+    """Fits an object, finds the camera of a query, renders the reference there and compares.
+
+    Args:
+        scene: the object; empty until ``fit``.
+        estimator: finds the camera of a query.
+        comparator: turns query and reference into an anomaly map and a score.
+        bank_spacing: angle between the rendered views that the pose search starts from, degrees.
+        holdout_every: every n-th training view is kept from the fitting, to measure PSNR and to calibrate with.
+    """
+
+    intrinsics: Tensor
+    image_size: Tensor
+    white_background: Tensor
+    psnr: Tensor
+
+    def __init__(
+        self,
+        scene: nn.Module,
+        estimator: PoseEstimator,
+        comparator: Comparator,
+        *,
+        bank_spacing: float = 8.0,
+        holdout_every: int = 10,
+    ) -> None:
+        super().__init__()
+        if holdout_every < 2:
+            msg = f"holdout_every should be 2 or more, so that views are left to fit, got {holdout_every}."
+            raise ValueError(msg)
+        self.scene = scene
+        self.bank = ViewBank(bank_spacing)
+        self.estimator = estimator
+        self.comparator = comparator
+        self.holdout_every = holdout_every
+        self.register_buffer("intrinsics", torch.eye(3))
+        self.register_buffer("image_size", torch.zeros(2, dtype=torch.long))
+        self.register_buffer("white_background", torch.tensor(data=False))
+        self.register_buffer("psnr", torch.tensor(float("nan")))
+
+    @property
+    def _rendered(self) -> Scene:
+        return cast("Scene", self.scene)
+
+    def fit(
+        self,
+        images: Float[Tensor, "c 3 h w"],
+        cameras: Camera,
+        foreground: Float[Tensor, "c h w"] | None,
+        fit_scene: FitScene,
+    ) -> None:
+        """Fit the scene, render the bank, and calibrate confidence and comparison on held-out views.
+
+        Args:
+            images: RGB in [0, 1].
+            cameras: C cameras.
+            foreground: masks of the object, or None to take them from a white background where there is one.
+            fit_scene: how the scene is fitted.
+        """
+        images, foreground = self._over_white(images, foreground)
+        count = len(images)
+        held_out = (
+            tuple(range(self.holdout_every // 2, count, self.holdout_every)) if count > self.holdout_every else ()
+        )
+        psnr = fit_scene(self.scene, images, cameras, foreground, held_out)
+        self.psnr = torch.tensor(psnr, device=images.device)
+        self.intrinsics = cameras.K.median(0).values
+        self.image_size = torch.tensor([cameras.height, cameras.width], device=images.device)
+        self.bank.build(self._rendered, cameras)
+        self._calibrate(images, cameras, foreground, held_out)
+
+    def _over_white(self, images: Tensor, foreground: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        found = white_foreground(images)
+        self.white_background = torch.tensor(found is not None, device=images.device)
+        if found is not None:
+            return images, found if foreground is None else foreground
+        if foreground is None:
+            return images, None
+        return images * foreground[:, None] + 1 - foreground[:, None], foreground
+
+    def _calibrate(self, images: Tensor, cameras: Camera, foreground: Tensor | None, held_out: tuple[int, ...]) -> None:
+        """Treat held-out views as queries: what differs there differs in spite of the object being good."""
+        references, alphas, residuals = [], [], []
+        for index in held_out:
+            mask = None if foreground is None else foreground[index]
+            query = Query(images[index], cameras.K[index], mask)
+            estimate = self.estimator(self._rendered, self.bank, query)
+            reference, alpha = self._reference(estimate.camera)
+            references.append(reference)
+            alphas.append(alpha)
+            residuals.append(estimate.residual)
+        if not held_out:
+            logger.warning("Too few views (%d) to hold some out: the comparison is not calibrated.", len(images))
+            return
+        self.estimator.calibrate(torch.tensor(residuals))
+        self.comparator.fit_calibration(images[list(held_out)], torch.stack(references), torch.stack(alphas))
+
+    @torch.no_grad()
+    def _reference(self, camera: Camera) -> tuple[Tensor, Tensor]:
+        output = self._rendered.render(camera, torch.ones(3, device=camera.K.device))
+        return output.rgb.permute(2, 0, 1).clamp(0, 1), output.alpha
+
+    def _query(self, image: Tensor, intrinsics: Tensor | None, foreground: Tensor | None) -> Query:
+        height, width = image.shape[-2:]
+        if intrinsics is None:
+            trained_height, trained_width = self.image_size.tolist()
+            intrinsics = resize_intrinsics(self.intrinsics, trained_width, trained_height, width, height)
+        if foreground is None and bool(self.white_background):
+            mask = white_foreground(image[None])
+            foreground = None if mask is None else mask[0]
+        elif foreground is not None and not bool(self.white_background):
+            image = image * foreground + 1 - foreground
+        return Query(image, intrinsics.to(image), foreground)
+
+    def estimate(
+        self, image: Float[Tensor, "3 h w"], intrinsics: Tensor | None = None, foreground: Tensor | None = None
+    ) -> tuple[PoseEstimate, Query]:
+        """Camera of one query, and the query as it was compared: over white where the foreground is known.
+
+        Args:
+            image: RGB (3, H, W) in [0, 1].
+            intrinsics: K (3, 3) of this image, or None for the training views' scaled to its size.
+            foreground: mask of the object (H, W), or None.
+        """
+        query = self._query(image, intrinsics, foreground)
+        return self.estimator(self._rendered, self.bank, query), query
+
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        intrinsics: Float[Tensor, "b 3 3"] | None = None,
+        foreground: Float[Tensor, "b h w"] | None = None,
+    ) -> ScenePrediction:
+        """Poses, references, anomaly maps and scores of queries.
+
+        Args:
+            images: RGB in [0, 1].
+            intrinsics: K of every image, or None for the training views'.
+            foreground: masks of the object, or None.
+        """
+        estimates, queries, references, alphas = [], [], [], []
+        for index, image in enumerate(images):
+            K = None if intrinsics is None else intrinsics[index]  # noqa: N806
+            mask = None if foreground is None else foreground[index]
+            estimate, query = self.estimate(image, K, mask)
+            reference, alpha = self._reference(estimate.camera)
+            if query.foreground is None:
+                reference = reference - (1 - alpha) + (1 - alpha) * query.image
+            estimates.append(estimate)
+            queries.append(query.image)
+            references.append(reference.clamp(0, 1))
+            alphas.append(alpha)
+        alpha = torch.stack(alphas)
+        with torch.no_grad():
+            anomaly_map = self.comparator(torch.stack(queries), torch.stack(references), alpha)
+            score = self.comparator.score(anomaly_map, alpha)
+        return ScenePrediction(
+            score.detach(),
+            anomaly_map.detach()[:, None],
+            torch.stack(references).detach(),
+            torch.stack([estimate.camera.camera_to_world for estimate in estimates]).detach(),
+            images.new_tensor([estimate.confidence for estimate in estimates]),
+        )

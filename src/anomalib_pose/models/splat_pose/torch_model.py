@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts that make the pipeline of the scene models a SplatPose."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from anomalib_pose.geometry import Camera
+from anomalib_pose.scene import FitSettings, GaussianScene, fit_gaussians
+
+
+class GaussianFit:
+    """Fits the detector's Gaussians in place.
+
+    Args:
+        settings: the recipe.
+        checkpoint: file that an interrupted fit continues from, or None.
+        rasterizer: see ``GaussianScene``.
+        progress: show a bar.
+    """
+
+    def __init__(self, settings: FitSettings, checkpoint: str | None, rasterizer: str, *, progress: bool) -> None:
+        self.settings = settings
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.rasterizer = rasterizer
+        self.progress = progress
+
+    def __call__(
+        self,
+        scene: nn.Module,
+        images: Tensor,
+        cameras: Camera,
+        foreground: Tensor | None,
+        held_out: tuple[int, ...],
+    ) -> float:
+        """Fit and return the PSNR on the held-out views in dB.
+
+        Raises:
+            TypeError: if the scene is not made of Gaussians.
+        """
+        if not isinstance(scene, GaussianScene):
+            msg = f"A GaussianFit fits a GaussianScene, got a {type(scene).__name__}."
+            raise TypeError(msg)
+        result = fit_gaussians(
+            images,
+            cameras,
+            foreground,
+            self.settings,
+            held_out=held_out,
+            checkpoint=self.checkpoint,
+            progress=self.progress,
+            device=images.device,
+            rasterizer=self.rasterizer,
+        )
+        scene.set_raw(dict(result.scene.named_buffers()))
+        return result.psnr
