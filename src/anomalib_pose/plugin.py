@@ -26,10 +26,11 @@ from threading import Event, Lock
 from types import ModuleType
 from typing import Any
 
-__all__ = ["register", "visualize_reference"]
+from anomalib_pose.visualization import HOST, register_reference_panel
+
+__all__ = ["register"]
 
 _logger = logging.getLogger(__name__)
-_VISUALISER = "anomalib.visualization.image.functional"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def register(*, import_host: bool = True) -> None:
         ImportError: If anomalib cannot be imported and ``import_host`` is true.
     """
     if import_host:
-        for name in (*(kind.host for kind in _KINDS), _VISUALISER):
+        for name in (*(kind.host for kind in _KINDS), HOST):
             importlib.import_module(name)
     # The plug-ins that are imported below make anomalib's hook call this function again, in this thread or in one
     # that holds an import lock this thread needs. So a second call never waits; the first one does its work.
@@ -90,26 +91,9 @@ def register(*, import_host: bool = True) -> None:
         _lock.release()
 
 
-def visualize_reference(reference: Any) -> Any:
-    """Draw the batch field ``reference``, the view the query is compared with, as anomalib draws images.
-
-    Args:
-        reference: Image (3, H, W) in [0, 1] as a tensor, or what ``visualize_image`` of anomalib takes.
-
-    Returns:
-        The image as ``PIL.Image.Image``.
-    """
-    functional = importlib.import_module(_VISUALISER)
-    if hasattr(reference, "clamp"):
-        # beyond [0, 1] the conversion to bytes would wrap around
-        reference = reference.detach().clamp(0, 1)
-    return functional.visualize_image(reference)
-
-
 def _register_visualiser() -> None:
-    functional = sys.modules.get(_VISUALISER)
-    if functional is not None and not _half_imported(_VISUALISER) and not hasattr(functional, "visualize_reference"):
-        functional.visualize_reference = visualize_reference  # type: ignore[attr-defined]
+    if not _half_imported(HOST):
+        register_reference_panel()
 
 
 def _register_classes(tried: set[EntryPoint]) -> None:

@@ -21,6 +21,7 @@ from anomalib_pose.data.dataclasses import PoseBatch
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.metrics import MedianAngleError, MedianCentreError, PosesWithinOneDegree
 from anomalib_pose.models.components.scene_detector import FitScene, SceneDetector
+from anomalib_pose.visualization import register_reference_panel
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class PoseMixin:
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:
         """Query, rendered reference, true mask where there is one, heat map, predicted mask."""
+        register_reference_panel()  # a dotted class path comes here without the plug-in
         return ImageVisualizer(
             fields=["image", "reference", "gt_mask"],
             overlay_fields=[("image", ["anomaly_map"]), ("image", ["pred_mask"])],
