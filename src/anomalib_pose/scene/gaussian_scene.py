@@ -99,12 +99,16 @@ class GaussianScene(nn.Module):
 
     @property
     def centre(self) -> Float[Tensor, "3"]:
-        """Median of the opaque Gaussians' centres, world frame."""
+        """Median of the opaque Gaussians' centres, world frame; the origin of an empty scene."""
+        if not len(self):
+            return self.means.new_zeros(3)
         return self._opaque_means().median(0).values
 
     @property
     def extent(self) -> float:
-        """Radius of the ball around the centre that holds 98 % of the opaque Gaussians, scene units."""
+        """Radius of the ball around the centre that holds 98 % of the opaque Gaussians, scene units; 0 if empty."""
+        if not len(self):
+            return 0.0
         distance = (self._opaque_means() - self.centre).norm(dim=-1)
         return float(distance.quantile(_ROBUST_SHARE)) if len(distance) < 2**24 else float(distance.max())
 

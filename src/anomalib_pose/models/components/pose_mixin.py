@@ -17,6 +17,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
 from torch import Tensor
 
+from anomalib_pose.compare import FeatureExtractor
 from anomalib_pose.data.dataclasses import PoseBatch
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.metrics import MedianAngleError, MedianCentreError, PosesWithinOneDegree
@@ -139,6 +140,22 @@ class PoseMixin:
                 self._views.append((*view, foreground))
         return torch.tensor(0.0, requires_grad=True, device=batch.image.device)
 
+    def setup(self, stage: str) -> None:
+        """Look for weights before anything is fitted, and let an Engine that has fitted another object fit again.
+
+        Args:
+            stage: Lightning's name of what begins.
+        """
+        if stage != "fit":
+            return
+        for part in self.model.comparator.modules():
+            if isinstance(part, FeatureExtractor):
+                part.load()
+        progress = self.trainer.fit_loop.epoch_progress
+        if progress.current.processed >= (self.trainer.max_epochs or 1):
+            # The Engine keeps its Trainer, whose one epoch is over; it would return without a look at the data.
+            progress.reset()
+
     def on_train_epoch_start(self) -> None:
         """Begin with no views, so that the same model can be fitted to a second object."""
         self._views = []
@@ -190,6 +207,22 @@ class PoseMixin:
             found = self.model(images.clone())
         prediction = InferenceBatch(pred_score=found.pred_score, anomaly_map=found.anomaly_map)
         return self.post_processor(prediction) if self.post_processor else prediction
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
+        """Not possible yet.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        msg = (
+            f"{type(self).__name__} renders and optimises at test time, which ONNX and OpenVINO cannot hold; "
+            "use --export_type torch."
+        )
+        raise NotImplementedError(msg)
+
+    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
+        """Not possible yet; see ``to_onnx``."""
+        return self.to_onnx(*args, **kwargs)
 
     def _step(self, batch: PoseBatch) -> PoseBatch:
         start = time.perf_counter()

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""anomalib's own conformance matrix, on every model this package registers, and what is particular to them."""
+
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder
+from anomalib.deploy import ExportType, TorchInferencer
+from anomalib.engine import Engine
+from anomalib.models import get_model, list_models
+from anomalib.models.components import AnomalibModule
+from PIL import Image
+
+import anomalib_pose
+from anomalib_pose.data import MAD, PoseBatch
+from anomalib_pose.data.sample.mad import write_mad
+
+anomalib_pose.register()
+
+SMALL = {"SplatPose": {"steps": 150, "max_gaussians": 800, "bank_spacing": 25.0, "starts": 2, "holdout_every": 8}}
+MODELS = sorted(SMALL)
+
+
+def make_engine(folder: Path) -> Engine:
+    return Engine(default_root_dir=folder, logger=False, devices=1, accelerator="cpu", enable_progress_bar=False)
+
+
+def make_model(name: str, **changes: object) -> AnomalibModule:
+    return getattr(anomalib_pose, name)(**{**SMALL[name], **changes})
+
+
+@pytest.fixture(scope="module")
+def mad_root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "MAD"
+    for number, category in enumerate(("car", "house")):
+        write_mad(root, category, number, 64, views=40, test_good=3, test_per_defect=1, progress=False)
+    return root
+
+
+def make_data(root: Path, category: str = "car") -> MAD:
+    return MAD(root=str(root), category=category, num_workers=0)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def trained(request, mad_root, tmp_path_factory):
+    """Name, fitted model, its engine's folder and its checkpoint."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model, engine = make_model(request.param), make_engine(folder)
+    engine.fit(model, datamodule=make_data(mad_root))
+    checkpoint = Path(engine.trainer.checkpoint_callback.best_model_path)
+    return request.param, model, folder, checkpoint
+
+
+def scores_of(batches: list[PoseBatch]) -> torch.Tensor:
+    return torch.cat([batch.pred_score for batch in batches])
+
+
+def test_every_registered_model_is_tested():
+    ours = {
+        entry.name
+        for entry in entry_points(group="anomalib.models")
+        if entry.dist is not None and entry.dist.name == "anomalib-pose"
+    }
+    assert ours <= set(MODELS)
+    assert all(AnomalibModule in getattr(anomalib_pose, name).__bases__ for name in MODELS)
+
+
+def test_fit_leaves_a_checkpoint(trained):
+    *_, checkpoint = trained
+    assert checkpoint.name == "model.ckpt"
+    assert torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
+
+
+def test_names(trained):
+    name, *_ = trained
+    assert isinstance(get_model(name, **SMALL[name]), AnomalibModule)
+    assert {entry.replace("_", "") for entry in list_models()} >= {name.lower()}
+
+
+def test_a_new_model_gives_the_scores_of_the_checkpoint(trained, mad_root):
+    name, model, folder, checkpoint = trained
+    first = make_engine(folder / "a").predict(model, datamodule=make_data(mad_root))
+    again = make_engine(folder / "b").predict(
+        make_model(name), datamodule=make_data(mad_root), ckpt_path=str(checkpoint)
+    )
+    torch.testing.assert_close(scores_of(again), scores_of(first), rtol=0, atol=0)
+    for one, other in zip(first, again, strict=True):
+        torch.testing.assert_close(one.anomaly_map, other.anomaly_map, rtol=0, atol=0)
+
+
+def test_test_reports_every_metric_and_the_known_poses(trained, mad_root):
+    name, _, folder, checkpoint = trained
+    engine = make_engine(folder / "test")
+    (found,) = engine.test(make_model(name), datamodule=make_data(mad_root), ckpt_path=str(checkpoint))
+    expected = {"image_AUROC", "image_AUPR", "image_F1Score", "pixel_AUROC", "pixel_AUPRO", "pixel_F1Score"}
+    expected |= {"pose_MedianAngleError", "pose_MedianCentreError", "seconds_per_query"}
+    assert expected <= set(found)
+    assert found["pose_MedianAngleError"] < 3
+    assert found["pixel_AUROC"] > 0.7
+    panels = list(folder.rglob("images/**/*.png"))
+    assert panels
+    assert Image.open(panels[0]).width >= 4 * Image.open(panels[0]).height
+
+
+def test_resuming_and_validating_need_no_new_fit(trained, mad_root):
+    name, model, folder, checkpoint = trained
+    again = make_model(name)
+    make_engine(folder / "train").train(again, datamodule=make_data(mad_root), ckpt_path=str(checkpoint))
+    torch.testing.assert_close(again.model.scene.means, model.model.scene.means, rtol=0, atol=0)
+    make_engine(folder / "validate").validate(
+        make_model(name), datamodule=make_data(mad_root), ckpt_path=str(checkpoint)
+    )
+
+
+def test_prediction_of_a_folder_of_photographs(trained, mad_root):
+    """A stock ``ImageBatch`` without intrinsics becomes a ``PoseBatch``; the fields are filled and detached."""
+    name, _, folder, checkpoint = trained
+    batches = make_engine(folder / "path").predict(
+        make_model(name), data_path=mad_root / "car" / "test" / "good", ckpt_path=str(checkpoint)
+    )
+    assert len(batches) == 3
+    for batch in batches:
+        assert isinstance(batch, PoseBatch)
+        assert batch.reference.shape == batch.image.shape
+        assert not any(
+            tensor.requires_grad for tensor in (batch.reference, batch.anomaly_map, batch.estimated_camera_to_world)
+        )
+        difference = (batch.reference - batch.image).abs().mean()
+        assert difference < 0.1
+
+
+def test_a_query_without_an_object(trained, tmp_path):
+    name, _, folder, checkpoint = trained
+    Image.fromarray(np.full((48, 48, 3), 255, np.uint8)).save(tmp_path / "empty.png")
+    (batch,) = make_engine(folder / "empty").predict(make_model(name), data_path=tmp_path, ckpt_path=str(checkpoint))
+    assert batch.pose_confidence.item() < 0.2
+    assert batch.pred_score.isfinite().all()
+
+
+def test_a_second_object_in_the_same_engine(trained, mad_root, tmp_path):
+    name, first, *_ = trained
+    engine = make_engine(tmp_path)
+    engine.fit(make_model(name, steps=5), datamodule=make_data(mad_root, "car"))
+    second = make_model(name)
+    engine.fit(second, datamodule=make_data(mad_root, "house"))
+    (found,) = engine.test(second, datamodule=make_data(mad_root, "house"))
+    assert found["pose_MedianAngleError"] < 5
+    assert second.model.scene.means.shape != first.model.scene.means.shape or not torch.equal(
+        second.model.scene.means, first.model.scene.means
+    )
+
+
+def test_a_model_can_be_fitted_again(trained, mad_root, tmp_path):
+    """Fitting the same instance to another object forgets the first."""
+    name, *_ = trained
+    model = make_model(name, steps=5)
+    make_engine(tmp_path / "a").fit(model, datamodule=make_data(mad_root, "car"))
+    first = model.model.scene.means.clone()
+    make_engine(tmp_path / "b").fit(model, datamodule=make_data(mad_root, "house"))
+    assert first.shape != model.model.scene.means.shape or not torch.equal(first, model.model.scene.means)
+
+
+def test_torch_export(trained, mad_root, monkeypatch):
+    name, _, folder, checkpoint = trained
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    path = make_engine(folder / "export").export(
+        make_model(name), ExportType.TORCH, export_root=folder / "export", ckpt_path=str(checkpoint)
+    )
+    image = mad_root / "car" / "test" / "good" / "0.png"
+    exported = TorchInferencer(path=path, device="cpu").predict(image)
+    batches = make_engine(folder / "engine").predict(make_model(name), data_path=image, ckpt_path=str(checkpoint))
+    torch.testing.assert_close(exported.pred_score.flatten(), scores_of(batches), atol=1e-3, rtol=0)
+    assert not exported.anomaly_map.requires_grad
+
+
+@pytest.mark.parametrize("export_type", [ExportType.ONNX, ExportType.OPENVINO])
+def test_what_cannot_be_exported_says_so(trained, export_type):
+    name, _, folder, checkpoint = trained
+    with pytest.raises(NotImplementedError, match="export_type torch"):
+        make_engine(folder / "no").export(
+            make_model(name), export_type, export_root=folder / "no", ckpt_path=str(checkpoint)
+        )
+    assert not [path for path in (folder / "no").rglob("*") if path.suffix in {".onnx", ".xml", ".bin"}]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_without_poses_is_refused(name, mad_root, tmp_path):
+    data = Folder("car", root=mad_root / "car", normal_dir="train/good", abnormal_dir="test/Stains", num_workers=0)
+    with pytest.raises(ValueError, match="learns from posed images"):
+        make_engine(tmp_path).fit(make_model(name), datamodule=data)
+
+
+def test_adam_finds_gradients_in_the_test_loop(mad_root, tmp_path):
+    """Lightning's test loop runs in inference mode; the paper's refiner needs gradients there."""
+    model = make_model("SplatPose", refiner="adam", refiner_steps=3, starts=1, steps=5)
+    engine = make_engine(tmp_path)
+    engine.fit(model, datamodule=make_data(mad_root))
+    (found,) = engine.test(model, datamodule=make_data(mad_root))
+    assert np.isfinite(found["image_AUROC"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": "magic"}, "recipe should be"),
+        ({"refiner": "magic"}, "refiner should be"),
+        ({"comparator": "magic"}, "comparator should be"),
+        ({"holdout_every": 1}, "holdout_every should be"),
+        ({"starts": 0}, "At least one start"),
+    ],
+)
+def test_arguments_are_checked(change, message):
+    with pytest.raises(ValueError, match=message):
+        make_model("SplatPose", **change)
+
+
+def test_missing_weights_are_named_before_anything_is_fitted(mad_root, tmp_path):
+    model = make_model("SplatPose", backbone="mobilenetv2_100", weights_path=str(tmp_path / "none.pth"))
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        make_engine(tmp_path).fit(model, datamodule=make_data(mad_root))
+    assert not len(model.model.scene)
