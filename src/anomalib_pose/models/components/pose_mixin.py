@@ -148,7 +148,7 @@ class PoseMixin:
         """
         if stage != "fit":
             return
-        for part in self.model.comparator.modules():
+        for part in self.model.modules():
             if isinstance(part, FeatureExtractor):
                 part.load()
         progress = self.trainer.fit_loop.epoch_progress

@@ -124,7 +124,7 @@ class SceneDetector(nn.Module):
             mask = None if foreground is None else foreground[index]
             query = Query(images[index], cameras.K[index], mask)
             estimate = self.estimator(self._rendered, self.bank, query)
-            reference, alpha = self._reference(estimate.camera)
+            reference, alpha = self.render_reference(estimate.camera)
             references.append(reference)
             alphas.append(alpha)
             residuals.append(estimate.residual)
@@ -135,7 +135,12 @@ class SceneDetector(nn.Module):
         self.comparator.fit_calibration(images[list(held_out)], torch.stack(references), torch.stack(alphas))
 
     @torch.no_grad()
-    def _reference(self, camera: Camera) -> tuple[Tensor, Tensor]:
+    def render_reference(self, camera: Camera) -> tuple[Tensor, Tensor]:
+        """Render the defect-free object over white: RGB (3, H, W) in [0, 1] and alpha (H, W).
+
+        Args:
+            camera: one camera.
+        """
         output = self._rendered.render(camera, torch.ones(3, device=camera.K.device))
         return output.rgb.permute(2, 0, 1).clamp(0, 1), output.alpha
 
@@ -182,7 +187,7 @@ class SceneDetector(nn.Module):
             K = None if intrinsics is None else intrinsics[index]  # noqa: N806
             mask = None if foreground is None else foreground[index]
             estimate, query = self.estimate(image, K, mask)
-            reference, alpha = self._reference(estimate.camera)
+            reference, alpha = self.render_reference(estimate.camera)
             if query.foreground is None:
                 reference = reference - (1 - alpha) + (1 - alpha) * query.image
             estimates.append(estimate)

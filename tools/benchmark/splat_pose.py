@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure SplatPose's parts on a data set in MAD's layout whose test poses are known.
+
+    python tools/benchmark/splat_pose.py fit     DATA --category car --size 200 --out results/benchmark
+    python tools/benchmark/splat_pose.py pose    DATA --category car --size 200 --out results/benchmark --adam 10
+    python tools/benchmark/splat_pose.py compare DATA --category car --size 200 --out results/benchmark --weights FILE
+
+``fit`` measures held-out PSNR and seconds and keeps the detector. ``pose`` measures share, error, renders and seconds
+of both refiners from the same starts. ``compare`` measures AUROC and AUPRO of the comparators on the references that
+``pose`` kept.
+"""
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+from anomalib.metrics.aupro import _AUPRO as AUPRO
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torchmetrics.classification import BinaryAUROC
+
+from anomalib_pose.compare import CalibratedComparator, Comparator, PaperComparator
+from anomalib_pose.data import MAD
+from anomalib_pose.geometry import Camera, pose_error
+from anomalib_pose.models.components import SceneDetector
+from anomalib_pose.models.splat_pose.torch_model import GaussianFit
+from anomalib_pose.pose import PoseEstimator, Query, Refiner, make_refiner
+from anomalib_pose.scene import FitSettings, GaussianScene, white_foreground
+
+console = Console()
+
+
+def stacked(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """Training and test images with cameras, labels and masks, and the test files."""
+    data = MAD(root=arguments.data, category=arguments.category, image_size=arguments.size, num_workers=0)
+    data.prepare_data()
+    data.setup()
+    parts, files = [], []
+    for dataset in (data.train_data, data.test_data):
+        items = [dataset[index] for index in range(len(dataset))]
+        part = {
+            "image": torch.stack([item.image for item in items]),
+            "K": torch.stack([item.intrinsics for item in items]),
+            "camera_to_world": torch.stack([item.camera_to_world for item in items]),
+        }
+        if dataset is data.test_data:
+            empty = torch.zeros(items[0].image.shape[-2:])
+            part["label"] = torch.tensor([int(item.gt_label) for item in items])
+            part["mask"] = torch.stack([empty if item.gt_mask is None else item.gt_mask.float() for item in items])
+            files = [item.image_path for item in items]
+        parts.append(part)
+    return parts[0], parts[1], files
+
+
+def empty_detector() -> SceneDetector:
+    return SceneDetector(GaussianScene(), PoseEstimator(make_refiner("gauss_newton")), CalibratedComparator())
+
+
+def kept(arguments: argparse.Namespace, what: str) -> Path:
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{arguments.category}_{arguments.size}_{what}"
+
+
+def fit(arguments: argparse.Namespace) -> dict[str, float]:
+    """Fit the default recipe, calibrate, keep the detector."""
+    train, _, _ = stacked(arguments)
+    height, width = train["image"].shape[-2:]
+    cameras = Camera(train["camera_to_world"], train["K"], width, height)
+    settings = FitSettings(steps=arguments.steps, max_gaussians=arguments.gaussians)
+    detector = empty_detector()
+    start = time.perf_counter()
+    detector.fit(train["image"], cameras, None, GaussianFit(settings, None, "auto", progress=True))
+    total = time.perf_counter() - start
+    torch.save(detector.state_dict(), kept(arguments, "detector.pt"))
+    return {"psnr_db": float(detector.psnr), "fit_bank_calibration_s": total, "gaussians": len(detector.scene)}
+
+
+def load_detector(arguments: argparse.Namespace) -> SceneDetector:
+    detector = empty_detector()
+    detector.load_state_dict(torch.load(kept(arguments, "detector.pt"), weights_only=True))
+    return detector
+
+
+def queries(test: dict[str, Tensor]) -> list[Query]:
+    masks = white_foreground(test["image"])
+    return [
+        Query(image, K, None if masks is None else masks[index])
+        for index, (image, K) in enumerate(zip(test["image"], test["K"], strict=True))
+    ]
+
+
+def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Both refiners from the same starts; keeps the references of Gauss-Newton."""
+    _, test, files = stacked(arguments)
+    detector = load_detector(arguments)
+    found = queries(test)
+    result = {"gauss_newton": measure_refiner(detector, make_refiner("gauss_newton"), found, test, arguments.starts)}
+    references, alphas = [], []
+    for query in found:
+        estimate = detector.estimator(detector.scene, detector.bank, query)
+        reference, alpha = detector.render_reference(estimate.camera)
+        references.append(reference)
+        alphas.append(alpha)
+    torch.save(
+        {"reference": torch.stack(references), "alpha": torch.stack(alphas), "files": files},
+        kept(arguments, "references.pt"),
+    )
+    if arguments.adam:
+        chosen = torch.linspace(0, len(found) - 1, min(arguments.adam, len(found))).long().tolist()
+        some = {name: tensor[chosen] for name, tensor in test.items()}
+        few = [found[index] for index in chosen]
+        result["gauss_newton, one start, some"] = measure_refiner(detector, make_refiner("gauss_newton"), few, some, 1)
+        result["adam, one start, some"] = measure_refiner(detector, make_refiner("adam"), few, some, 1)
+    return result
+
+
+def measure_refiner(
+    detector: SceneDetector, refiner: Refiner, found: list[Query], test: dict[str, Tensor], starts: int
+) -> dict[str, float]:
+    estimator = PoseEstimator(refiner, starts, retry_below=detector.estimator.retry_below if starts > 1 else 0.0)
+    estimator.typical_residual = detector.estimator.typical_residual
+    angles, shares, renders, seconds, confidences = [], [], [], [], []
+    for query, truth in zip(found, test["camera_to_world"], strict=True):
+        start = time.perf_counter()
+        estimate = estimator(detector.scene, detector.bank, query)
+        seconds.append(time.perf_counter() - start)
+        angle, distance = pose_error(estimate.camera.camera_to_world.double(), truth.double())
+        angles.append(float(torch.rad2deg(angle)))
+        shares.append(100 * float(distance) / float((truth[:3, 3] - detector.scene.centre).norm()))
+        renders.append(estimate.n_renders)
+        confidences.append(estimate.confidence)
+    angle, share = torch.tensor(angles), torch.tensor(shares)
+    return {
+        "queries": len(found),
+        "within_1_deg": float((angle < 1).float().mean()),
+        "within_5_deg_5_percent": float(((angle < 5) & (share < 5)).float().mean()),
+        "median_deg": float(angle.median()),
+        "median_percent": float(share.median()),
+        "worst_deg": float(angle.max()),
+        "median_renders": float(torch.tensor(renders).float().median()),
+        "median_seconds": float(torch.tensor(seconds).median()),
+        "least_confidence": min(confidences),
+    }
+
+
+def held_out_pairs(detector: SceneDetector, train: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The views that were not fitted, with references at their estimated poses."""
+    masks = white_foreground(train["image"])
+    indices = range(detector.holdout_every // 2, len(train["image"]), detector.holdout_every)
+    references, alphas = [], []
+    for index in indices:
+        query = Query(train["image"][index], train["K"][index], None if masks is None else masks[index])
+        reference, alpha = detector.render_reference(detector.estimator(detector.scene, detector.bank, query).camera)
+        references.append(reference)
+        alphas.append(alpha)
+    return train["image"][list(indices)], torch.stack(references), torch.stack(alphas)
+
+
+def comparators(arguments: argparse.Namespace) -> dict[str, Comparator]:
+    found: dict[str, Comparator] = {"calibrated, colour and structure": CalibratedComparator()}
+    if arguments.weights:
+        network = {
+            "backbone": arguments.backbone,
+            "weights_path": arguments.weights,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "pad_type": "same",
+        }
+        found["paper"] = PaperComparator(**network)
+        found["calibrated"] = CalibratedComparator(**network)
+    return found
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Every comparator on the same references."""
+    train, test, files = stacked(arguments)
+    detector = load_detector(arguments)
+    at_hand = torch.load(kept(arguments, "references.pt"), weights_only=True)
+    if at_hand["files"] != files:
+        msg = "The references belong to other test images; run `pose` again."
+        raise ValueError(msg)
+    pairs = held_out_pairs(detector, train)
+    return {
+        name: measure_comparator(comparator, pairs, test, at_hand["reference"], at_hand["alpha"])
+        for name, comparator in comparators(arguments).items()
+    }
+
+
+def measure_comparator(
+    comparator: Comparator,
+    pairs: tuple[Tensor, Tensor, Tensor],
+    test: dict[str, Tensor],
+    reference: Tensor,
+    alpha: Tensor,
+) -> dict[str, float]:
+    if isinstance(comparator, CalibratedComparator):
+        comparator.fit_calibration(*pairs)
+    start = time.perf_counter()
+    maps = torch.cat(
+        [
+            comparator(image[None], ours[None], opacity[None])
+            for image, ours, opacity in zip(test["image"], reference, alpha, strict=True)
+        ]
+    )
+    seconds = (time.perf_counter() - start) / len(maps)
+    scores = comparator.score(maps, alpha)
+    labels, masks = test["label"], (test["mask"] > 0).int()
+    pixel, aupro = BinaryAUROC(thresholds=2000), AUPRO()
+    scaled = (maps - maps.min()) / (maps.max() - maps.min())
+    aupro.update(scaled, masks)
+    return {
+        "image_auroc": float(BinaryAUROC()(scores, labels)),
+        "pixel_auroc": float(pixel(scaled.flatten(), masks.flatten())),
+        "pixel_aupro": float(aupro.compute()),
+        "seconds": seconds,
+    }
+
+
+def show(title: str, result: dict) -> None:
+    rows = result if isinstance(next(iter(result.values())), dict) else {"": result}
+    table = Table(title=title)
+    table.add_column("")
+    for name in next(iter(rows.values())):
+        table.add_column(name)
+    for name, row in rows.items():
+        table.add_row(name, *(f"{value:.4g}" for value in row.values()))
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("what", choices=["fit", "pose", "compare"])
+    parser.add_argument("data", help="folder with the categories")
+    parser.add_argument("--category", required=True)
+    parser.add_argument("--size", type=int, default=200)
+    parser.add_argument("--out", default="results/benchmark")
+    parser.add_argument("--steps", type=int, default=FitSettings.steps)
+    parser.add_argument("--gaussians", type=int, default=FitSettings.max_gaussians)
+    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--adam", type=int, default=0, help="queries that the paper's refiner is measured on")
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--weights", help="file with the backbone's weights")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    result = {"fit": fit, "pose": pose, "compare": compare}[arguments.what](arguments)
+    show(f"{arguments.what}: {arguments.category}, {arguments.size} px", result)
+    kept(arguments, f"{arguments.what}.json").write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
