@@ -28,7 +28,7 @@ from anomalib_pose.data import MAD
 from anomalib_pose.geometry import Camera, pose_error
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.splat_pose.torch_model import GaussianFit
-from anomalib_pose.pose import PoseEstimator, Query, Refiner, make_refiner
+from anomalib_pose.pose import PoseEstimator, Query, Refiner, make_polisher, make_refiner
 from anomalib_pose.scene import FitSettings, GaussianScene, white_foreground
 
 console = Console()
@@ -57,7 +57,11 @@ def stacked(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str,
 
 
 def empty_detector() -> SceneDetector:
-    return SceneDetector(GaussianScene(), PoseEstimator(make_refiner("gauss_newton")), CalibratedComparator())
+    return SceneDetector(
+        GaussianScene(),
+        PoseEstimator(make_refiner("gauss_newton"), polisher=make_polisher("gauss_newton")),
+        CalibratedComparator(),
+    )
 
 
 def kept(arguments: argparse.Namespace, what: str) -> Path:
@@ -122,7 +126,10 @@ def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 def measure_refiner(
     detector: SceneDetector, refiner: Refiner, found: list[Query], test: dict[str, Tensor], starts: int
 ) -> dict[str, float]:
-    estimator = PoseEstimator(refiner, starts, retry_below=detector.estimator.retry_below if starts > 1 else 0.0)
+    own = detector.estimator
+    estimator = (
+        PoseEstimator(refiner, starts, own.retry_below, own.polisher) if starts > 1 else PoseEstimator(refiner, 1, 0.0)
+    )
     estimator.typical_residual = detector.estimator.typical_residual
     angles, shares, renders, seconds, confidences = [], [], [], [], []
     for query, truth in zip(found, test["camera_to_world"], strict=True):
@@ -209,6 +216,7 @@ def measure_comparator(
     )
     seconds = (time.perf_counter() - start) / len(maps)
     scores = comparator.score(maps, alpha)
+    scores = scores / scores.max()  # torchmetrics takes what is above 1 for logits, whose sigmoids it cannot tell apart
     labels, masks = test["label"], (test["mask"] > 0).int()
     pixel, aupro = BinaryAUROC(thresholds=2000), AUPRO()
     scaled = (maps - maps.min()) / (maps.max() - maps.min())

@@ -42,7 +42,7 @@ class CalibratedComparator(nn.Module):
         tolerance: largest forgiven shift in pixels of the resized window; 0 for none.
         colour_weight: weight of the colour's residual.
         structure_weight: weight of the gradient's residual.
-        layer_weights: weight of each of ``layers``; empty for equal ones.
+        layer_weights: weight of each of ``layers``; empty for half of the one before: fine stages see small defects.
         feature_mix: share of the network in the sum, in [0, 1]; the rest is colour and structure.
         blur_sigma: standard deviation of the Gaussian that smooths the map, in pixels of the resized window.
         top_fraction: the score is the mean of so many pixels, as a fraction of the object's.
@@ -62,13 +62,13 @@ class CalibratedComparator(nn.Module):
         std: tuple[float, float, float] | None = None,
         crop_size: int = 256,
         margin: float = 0.1,
-        tolerance: float = 2.0,
+        tolerance: float = 1.0,
         colour_weight: float = 1.0,
         structure_weight: float = 1.0,
         layer_weights: tuple[float, ...] = (),
-        feature_mix: float = 0.5,
+        feature_mix: float = 0.7,
         blur_sigma: float = 2.0,
-        top_fraction: float = 0.005,
+        top_fraction: float = 0.001,
         light_correction: bool = False,
     ) -> None:
         super().__init__()
@@ -112,9 +112,10 @@ class CalibratedComparator(nn.Module):
             raise ValueError(msg)
 
     def _residuals(
-        self, query: Float[Tensor, "b 3 s s"], reference: Float[Tensor, "b 3 s s"]
-    ) -> Float[Tensor, "b layers s s"]:
+        self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b layers h w"]:
         """Tolerant distances of the windows, one map a layer."""
+        size = (query.shape[-2], query.shape[-1])
         shifts = tolerance_shifts(self.tolerance)
         query_lab, reference_lab = _lab(query), _lab(reference)
         maps = [
@@ -126,18 +127,16 @@ class CalibratedComparator(nn.Module):
             for ours, theirs, stride in features:
                 few = tolerance_shifts(self.tolerance, stride, dense=False)
                 distance = tolerant_distance(functional.normalize(ours), functional.normalize(theirs), few)
-                maps.append(upsample(distance, (self.crop_size, self.crop_size)))
+                maps.append(upsample(distance, size))
         return torch.stack(maps, 1)
 
-    def _compare(self, query: Tensor, reference: Tensor, alpha: Tensor) -> tuple[ObjectCrop, Tensor, Tensor, Tensor]:
-        """Window, residuals in it, local contrast of the reference in it, and its alpha."""
+    def _window(self, query: Tensor, reference: Tensor, alpha: Tensor) -> tuple[ObjectCrop, Tensor, Tensor, Tensor]:
+        """The object's window, and query, reference and alpha in it."""
         crop = ObjectCrop.around(alpha, self.crop_size, self.margin)
         query, reference, window = crop.apply(query), crop.apply(reference), crop.apply(alpha[:, None])[:, 0]
         if self.light_correction:
             query = match_light(query, reference, window)
-        edges = _gradient(_lab(reference)).norm(dim=1)
-        contrast = functional.max_pool2d(edges[:, None], 5, 1, 2)[:, 0]
-        return crop, self._residuals(query, reference), contrast, window
+        return crop, query, reference, window
 
     @torch.no_grad()
     def fit_calibration(
@@ -156,16 +155,26 @@ class CalibratedComparator(nn.Module):
         Raises:
             ValueError: if there is no view.
         """
+        if len(queries):
+            _, queries, references, alphas = self._window(queries, references, alphas)
+        self.fit_windows(queries, references, alphas)
+
+    @torch.no_grad()
+    def fit_windows(
+        self,
+        queries: Float[Tensor, "n 3 h w"],
+        references: Float[Tensor, "n 3 h w"],
+        alphas: Float[Tensor, "n h w"],
+    ) -> None:
+        """``fit_calibration`` on images that are windows of the object already."""
         if not len(queries):
             msg = "fit_calibration expects at least one good view, found none; leave it out to use fixed spreads."
             raise ValueError(msg)
-        residuals, contrasts, windows = [], [], []
-        for query, reference, alpha in zip(queries, references, alphas, strict=True):
-            _, residual, contrast, window = self._compare(query[None], reference[None], alpha[None])
-            residuals.append(residual[0])
-            contrasts.append(contrast[0])
-            windows.append(window[0])
-        self.statistics.fit(residuals, contrasts, windows)
+        residuals = [
+            self._residuals(query[None], reference[None])[0]
+            for query, reference in zip(queries, references, strict=True)
+        ]
+        self.statistics.fit(residuals, list(_contrast(references)), list(alphas))
 
     @torch.no_grad()
     def forward(
@@ -178,10 +187,16 @@ class CalibratedComparator(nn.Module):
             reference: their defect-free renderings, RGB in [0, 1].
             alpha: opacity of the object in the reference, in [0, 1]; where it is empty the whole image is compared.
         """
-        crop, residuals, contrast, window = self._compare(query, reference, alpha)
-        deviations = self.statistics(residuals, contrast, window)
+        crop, query, reference, window = self._window(query, reference, alpha)
+        return crop.restore(self.compare_windows(query, reference, window))
+
+    def compare_windows(
+        self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"]
+    ) -> Float[Tensor, "b h w"]:
+        """``forward`` on images that are windows of the object already; holds no branch that depends on the data."""
+        deviations = self.statistics(self._residuals(query, reference), _contrast(reference), alpha)
         total = torch.einsum("blhw,l->bhw", deviations, deviations.new_tensor(self.weights))
-        return crop.restore(gaussian_blur(total, self.blur_sigma))
+        return gaussian_blur(total, self.blur_sigma)
 
     def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:
         """Mean of the largest ``top_fraction`` of pixels.
@@ -200,7 +215,7 @@ def _weights(
     if not 0 <= feature_mix <= 1:
         msg = f"feature_mix should be in [0, 1], got {feature_mix}."
         raise ValueError(msg)
-    features = tuple(features) or (1.0,) * stages
+    features = tuple(features) or tuple(0.5**stage for stage in range(stages))
     if len(features) != stages and stages:
         msg = f"layer_weights should hold one weight for each of {stages} layers, got {len(features)}."
         raise ValueError(msg)
@@ -216,6 +231,12 @@ def _weights(
 def _lab(image: Tensor) -> Tensor:
     """CIELAB divided by 100: lightness in [0, 1]."""
     return rgb_to_lab(image.clamp(0, 1)) / 100
+
+
+def _contrast(reference: Tensor) -> Tensor:
+    """Largest slope (B, H, W) of the lightness in the neighbourhood."""
+    edges = _gradient(_lab(reference)).norm(dim=1)
+    return functional.max_pool2d(edges[:, None], 5, 1, 2)[:, 0]
 
 
 def _gradient(lab: Tensor) -> Tensor:

@@ -161,7 +161,8 @@ class FeatureExtractor(nn.Module):
         Args:
             image: RGB in [0, 1].
         """
-        self.load()
+        if not torch.compiler.is_compiling():
+            self.load()
         return self.network.forward_intermediates(
             self.normalise(image),
             indices=list(self.layers),

@@ -110,9 +110,12 @@ def top_mean(maps: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"], fracti
         alpha: opacity of the object; where it is empty the whole image counts as its area.
         fraction: in (0, 1].
     """
+    pixels = maps.shape[1] * maps.shape[2]
     area = (alpha > 0.5).flatten(1).sum(1)
-    area = torch.where(area > 0, area, maps[0].numel())
-    counts = (area * fraction).round().clamp(1, maps[0].numel()).long()
-    values = maps.flatten(1).topk(int(counts.max())).values
-    taken = torch.arange(values.shape[1], device=maps.device) < counts[:, None]
+    area = torch.where(area > 0, area, pixels)
+    # as many as a full image could ask for, so that the shape does not depend on the data
+    most = max(1, round(pixels * fraction))
+    counts = (area * fraction).round().clamp(1, most)
+    values = maps.flatten(1).topk(most).values
+    taken = torch.arange(most, device=maps.device) < counts[:, None]
     return (values * taken).sum(1) / counts

@@ -117,6 +117,13 @@ class PaperComparator(nn.Module):
         )
         return found if found.shape[-2:] == size else upsample(found, size)
 
+    def compare_windows(
+        self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"]
+    ) -> Float[Tensor, "b h w"]:
+        """The same as ``forward``: the papers know no window."""
+        found: Tensor = self(query, reference, alpha)
+        return found
+
     def score(
         self,
         anomaly_map: Float[Tensor, "b h w"],
@@ -143,3 +150,11 @@ class PaperComparator(nn.Module):
             references: not used.
             alphas: not used.
         """
+
+    def fit_windows(
+        self,
+        queries: Float[Tensor, "n 3 h w"],
+        references: Float[Tensor, "n 3 h w"],
+        alphas: Float[Tensor, "n h w"],
+    ) -> None:
+        """Do nothing; see ``fit_calibration``."""

@@ -43,3 +43,27 @@ class Comparator(Protocol):
             alphas: opacity of the object in the renderings, in [0, 1].
         """
         ...
+
+    def compare_windows(
+        self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"]
+    ) -> Float[Tensor, "b h w"]:
+        """Anomaly map of images that show the object's window; what an exported detector calls.
+
+        Args:
+            query: windows of photographs, RGB in [0, 1].
+            reference: their renderings, RGB in [0, 1].
+            alpha: opacity of the object in the reference, in [0, 1].
+        """
+        ...
+
+    def fit_windows(
+        self, queries: Float[Tensor, "n 3 h w"], references: Float[Tensor, "n 3 h w"], alphas: Float[Tensor, "n h w"]
+    ) -> None:
+        """``fit_calibration`` on windows of the object.
+
+        Args:
+            queries: windows of good views, RGB in [0, 1].
+            references: their renderings, RGB in [0, 1].
+            alphas: opacity of the object in the renderings, in [0, 1].
+        """
+        ...

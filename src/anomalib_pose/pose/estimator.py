@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole pose search of one query: bank, starts, refinement, confidence."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from anomalib_pose.scene import Scene
 _ROBUST_SCALE = 0.1
 _OBJECT_ALPHA = 0.5
 _TOLERATED = 3.0
+_POLISHES = 2
 
 
 class PoseEstimator(nn.Module):
@@ -20,17 +23,20 @@ class PoseEstimator(nn.Module):
     The confidence is ``overlap * fit``. ``overlap`` is the intersection over union of the rendered silhouette and the
     query's foreground, 1 where the foreground is unknown. ``fit`` is ``1 / (1 + (residual / (3 typical))²)``, with the
     typical residual measured by ``calibrate`` on normal views. If the first starts end below ``retry_below``, twice as
-    many further views of the bank are tried.
+    many further views of the bank are tried, and then ``polisher`` on the best end.
 
     Args:
         refiner: improves start poses.
         starts: views of the bank to start from.
-        retry_below: confidence under which further starts are tried.
+        retry_below: confidence under which more is tried.
+        polisher: improves a doubtful end, or None.
     """
 
     typical_residual: Tensor
 
-    def __init__(self, refiner: Refiner, starts: int = 3, retry_below: float = 0.5) -> None:
+    def __init__(
+        self, refiner: Refiner, starts: int = 3, retry_below: float = 0.5, polisher: Refiner | None = None
+    ) -> None:
         super().__init__()
         if starts < 1:
             msg = f"At least one start is needed, got starts={starts}."
@@ -38,6 +44,7 @@ class PoseEstimator(nn.Module):
         self.refiner = refiner
         self.starts = starts
         self.retry_below = retry_below
+        self.polisher = polisher
         self.register_buffer("typical_residual", torch.tensor(0.02))
 
     def calibrate(self, residuals: Float[Tensor, "n"]) -> None:
@@ -54,20 +61,29 @@ class PoseEstimator(nn.Module):
             query: the image; a query without an object gives a low confidence.
         """
         poses, _ = bank.nearest(query, 3 * self.starts)
-        estimate = self._try(scene, query, poses[: self.starts])
-        if estimate.confidence >= self.retry_below or len(poses) <= self.starts or _is_empty(query):
-            return estimate
-        other = self._try(scene, query, poses[self.starts :])
-        best = other if other.confidence > estimate.confidence else estimate
-        renders = estimate.n_renders + other.n_renders
-        return PoseEstimate(best.camera, best.residual, best.confidence, best.converged, renders)
+        best = self._try(self.refiner, scene, query, poses[: self.starts])
+        if _is_empty(query):
+            return best
+        if best.confidence < self.retry_below and len(poses) > self.starts:
+            best = _surer(best, self._try(self.refiner, scene, query, poses[self.starts :]))
+        for _ in range(_POLISHES):
+            if self.polisher is None or best.confidence >= self.retry_below:
+                break
+            best = _surer(best, self._try(self.polisher, scene, query, best.camera.camera_to_world[None]))
+        return best
 
-    def _try(self, scene: Scene, query: Query, starts: Tensor) -> PoseEstimate:
-        found = self.refiner(scene, query, starts)
+    def _try(self, refiner: Refiner, scene: Scene, query: Query, starts: Tensor) -> PoseEstimate:
+        found = refiner(scene, query, starts)
         camera = query.camera(found.camera_to_world)
         residual, overlap = judge(scene, query, found.camera_to_world)
         fit = 1 / (1 + (residual / (_TOLERATED * float(self.typical_residual))) ** 2)
         return PoseEstimate(camera, residual, float(overlap * fit), found.converged, found.n_renders + 1)
+
+
+def _surer(first: PoseEstimate, second: PoseEstimate) -> PoseEstimate:
+    """The estimate of higher confidence, with the renders of both."""
+    best = second if second.confidence > first.confidence else first
+    return replace(best, n_renders=first.n_renders + second.n_renders)
 
 
 @torch.no_grad()

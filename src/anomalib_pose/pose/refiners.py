@@ -23,3 +23,12 @@ def make_refiner(name: str, adam_steps: int = 175, seed: int = 0) -> Refiner:
         return AdamRefiner(steps=adam_steps, seed=seed)
     msg = f"refiner should be 'gauss_newton' or 'adam', got {name!r}."
     raise ValueError(msg)
+
+
+def make_polisher(name: str) -> Refiner | None:
+    """What improves a doubtful end of the refiner of a name, or None: the paper's Adam is left as published.
+
+    Args:
+        name: see ``make_refiner``.
+    """
+    return GaussNewtonRefiner(iterations=12, redescending=True) if name == "gauss_newton" else None

@@ -157,7 +157,7 @@ def test_light_correction_forgives_another_exposure():
     usual = plain.score(plain(queries, references, alphas), alphas)
     queries = torch.where(alphas[:, None] > 0, queries * 0.8, queries)
     scores = [each.score(each(queries, references, alphas), alphas) for each in (plain, corrected)]
-    assert (scores[0] > 1.4 * usual).all()
+    assert (scores[0] > 1.3 * usual).all()
     assert (scores[1] < 1.1 * usual).all()
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomalib_pose.geometry import Camera, look_at, mad_lattice, pose_error, view_sphere
-from anomalib_pose.pose import GaussNewtonRefiner, PoseEstimator, Query, ViewBank, bank_poses, make_refiner
+from anomalib_pose.pose import GaussNewtonRefiner, PoseEstimator, Query, Refinement, ViewBank, bank_poses, make_refiner
 from sample_scenes import make_toy
 
 UP = torch.tensor([0.0, 0, 1])
@@ -55,6 +55,27 @@ def test_unknown_poses_are_found(fitted):
         assert math.degrees(angle) < 0.2
         assert distance < 0.02
         assert estimate.confidence > 0.8
+
+
+def test_a_doubtful_end_is_polished(fitted):
+    scene, bank = fitted
+    pose = view_sphere(12, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4]
+    sought = []
+
+    def lazy(scene, query, starts):
+        return Refinement(starts[0], 1.0, converged=False, n_renders=1)
+
+    def polisher(scene, query, starts):
+        sought.append(starts)
+        return GaussNewtonRefiner()(scene, query, starts)
+
+    query = render_query(scene, pose)
+    doubtful = PoseEstimator(lazy, starts=1, retry_below=0.9)(scene, bank, query)
+    polished = PoseEstimator(lazy, starts=1, retry_below=0.9, polisher=polisher)(scene, bank, query)
+    assert torch.equal(sought[0][0], doubtful.camera.camera_to_world)
+    assert math.degrees(pose_error(polished.camera.camera_to_world, pose)[0]) < 0.2
+    assert polished.confidence > doubtful.confidence
+    assert polished.n_renders > doubtful.n_renders
 
 
 def test_query_without_an_object_has_a_low_confidence_and_finite_residual(fitted):

@@ -55,6 +55,22 @@ def test_gauss_newton_ignores_a_defect():
     assert math.degrees(angle) < 0.5
 
 
+def test_redescending_weights_hold_on_to_what_is_left():
+    """A quarter of the object is missing: bounded weights let what is missing pull, redescending ones reject it."""
+    scene = make_toy()
+    query = query_of(scene)
+    image, foreground = query.image.clone(), query.foreground.clone()
+    image[:, :, :35], foreground[:, :35] = 1.0, 0.0  # the object lies in the columns 22 to 75
+    damaged = Query(image, query.K, foreground)
+    start = start_off_by(2, 0.01, 3)[None]
+    errors = [
+        math.degrees(pose_error(refiner(scene, damaged, start).camera_to_world, TRUTH)[0])
+        for refiner in (GaussNewtonRefiner(), GaussNewtonRefiner(redescending=True, iterations=12))
+    ]
+    assert errors[1] < 0.3
+    assert errors[1] < errors[0] / 3
+
+
 def test_the_better_of_two_starts_wins():
     scene = make_toy()
     opposite = look_at(-EYE, torch.zeros(3), torch.tensor([0.0, 0, 1]))

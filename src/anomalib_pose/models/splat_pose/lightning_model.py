@@ -12,7 +12,7 @@ from anomalib_pose.compare import make_comparator
 from anomalib_pose.models.components.pose_mixin import PoseMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.splat_pose.torch_model import GaussianFit
-from anomalib_pose.pose import PoseEstimator, make_refiner
+from anomalib_pose.pose import PoseEstimator, make_polisher, make_refiner
 from anomalib_pose.scene import FitSettings, GaussianScene
 
 
@@ -33,7 +33,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         refiner_steps: steps of ``"adam"`` a start; 175 in the paper.
         starts: views of the bank that the refinement starts from; the paper has one start.
         bank_spacing: angle in degrees between the rendered views that fill the gaps between the training views.
-        comparator: ``"calibrated"``: normalised by what good views show, tolerant to two pixels; ``"paper"``.
+        comparator: ``"calibrated"``: normalised by what good views show, tolerant to a pixel; ``"paper"``.
         backbone: timm name of the network whose features are compared; empty for colour and structure alone, which
             needs no weights.
         weights_path: file with the backbone's weights; empty to let timm download them once.
@@ -93,7 +93,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         self.rasterizer = rasterizer
         self.model = SceneDetector(
             GaussianScene(sh_degree, rasterizer),
-            PoseEstimator(make_refiner(refiner, refiner_steps, seed), starts),
+            PoseEstimator(make_refiner(refiner, refiner_steps, seed), starts, polisher=make_polisher(refiner)),
             make_comparator(comparator, backbone, weights_path),
             bank_spacing=bank_spacing,
             holdout_every=holdout_every,
