@@ -53,7 +53,7 @@ def test_the_command_of_a_configuration_runs(config, mad_root, tmp_path, monkeyp
     if mad:
         arguments += ["--data.init_args.category", "toy"]
     arguments += ["--data.init_args.image_size", "32", "--data.init_args.num_workers", "0"]
-    for name, value in {**QUICK_MODEL, **NO_WEIGHTS}.items():
+    for name, value in QUICK_MODEL.items():
         arguments += [f"--model.init_args.{name}", str(value)]
     if "recipe: paper" not in config.read_text():
         arguments += ["--model.init_args.max_gaussians", "50"]
@@ -67,7 +67,7 @@ def test_subcommands_with_short_names(subcommand, mad_root, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     arguments = ["--model", "SplatPose", "--data", "MAD", "--data.root", str(mad_root), "--data.category", "toy"]
     arguments += ["--data.num_workers", "0", "--model.max_gaussians", "50"]
-    for name, value in {**QUICK_MODEL, **NO_WEIGHTS}.items():
+    for name, value in QUICK_MODEL.items():
         arguments += [f"--model.{name}", str(value)]
     AnomalibCLI(args=["fit", *arguments, *QUICK_TRAINER])
     (checkpoint,) = tmp_path.rglob("v0/**/model.ckpt")
