@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every configuration says its command in line 1, and that command runs."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from anomalib.cli import AnomalibCLI
+from anomalib.deploy import OpenVINOInferencer
 
 import anomalib_pose
 from anomalib_pose.data.sample.mad import write_mad
@@ -77,20 +80,29 @@ def test_subcommands_with_short_names(subcommand, mad_root, tmp_path, monkeypatc
         assert list(tmp_path.rglob("images/**/*.png"))
 
 
-def test_export_by_the_command_line(mad_root, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "file"), [("torch", "model.pt"), ("openvino", "model.xml")])
+def test_export_by_the_command_line(kind, file, fitted, tmp_path, monkeypatch):
+    if kind != "torch":
+        pytest.importorskip("openvino", reason="the extra openvino is not installed")
     monkeypatch.chdir(tmp_path)
-    arguments = [
-        "--model",
-        "SplatPose",
-        "--model.steps",
-        "5",
-        "--model.max_gaussians",
-        "50",
-        "--model.bank_spacing",
-        "40",
-    ]
+    small = json.dumps({"views": 12, "size": 64, "starts": 1, "neighbours": 1, "steps": [1, 1, 1]})
+    arguments = ["export", "--model", "SplatPose", "--ckpt_path", str(fitted), "--export_type", kind]
+    AnomalibCLI(args=[*arguments, *([] if kind == "torch" else ["--onnx_kwargs", small])])
+    (written,) = tmp_path.rglob(file)
+    if kind == "openvino":
+        image = np.random.default_rng(0).random((50, 60, 3), dtype=np.float32)
+        found = OpenVINOInferencer(written, device="CPU").predict(image)
+        assert np.isfinite(found.pred_score).all()
+        assert found.anomaly_map.shape[-2:] == (50, 60)
+    assert not list(tmp_path.rglob(".export-*"))
+
+
+@pytest.fixture(scope="module")
+def fitted(mad_root, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("fitted")
+    arguments = ["--model", "SplatPose", "--model.max_gaussians", "50", "--default_root_dir", str(folder)]
+    for name, value in QUICK_MODEL.items():
+        arguments += [f"--model.{name}", str(value)]
     data = ["--data", "MAD", "--data.root", str(mad_root), "--data.category", "toy", "--data.num_workers", "0"]
-    AnomalibCLI(args=["fit", *arguments, *data, *QUICK_TRAINER])
-    (checkpoint,) = tmp_path.rglob("v0/**/model.ckpt")
-    AnomalibCLI(args=["export", *arguments, "--ckpt_path", str(checkpoint), "--export_type", "torch"])
-    assert list(tmp_path.rglob("model.pt"))
+    AnomalibCLI(args=["train", *arguments, *data, *QUICK_TRAINER])
+    return next(folder.rglob("v0/**/model.ckpt"))

@@ -176,16 +176,6 @@ def test_torch_export(trained, mad_root, monkeypatch):
     assert not exported.anomaly_map.requires_grad
 
 
-@pytest.mark.parametrize("export_type", [ExportType.ONNX, ExportType.OPENVINO])
-def test_what_cannot_be_exported_says_so(trained, export_type):
-    name, _, folder, checkpoint = trained
-    with pytest.raises(NotImplementedError, match="export_type torch"):
-        make_engine(folder / "no").export(
-            make_model(name), export_type, export_root=folder / "no", ckpt_path=str(checkpoint)
-        )
-    assert not [path for path in (folder / "no").rglob("*") if path.suffix in {".onnx", ".xml", ".bin"}]
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_training_without_poses_is_refused(name, mad_root, tmp_path):
     data = Folder("car", root=mad_root / "car", normal_dir="train/good", abnormal_dir="test/Stains", num_workers=0)

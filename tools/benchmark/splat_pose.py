@@ -51,7 +51,7 @@ def stacked(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str,
             empty = torch.zeros(items[0].image.shape[-2:])
             part["label"] = torch.tensor([int(item.gt_label) for item in items])
             part["mask"] = torch.stack([empty if item.gt_mask is None else item.gt_mask.float() for item in items])
-            files = [item.image_path for item in items]
+            files = ["/".join(Path(item.image_path).parts[-2:]) for item in items]
         parts.append(part)
     return parts[0], parts[1], files
 

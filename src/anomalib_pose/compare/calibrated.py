@@ -12,7 +12,14 @@ from anomalib_pose.compare.calibration import ResidualStatistics
 from anomalib_pose.compare.crop import ObjectCrop
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.light import match_light
-from anomalib_pose.compare.maps import gaussian_blur, tolerance_shifts, tolerant_distance, top_mean, upsample
+from anomalib_pose.compare.maps import (
+    gaussian_blur,
+    squared_difference,
+    tolerance_shifts,
+    tolerant_distance,
+    top_mean,
+    upsample,
+)
 
 COLOUR_SCALE, STRUCTURE_SCALE, FEATURE_SCALE = 0.03, 0.02, 0.1
 """Spread of the residuals that stands until the calibration, about what good views show."""
@@ -22,10 +29,12 @@ class CalibratedComparator(nn.Module):
     """Residuals of colour, structure and features, forgiving to small shifts and measured against those of good views.
 
     The object's window is cut out and resized. In each layer (colour in CIELAB, gradient of its lightness, stages of a
-    network with features of unit length) the distance of query and reference is the smallest over shifts of up to
-    ``tolerance`` pixels, the larger of both directions. Calibrated on good views, it is expressed in spreads above the
-    mean of its kind of place (distance to the outline, local contrast of the reference), so that layers can be added.
-    The image score is the mean of the largest pixels, not one pixel.
+    network with features of unit length) query and reference have a distance; in colour and gradient it is the smallest
+    over shifts of up to ``tolerance`` pixels, the larger of both directions. Features are not shifted: they forgive
+    what their cells cover, and shifting them too was measured to change nothing but the time. Calibrated on good views,
+    a distance is expressed in spreads above the mean of its kind of place (distance to the outline, local
+    contrast of the reference), so that layers can be added. The image score is the mean of the largest pixels, not one
+    pixel.
 
     Without calibration fixed spreads stand in. Without a network only colour and structure are compared.
 
@@ -123,11 +132,9 @@ class CalibratedComparator(nn.Module):
             tolerant_distance(_gradient(query_lab), _gradient(reference_lab), shifts),
         ]
         if self.extractor is not None:
-            features = zip(self.extractor(query), self.extractor(reference), self.extractor.strides, strict=True)
-            for ours, theirs, stride in features:
-                few = tolerance_shifts(self.tolerance, stride, dense=False)
-                distance = tolerant_distance(functional.normalize(ours), functional.normalize(theirs), few)
-                maps.append(upsample(distance, size))
+            for ours, theirs in zip(self.extractor(query), self.extractor(reference), strict=True):
+                squared = squared_difference(functional.normalize(ours), functional.normalize(theirs))
+                maps.append(upsample(squared.sqrt(), size))
         return torch.stack(maps, 1)
 
     def _window(self, query: Tensor, reference: Tensor, alpha: Tensor) -> tuple[ObjectCrop, Tensor, Tensor, Tensor]:

@@ -44,18 +44,16 @@ def gaussian_blur(maps: Float[Tensor, "b h w"], sigma: float, truncate: float = 
     return blurred[:, 0]
 
 
-def tolerance_shifts(tolerance: float, stride: int = 1, *, dense: bool = True) -> list[tuple[float, float]]:
-    """Shifts ``(dy, dx)`` in cells that cover misfits of up to ``tolerance`` pixels in each axis.
+def tolerance_shifts(tolerance: float) -> list[tuple[float, float]]:
+    """Shifts ``(dy, dx)`` that cover misfits of up to ``tolerance`` pixels in each axis, in steps of at most one pixel.
 
     Args:
         tolerance: largest misfit in pixels; 0 for none.
-        stride: pixels a cell.
-        dense: steps of at most one pixel; otherwise only the ends and the middle.
     """
     if tolerance <= 0:
         return [(0.0, 0.0)]
-    count = math.ceil(tolerance) if dense else 1
-    steps = [tolerance * step / (count * stride) for step in range(-count, count + 1)]
+    count = math.ceil(tolerance)
+    steps = [tolerance * step / count for step in range(-count, count + 1)]
     return list(itertools.product(steps, steps))
 
 

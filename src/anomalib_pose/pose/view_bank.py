@@ -17,6 +17,7 @@ _THUMBNAIL = 25
 _RENDER_SIZE = 100
 _BATCH = 16
 _OFF_AXIS = 0.03
+_APART = math.radians(12)
 _BOX_MARGIN = 0.05
 _ROOT_OF_SPHERE = math.sqrt(4 * math.pi)
 
@@ -116,6 +117,9 @@ class ViewBank(nn.Module):
     def nearest(self, query: Query, count: int) -> tuple[Float[Tensor, "s 4 4"], Float[Tensor, "s"]]:
         """Poses of the most similar views, and the similarities.
 
+        Views from nearly the same direction count as one, or an object with look-alike sides would have all starts on
+        the wrong side.
+
         Where thumbnails are of boxes, the poses are moved so that the silhouette lies where the query's does.
 
         Args:
@@ -129,11 +133,23 @@ class ViewBank(nn.Module):
             msg = "The view bank is empty: fit the model or load its checkpoint first."
             raise ValueError(msg)
         similarity = self.thumbnails @ self._thumbnail(query.image, query.foreground).to(self.thumbnails)
-        best = similarity.topk(min(count, len(self))).indices
+        best = self._apart(similarity, count)
         poses = self.poses[best]
         if bool(self.by_box) and query.foreground is not None and bool((query.foreground > 0).any()):
             poses = _move_to_box(poses, self.boxes[best], _box(query.foreground, query.K).to(poses), self.centre)
         return poses, similarity[best]
+
+    def _apart(self, similarity: Float[Tensor, "v"], count: int) -> Tensor:
+        """Indices of the most similar views that lie ``_APART`` from each other; the nearer ones follow at the end."""
+        directions = F.normalize(self.poses[:, :3, 3] - self.centre, dim=1)
+        penalty = torch.zeros_like(similarity)
+        best: list[Tensor] = []
+        for _ in range(min(count, len(self))):
+            best.append((similarity - penalty).argmax())
+            near = directions @ directions[best[-1]] > math.cos(_APART)
+            penalty = torch.where(near, penalty + 2, penalty)
+            penalty[best[-1]] = torch.inf
+        return torch.stack(best)
 
     def _thumbnail(self, image: Tensor, alpha: Tensor | None) -> Tensor:
         if bool(self.by_box) and alpha is not None and bool((alpha > 0).any()):

@@ -20,6 +20,7 @@ from torch import Tensor
 from anomalib_pose.compare import FeatureExtractor
 from anomalib_pose.data.dataclasses import PoseBatch
 from anomalib_pose.geometry import Camera
+from anomalib_pose.models.components.export_mixin import DetectorExportMixin
 from anomalib_pose.models.components.metrics import MedianAngleError, MedianCentreError, PosesWithinOneDegree
 from anomalib_pose.models.components.scene_detector import FitScene, SceneDetector
 from anomalib_pose.visualization import register_reference_panel
@@ -39,7 +40,7 @@ def _normal(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clone()
 
 
-class PoseMixin:
+class PoseMixin(DetectorExportMixin):
     """Lightning side of a model that fits an object from posed views and compares queries with its renderings.
 
     The class that mixes it in inherits from anomalib's ``MemoryBankMixin`` and ``AnomalibModule`` too, owns a
@@ -207,22 +208,6 @@ class PoseMixin:
             found = self.model(images.clone())
         prediction = InferenceBatch(pred_score=found.pred_score, anomaly_map=found.anomaly_map)
         return self.post_processor(prediction) if self.post_processor else prediction
-
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
-        """Not possible yet.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        msg = (
-            f"{type(self).__name__} renders and optimises at test time, which ONNX and OpenVINO cannot hold; "
-            "use --export_type torch."
-        )
-        raise NotImplementedError(msg)
-
-    def to_openvino(self, *args: Any, **kwargs: Any) -> Path:
-        """Not possible yet; see ``to_onnx``."""
-        return self.to_onnx(*args, **kwargs)
 
     def _step(self, batch: PoseBatch) -> PoseBatch:
         start = time.perf_counter()

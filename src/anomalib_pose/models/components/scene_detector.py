@@ -3,7 +3,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -53,6 +53,7 @@ class SceneDetector(nn.Module):
     image_size: Tensor
     white_background: Tensor
     psnr: Tensor
+    calibration_views: Tensor
 
     def __init__(
         self,
@@ -76,9 +77,11 @@ class SceneDetector(nn.Module):
         self.register_buffer("image_size", torch.zeros(2, dtype=torch.long))
         self.register_buffer("white_background", torch.tensor(data=False))
         self.register_buffer("psnr", torch.tensor(float("nan")))
+        self.register_buffer("calibration_views", torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
 
     @property
-    def _rendered(self) -> Scene:
+    def rendered(self) -> Scene:
+        """The object; empty until ``fit``."""
         return cast("Scene", self.scene)
 
     def fit(
@@ -105,7 +108,7 @@ class SceneDetector(nn.Module):
         self.psnr = torch.tensor(psnr, device=images.device)
         self.intrinsics = cameras.K.median(0).values
         self.image_size = torch.tensor([cameras.height, cameras.width], device=images.device)
-        self.bank.build(self._rendered, cameras)
+        self.bank.build(self.rendered, cameras)
         self._calibrate(images, cameras, foreground, held_out)
 
     def _over_white(self, images: Tensor, foreground: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -118,12 +121,16 @@ class SceneDetector(nn.Module):
         return images * foreground[:, None] + 1 - foreground[:, None], foreground
 
     def _calibrate(self, images: Tensor, cameras: Camera, foreground: Tensor | None, held_out: tuple[int, ...]) -> None:
-        """Treat held-out views as queries: what differs there differs in spite of the object being good."""
+        """Treat held-out views as queries: what differs there differs in spite of the object being good.
+
+        The views are kept, so that a checkpoint is all that an exported detector needs to be calibrated.
+        """
+        self.calibration_views = (images[list(held_out)] * 255).round().to(torch.uint8)
         references, alphas, residuals = [], [], []
         for index in held_out:
             mask = None if foreground is None else foreground[index]
             query = Query(images[index], cameras.K[index], mask)
-            estimate = self.estimator(self._rendered, self.bank, query)
+            estimate = self.estimator(self.rendered, self.bank, query)
             reference, alpha = self.render_reference(estimate.camera)
             references.append(reference)
             alphas.append(alpha)
@@ -141,7 +148,7 @@ class SceneDetector(nn.Module):
         Args:
             camera: one camera.
         """
-        output = self._rendered.render(camera, torch.ones(3, device=camera.K.device))
+        output = self.rendered.render(camera, torch.ones(3, device=camera.K.device))
         return output.rgb.permute(2, 0, 1).clamp(0, 1), output.alpha
 
     def _query(self, image: Tensor, intrinsics: Tensor | None, foreground: Tensor | None) -> Query:
@@ -167,7 +174,7 @@ class SceneDetector(nn.Module):
             foreground: mask of the object (H, W), or None.
         """
         query = self._query(image, intrinsics, foreground)
-        return self.estimator(self._rendered, self.bank, query), query
+        return self.estimator(self.rendered, self.bank, query), query
 
     def forward(
         self,
@@ -205,3 +212,10 @@ class SceneDetector(nn.Module):
             torch.stack([estimate.camera.camera_to_world for estimate in estimates]).detach(),
             images.new_tensor([estimate.confidence for estimate in estimates]),
         )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Let a checkpoint decide how many views were held out, and of which size."""
+        loaded = state_dict.get(prefix + "calibration_views")
+        if isinstance(loaded, Tensor) and loaded.ndim == 4:
+            self.calibration_views = torch.empty_like(loaded, device=self.intrinsics.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)

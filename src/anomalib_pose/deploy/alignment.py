@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alignment of a query with a rendered view as a fixed number of tensor operations."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_pose.deploy.resample import pixel_centres, sample
+from anomalib_pose.geometry import skew
+
+ROBUST_SCALE = 0.1
+DAMPING = 1e-3
+_LONGEST_TURN = 0.5
+
+
+class View(NamedTuple):
+    """Rendered views.
+
+    Args:
+        rgb: colour over white (B, 3, H, W).
+        depth: along the optical axis (B, H, W), beyond the silhouette that of the nearest surface.
+        alpha: 1 on the object (B, H, W).
+    """
+
+    rgb: Float[Tensor, "b 3 h w"]
+    depth: Float[Tensor, "b h w"]
+    alpha: Float[Tensor, "b h w"]
+
+
+class _System(NamedTuple):
+    """Cost (B), normal matrix (B, 6, 6) and gradient (B, 6) at a motion."""
+
+    cost: Tensor
+    hessian: Tensor
+    gradient: Tensor
+
+
+def project(
+    motion: Float[Tensor, "b 4 4"],
+    depth: Float[Tensor, "b h w"],
+    intrinsics: Float[Tensor, "b 4"],
+) -> tuple[Float[Tensor, "b h w 3"], Float[Tensor, "b h w 2"]]:
+    """Surface points of a view in the query's camera, and their pixel coordinates there.
+
+    Args:
+        motion: view's camera frame to the query's.
+        depth: of each pixel of the view.
+        intrinsics: (fx, fy, cx, cy) of both.
+    """
+    centres = pixel_centres(depth.shape[1], depth.shape[2], depth)
+    focal, middle = intrinsics[:, None, None, :2], intrinsics[:, None, None, 2:]
+    slopes = (centres - middle) / focal
+    rays = torch.cat([slopes, torch.ones_like(slopes[..., :1])], -1)
+    points = rays * depth[..., None]
+    moved = torch.einsum("bij,bhwj->bhwi", motion[:, :3, :3], points) + motion[:, None, None, :3, 3]
+    z = moved[..., 2:].clamp(min=1e-6)
+    return moved, moved[..., :2] / z * focal + middle
+
+
+class Pyramid(NamedTuple):
+    """One size of query and view.
+
+    Args:
+        query: the query with its derivatives along both axes (B, 9, h, w).
+        view: the view.
+        slopes: derivatives of the view's colour along both axes (B, 6, h, w).
+        weight: 1 where pixels count (B, h, w).
+        intrinsics: (fx, fy, cx, cy) at this size (B, 4).
+    """
+
+    query: Float[Tensor, "b 9 h w"]
+    view: View
+    slopes: Float[Tensor, "b 6 h w"]
+    weight: Float[Tensor, "b h w"]
+    intrinsics: Float[Tensor, "b 4"]
+
+
+def derivatives(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
+    """Central differences along x, then along y, a pixel; the border is repeated."""
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    along_x = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
+    along_y = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
+    return torch.cat([along_x, along_y], 1)
+
+
+def pyramid(
+    query: Float[Tensor, "b 3 h w"],
+    view: View,
+    intrinsics: Float[Tensor, "b 4"],
+    divisor: int,
+    *,
+    silhouettes_only: bool,
+) -> Pyramid:
+    """Query and view at a part of their size.
+
+    Args:
+        query: the query's window.
+        view: a rendered view.
+        intrinsics: (fx, fy, cx, cy) of both.
+        divisor: of the size.
+        silhouettes_only: whether the background is unknown; where it is white, it counts like the object.
+    """
+    rgb, depth, alpha = view.rgb, view.depth[:, None], view.alpha[:, None]
+    if divisor > 1:
+        query, rgb = _smooth(F.avg_pool2d(query, divisor)), _smooth(F.avg_pool2d(rgb, divisor))
+        depth, alpha = F.avg_pool2d(depth, divisor), F.avg_pool2d(alpha, divisor)
+    weight = (alpha > 0.5).to(rgb.dtype)[:, 0] if silhouettes_only else torch.ones_like(alpha[:, 0])
+    small = View(rgb, depth[:, 0], alpha[:, 0])
+    return Pyramid(torch.cat([query, derivatives(query)], 1), small, derivatives(rgb), weight, intrinsics / divisor)
+
+
+def _smooth(image: Tensor) -> Tensor:
+    """A small binomial blur, which widens the basin of the alignment."""
+    taps = image.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (taps[:, None] * taps).expand(image.shape[1], 1, 5, 5)
+    return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), kernel, groups=image.shape[1])
+
+
+def align(
+    level: Pyramid, motion: Float[Tensor, "b 4 4"], steps: int
+) -> tuple[Float[Tensor, "b 4 4"], Float[Tensor, "b"]]:
+    """Damped Gauss-Newton steps; a step that does not lower the cost is taken back and the damping raised.
+
+    The residual ``query(pi(exp(xi) p)) - view(u)`` is taken at the view's pixels, whose surface points ``p`` are known;
+    its slope is the mean of the query's and the view's, and Charbonnier weights bound what a defect can pull.
+
+    Args:
+        level: query and view.
+        motion: view's camera frame to the query's, to start from.
+        steps: how many; each looks the query up once.
+
+    Returns:
+        The motion, and the cost there.
+    """
+    now = _system(level, motion)
+    damping = torch.full_like(now.cost, DAMPING)
+    for _ in range(steps):
+        tangent = _solve(now.hessian, now.gradient, damping)
+        moved = retract(tangent) @ motion
+        then = _system(level, moved)
+        better = then.cost < now.cost
+        motion = torch.where(better[:, None, None], moved, motion)
+        damping = torch.where(better, damping / 6, damping * 8).clamp(1e-6, 1e3)
+        now = _System(
+            torch.where(better, then.cost, now.cost),
+            torch.where(better[:, None, None], then.hessian, now.hessian),
+            torch.where(better[:, None], then.gradient, now.gradient),
+        )
+    return motion, now.cost
+
+
+def retract(tangent: Float[Tensor, "b 6"]) -> Float[Tensor, "b 4 4"]:
+    """The rotation of a tangent (v, omega) by series, and its ``v`` as translation: few operations, for small steps.
+
+    A rotation of more than half a radian, which no step from a nearby view should take, is shortened to that.
+    """
+    angle = tangent[:, 3:].square().sum(1, keepdim=True).clamp(min=1e-12).sqrt()
+    omega = tangent[:, 3:] * (_LONGEST_TURN / angle).clamp(max=1.0)
+    squared = omega.square().sum(1)[:, None, None]
+    cross = skew(omega)
+    sine = 1 - squared / 6 * (1 - squared / 20 * (1 - squared / 42))
+    versine = 0.5 - squared / 24 * (1 - squared / 30 * (1 - squared / 56))
+    rotation = torch.eye(3).to(tangent) + sine * cross + versine * (cross @ cross)
+    upper = torch.cat([rotation, tangent[:, :3, None]], 2)
+    lower = tangent.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(upper.shape[0], 1, 4)
+    return torch.cat([upper, lower], 1)
+
+
+def _system(level: Pyramid, motion: Tensor) -> _System:
+    points, uv = project(motion, level.view.depth, level.intrinsics)
+    found = sample(level.query, uv)
+    scaled = (found[:, :3] - level.view.rgb) / ROBUST_SCALE
+    root = (1 + scaled.square()).sqrt()
+    area = level.weight.sum((1, 2)).clamp(min=1)
+    cost = ((root - 1).sum(1) * level.weight).sum((1, 2)) / area
+    slopes = 0.5 * (found[:, 3:] + level.slopes)
+    along_x, along_y = slopes[:, :3], slopes[:, 3:]
+    weight = level.weight[:, None] / root
+    xx, xy, yy = ((weight * a * b).sum(1) for a, b in ((along_x, along_x), (along_x, along_y), (along_y, along_y)))
+    pull_x, pull_y = ((weight * along * scaled).sum(1) * ROBUST_SCALE for along in (along_x, along_y))
+    by_u, by_v = _jacobian(points, level.intrinsics)
+    left = by_u * xx[:, None] + by_v * xy[:, None]
+    right = by_u * xy[:, None] + by_v * yy[:, None]
+    flat = [part.flatten(2) for part in (left, right, by_u, by_v)]
+    hessian = flat[0] @ flat[2].transpose(1, 2) + flat[1] @ flat[3].transpose(1, 2)
+    gradient = (by_u * pull_x[:, None] + by_v * pull_y[:, None]).flatten(2).sum(2)
+    return _System(cost, hessian / area[:, None, None], gradient / area[:, None])
+
+
+def _jacobian(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives (B, 6, H, W) of column and row by the tangent (v, omega) that moves the points."""
+    inverse = 1 / points[..., 2].clamp(min=1e-6)
+    x, y = points[..., 0] * inverse, points[..., 1] * inverse
+    zero = torch.zeros_like(x)
+    focal_x, focal_y = intrinsics[:, :2, None, None, None].unbind(1)
+    by_u = focal_x * torch.stack([inverse, zero, -x * inverse, -x * y, 1 + x * x, -y], 1)
+    by_v = focal_y * torch.stack([zero, inverse, -y * inverse, -1 - y * y, x * y, x], 1)
+    return by_u, by_v
+
+
+def _solve(hessian: Tensor, gradient: Tensor, damping: Tensor) -> Float[Tensor, "b 6"]:
+    """``-(H + damping diag H)^-1 g`` by Gauss-Jordan elimination: runtimes have no solver."""
+    scale = 1 / (hessian.diagonal(dim1=1, dim2=2) + 1e-12).sqrt()
+    eye = torch.eye(6, dtype=hessian.dtype, device=hessian.device)
+    matrix = hessian * scale[:, :, None] * scale[:, None] + (damping[:, None, None] + 1e-6) * eye
+    table = torch.cat([matrix, -(gradient * scale)[:, :, None]], 2)
+    for pivot in range(6):
+        row = table[:, pivot : pivot + 1] / table[:, pivot : pivot + 1, pivot : pivot + 1]
+        keep = 1 - eye[pivot][None, :, None]
+        table = table * keep - table[:, :, pivot : pivot + 1] * keep * row + (1 - keep) * row
+    return table[:, :, 6] * scale

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A feed-forward detector of one object: retrieval, unrolled alignment, warp, comparison."""
+
+import logging
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anomalib_pose.compare import Comparator
+from anomalib_pose.deploy.alignment import View, align, pyramid
+from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
+from anomalib_pose.deploy.resample import frame_matrix, window_matrix
+from anomalib_pose.deploy.settings import DetectorSettings, check_size
+from anomalib_pose.deploy.view_synthesis import synthesise
+from anomalib_pose.geometry import Camera, rigid_inverse
+from anomalib_pose.scene import Scene
+
+logger = logging.getLogger(__name__)
+
+_SMALL = 64
+_MARGIN = 0.08
+_MULTIPLE = 8  # the pyramid halves twice, and networks like it
+
+
+class DetectorOutput(NamedTuple):
+    """What the detector says of images; the names are anomalib's.
+
+    Args:
+        pred_score: image scores (B,).
+        anomaly_map: pixel scores (B, 1, H, W) of the whole image.
+    """
+
+    pred_score: Tensor
+    anomaly_map: Tensor
+
+
+class Window(NamedTuple):
+    """Part of the image that holds the object in every view, in parts of the image's size.
+
+    Args:
+        left: of the window.
+        top: of the window.
+        width: of the window.
+        height: of the window.
+    """
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class FeedForwardDetector(nn.Module):
+    """Pose search and comparison without a renderer, an optimiser or a branch that depends on the data.
+
+    The window that holds the object is cut out of the query. The most similar views of the bank are aligned with it by
+    a fixed number of damped Gauss-Newton steps, which the views' depth gives closed-form slopes. The views nearest to
+    the pose that was found are warped there, and the query is compared with what they show.
+
+    Args:
+        bank: rendered views of the window.
+        comparator: compares windows; calibrated for this detector by ``calibrate``.
+        window: part of the image that the views show.
+        settings: numbers of starts, steps and neighbours.
+        white_background: whether the object was photographed on white; otherwise only its silhouette is compared.
+    """
+
+    def __init__(
+        self,
+        bank: RenderedBank,
+        comparator: Comparator,
+        window: Window,
+        settings: DetectorSettings,
+        *,
+        white_background: bool,
+    ) -> None:
+        super().__init__()
+        self.bank = bank
+        self.comparator = comparator
+        self.window = window
+        self.starts = min(settings.starts, len(bank))
+        self.neighbours = min(settings.neighbours, len(bank))
+        self.steps = settings.steps
+        self.white_background = white_background
+        self.size: tuple[int, int] = (bank.views.shape[-2], bank.views.shape[-1])
+
+    def cut(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 h w"]:
+        """The windows of images of any size."""
+        rows = window_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
+        columns = window_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
+        return rows @ images @ columns.transpose(0, 1)
+
+    def locate(self, query: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 4 4"], Float[Tensor, "b"]]:
+        """Camera-to-world poses of windows in units of the bank's depth, and the costs of the alignment there.
+
+        Args:
+            query: windows, RGB in [0, 1].
+        """
+        index = self.bank.nearest(query, self.starts).flatten()
+        view = self.bank.view(index)
+        repeated = query.repeat_interleave(self.starts, 0)
+        motion = torch.eye(4).to(query).expand(repeated.shape[0], 4, 4)
+        intrinsics = self.bank.intrinsics(index)
+        motion, _ = self._align(repeated, view, intrinsics, motion, 4, self.steps[0])
+        motion, cost = self._align(repeated, view, intrinsics, motion, 2, self.steps[1])
+        # the full size costs most: only the best start goes on to it
+        first = torch.arange(query.shape[0], device=query.device) * self.starts
+        best = first + cost.unflatten(0, (-1, self.starts)).argmin(1)
+        index, motion = index.index_select(0, best), motion.index_select(0, best)
+        view = View(*(part.index_select(0, best) for part in view))
+        motion, cost = self._align(query, view, self.bank.intrinsics(index), motion, 1, self.steps[2])
+        return self.bank.pose(index) @ rigid_inverse(motion), cost
+
+    def _align(
+        self, query: Tensor, view: View, intrinsics: Tensor, motion: Tensor, divisor: int, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        level = pyramid(query, view, intrinsics, divisor, silhouettes_only=not self.white_background)
+        return align(level, motion, steps)
+
+    def synthesise(self, query: Float[Tensor, "b 3 h w"], pose: Float[Tensor, "b 4 4"]) -> tuple[Tensor, Tensor]:
+        """What the views near a pose say the object looks like from there: RGB (B, 3, h, w) and alpha (B, h, w).
+
+        Each view is warped by its depth. Where a view cannot see what the query sees, the others fill in; where none
+        can, the query itself is put, for nothing is known to compare it with.
+
+        Args:
+            query: windows, RGB in [0, 1].
+            pose: their camera-to-world poses.
+        """
+        everyone = self.bank.pose(torch.arange(len(self.bank), device=query.device))
+        offset = everyone[:, :3, 3] - pose[:, None, :3, 3]
+        near = offset.square().sum(2).topk(self.neighbours, dim=1, largest=False).indices.flatten()
+        back = rigid_inverse(self.bank.pose(near)) @ pose.repeat_interleave(self.neighbours, 0)
+        rgb, known = synthesise(
+            self.bank.view(near), rigid_inverse(back), back, self.bank.intrinsics(near), self.neighbours
+        )
+        rgb, alpha = rgb[:, :3], rgb[:, 3]
+        if not self.white_background:
+            known = known * alpha
+        return query + known[:, None] * (rgb - query), alpha
+
+    def reference(self, images: Float[Tensor, "b 3 height width"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Windows of the images, their references, alphas and estimated camera-to-world poses in scene units.
+
+        Args:
+            images: RGB in [0, 1].
+        """
+        query = self.cut(images)
+        pose, _ = self.locate(query)
+        to_scene = torch.ones(4, 4).to(pose)
+        to_scene[:3, 3] = self.bank.unit
+        return query, *self.synthesise(query, pose), pose * to_scene
+
+    @torch.no_grad()
+    def calibrate(self, images: Float[Tensor, "n 3 height width"]) -> None:
+        """Learn how good views differ from this detector's references.
+
+        Args:
+            images: good views that the scene was not fitted to.
+        """
+        parts = [self.reference(image[None])[:3] for image in images]
+        query, rgb, alpha = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.comparator.fit_windows(query, rgb, alpha)
+
+    def forward(self, images: Float[Tensor, "b 3 height width"]) -> DetectorOutput:
+        """Scores and maps of images of any size.
+
+        Args:
+            images: RGB in [0, 1].
+        """
+        query, rgb, alpha, _ = self.reference(images)
+        window_map = self.comparator.compare_windows(query, rgb, alpha)
+        score = self.comparator.score(window_map, alpha)
+        rows = frame_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
+        columns = frame_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
+        return DetectorOutput(score, (rows @ window_map @ columns.transpose(0, 1))[:, None])
+
+
+@torch.no_grad()
+def build_detector(
+    scene: Scene,
+    poses: Float[Tensor, "v 4 4"],
+    camera: Camera,
+    comparator: Comparator,
+    settings: DetectorSettings,
+    *,
+    white_background: bool,
+    progress: bool = False,
+) -> FeedForwardDetector:
+    """Render the bank of a fitted scene and put a detector around it, not yet calibrated.
+
+    Args:
+        scene: the fitted object.
+        poses: cameras that queries may be near, camera-to-world.
+        camera: intrinsics and size of a query; its pose is not used.
+        comparator: kept by the detector.
+        settings: size of the detector.
+        white_background: see ``FeedForwardDetector``.
+        progress: show a bar.
+
+    Raises:
+        ValueError: if the bank would be larger than the settings allow, before anything is rendered.
+    """
+    window, height, width = find_window(scene, poses, camera, settings.size)
+    megabytes = check_size(settings, height, width)
+    chosen = spread_poses(poses, scene.centre.to(poses), settings.views)
+    logger.info("A bank of %d views of %d x %d pixels takes %.0f MB.", len(chosen), height, width, megabytes)
+    scale = camera.K.new_tensor([width / (window.width * camera.width), height / (window.height * camera.height), 1])
+    offset = camera.K.new_tensor([window.left * camera.width, window.top * camera.height, 0])
+    intrinsics = camera.K.clone()
+    intrinsics[:, 2] -= offset
+    intrinsics = intrinsics * scale[:, None]
+    bank = RenderedBank.render(
+        scene,
+        chosen,
+        Camera(torch.eye(4).to(chosen), intrinsics, width, height),
+        silhouettes_only=not white_background,
+        progress=progress,
+    )
+    return FeedForwardDetector(bank, comparator, window, settings, white_background=white_background).eval()
+
+
+def find_window(scene: Scene, poses: Float[Tensor, "v 4 4"], camera: Camera, size: int) -> tuple[Window, int, int]:
+    """Window that holds the object in all views, with a margin, and its height and width in pixels.
+
+    Args:
+        scene: the fitted object.
+        poses: of the views.
+        camera: intrinsics and size of the images.
+        size: longer side in pixels.
+    """
+    scale = _SMALL / max(camera.width, camera.height)
+    small = camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
+    seen = torch.zeros(small.height, small.width, dtype=torch.bool)
+    for some in poses.split(32):
+        seen |= (scene.render(small.with_pose(some)).alpha > 0.1).any(0).cpu()
+    rows, columns = seen.any(1).nonzero().flatten().tolist(), seen.any(0).nonzero().flatten().tolist()
+    if not rows:
+        msg = "The scene shows nothing from its own views: fit the model, or load its checkpoint, before exporting."
+        raise ValueError(msg)
+    left, right = _with_margin(columns, small.width)
+    top, bottom = _with_margin(rows, small.height)
+    window = Window(left, top, right - left, bottom - top)
+    ratio = (window.height * camera.height) / (window.width * camera.width)
+    sides = (size, size / ratio) if ratio > 1 else (size * ratio, size)
+    height, width = (_MULTIPLE * max(8, round(side / _MULTIPLE)) for side in sides)
+    return window, height, width
+
+
+def _with_margin(cells: list[int], length: int) -> tuple[float, float]:
+    margin = _MARGIN * (cells[-1] - cells[0] + 1)
+    return max(0.0, (cells[0] - margin) / length), min(1.0, (cells[-1] + 1 + margin) / length)

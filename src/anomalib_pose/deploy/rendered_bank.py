@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendered views of an object with depth, packed into bytes."""
+
+import logging
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from rich.progress import track
+from scipy import ndimage
+from torch import Tensor, nn
+
+from anomalib_pose.deploy.alignment import View
+from anomalib_pose.deploy.resample import pooling_matrix
+from anomalib_pose.deploy.settings import THUMBNAIL
+from anomalib_pose.geometry import Camera
+from anomalib_pose.pose import bank_poses
+from anomalib_pose.scene import Scene
+
+logger = logging.getLogger(__name__)
+
+_DEPTH_LEVELS = 127
+_OPAQUE = 0.5
+_BATCH = 8
+_APART = math.radians(12)
+_FIXED_POINT = 2.0**20
+
+
+def spread_poses(poses: Float[Tensor, "v 4 4"], centre: Float[Tensor, "3"], count: int) -> Float[Tensor, "n 4 4"]:
+    """As many poses as asked for, spread evenly over the directions that the given ones see the object from.
+
+    The given poses are thinned out by farthest-point sampling, or joined by further ones between them.
+
+    Args:
+        poses: camera-to-world, that look at the object.
+        centre: middle of the object, world frame.
+        count: how many.
+    """
+    candidates = poses
+    spacing = math.radians(8)
+    looking = Camera(poses, torch.eye(3).to(poses).expand(len(poses), 3, 3), 1, 1)
+    while len(candidates) < 2 * count and spacing > math.radians(0.5):
+        spacing *= 0.75
+        candidates = bank_poses(looking, centre, spacing, reach=math.radians(6))
+    if len(candidates) <= count:
+        return candidates
+    offsets = candidates[:, :3, 3] - centre
+    # Direction and nearness together: views from one side at two distances are two views.
+    places = torch.cat([offsets / offsets.norm(dim=1, keepdim=True), offsets.norm(dim=1, keepdim=True).log()], 1)
+    chosen = [0]
+    distance = (places - places[0]).norm(dim=1)
+    for _ in range(count - 1):
+        chosen.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (places - places[chosen[-1]]).norm(dim=1))
+    return candidates[chosen]
+
+
+class RenderedBank(nn.Module):
+    """Views with depth, and the descriptors to find them by.
+
+    Numbers that the pose depends on are kept in fixed point: an export in half precision leaves integers alone.
+
+    A view takes four bytes a pixel: colour over white, depth between the view's nearest and farthest surface in seven
+    bits (a step moves a surface by a hundredth of a pixel when the camera turns by five degrees), and the silhouette.
+
+    Args:
+        views: packed (N, 4, H, W).
+        ranges: nearest and farthest depth of each (N, 2), scene units.
+        poses: camera-to-world of each (N, 4, 4).
+        intrinsics: K (3, 3) of all.
+        silhouettes_only: compare descriptors inside the silhouette only, for queries whose background is unknown.
+    """
+
+    views: Tensor
+    table: Tensor
+    directions: Tensor
+    weighted: Tensor
+    weights: Tensor
+    moments: Tensor
+    pool_rows: Tensor
+    pool_columns: Tensor
+
+    def __init__(
+        self,
+        views: UInt8[Tensor, "n 4 h w"],
+        ranges: Float[Tensor, "n 2"],
+        poses: Float[Tensor, "n 4 4"],
+        intrinsics: Float[Tensor, "3 3"],
+        *,
+        silhouettes_only: bool,
+    ) -> None:
+        super().__init__()
+        height, width = views.shape[-2:]
+        self.register_buffer("views", views)
+        # Without the object's centre at hand: where the optical axes point is where the cameras are, turned round.
+        self.register_buffer("directions", poses[:, :3, 2].clone())
+        self.unit = float(ranges.mean())
+        scaled = torch.cat([poses[:, :3, :3], poses[:, :3, 3:] / self.unit], 2).flatten(1)
+        focal = intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]] / max(height, width)
+        numbers = torch.cat([ranges / self.unit, scaled, focal.expand(len(poses), 4)], 1)
+        self.register_buffer("table", (numbers.double() * _FIXED_POINT).round().to(torch.int32))
+        self.register_buffer("pool_rows", pooling_matrix(height, THUMBNAIL))
+        self.register_buffer("pool_columns", pooling_matrix(width, THUMBNAIL).T.contiguous())
+        weights, weighted, moments = [], [], []
+        for some in torch.arange(len(views)).split(64):
+            view = self.view(some)
+            small = self.thumbnail(view.rgb)
+            weight = self.thumbnail(view.alpha[:, None]) if silhouettes_only else torch.ones_like(small[:, :1])
+            area = 3 * weight.sum((1, 2, 3)).clamp(min=1e-3)
+            mean = (weight * small).sum((1, 2, 3)) / area
+            variance = (weight * small.square()).sum((1, 2, 3)) / area - mean.square()
+            weights.append(weight.flatten(1))
+            weighted.append((weight * small).flatten(1))
+            moments.append(torch.stack([area, mean, variance.clamp(min=1e-6).sqrt()], 1))
+        self.register_buffer("weights", torch.cat(weights).T.contiguous())
+        self.register_buffer("weighted", torch.cat(weighted).T.contiguous())
+        self.register_buffer("moments", torch.cat(moments))
+
+    def __len__(self) -> int:
+        """Number of views."""
+        return len(self.views)
+
+    def thumbnail(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c t t"]:
+        """Means over equal parts of the image."""
+        return self.pool_rows @ image @ self.pool_columns
+
+    def similarity(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n"]:
+        """Normalised correlation of images with all views.
+
+        Args:
+            image: windows of queries, RGB in [0, 1].
+        """
+        small = self.thumbnail(image).flatten(2)
+        area, mean, spread = self.moments.unbind(1)
+        own_mean = small.sum(1) @ self.weights / area
+        own_variance = small.square().sum(1) @ self.weights / area - own_mean.square()
+        product = small.flatten(1) @ self.weighted / area
+        return (product - own_mean * mean) / (own_variance.clamp(min=1e-6).sqrt() * spread)
+
+    def nearest(self, image: Float[Tensor, "b 3 h w"], count: int) -> Int[Tensor, "b s"]:
+        """Indices of the most similar views that lie ``_APART`` from each other.
+
+        Args:
+            image: windows of queries, RGB in [0, 1].
+            count: how many.
+        """
+        similarity = self.similarity(image)
+        best = []
+        for _ in range(count):
+            best.append(similarity.argmax(1))
+            near = self.directions.index_select(0, best[-1]) @ self.directions.T > math.cos(_APART)
+            similarity = similarity - 2 * near
+        return torch.stack(best, 1)
+
+    def view(self, index: Int[Tensor, "b"]) -> View:
+        """Views by their indices."""
+        packed = self.views.index_select(0, index).float()
+        level = torch.floor(packed[:, 3] / 2)
+        near, far = self.numbers(index)[:, :2, None, None].unbind(1)
+        return View(packed[:, :3] / 255, near + level / _DEPTH_LEVELS * (far - near), packed[:, 3] - 2 * level)
+
+    def numbers(self, index: Int[Tensor, "b"]) -> Float[Tensor, "b 18"]:
+        """Depth range (2), pose (12) in units of the typical depth, and intrinsics (4) in units of the longer side."""
+        return self.table.index_select(0, index).float() / _FIXED_POINT
+
+    def pose(self, index: Int[Tensor, "b"]) -> Float[Tensor, "b 4 4"]:
+        """Camera-to-world poses by their indices, in units of the typical depth."""
+        upper = self.numbers(index)[:, 2:14].unflatten(1, (3, 4))
+        lower = upper.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(upper.shape[0], 1, 4)
+        return torch.cat([upper, lower], 1)
+
+    def intrinsics(self, index: Int[Tensor, "b"]) -> Float[Tensor, "b 4"]:
+        """Focal lengths and principal points (fx, fy, cx, cy) in pixels."""
+        return self.numbers(index)[:, 14:] * max(self.views.shape[-2:])
+
+    @classmethod
+    @torch.no_grad()
+    def render(
+        cls,
+        scene: Scene,
+        poses: Float[Tensor, "n 4 4"],
+        camera: Camera,
+        *,
+        silhouettes_only: bool,
+        progress: bool = False,
+    ) -> "RenderedBank":
+        """Render views of a scene.
+
+        Args:
+            scene: the fitted object.
+            poses: of the views, camera-to-world.
+            camera: intrinsics and size of the views; its pose is not used.
+            silhouettes_only: see the class.
+            progress: show a bar.
+        """
+        views, ranges = [], []
+        for some in track(poses.split(_BATCH), "Rendering the bank", disable=not progress):
+            output = scene.render(camera.with_pose(some), torch.ones(3).to(some))
+            for rgb, depth, alpha in zip(output.rgb.cpu(), output.depth.cpu(), output.alpha.cpu(), strict=True):
+                packed, limits = _pack(rgb, depth, alpha)
+                views.append(packed)
+                ranges.append(limits)
+        return cls(
+            torch.stack(views), torch.stack(ranges), poses.cpu(), camera.K.cpu(), silhouettes_only=silhouettes_only
+        )
+
+
+def _pack(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """One view (4, H, W) in bytes, and its nearest and farthest depth."""
+    opaque = (alpha > _OPAQUE) & (depth > 0)
+    colour = (rgb.permute(2, 0, 1).clamp(0, 1) * 255).round()
+    if not bool(opaque.any()):
+        return torch.cat([colour, torch.zeros_like(depth)[None]]).to(torch.uint8), torch.ones(2)
+    # Expected depth on a silhouette may lie between object and nowhere: leave the extremes out.
+    sample = depth[opaque]
+    limits = torch.stack([sample.kthvalue(1 + len(sample) // 1000).values, sample.kthvalue(len(sample)).values])
+    indices = ndimage.distance_transform_edt(~opaque.numpy(), return_distances=False, return_indices=True)
+    filled = depth[torch.from_numpy(np.asarray(indices[0])), torch.from_numpy(np.asarray(indices[1]))]
+    share = (filled - limits[0]) / (limits[1] - limits[0]).clamp(min=1e-6)
+    level = (share.clamp(0, 1) * _DEPTH_LEVELS).round()
+    return torch.cat([colour, (2 * level + opaque)[None]]).to(torch.uint8), limits

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The size of an exported detector, and what that takes."""
+
+import math
+from dataclasses import dataclass
+
+BYTES_A_PIXEL = 4
+"""Colour in three bytes; depth in seven bits and the silhouette in one."""
+THUMBNAIL = 25
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """What an exported detector is built of.
+
+    Args:
+        views: rendered views of the object in the bank.
+        size: longer side in pixels of the window around the object, at which query and reference are compared.
+        starts: views of the bank that the alignment starts from.
+        neighbours: views that the reference is put together from; what one view hides another one shows.
+        steps: alignment steps at a quarter, at half and at the full size.
+        max_megabytes: a larger bank is refused before it is rendered.
+        seed: of the defects that are drawn to carry the thresholds over.
+    """
+
+    views: int = 500
+    size: int = 256
+    starts: int = 4
+    neighbours: int = 3
+    steps: tuple[int, int, int] = (8, 6, 4)
+    max_megabytes: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (
+            self.views < 1
+            or min(self.starts, self.neighbours) < 1
+            or self.size < 64
+            or len(self.steps) != 3
+            or min(self.steps) < 0
+        ):
+            msg = (
+                "A detector needs views >= 1, starts >= 1, neighbours >= 1, size >= 64 and three numbers of steps, "
+                f"got {self.views}, {self.starts}, {self.neighbours}, {self.size} and {self.steps}."
+            )
+            raise ValueError(msg)
+
+
+def bank_megabytes(views: int, height: int, width: int) -> float:
+    """Size of a bank of views in units of 10^6 bytes, descriptors in half precision included.
+
+    Args:
+        views: number of views.
+        height: of a view in pixels.
+        width: of a view in pixels.
+    """
+    descriptor = 2 * 4 * THUMBNAIL**2
+    return views * (BYTES_A_PIXEL * height * width + descriptor) / 1e6
+
+
+def check_size(settings: DetectorSettings, height: int, width: int) -> float:
+    """Megabytes of the bank.
+
+    Raises:
+        ValueError: if the bank is larger than allowed; with the number of views that would fit.
+    """
+    needed = bank_megabytes(settings.views, height, width)
+    if needed > settings.max_megabytes:
+        fits = math.floor(settings.max_megabytes / bank_megabytes(1, height, width))
+        msg = (
+            f"A bank of {settings.views} views of {height} x {width} pixels takes {needed:.0f} MB, more than "
+            f"max_megabytes={settings.max_megabytes}. Nothing was written. Up to views={fits} fit at this size; "
+            "or lower size, or raise max_megabytes."
+        )
+        raise ValueError(msg)
+    return needed

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views of an object from where no view was rendered, by warping those nearby."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_pose.deploy.alignment import View, project
+from anomalib_pose.deploy.resample import sample
+
+_NOWHERE = 10.0  # units of the distance to the object
+_TYPICAL = 1.0
+_REACH = 9  # pixels beyond the object that take the depth of its nearest surface
+_HIDDEN = 0.01  # a surface so much farther than what a view shows is hidden from it
+_SEEN = 0.05  # weight below which a pixel is as good as unseen
+_FIRST = 0.5
+
+
+def splat_depth(
+    view: View, motion: Float[Tensor, "b 4 4"], intrinsics: Float[Tensor, "b 4"], neighbours: int
+) -> Float[Tensor, "c h w"]:
+    """Depth that a camera sees: surface points of several views, the nearest at each pixel; 0 where there is none.
+
+    Each point covers the four pixels around it. What that adds to the outline does no harm: colours are looked up where
+    the pixel's own ray meets the depth.
+
+    Args:
+        view: views, ``neighbours`` of them for each camera.
+        motion: views' camera frames to the camera's.
+        intrinsics: (fx, fy, cx, cy) of all.
+        neighbours: views a camera.
+    """
+    height, width = view.depth.shape[1:]
+    points, uv = project(motion, view.depth, intrinsics)
+    corner = torch.floor(uv - 0.5)
+    z = torch.where(view.alpha > 0.5, points[..., 2], _NOWHERE)
+    places, depths = [], []
+    for right in (0, 1):
+        for down in (0, 1):
+            column, row = corner[..., 0] + right, corner[..., 1] + down
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            place = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+            places.append(place.flatten(1))
+            depths.append(torch.where(inside, z, _NOWHERE).flatten(1))
+    index = torch.cat(places, 1).unflatten(0, (-1, neighbours)).flatten(1).long()
+    source = torch.cat(depths, 1).unflatten(0, (-1, neighbours)).flatten(1)
+    buffer = torch.full_like(source[:, : height * width], _NOWHERE)
+    nearest = buffer.scatter_reduce(1, index, source, "amin", include_self=True).unflatten(1, (height, width))
+    return torch.where(nearest < _NOWHERE, nearest, 0)
+
+
+def fill_depth(depth: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """Depth everywhere: pixels without take the nearest surface around, those far from any the typical distance."""
+    for size in (3, 2 * _REACH + 1):
+        near = -F.max_pool2d(torch.where(depth > 0, -depth, -_NOWHERE)[:, None], size, 1, size // 2)[:, 0]
+        depth = torch.where(depth > 0, depth, torch.where(near < _NOWHERE, near, 0))
+    return torch.where(depth > 0, depth, _TYPICAL)
+
+
+def synthesise(
+    view: View,
+    motion: Float[Tensor, "b 4 4"],
+    back: Float[Tensor, "b 4 4"],
+    intrinsics: Float[Tensor, "b 4"],
+    count: int,
+) -> tuple[Float[Tensor, "c 4 h w"], Float[Tensor, "c h w"]]:
+    """Colour over white with alpha as cameras see them, and where any of the views can tell.
+
+    Args:
+        view: views, ``count`` of them for each camera, the nearest first.
+        motion: views' camera frames to the cameras'.
+        back: the inverse.
+        intrinsics: (fx, fy, cx, cy) of all.
+        count: views a camera.
+    """
+    splats = splat_depth(view, motion, intrinsics, count)
+    covered = _closed((splats > 0).to(splats.dtype))
+    depth = fill_depth(splats).repeat_interleave(count, 0)
+    points, uv = project(back, depth, intrinsics)
+    found = sample(torch.cat([view.rgb, view.alpha[:, None], view.depth[:, None]], 1), uv)
+    hidden = torch.relu(points[..., 2] - found[:, 4]) / _HIDDEN
+    order = torch.arange(count, dtype=depth.dtype, device=depth.device)[None, :, None, None] * _FIRST
+    seen = torch.exp(-hidden.square()).unflatten(0, (-1, count))
+    weight = seen * torch.exp(-order) + 1e-4
+    rgba = (weight[:, :, None] * found[:, :4].unflatten(0, (-1, count))).sum(1) / weight.sum(1)[:, None]
+    # Where no surface point falls there is background, whatever the views show at the depth of the nearest surface.
+    nothing = torch.tensor([1.0, 1.0, 1.0, 0.0]).to(rgba)[:, None, None]
+    rgba = nothing + covered[:, None] * (rgba - nothing)
+    return rgba, torch.maximum((seen.amax(1) / _SEEN).clamp(max=1), 1 - covered)
+
+
+def _closed(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """The mask with cracks of up to two pixels closed."""
+    grown = F.max_pool2d(mask[:, None], 3, 1, 1)
+    return -F.max_pool2d(-grown, 3, 1, 1)[:, 0]

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export of a fitted scene model as a feed-forward detector."""
+
+import copy
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from anomalib_pose.compare import CalibratedComparator
+from anomalib_pose.deploy import DetectorSettings, ExportedDetector, FeedForwardDetector, build_detector
+from anomalib_pose.deploy.damage import damaged
+from anomalib_pose.deploy.thresholds import ScoreMap, carry_over
+from anomalib_pose.geometry import Camera
+from anomalib_pose.models.components.scene_detector import SceneDetector
+
+logger = logging.getLogger(__name__)
+
+_SETTINGS = tuple(field.name for field in dataclasses.fields(DetectorSettings))
+
+
+class DetectorExportMixin:
+    """ONNX and OpenVINO export of a model that owns a fitted ``SceneDetector`` as ``self.model``."""
+
+    model: SceneDetector
+    post_processor: Any
+
+    def feed_forward(self, *, progress: bool = True, **settings: Any) -> ExportedDetector:
+        """Build the detector that is exported, calibrated on the views that the fit left out.
+
+        Args:
+            progress: show bars.
+            settings: fields of ``DetectorSettings`` that differ from its defaults.
+
+        Raises:
+            ValueError: if the model is not fitted, if its comparison cannot be exported, or if the bank would be larger
+                than allowed.
+        """
+        model = self.model
+        if not len(model.bank):
+            msg = "Nothing is fitted that could be exported: train the model first, or give its checkpoint."
+            raise ValueError(msg)
+        comparator = copy.deepcopy(model.comparator)
+        if isinstance(comparator, CalibratedComparator) and comparator.light_correction:
+            msg = "light_correction fits each image by itself, which no exported graph can: switch it off to export."
+            raise ValueError(msg)
+        height, width = model.image_size.tolist()
+        detector = build_detector(
+            model.rendered,
+            model.bank.poses,
+            Camera(torch.eye(4).to(model.intrinsics), model.intrinsics, width, height),
+            comparator,
+            DetectorSettings(**settings),
+            white_background=bool(model.white_background),
+            progress=progress,
+        ).cpu()
+        views = model.calibration_views.cpu().float() / 255
+        if not len(views):
+            logger.warning("No views were held out from the fit: the exported detector is not calibrated.")
+            return ExportedDetector(detector, copy.deepcopy(self.post_processor))
+        detector.calibrate(views)
+        return ExportedDetector(
+            detector, self._thresholds(detector, views, DetectorSettings(**settings).seed, progress)
+        )
+
+    def _thresholds(self, detector: FeedForwardDetector, views: Tensor, seed: int, progress: bool) -> Any:
+        """The post-processor on the detector's scale, by scores of both paths on good and damaged views."""
+        if not self.post_processor:
+            return None
+        images = torch.cat([views, damaged(views, seed)])
+        device = self.model.intrinsics.device
+        theirs: list[tuple[Tensor, Tensor]] = []
+        ours: list[tuple[Tensor, Tensor]] = []
+        for image in track(images, "Carrying the thresholds over", disable=not progress):
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                full = self.model(image[None].to(device))
+            with torch.no_grad():
+                fast = detector(image[None])
+            theirs.append((full.pred_score.cpu(), full.anomaly_map.flatten().cpu()))
+            ours.append((fast.pred_score, fast.anomaly_map.flatten()))
+        scores, pixels = (
+            ScoreMap(torch.cat([one[part] for one in theirs]), torch.cat([one[part] for one in ours]))
+            for part in (0, 1)
+        )
+        return carry_over(self.post_processor, scores, pixels).cpu()
+
+    def to_onnx(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Write the detector as ONNX.
+
+        Args:
+            export_root: folder that ``weights/onnx`` is made in.
+            model_file_name: name without suffix.
+            input_size: fixed (height, width) of the images, or None for any.
+            kwargs: fields of ``DetectorSettings``, and arguments of ``torch.onnx.export``.
+        """
+        settings, kwargs = _split(kwargs)
+        return self.feed_forward(**settings).to_onnx(export_root, model_file_name, input_size, **kwargs)
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: Any = None,
+        onnx_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Write the detector as OpenVINO model.
+
+        Args:
+            export_root: folder that ``weights/openvino`` is made in.
+            model_file_name: name without suffix.
+            input_size: fixed (height, width) of the images, or None for any.
+            compression_type: None for single precision; see anomalib's ``CompressionType``.
+            onnx_kwargs: fields of ``DetectorSettings``, and arguments of ``torch.onnx.export``.
+            kwargs: see anomalib's ``to_openvino``.
+        """
+        settings, onnx_kwargs = _split(onnx_kwargs or {})
+        return self.feed_forward(**settings).to_openvino(
+            export_root, model_file_name, input_size, compression_type, onnx_kwargs=onnx_kwargs, **kwargs
+        )
+
+
+def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The detector's settings, and the rest."""
+    settings = {name: value for name, value in kwargs.items() if name in _SETTINGS}
+    if "steps" in settings:
+        settings["steps"] = tuple(settings["steps"])
+    return settings, {name: value for name, value in kwargs.items() if name not in _SETTINGS}

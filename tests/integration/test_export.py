@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exported graph says what the module says: eager, ONNX Runtime and OpenVINO."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.deploy import CompressionType
+from anomalib.post_processing import PostProcessor
+
+from anomalib_pose.compare import CalibratedComparator
+from anomalib_pose.deploy import DetectorSettings, ExportedDetector, build_detector
+from anomalib_pose.geometry import Camera, view_sphere
+from sample_scenes import make_toy
+
+openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+POSES = view_sphere(30, 3.0, 1.2, -1.2)
+CAMERA = Camera.from_fov(torch.eye(4), 0.7, 80, 80)
+SETTINGS = DetectorSettings(views=40, size=64, starts=2, neighbours=2, steps=(3, 2, 1))
+
+
+def photographs(size: int) -> torch.Tensor:
+    camera = CAMERA.resized(size, size)
+    images = [make_toy().render(camera.with_pose(pose), torch.ones(3)).rgb for pose in view_sphere(3, 3.0, 0.8, -0.8)]
+    return torch.stack(images).permute(0, 3, 1, 2).clamp(0, 1).contiguous()
+
+
+@pytest.fixture(scope="module")
+def exported() -> ExportedDetector:
+    comparator = CalibratedComparator("test_efficientnet.r160_in1k", (0, 1), pretrained=False)
+    comparator.extractor.loaded.fill_(value=True)
+    detector = build_detector(make_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True)
+    detector.calibrate(photographs(80))
+    processor = PostProcessor()
+    limits = {"_image_threshold": 3.0, "_pixel_threshold": 3.0, "image_min": 0.0, "image_max": 10.0}
+    for name, value in {**limits, "pixel_min": 0.0, "pixel_max": 10.0}.items():
+        getattr(processor, name).fill_(value)
+    return ExportedDetector(detector, processor)
+
+
+def outputs(model: ExportedDetector, images: torch.Tensor) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        found = model(images)
+    return {name: value.numpy() for name, value in found._asdict().items() if value is not None}
+
+
+@pytest.fixture(scope="module")
+def onnx_path(exported, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    path = exported.to_onnx(folder)
+    assert {file.name for file in folder.iterdir()} == {"weights"}, "an export leaves nothing but its result"
+    return path
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
+    """Scores agree; so do maps, but for the few pixels on the border between two kinds of places."""
+    np.testing.assert_allclose(found["pred_score"], expected["pred_score"], atol=tolerance)
+    difference = np.abs(found["anomaly_map"] - expected["anomaly_map"])
+    assert (difference > tolerance).mean() < 0.01
+    assert difference.max() < 100 * tolerance
+
+
+@pytest.mark.parametrize(("size", "count"), [(80, 1), (80, 3), (100, 2)])
+def test_onnx_and_openvino_say_what_the_module_says(exported, onnx_path, size, count):
+    images = photographs(size)[:count]
+    expected = outputs(exported, images)
+    session = onnxruntime.InferenceSession(str(onnx_path))
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
+    assert_same(found, expected, 1e-4)
+    assert np.array_equal(found["pred_label"], expected["pred_label"])
+    compiled = openvino.Core().compile_model(str(onnx_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert_same({name: compiled(images.numpy())[name] for name in names}, expected, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("compression", "tolerance"), [(CompressionType.FP16, 0.02), (CompressionType.INT8, 0.1)])
+def test_compressed_openvino_stays_close(exported, tmp_path, compression, tolerance):
+    images = photographs(80)
+    path = exported.to_openvino(tmp_path, compression_type=compression)
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled(images.numpy())
+    assert_same({name: found[name] for name in ("pred_score", "anomaly_map")}, outputs(exported, images), tolerance)

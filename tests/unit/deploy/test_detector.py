@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import torch
+
+from anomalib_pose.compare import CalibratedComparator
+from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
+from anomalib_pose.deploy.alignment import _solve, align, project, pyramid, retract
+from anomalib_pose.deploy.damage import damaged
+from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
+from anomalib_pose.deploy.resample import frame_matrix, pooling_matrix, window_matrix
+from anomalib_pose.deploy.settings import bank_megabytes, check_size
+from anomalib_pose.deploy.thresholds import ScoreMap
+from anomalib_pose.geometry import Camera, pose_error, so3_exp, view_sphere
+from sample_scenes import make_toy
+
+SIZE = 96
+CAMERA = Camera.from_fov(torch.eye(4), 0.7, SIZE, SIZE)
+POSES = view_sphere(60, 3.0, 1.2, -1.2)
+QUERIES = view_sphere(7, 3.02, 1.0, -1.0, azimuth_offset=0.3)
+
+
+@pytest.fixture(scope="module")
+def detector() -> FeedForwardDetector:
+    settings = DetectorSettings(views=150, size=SIZE)
+    return build_detector(make_toy(), POSES, CAMERA, CalibratedComparator(), settings, white_background=True)
+
+
+def photograph(pose: torch.Tensor, size: int = SIZE) -> torch.Tensor:
+    output = make_toy().render(CAMERA.resized(size, size).with_pose(pose), torch.ones(3))
+    return output.rgb.permute(2, 0, 1).clamp(0, 1)
+
+
+def test_window_matrix_is_the_antialiased_resize():
+    image = torch.rand(1, 3, 90, 70, generator=torch.Generator().manual_seed(0))
+    rows, columns = window_matrix(90, 32, 0, 1, image), window_matrix(70, 80, 0, 1, image)
+    expected = torch.nn.functional.interpolate(image, (32, 80), mode="bilinear", antialias=True)
+    torch.testing.assert_close(rows @ image @ columns.T, expected, atol=1e-5, rtol=0)
+
+
+def test_window_matrix_cuts_a_part():
+    image = torch.rand(40, 1, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(window_matrix(40, 10, 0.25, 0.25, image) @ image, image[10:20])
+
+
+def test_frame_matrix_puts_a_window_back():
+    cells = torch.rand(10, 1, generator=torch.Generator().manual_seed(0))
+    frame = frame_matrix(40, 10, 0.25, 0.25, cells) @ cells
+    torch.testing.assert_close(frame[10:20], cells)
+    assert not frame[:10].any()
+    assert not frame[20:].any()
+
+
+def test_pooling_matrix_is_the_mean_of_areas():
+    image = torch.rand(1, 1, 50, 30)
+    found = pooling_matrix(50, 25) @ image @ pooling_matrix(30, 10).T
+    torch.testing.assert_close(found, torch.nn.functional.adaptive_avg_pool2d(image, (25, 10)))
+    torch.testing.assert_close(pooling_matrix(7, 3).sum(1), torch.ones(3))
+
+
+def test_retraction_rotates_exactly():
+    tangent = 0.25 * torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    moved = retract(tangent)
+    torch.testing.assert_close(moved[:, :3, :3], so3_exp(tangent[:, 3:]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(moved[:, :3, 3], tangent[:, :3])
+
+
+def test_elimination_solves_the_damped_equations():
+    root = torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    hessian, gradient = root @ root.transpose(1, 2) + torch.eye(6), torch.randn(4, 6, dtype=torch.float64)
+    damping = torch.tensor([0.0, 1e-3, 0.1, 10.0], dtype=torch.float64)
+    damped = hessian + (damping[:, None, None] + 1e-6) * torch.diag_embed(hessian.diagonal(dim1=1, dim2=2))
+    torch.testing.assert_close(
+        _solve(hessian, gradient, damping), -torch.linalg.solve(damped, gradient), atol=1e-9, rtol=0
+    )
+
+
+def test_views_survive_the_packing(detector):
+    bank = detector.bank
+    index = torch.tensor([3, 77])
+    camera = Camera(torch.eye(4), torch.eye(3), *reversed(detector.size))
+    fx, fy, cx, cy = bank.intrinsics(index)[0].tolist()
+    K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    pose = bank.pose(index)
+    pose[:, :3, 3] *= bank.unit
+    output = make_toy().render(Camera(torch.eye(4), K, camera.width, camera.height).with_pose(pose), torch.ones(3))
+    view = bank.view(index)
+    torch.testing.assert_close(view.rgb, output.rgb.permute(0, 3, 1, 2).clamp(0, 1), atol=3e-3, rtol=0)
+    opaque = output.alpha > 0.5
+    assert torch.equal(view.alpha > 0, opaque)
+    assert ((view.depth * bank.unit - output.depth)[opaque].abs() < 0.02).float().mean() > 0.99
+
+
+def test_poses_are_found_and_references_agree_with_renderings(detector):
+    images = torch.stack([photograph(pose) for pose in QUERIES])
+    points = make_toy().means
+    query, reference, _, poses = detector.reference(images)
+    for found, truth in zip(poses, QUERIES, strict=True):
+        # A small smooth toy hardly tells turning from shifting: what counts is where its points appear.
+        assert math.degrees(pose_error(found, truth)[0]) < 3
+        seen, expected = (CAMERA.with_pose(pose).project(points)[0] for pose in (found, truth))
+        assert (seen - expected).norm(dim=-1).mean() < 0.8
+    differs = (query - reference).abs().amax(1) > 0.2
+    assert differs.float().mean() < 0.01
+
+
+def test_alignment_lowers_the_cost_of_a_start_that_is_off(detector):
+    bank = detector.bank
+    query = detector.cut(photograph(POSES[5])[None])
+    index = bank.nearest(query, 3)[:, 1]
+    level = pyramid(query, bank.view(index), bank.intrinsics(index), 2, silhouettes_only=False)
+    costs = [float(align(level, torch.eye(4)[None], steps)[1]) for steps in (0, 2, 8)]
+    assert costs[0] > costs[1] >= costs[2]
+
+
+def test_starts_lie_apart(detector):
+    query = detector.cut(torch.stack([photograph(pose) for pose in QUERIES]))
+    index = detector.bank.nearest(query, 4)
+    for row in index:
+        cosine = detector.bank.directions[row] @ detector.bank.directions[row].T
+        assert (torch.rad2deg(cosine.clamp(-1, 1).acos()) + 999 * torch.eye(4)).min() > 12
+
+
+def test_a_batch_is_its_images_and_any_size_gives_a_map_of_that_size(detector):
+    images = torch.stack([photograph(pose, 130) for pose in QUERIES[:3]])
+    together = detector(images)
+    assert together.anomaly_map.shape == (3, 1, 130, 130)
+    for index in range(3):
+        alone = detector(images[index : index + 1])
+        torch.testing.assert_close(alone.pred_score[0], together.pred_score[index], atol=1e-3, rtol=1e-3)
+
+
+def test_a_defect_scores_above_good_views_and_is_found_where_it_is(detector):
+    good = torch.stack([photograph(pose) for pose in QUERIES])
+    detector.calibrate(good)
+    bad = good.clone()
+    bad[:, :, 44:52, 44:52] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
+    assert detector(bad).pred_score.min() > detector(good).pred_score.max()
+    peaks = detector(bad).anomaly_map[:, 0].flatten(1).argmax(1)
+    assert ((peaks // SIZE - 48).abs() < 8).all()
+    assert ((peaks % SIZE - 48).abs() < 8).all()
+
+
+def test_projection_of_the_identity_is_the_pixel_itself():
+    depth = 1 + torch.rand(2, 5, 7)
+    _, uv = project(torch.eye(4).expand(2, 4, 4), depth, torch.tensor([[9.0, 8, 3, 2]]).expand(2, 4))
+    torch.testing.assert_close(uv[0, 2, 3], torch.tensor([3.5, 2.5]))
+
+
+def test_spread_poses_are_as_many_as_asked_for_and_even():
+    for count in (20, 150):
+        poses = spread_poses(POSES, torch.zeros(3), count)
+        assert len(poses) == count
+        directions = torch.nn.functional.normalize(poses[:, :3, 3], dim=1)
+        nearest = (directions @ directions.T - 2 * torch.eye(count)).amax(1).clamp(max=1).acos()
+        assert nearest.min() > 0.4 * nearest.median()
+
+
+def test_a_bank_that_is_too_large_is_refused_with_numbers():
+    assert bank_megabytes(1000, 256, 256) == pytest.approx(1000 * (4 * 256**2 + 8 * 625) / 1e6)
+    with pytest.raises(ValueError, match=r"4000 views of 400 x 400.*2580 MB.*max_megabytes=512.*views=793 fit"):
+        check_size(DetectorSettings(views=4000, size=400), 400, 400)
+    with pytest.raises(ValueError, match="views >= 1"):
+        DetectorSettings(views=0)
+
+
+def test_bank_for_unknown_backgrounds_ignores_what_lies_behind(detector):
+    bank = detector.bank
+    view = bank.view(torch.tensor([10]))
+    masked = RenderedBank(
+        bank.views, bank.numbers(torch.arange(len(bank)))[:, :2], bank.pose(torch.arange(len(bank))),
+        torch.tensor([[100.0, 0, 48], [0, 100, 48], [0, 0, 1]]), silhouettes_only=True,
+    )  # fmt: skip
+    clutter = torch.rand(1, 3, *detector.size, generator=torch.Generator().manual_seed(0))
+    query = view.rgb * view.alpha[:, None] + clutter * (1 - view.alpha[:, None])
+    assert int(masked.similarity(query).argmax()) == 10
+
+
+def test_damage_is_seeded_and_local():
+    images = torch.stack([photograph(pose) for pose in QUERIES])
+    first, second = damaged(images, 3), damaged(images, 3)
+    assert torch.equal(first, second)
+    changed = ((first - images).abs().amax(1) > 0.05).float().mean((1, 2))
+    assert (changed < 0.2).all()
+    assert (changed > 0).sum() >= 5
+
+
+def test_score_map_carries_ranks_over():
+    theirs = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    mapping = ScoreMap(theirs, 3 * theirs.flip(0) + 1)
+    for score in (0.1, 0.5, 0.9, 1.5, -0.5):
+        assert mapping(score) == pytest.approx(3 * score + 1, abs=0.05)
+    with pytest.raises(ValueError, match="scores of both kinds"):
+        ScoreMap(theirs, theirs[:0])
