@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.compare import Comparator
-from anomalib_pose.deploy.alignment import View, align, pyramid
+from anomalib_pose.deploy.alignment import align, pyramid
 from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
 from anomalib_pose.deploy.resample import frame_matrix, window_matrix
 from anomalib_pose.deploy.settings import DetectorSettings, check_size
@@ -98,26 +98,32 @@ class FeedForwardDetector(nn.Module):
         Args:
             query: windows, RGB in [0, 1].
         """
-        index = self.bank.nearest(query, self.starts).flatten()
-        view = self.bank.view(index)
-        repeated = query.repeat_interleave(self.starts, 0)
-        motion = torch.eye(4).to(query).expand(repeated.shape[0], 4, 4)
-        intrinsics = self.bank.intrinsics(index)
-        motion, _ = self._align(repeated, view, intrinsics, motion, 4, self.steps[0])
-        motion, cost = self._align(repeated, view, intrinsics, motion, 2, self.steps[1])
-        # the full size costs most: only the best start goes on to it
-        first = torch.arange(query.shape[0], device=query.device) * self.starts
-        best = first + cost.unflatten(0, (-1, self.starts)).argmin(1)
-        index, motion = index.index_select(0, best), motion.index_select(0, best)
-        view = View(*(part.index_select(0, best) for part in view))
-        motion, cost = self._align(query, view, self.bank.intrinsics(index), motion, 1, self.steps[2])
-        return self.bank.pose(index) @ rigid_inverse(motion), cost
+        index = self.bank.nearest(query, self.starts)
+        motion = torch.eye(4).to(query).expand(index.numel(), 4, 4).unflatten(0, (-1, self.starts))
+        motion, cost = self._align(query, index, motion, 4, self.steps[0])
+        # finer sizes cost more: two starts go on to the half, the best one to the full size
+        for divisor, steps, survivors in ((2, self.steps[1], min(2, self.starts)), (1, self.steps[2], 1)):
+            best = cost.topk(survivors, dim=1, largest=False).indices
+            index = index.gather(1, best)
+            motion = motion.gather(1, best[:, :, None, None].expand(-1, -1, 4, 4))
+            motion, cost = self._align(query, index, motion, divisor, steps)
+        return self.bank.pose(index[:, 0]) @ rigid_inverse(motion[:, 0]), cost[:, 0]
 
     def _align(
-        self, query: Tensor, view: View, intrinsics: Tensor, motion: Tensor, divisor: int, steps: int
-    ) -> tuple[Tensor, Tensor]:
-        level = pyramid(query, view, intrinsics, divisor, silhouettes_only=not self.white_background)
-        return align(level, motion, steps)
+        self, query: Tensor, index: Tensor, motion: Tensor, divisor: int, steps: int
+    ) -> tuple[Float[Tensor, "b s 4 4"], Float[Tensor, "b s"]]:
+        """Motions and costs of S starts for each query after some steps at one size."""
+        flat = index.flatten()
+        repeated = query.repeat_interleave(index.shape[1], 0)
+        level = pyramid(
+            repeated,
+            self.bank.view(flat),
+            self.bank.intrinsics(flat),
+            divisor,
+            silhouettes_only=not self.white_background,
+        )
+        motion, cost = align(level, motion.flatten(0, 1), steps)
+        return motion.unflatten(0, (-1, index.shape[1])), cost.unflatten(0, (-1, index.shape[1]))
 
     def synthesise(self, query: Float[Tensor, "b 3 h w"], pose: Float[Tensor, "b 4 4"]) -> tuple[Tensor, Tensor]:
         """What the views near a pose say the object looks like from there: RGB (B, 3, h, w) and alpha (B, h, w).
