@@ -18,7 +18,7 @@ import numpy as np
 import openvino
 import torch
 from anomalib.deploy import CompressionType
-from splat_pose import kept, load_detector, show, stacked
+from splat_pose import kept, load_detector, network_options, show, stacked
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 
@@ -36,16 +36,12 @@ class Exporter(DetectorExportMixin):
     post_processor = None
 
 
-def build(arguments: argparse.Namespace, train: dict[str, Tensor], views: int, window: int) -> ExportedDetector:
+def build(arguments: argparse.Namespace, views: int, window: int) -> ExportedDetector:
     exporter = Exporter()
     exporter.model = load_detector(arguments)
-    network = {"backbone": arguments.backbone, "weights_path": arguments.weights, "pad_type": "same"}
-    scale = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    exporter.model.comparator = CalibratedComparator(**({**network, **scale} if arguments.weights else {}))
+    exporter.model.comparator = CalibratedComparator(**network_options(arguments))
     if exporter.model.comparator.extractor is not None:
         exporter.model.comparator.extractor.load()
-    every = exporter.model.holdout_every
-    exporter.model.calibration_views = (train["image"][every // 2 :: every] * 255).round().to(torch.uint8)
     return exporter.feed_forward(views=views, size=window, max_megabytes=4000, progress=False)
 
 
@@ -96,11 +92,11 @@ def main() -> None:
     parser.add_argument("--weights", help="file with the backbone's weights")
     parser.add_argument("--out", default="results/benchmark", help="folder that `splat_pose.py fit` wrote to")
     arguments = parser.parse_args()
-    train, test, _ = stacked(arguments)
+    _, test, _ = stacked(arguments)
     result: dict[str, dict[str, Any]] = {}
     for views in arguments.views:
         for window in arguments.window:
-            exported = build(arguments, train, views, window)
+            exported = build(arguments, views, window)
             poses = within_one_degree(exported, test)
             for precision in arguments.precision:
                 folder = kept(arguments, f"export_{views}_{window}_{precision}")

@@ -15,6 +15,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from anomalib.metrics.aupro import _AUPRO as AUPRO
@@ -98,22 +99,21 @@ def queries(test: dict[str, Tensor]) -> list[Query]:
     ]
 
 
+def references(detector: SceneDetector, found: list[Query]) -> tuple[Tensor, Tensor]:
+    """Renderings and alphas at the queries' estimated poses."""
+    cameras = [detector.estimator(detector.scene, detector.bank, query).camera for query in found]
+    rendered, alphas = zip(*(detector.render_reference(camera) for camera in cameras), strict=True)
+    return torch.stack(rendered), torch.stack(alphas)
+
+
 def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Both refiners from the same starts; keeps the references of Gauss-Newton."""
     _, test, files = stacked(arguments)
     detector = load_detector(arguments)
     found = queries(test)
     result = {"gauss_newton": measure_refiner(detector, make_refiner("gauss_newton"), found, test, arguments.starts)}
-    references, alphas = [], []
-    for query in found:
-        estimate = detector.estimator(detector.scene, detector.bank, query)
-        reference, alpha = detector.render_reference(estimate.camera)
-        references.append(reference)
-        alphas.append(alpha)
-    torch.save(
-        {"reference": torch.stack(references), "alpha": torch.stack(alphas), "files": files},
-        kept(arguments, "references.pt"),
-    )
+    reference, alpha = references(detector, found)
+    torch.save({"reference": reference, "alpha": alpha, "files": files}, kept(arguments, "references.pt"))
     if arguments.adam:
         chosen = torch.linspace(0, len(found) - 1, min(arguments.adam, len(found))).long().tolist()
         some = {name: tensor[chosen] for name, tensor in test.items()}
@@ -157,27 +157,28 @@ def measure_refiner(
 
 def held_out_pairs(detector: SceneDetector, train: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """The views that were not fitted, with references at their estimated poses."""
-    masks = white_foreground(train["image"])
-    indices = range(detector.holdout_every // 2, len(train["image"]), detector.holdout_every)
-    references, alphas = [], []
-    for index in indices:
-        query = Query(train["image"][index], train["K"][index], None if masks is None else masks[index])
-        reference, alpha = detector.render_reference(detector.estimator(detector.scene, detector.bank, query).camera)
-        references.append(reference)
-        alphas.append(alpha)
-    return train["image"][list(indices)], torch.stack(references), torch.stack(alphas)
+    left_out = slice(detector.holdout_every // 2, None, detector.holdout_every)
+    views = {name: tensor[left_out] for name, tensor in train.items()}
+    return views["image"], *references(detector, queries(views))
+
+
+def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A comparator's arguments for the given weights, which were converted from TensorFlow; none without weights."""
+    if not arguments.weights:
+        return {}
+    return {
+        "backbone": arguments.backbone,
+        "weights_path": arguments.weights,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "pad_type": "same",
+    }
 
 
 def comparators(arguments: argparse.Namespace) -> dict[str, Comparator]:
     found: dict[str, Comparator] = {"calibrated, colour and structure": CalibratedComparator()}
-    if arguments.weights:
-        network = {
-            "backbone": arguments.backbone,
-            "weights_path": arguments.weights,
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "pad_type": "same",
-        }
+    network = network_options(arguments)
+    if network:
         found["paper"] = PaperComparator(**network)
         found["calibrated"] = CalibratedComparator(**network)
     return found

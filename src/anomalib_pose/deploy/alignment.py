@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.deploy.resample import pixel_centres, sample
-from anomalib_pose.geometry import skew
+from anomalib_pose.geometry import projection_jacobian, skew
 
 ROBUST_SCALE = 0.1
 DAMPING = 1e-3
@@ -38,23 +38,31 @@ class _System(NamedTuple):
     gradient: Tensor
 
 
+def unproject(depth: Float[Tensor, "b h w"], intrinsics: Float[Tensor, "b 4"]) -> Float[Tensor, "b h w 3"]:
+    """Surface points of a view in its own camera's frame.
+
+    Args:
+        depth: of each pixel.
+        intrinsics: (fx, fy, cx, cy).
+    """
+    centres = pixel_centres(depth.shape[1], depth.shape[2], depth)
+    slopes = (centres - intrinsics[:, None, None, 2:]) / intrinsics[:, None, None, :2]
+    return torch.cat([slopes, torch.ones_like(slopes[..., :1])], -1) * depth[..., None]
+
+
 def project(
     motion: Float[Tensor, "b 4 4"],
-    depth: Float[Tensor, "b h w"],
+    points: Float[Tensor, "b h w 3"],
     intrinsics: Float[Tensor, "b 4"],
 ) -> tuple[Float[Tensor, "b h w 3"], Float[Tensor, "b h w 2"]]:
     """Surface points of a view in the query's camera, and their pixel coordinates there.
 
     Args:
         motion: view's camera frame to the query's.
-        depth: of each pixel of the view.
-        intrinsics: (fx, fy, cx, cy) of both.
+        points: in the view's camera frame, see ``unproject``.
+        intrinsics: (fx, fy, cx, cy) of the query.
     """
-    centres = pixel_centres(depth.shape[1], depth.shape[2], depth)
     focal, middle = intrinsics[:, None, None, :2], intrinsics[:, None, None, 2:]
-    slopes = (centres - middle) / focal
-    rays = torch.cat([slopes, torch.ones_like(slopes[..., :1])], -1)
-    points = rays * depth[..., None]
     moved = torch.einsum("bij,bhwj->bhwi", motion[:, :3, :3], points) + motion[:, None, None, :3, 3]
     z = moved[..., 2:].clamp(min=1e-6)
     return moved, moved[..., :2] / z * focal + middle
@@ -65,14 +73,16 @@ class Pyramid(NamedTuple):
 
     Args:
         query: the query with its derivatives along both axes (B, 9, h, w).
-        view: the view.
+        rgb: the view's colour (B, 3, h, w).
+        points: the view's surface in its camera's frame (B, h, w, 3).
         slopes: derivatives of the view's colour along both axes (B, 6, h, w).
         weight: 1 where pixels count (B, h, w).
         intrinsics: (fx, fy, cx, cy) at this size (B, 4).
     """
 
     query: Float[Tensor, "b 9 h w"]
-    view: View
+    rgb: Float[Tensor, "b 3 h w"]
+    points: Float[Tensor, "b h w 3"]
     slopes: Float[Tensor, "b 6 h w"]
     weight: Float[Tensor, "b h w"]
     intrinsics: Float[Tensor, "b 4"]
@@ -108,8 +118,9 @@ def pyramid(
         query, rgb = _smooth(F.avg_pool2d(query, divisor)), _smooth(F.avg_pool2d(rgb, divisor))
         depth, alpha = F.avg_pool2d(depth, divisor), F.avg_pool2d(alpha, divisor)
     weight = (alpha > 0.5).to(rgb.dtype)[:, 0] if silhouettes_only else torch.ones_like(alpha[:, 0])
-    small = View(rgb, depth[:, 0], alpha[:, 0])
-    return Pyramid(torch.cat([query, derivatives(query)], 1), small, derivatives(rgb), weight, intrinsics / divisor)
+    intrinsics = intrinsics / divisor
+    points = unproject(depth[:, 0], intrinsics)
+    return Pyramid(torch.cat([query, derivatives(query)], 1), rgb, points, derivatives(rgb), weight, intrinsics)
 
 
 def _smooth(image: Tensor) -> Tensor:
@@ -170,9 +181,9 @@ def retract(tangent: Float[Tensor, "b 6"]) -> Float[Tensor, "b 4 4"]:
 
 
 def _system(level: Pyramid, motion: Tensor) -> _System:
-    points, uv = project(motion, level.view.depth, level.intrinsics)
+    points, uv = project(motion, level.points, level.intrinsics)
     found = sample(level.query, uv)
-    scaled = (found[:, :3] - level.view.rgb) / ROBUST_SCALE
+    scaled = (found[:, :3] - level.rgb) / ROBUST_SCALE
     root = (1 + scaled.square()).sqrt()
     area = level.weight.sum((1, 2)).clamp(min=1)
     cost = ((root - 1).sum(1) * level.weight).sum((1, 2)) / area
@@ -194,11 +205,9 @@ def _jacobian(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives (B, 6, H, W) of column and row by the tangent (v, omega) that moves the points."""
     inverse = 1 / points[..., 2].clamp(min=1e-6)
     x, y = points[..., 0] * inverse, points[..., 1] * inverse
-    zero = torch.zeros_like(x)
     focal_x, focal_y = intrinsics[:, :2, None, None, None].unbind(1)
-    by_u = focal_x * torch.stack([inverse, zero, -x * inverse, -x * y, 1 + x * x, -y], 1)
-    by_v = focal_y * torch.stack([zero, inverse, -y * inverse, -1 - y * y, x * y, x], 1)
-    return by_u, by_v
+    by_x, by_y = projection_jacobian(x, y, inverse, 1)
+    return focal_x * by_x, focal_y * by_y
 
 
 def _solve(hessian: Tensor, gradient: Tensor, damping: Tensor) -> Float[Tensor, "b 6"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from anomalib.data import InferenceBatch
-from anomalib.deploy import CompressionType, ExportType
+from anomalib.deploy import CompressionType
 from anomalib.models.components.base.export_mixin import ExportMixin
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -63,9 +63,9 @@ class ExportedDetector(ExportMixin, LightningModule):
         kwargs.setdefault("opset_version", _OPSET)
         # The pattern rewriter takes minutes for an unrolled graph, and runtimes simplify it again anyway.
         kwargs.setdefault("optimize", False)
-        with _whole(export_root, ExportType.ONNX) as folder:
-            written = super().to_onnx(folder.temporary, model_file_name, input_size, **kwargs)
-            return folder.publish(written)
+        with _temporary(export_root) as folder:
+            written = super().to_onnx(folder, model_file_name, input_size, **kwargs)
+            return _publish(written, folder, export_root)
 
     def to_openvino(
         self,
@@ -84,9 +84,9 @@ class ExportedDetector(ExportMixin, LightningModule):
             compression_type: None for single precision; see anomalib's ``CompressionType``.
             kwargs: see anomalib's ``to_openvino``.
         """
-        with _whole(export_root, ExportType.OPENVINO) as folder:
-            written = super().to_openvino(folder.temporary, model_file_name, input_size, compression_type, **kwargs)
-            return folder.publish(written)
+        with _temporary(export_root) as folder:
+            written = super().to_openvino(folder, model_file_name, input_size, compression_type, **kwargs)
+            return _publish(written, folder, export_root)
 
     def _compress_ov_model(
         self,
@@ -124,33 +124,20 @@ _KEPT = {
 }
 
 
-class _Folder:
-    """A temporary folder beside the target; what is finished moves over."""
+def _publish(written: Path, folder: str, export_root: Path | str) -> Path:
+    """Move an export from its temporary folder to the same place under the root.
 
-    def __init__(self, target: Path, temporary: Path) -> None:
-        self.target = target
-        self.temporary = temporary
-
-    def publish(self, written: Path) -> Path:
-        """Move everything beside the written file to the target; the file itself last, so that it is never alone."""
-        self.target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(written.parent.iterdir(), key=lambda path: path == written):
-            path.replace(self.target / path.name)
-        logger.info("Exported to %s.", self.target / written.name)
-        return self.target / written.name
+    The file itself comes last, so that it is never there without its data.
+    """
+    target = Path(export_root) / written.parent.relative_to(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(written.parent.iterdir(), key=lambda path: path == written):
+        path.replace(target / path.name)
+    logger.info("Exported to %s.", target / written.name)
+    return target / written.name
 
 
-class _whole:  # noqa: N801
-    """Context in which an export is written to a temporary folder, so that an interrupted one leaves nothing."""
-
-    def __init__(self, export_root: Path | str, export_type: ExportType) -> None:
-        self.root = Path(export_root)
-        self.target = self.root / "weights" / export_type.value
-
-    def __enter__(self) -> _Folder:
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._temporary = TemporaryDirectory(prefix=".export-", dir=self.root)
-        return _Folder(self.target, Path(self._temporary.name))
-
-    def __exit__(self, *args: object) -> None:
-        self._temporary.cleanup()
+def _temporary(export_root: Path | str) -> TemporaryDirectory[str]:
+    """A folder beside the target that an interrupted export leaves nothing in."""
+    Path(export_root).mkdir(parents=True, exist_ok=True)
+    return TemporaryDirectory(prefix=".export-", dir=export_root)

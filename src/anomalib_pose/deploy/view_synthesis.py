@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_pose.deploy.alignment import View, project
+from anomalib_pose.deploy.alignment import View, project, unproject
 from anomalib_pose.deploy.resample import sample
 
 _NOWHERE = 10.0  # units of the distance to the object
@@ -32,7 +32,7 @@ def splat_depth(
         neighbours: views a camera.
     """
     height, width = view.depth.shape[1:]
-    points, uv = project(motion, view.depth, intrinsics)
+    points, uv = project(motion, unproject(view.depth, intrinsics), intrinsics)
     corner = torch.floor(uv - 0.5)
     z = torch.where(view.alpha > 0.5, points[..., 2], _NOWHERE)
     places, depths = [], []
@@ -77,7 +77,7 @@ def synthesise(
     splats = splat_depth(view, motion, intrinsics, count)
     covered = _closed((splats > 0).to(splats.dtype))
     depth = fill_depth(splats).repeat_interleave(count, 0)
-    points, uv = project(back, depth, intrinsics)
+    points, uv = project(back, unproject(depth, intrinsics), intrinsics)
     found = sample(torch.cat([view.rgb, view.alpha[:, None], view.depth[:, None]], 1), uv)
     hidden = torch.relu(points[..., 2] - found[:, 4]) / _HIDDEN
     order = torch.arange(count, dtype=depth.dtype, device=depth.device)[None, :, None, None] * _FIRST

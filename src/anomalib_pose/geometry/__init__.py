@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pure maths on tensors: rigid motions, cameras, view lattices."""
 
-from anomalib_pose.geometry.camera import Camera, pose_error, resize_image_mask_K, resize_intrinsics
+from anomalib_pose.geometry.camera import (
+    Camera,
+    pose_error,
+    projection_jacobian,
+    resize_image_mask_K,
+    resize_intrinsics,
+)
 from anomalib_pose.geometry.lattice import look_at, mad_lattice, view_sphere
 from anomalib_pose.geometry.se3 import rigid_inverse, rotation_angle, se3_exp, se3_log, skew, so3_exp, so3_log
 
@@ -10,6 +16,7 @@ __all__ = [
     "look_at",
     "mad_lattice",
     "pose_error",
+    "projection_jacobian",
     "resize_image_mask_K",
     "resize_intrinsics",
     "rigid_inverse",

@@ -189,3 +189,20 @@ def pose_error(estimate: Float[Tensor, "*batch 4 4"], truth: Float[Tensor, "*bat
     """Rotation angle in radians and distance of the optical centres in scene units, between two camera poses."""
     angle = rotation_angle(estimate[..., :3, :3], truth[..., :3, :3])
     return angle, (estimate[..., :3, 3] - truth[..., :3, 3]).norm(dim=-1)
+
+
+def projection_jacobian(
+    x: Float[Tensor, "*n"], y: Float[Tensor, "*n"], inverse_depth: Float[Tensor, "*n"], dim: int
+) -> tuple[Tensor, Tensor]:
+    """Derivatives of the slopes of points by the tangent (v, omega) that moves them; times fx, fy those of the pixels.
+
+    Args:
+        x: X / Z in the camera's frame.
+        y: Y / Z.
+        inverse_depth: 1 / Z.
+        dim: where the six components are put.
+    """
+    zero = torch.zeros_like(x)
+    by_x = torch.stack([inverse_depth, zero, -x * inverse_depth, -x * y, 1 + x * x, -y], dim)
+    by_y = torch.stack([zero, inverse_depth, -y * inverse_depth, -1 - y * y, x * y, x], dim)
+    return by_x, by_y

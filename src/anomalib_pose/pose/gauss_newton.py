@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_pose.geometry import Camera, rigid_inverse, se3_exp
+from anomalib_pose.geometry import Camera, projection_jacobian, rigid_inverse, se3_exp
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur, shrink
 from anomalib_pose.pose.types import Query, Refinement
 from anomalib_pose.scene import Scene
@@ -205,7 +205,5 @@ def _projection_jacobian(K: Tensor, u: Tensor, v: Tensor, z: Tensor) -> tuple[Te
     """Derivatives (n, 6) of the pixel coordinates of surface points by the tangent (v, omega) that moves them."""
     fx, fy = K[0, 0], K[1, 1]
     x, y = (u - K[0, 2]) / fx, (v - K[1, 2]) / fy  # slopes X / Z and Y / Z
-    zero, inverse = torch.zeros_like(z), 1 / z
-    by_u = torch.stack([fx * inverse, zero, -fx * x * inverse, -fx * x * y, fx * (1 + x * x), -fx * y], -1)
-    by_v = torch.stack([zero, fy * inverse, -fy * y * inverse, -fy * (1 + y * y), fy * x * y, fy * x], -1)
-    return by_u, by_v
+    by_x, by_y = projection_jacobian(x, y, 1 / z, -1)
+    return fx * by_x, fy * by_y

@@ -15,7 +15,7 @@ from anomalib_pose.render.compiled import announced_compilation, for_ranges
 from anomalib_pose.render.compositing import as_batch, over_background
 from anomalib_pose.render.spherical_harmonics import sh_to_rgb
 from anomalib_pose.render.splat_projection import BLOCK, CAMERA_CHUNK, PARTIALS
-from anomalib_pose.render.types import Gaussians, RenderOutput
+from anomalib_pose.render.types import Gaussians, RenderOutput, check_device
 
 _GAUSSIANS_GRAIN = 256
 _BLOCKS_GRAIN = 4
@@ -125,16 +125,6 @@ def _draw_one(gaussians: Gaussians, camera: Camera) -> tuple[Tensor, ...]:
     return tuple(image.to(gaussians.means.dtype) for image in images)
 
 
-def _check_device(gaussians: Gaussians, cameras: Camera) -> None:
-    for name, tensor in (("gaussians", gaussians.means), ("cameras", cameras.camera_to_world)):
-        if tensor.device.type != "cpu":
-            msg = (
-                f"The CPU rasteriser was given {name} on {tensor.device}. Move them with .to('cpu'), "
-                "or use make_rasterizer('gsplat')."
-            )
-            raise ValueError(msg)
-
-
 class CpuRasterizer:
     """Rasteriser for the CPU, with gsplat's classic image formation.
 
@@ -159,7 +149,7 @@ class CpuRasterizer:
         Raises:
             ValueError: if a tensor is on another device, or the background does not fit the cameras.
         """
-        _check_device(gaussians, cameras)
+        check_device(gaussians, cameras, "CPU", "cpu", "gsplat")
         if not _compiled.is_set():
             warmup()
         several = as_batch(cameras)

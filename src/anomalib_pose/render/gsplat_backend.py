@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomalib_pose.geometry.camera import Camera
 from anomalib_pose.render.compositing import as_batch, over_background
-from anomalib_pose.render.types import Gaussians, RenderOutput
+from anomalib_pose.render.types import Gaussians, RenderOutput, check_device
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +45,6 @@ def _rasterization() -> Any:
     return rasterization
 
 
-def _check_device(gaussians: Gaussians, cameras: Camera) -> None:
-    for name, tensor in (("gaussians", gaussians.means), ("cameras", cameras.camera_to_world)):
-        if tensor.device.type != "cuda":
-            msg = (
-                f"The gsplat rasteriser was given {name} on {tensor.device}. Move them with .to('cuda'), "
-                "or use make_rasterizer('cpu')."
-            )
-            raise ValueError(msg)
-
-
 class GsplatRasterizer:
     """Rasteriser for CUDA: gsplat's classic mode, with the image formation of ``CpuRasterizer``.
 
@@ -82,7 +72,7 @@ class GsplatRasterizer:
         Raises:
             ValueError: if a tensor is on another device, or the background does not fit the cameras.
         """
-        _check_device(gaussians, cameras)
+        check_device(gaussians, cameras, "gsplat", "cuda", "cpu")
         several = as_batch(cameras)
         rgb, depth, alpha = self._draw(gaussians, several) if len(gaussians) else _nothing(gaussians, several)
         output = RenderOutput(over_background(rgb, alpha, background), depth, alpha)

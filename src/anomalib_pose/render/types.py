@@ -107,3 +107,25 @@ class Rasterizer(Protocol):
             images of every camera.
         """
         ...
+
+
+def check_device(gaussians: Gaussians, cameras: Camera, backend: str, device: str, other: str) -> None:
+    """Refuse tensors that a backend cannot draw.
+
+    Args:
+        gaussians: what is drawn.
+        cameras: from where.
+        backend: name of the rasteriser, for the message.
+        device: type of the device it draws on.
+        other: the backend to use instead.
+
+    Raises:
+        ValueError: if a tensor is on another type of device.
+    """
+    for name, tensor in (("gaussians", gaussians.means), ("cameras", cameras.camera_to_world)):
+        if tensor.device.type != device:
+            msg = (
+                f"The {backend} rasteriser was given {name} on {tensor.device}. Move them with .to({device!r}), "
+                f"or use make_rasterizer({other!r})."
+            )
+            raise ValueError(msg)

@@ -6,7 +6,7 @@ import torch
 
 from anomalib_pose.compare import CalibratedComparator
 from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
-from anomalib_pose.deploy.alignment import _solve, align, project, pyramid, retract
+from anomalib_pose.deploy.alignment import _solve, align, project, pyramid, retract, unproject
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
 from anomalib_pose.deploy.resample import frame_matrix, pooling_matrix, window_matrix
@@ -143,8 +143,8 @@ def test_a_defect_scores_above_good_views_and_is_found_where_it_is(detector):
 
 
 def test_projection_of_the_identity_is_the_pixel_itself():
-    depth = 1 + torch.rand(2, 5, 7)
-    _, uv = project(torch.eye(4).expand(2, 4, 4), depth, torch.tensor([[9.0, 8, 3, 2]]).expand(2, 4))
+    depth, intrinsics = 1 + torch.rand(2, 5, 7), torch.tensor([[9.0, 8, 3, 2]]).expand(2, 4)
+    _, uv = project(torch.eye(4).expand(2, 4, 4), unproject(depth, intrinsics), intrinsics)
     torch.testing.assert_close(uv[0, 2, 3], torch.tensor([3.5, 2.5]))
 
 

@@ -241,7 +241,7 @@ class _StandIn:
 @pytest.mark.parametrize("name", ["plain", "sh2", "one row"])
 def test_gsplat_is_called_as_it_wants(monkeypatch, name):
     monkeypatch.setattr(gsplat_backend, "_rasterization", _StandIn)
-    monkeypatch.setattr(gsplat_backend, "_check_device", lambda *_: None)
+    monkeypatch.setattr(gsplat_backend, "check_device", lambda *_: None)
     check(GsplatRasterizer(), *SCENES[name])
     output = GsplatRasterizer()(make_gaussians(0), Camera.stack([make_camera()] * 2))
     assert output.rgb.shape == (2, 32, 40, 3)

@@ -40,7 +40,7 @@ class DetectorExportMixin:
             ValueError: if the model is not fitted, if its comparison cannot be exported, or if the bank would be larger
                 than allowed.
         """
-        model = self.model
+        model, chosen = self.model, DetectorSettings(**settings)
         if not len(model.bank):
             msg = "Nothing is fitted that could be exported: train the model first, or give its checkpoint."
             raise ValueError(msg)
@@ -54,7 +54,7 @@ class DetectorExportMixin:
             model.bank.poses,
             Camera(torch.eye(4).to(model.intrinsics), model.intrinsics, width, height),
             comparator,
-            DetectorSettings(**settings),
+            chosen,
             white_background=bool(model.white_background),
             progress=progress,
         ).cpu()
@@ -63,9 +63,7 @@ class DetectorExportMixin:
             logger.warning("No views were held out from the fit: the exported detector is not calibrated.")
             return ExportedDetector(detector, copy.deepcopy(self.post_processor))
         detector.calibrate(views)
-        return ExportedDetector(
-            detector, self._thresholds(detector, views, DetectorSettings(**settings).seed, progress)
-        )
+        return ExportedDetector(detector, self._thresholds(detector, views, chosen.seed, progress))
 
     def _thresholds(self, detector: FeedForwardDetector, views: Tensor, seed: int, progress: bool) -> Any:
         """The post-processor on the detector's scale, by scores of both paths on good and damaged views."""
