@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from anomalib import LearningType
+from anomalib import metrics as stock
 from anomalib.data import ImageBatch, InferenceBatch
-from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Score
+from anomalib.metrics import Evaluator
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
 from torch import Tensor
@@ -21,7 +22,14 @@ from anomalib_pose.compare import FeatureExtractor
 from anomalib_pose.data.dataclasses import PoseBatch
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
-from anomalib_pose.models.components.metrics import MedianAngleError, MedianCentreError, PosesWithinOneDegree
+from anomalib_pose.models.components.metrics import (
+    AUPR,
+    AUROC,
+    F1Score,
+    MedianAngleError,
+    MedianCentreError,
+    PosesWithinOneDegree,
+)
 from anomalib_pose.models.components.scene_detector import FitScene, SceneDetector
 from anomalib_pose.visualization import register_reference_panel
 
@@ -95,9 +103,9 @@ class PoseMixin(DetectorExportMixin):
                 AUROC(**image),
                 AUPR(**image),
                 F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
-                AUROC(**pixel),
-                AUPRO(**pixel),
-                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
+                stock.AUROC(**pixel),
+                stock.AUPRO(**pixel),
+                stock.F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
                 MedianAngleError(**pose),
                 MedianCentreError(**pose),
                 PosesWithinOneDegree(**pose),
