@@ -20,7 +20,10 @@ from anomalib_pose.data.sample.mad import write_mad
 
 anomalib_pose.register()
 
-SMALL = {"SplatPose": {"steps": 150, "max_gaussians": 800, "bank_spacing": 25.0, "starts": 2, "holdout_every": 8}}
+SMALL = {
+    "OmniposeAD": {"steps": 150, "bank_spacing": 25.0, "starts": 2, "holdout_every": 8},
+    "SplatPose": {"steps": 150, "max_gaussians": 800, "bank_spacing": 25.0, "starts": 2, "holdout_every": 8},
+}
 MODELS = sorted(SMALL)
 
 

@@ -29,7 +29,8 @@ from anomalib_pose.data import MAD
 from anomalib_pose.geometry import Camera, pose_error
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.splat_pose.torch_model import GaussianFit
-from anomalib_pose.pose import PoseEstimator, Query, Refiner, make_polisher, make_refiner
+from anomalib_pose.pose import PoseEstimator, Query, Refiner, ViewBank, make_polisher, make_refiner
+from anomalib_pose.pose.adam import AdamRefiner
 from anomalib_pose.scene import FitSettings, GaussianScene, white_foreground
 
 console = Console()
@@ -123,18 +124,30 @@ def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     return result
 
 
+class SingleStart:
+    """A bank that offers its best view alone, so that no refiner gets a second chance from elsewhere."""
+
+    def __init__(self, bank: ViewBank) -> None:
+        self.bank = bank
+
+    def nearest(self, query: Query, count: int) -> tuple[Tensor, Tensor]:
+        """The most similar view, whatever the count."""
+        del count
+        return self.bank.nearest(query, 1)
+
+
 def measure_refiner(
     detector: SceneDetector, refiner: Refiner, found: list[Query], test: dict[str, Tensor], starts: int
 ) -> dict[str, float]:
     own = detector.estimator
-    estimator = (
-        PoseEstimator(refiner, starts, own.retry_below, own.polisher) if starts > 1 else PoseEstimator(refiner, 1, 0.0)
-    )
+    polisher = None if isinstance(refiner, AdamRefiner) else own.polisher
+    estimator = PoseEstimator(refiner, starts, own.retry_below, polisher)
+    bank = detector.bank if starts > 1 else SingleStart(detector.bank)
     estimator.typical_residual = detector.estimator.typical_residual
     angles, shares, renders, seconds, confidences = [], [], [], [], []
     for query, truth in zip(found, test["camera_to_world"], strict=True):
         start = time.perf_counter()
-        estimate = estimator(detector.scene, detector.bank, query)
+        estimate = estimator(detector.scene, bank, query)
         seconds.append(time.perf_counter() - start)
         angle, distance = pose_error(estimate.camera.camera_to_world.double(), truth.double())
         angles.append(float(torch.rad2deg(angle)))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models, as anomalib registers them."""
 
+from anomalib_pose.models.omnipose_ad import OmniposeAD
 from anomalib_pose.models.splat_pose import SplatPose
 
-__all__ = ["SplatPose"]
+__all__ = ["OmniposeAD", "SplatPose"]

@@ -1,39 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pose refinement by gradients through the rasteriser: the paper's."""
+"""Pose refinement by gradients through the renderer: the papers'."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import cv2
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from anomalib_pose.geometry import se3_exp
 from anomalib_pose.pose.types import Query, Refinement
 from anomalib_pose.render.ssim import ssim
-from anomalib_pose.scene import Scene
+from anomalib_pose.scene import PixelScene, Scene
 
-_FIRST_RATE = 1e-3
 _DECAY, _DECAY_STEPS = 0.8, 100
+_DILATIONS, _BOX = 3, 5
+
+Loss = Callable[[Tensor], Tensor]
+"""Loss of a camera-to-world pose (4, 4)."""
 
 
-class AdamRefiner:
-    """SplatPose's refinement (section 3.2): Adam on a screw (w, v, theta) with 0.8 L1 + 0.2 (1 - SSIM).
+class ScrewRefiner(ABC):
+    """Adam on a screw (w, v, theta) that moves the camera about the object's centre.
 
-    The screw moves the camera about the object's centre: ``camera_to_world = exp(theta (v, w)) start``. The paper
-    writes ``R = I + sin(theta) [w] + (1 - cos(theta)) [w]²``, which is a rotation only where ``w`` has length 1; here
-    it is the true exponential, equal to first order. The first step has the rate 0.001, step k after it
-    ``rate * 0.8^((k + 1) / 100)``.
+    ``camera_to_world = exp(theta (v, w)) start``. The papers write ``R = I + sin(theta) [w] + (1 - cos(theta)) [w]²``
+    and move about the world's origin, where their objects lie. Theirs is a rotation only where ``w`` has length 1; here
+    it is the true exponential, equal to first order. Step k, from 1, has the rate ``rate * 0.8^(k / 100)``.
 
     Args:
-        steps: 175 in the paper's command line.
-        rate: 0.01 in the paper.
-        ssim_weight: 0.2 in the paper.
-        seed: of the start of the screw, drawn from N(0, 1e-6²).
+        steps: of each start.
+        rate: Adam's.
+        first_rate: of the first step.
+        seed: of the start of the screw, drawn from N(0, 1e-6²), and of what else is random.
     """
 
-    def __init__(self, steps: int = 175, rate: float = 0.01, ssim_weight: float = 0.2, seed: int = 0) -> None:
+    def __init__(self, steps: int, rate: float, first_rate: float, seed: int) -> None:
         self.steps = steps
         self.rate = rate
-        self.ssim_weight = ssim_weight
+        self.first_rate = first_rate
         self.seed = seed
+
+    @abstractmethod
+    def loss(self, scene: Scene, query: Query, generator: torch.Generator) -> Loss:
+        """What is minimised for a query.
+
+        Args:
+            scene: the object.
+            query: the image.
+            generator: CPU generator of what is random in it.
+        """
 
     def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> Refinement:
         """Refine every start and return the best end; see ``Refiner``."""
@@ -47,13 +64,14 @@ class AdamRefiner:
         to_centre = torch.eye(4, dtype=start.dtype, device=start.device)
         to_centre[:3, 3] = -scene.centre.to(start)
         from_centre = torch.linalg.inv(to_centre)
-        optimizer = torch.optim.Adam([screw], lr=_FIRST_RATE)
+        optimizer = torch.optim.Adam([screw], lr=self.first_rate)
         best_pose, best_cost = start, float("inf")
         with torch.enable_grad():
+            loss_of = self.loss(scene, query, generator)
             for step in range(self.steps):
                 motion = se3_exp(screw[6] * torch.cat([screw[3:6], screw[:3]]))
                 pose = from_centre @ motion @ to_centre @ start
-                loss = self._loss(scene, query, pose)
+                loss = loss_of(pose)
                 if loss.item() < best_cost:
                     best_pose, best_cost = pose.detach(), loss.item()
                 optimizer.zero_grad()
@@ -62,8 +80,92 @@ class AdamRefiner:
                 optimizer.param_groups[0]["lr"] = self.rate * _DECAY ** ((step + 1) / _DECAY_STEPS)
         return Refinement(best_pose, best_cost, converged=False, n_renders=self.steps)
 
-    def _loss(self, scene: Scene, query: Query, camera_to_world: Tensor) -> Tensor:
-        rgb = scene.render(query.camera(camera_to_world), query.background).rgb
+
+class AdamRefiner(ScrewRefiner):
+    """SplatPose's refinement (section 3.2): 0.8 L1 + 0.2 (1 - SSIM) of the whole image.
+
+    Args:
+        steps: 175 in the paper's command line.
+        rate: 0.01 in the paper; the first step has 0.001.
+        ssim_weight: 0.2 in the paper.
+        seed: see ``ScrewRefiner``.
+    """
+
+    def __init__(self, steps: int = 175, rate: float = 0.01, ssim_weight: float = 0.2, seed: int = 0) -> None:
+        super().__init__(steps, rate, 0.1 * rate, seed)
+        self.ssim_weight = ssim_weight
+
+    def loss(self, scene: Scene, query: Query, generator: torch.Generator) -> Loss:
+        """Loss of the rendering of the whole image; see ``ScrewRefiner``."""
+        del generator
         target = query.image.permute(1, 2, 0).contiguous()
-        loss = (1 - self.ssim_weight) * (rgb - target).abs().mean()
-        return loss + self.ssim_weight * (1 - ssim(rgb, target)) if self.ssim_weight else loss
+
+        def of(camera_to_world: Tensor) -> Tensor:
+            rgb = scene.render(query.camera(camera_to_world), query.background).rgb
+            loss = (1 - self.ssim_weight) * (rgb - target).abs().mean()
+            return loss + self.ssim_weight * (1 - ssim(rgb, target)) if self.ssim_weight else loss
+
+        return of
+
+
+class InerfRefiner(ScrewRefiner):
+    """OmniposeAD's refinement (PAD, section 4; iNeRF, Yen-Chen et al. 2021): squared error of rays near key points.
+
+    The rays of a step are drawn without replacement from the interest region: SIFT key points, dilated three times by a
+    box of 5 pixels. A query with fewer pixels there than ``rays`` uses all of them, one without key points its
+    foreground.
+
+    Args:
+        steps: 300 in the paper.
+        rays: 3072 in the paper.
+        rate: 0.01 in the paper.
+        seed: see ``ScrewRefiner``.
+    """
+
+    def __init__(self, steps: int = 300, rays: int = 3072, rate: float = 0.01, seed: int = 0) -> None:
+        super().__init__(steps, rate, rate, seed)
+        self.rays = rays
+
+    def loss(self, scene: Scene, query: Query, generator: torch.Generator) -> Loss:
+        """Loss of random pixels of the interest region; see ``ScrewRefiner``.
+
+        Raises:
+            TypeError: if the scene cannot render single pixels.
+        """
+        if not isinstance(scene, PixelScene):
+            msg = (
+                f"The refiner 'inerf' draws single rays, which a {type(scene).__name__} has not; use 'gauss_newton' "
+                "or 'adam'."
+            )
+            raise TypeError(msg)
+        region = interest_region(query)
+        target = query.image.flatten(1).T
+
+        def of(camera_to_world: Tensor) -> Tensor:
+            order = torch.randperm(len(region), generator=generator)[: self.rays]
+            pixels = region[order.to(region.device)]
+            rgb = scene.render_pixels(query.camera(camera_to_world), pixels, query.background)
+            return (rgb - target[pixels]).square().mean()
+
+        return of
+
+
+def interest_region(query: Query) -> Int[Tensor, "n"]:
+    """Pixels near SIFT key points, row by row; the foreground or all where there are none.
+
+    Args:
+        query: the image.
+    """
+    grey = (query.image.mean(0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    marks = np.zeros_like(grey)
+    height, width = grey.shape
+    for point in cv2.SIFT.create().detect(grey, None):
+        column, row = round(point.pt[0]), round(point.pt[1])
+        marks[min(row, height - 1), min(column, width - 1)] = 1
+    marks = cv2.dilate(marks, np.ones((_BOX, _BOX), np.uint8), iterations=_DILATIONS)
+    region = torch.from_numpy(marks).flatten().nonzero()[:, 0]
+    if not len(region) and query.foreground is not None:
+        region = query.foreground.flatten().nonzero()[:, 0]
+    if not len(region):
+        region = torch.arange(height * width)
+    return region.to(query.image.device)

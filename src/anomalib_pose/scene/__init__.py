@@ -4,15 +4,26 @@
 from anomalib_pose.scene.fit import FitResult, FitSettings, fit_gaussians
 from anomalib_pose.scene.foreground import white_foreground
 from anomalib_pose.scene.gaussian_scene import GaussianScene
+from anomalib_pose.scene.mlp_fit import MlpFitSettings, fit_mlp
+from anomalib_pose.scene.mlp_scene import MlpScene
 from anomalib_pose.scene.ply import load_ply, save_ply
-from anomalib_pose.scene.protocol import Scene
+from anomalib_pose.scene.protocol import PixelScene, Scene
+from anomalib_pose.scene.voxel_fit import VoxelFitSettings, fit_voxels
+from anomalib_pose.scene.voxel_scene import VoxelScene
 
 __all__ = [
     "FitResult",
     "FitSettings",
     "GaussianScene",
+    "MlpFitSettings",
+    "MlpScene",
+    "PixelScene",
     "Scene",
+    "VoxelFitSettings",
+    "VoxelScene",
     "fit_gaussians",
+    "fit_mlp",
+    "fit_voxels",
     "load_ply",
     "save_ply",
     "white_foreground",

@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fitting Gaussians to posed images."""
 
-import contextlib
-import dataclasses
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render.ssim import ssim
 from anomalib_pose.scene.density import AdaptiveDensity, DensityControl, Relocation
+from anomalib_pose.scene.fit_loop import FitLoop, check_views, fingerprint, held_out_psnr
 from anomalib_pose.scene.gaussian_scene import RAW_NAMES, GaussianScene, scene_rasterizer
 from anomalib_pose.scene.hull import ball_of_cameras
 from anomalib_pose.scene.initial import gaussians_at, initial_points
@@ -29,10 +24,8 @@ from anomalib_pose.scene.targets import View, make_views
 
 logger = logging.getLogger(__name__)
 
-_SAVE_EVERY = 500
 _FULL_VIEW_EVERY = 10
 _CROP_MARGIN = 8
-_PSNR_VIEWS = 24
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ def fit_gaussians(
         ValueError: if shapes disagree, nothing is left to fit, or the checkpoint belongs to another fit.
     """
     settings = settings or FitSettings()
-    _check(images, cameras, foreground, held_out)
+    check_views(images, cameras, foreground, held_out)
     device = torch.device(device)
     images, cameras = images.to(device), cameras.to(device).to(torch.float32)
     foreground = None if foreground is None else foreground.to(device)
@@ -100,48 +93,8 @@ def fit_gaussians(
     return FitResult(scene, psnr, seconds)
 
 
-def _check(images: Tensor, cameras: Camera, foreground: Tensor | None, held_out: tuple[int, ...]) -> None:
-    count, _, height, width = images.shape
-    if len(cameras.batched()) != count or (cameras.height, cameras.width) != (height, width):
-        msg = (
-            f"{count} images of {width} x {height} pixels need as many cameras of that size, "
-            f"got {len(cameras.batched())} of {cameras.width} x {cameras.height}."
-        )
-        raise ValueError(msg)
-    if foreground is not None and tuple(foreground.shape) != (count, height, width):
-        msg = f"foreground should have shape {(count, height, width)}, got {tuple(foreground.shape)}."
-        raise ValueError(msg)
-    if len(set(range(count)) - set(held_out)) < 2:
-        msg = f"At least two views are needed to fit an object, got {count}, {len(held_out)} of them held out."
-        raise ValueError(msg)
-    if not bool(cameras.camera_to_world.isfinite().all()):
-        msg = "Camera poses should be finite, got NaN or infinity."
-        raise ValueError(msg)
-
-
-@torch.no_grad()
-def held_out_psnr(
-    scene: GaussianScene, images: Tensor, cameras: Camera, indices: tuple[int, ...], *, white: bool
-) -> float:
-    """Mean PSNR in dB of the scene on some views, rendered over white or black; NaN if there are none.
-
-    Args:
-        scene: a fitted scene.
-        images: all images (C, 3, H, W).
-        cameras: all cameras.
-        indices: which ones.
-        white: whether the background is white.
-    """
-    values = []
-    background = torch.full((3,), float(white), device=images.device)
-    for index in indices:
-        rgb = scene.render(cameras[index], background).rgb.clamp(0, 1)
-        values.append(-10 * (rgb.permute(2, 0, 1) - images[index]).square().mean().clamp_min(1e-12).log10())
-    return float(torch.stack(values).mean()) if values else float("nan")
-
-
-class _Fitter:
-    """State of a fit between its steps."""
+class _Fitter(FitLoop):
+    """Gaussians between the steps of their fit."""
 
     def __init__(
         self,
@@ -153,6 +106,7 @@ class _Fitter:
         points: tuple[Tensor, Tensor] | None,
         rasterizer: str,
     ) -> None:
+        super().__init__(settings.steps, "Fitting Gaussians")
         self.settings = settings
         self.rasterizer_name = rasterizer
         self.rasterize = scene_rasterizer(rasterizer, images.device)
@@ -163,7 +117,7 @@ class _Fitter:
         self.views = make_views(images, cameras, foreground)
         self.half_views = make_views(images, cameras, foreground, 2) if settings.half_size_share else []
         self.crops: dict[tuple[int, bool], View] = {}
-        self.fingerprint = _fingerprint(images, cameras, settings)
+        self.fingerprint = fingerprint(images, cameras, settings)
         centre, self.radius = ball_of_cameras(cameras)
         if points is None:
             points = initial_points(images, cameras, foreground, (centre, self.radius), settings, self.generator)
@@ -174,9 +128,7 @@ class _Fitter:
         self.camera_extent = 1.1 * float((eyes - eyes.mean(0)).norm(dim=-1).max())
         self.parameters = GaussianParameters(raw, self._rates(), settings.sh_degree)
         self.density = self._density()
-        self.step = 0
         self.queue: list[int] = []
-        self.recent_psnr = float("nan")
 
     def _rates(self) -> dict[str, float]:
         settings = self.settings
@@ -196,28 +148,6 @@ class _Fitter:
             return AdaptiveDensity(self.camera_extent, stop=int(15_000 * share), cap=settings.max_gaussians)
         return Relocation(settings.max_gaussians, start=200, stop=int(0.8 * settings.steps))
 
-    def run(self, checkpoint: Path | None, *, progress: bool) -> None:
-        """All steps that are left."""
-        if checkpoint is not None and checkpoint.is_file():
-            self._load(checkpoint)
-        with _progress_bar(self.settings.steps, enabled=progress) as update:
-            try:
-                while self.step < self.settings.steps:
-                    self._one_step()
-                    if self.step % 20 == 0 or self.step == self.settings.steps:
-                        update(self.step, self.recent_psnr, len(self.parameters))
-                    if checkpoint is not None and self.step % _SAVE_EVERY == 0:
-                        self._save(checkpoint)
-            except KeyboardInterrupt:
-                if checkpoint is not None:
-                    self._save(checkpoint)
-                    logger.info(
-                        "Interrupted after %d steps; the same command continues from %s.", self.step, checkpoint
-                    )
-                raise
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
-
     def _next_view(self) -> View:
         if not self.queue:
             self.queue = torch.randperm(len(self.views), generator=self.generator).tolist()
@@ -230,7 +160,8 @@ class _Fitter:
             self.crops[index, half] = view.cropped(_CROP_MARGIN)
         return self.crops[index, half]
 
-    def _one_step(self) -> None:
+    def one_step(self) -> None:
+        """One view."""
         settings = self.settings
         view = self._next_view()
         gaussians = self.parameters.activated()
@@ -253,21 +184,13 @@ class _Fitter:
         if settings.scale_weight:
             loss = loss + settings.scale_weight * gaussians.scales.mean() / self.radius
         loss.backward()
-        self._note_psnr(difference.detach())
-        self.step += 1
-        self.density.before_step(self.parameters, view.camera, self.step)
+        self.note_psnr(difference.detach())
+        self.density.before_step(self.parameters, view.camera, self.step + 1)
         self.parameters.step(self._decay())
-        self.density.after_step(self.parameters, self.step, self.generator)
-
-    def _note_psnr(self, difference: Tensor) -> None:
-        psnr = float(-10 * difference.square().mean().clamp_min(1e-12).log10())
-        weight = 1 / _PSNR_VIEWS
-        self.recent_psnr = (
-            psnr if self.recent_psnr != self.recent_psnr else ((1 - weight) * self.recent_psnr + weight * psnr)
-        )
+        self.density.after_step(self.parameters, self.step + 1, self.generator)
 
     def _decay(self) -> dict[str, float]:
-        share = self.step / self.settings.steps
+        share = (self.step + 1) / self.settings.steps
         decay = dict.fromkeys(RAW_NAMES, self.settings.other_decay**share)
         decay["means"] = self.settings.means_decay**share
         return decay
@@ -278,57 +201,25 @@ class _Fitter:
         scene.set_raw(self.parameters.raw)
         return scene
 
-    def _save(self, path: Path) -> None:
-        state = {
-            "fingerprint": self.fingerprint,
-            "step": self.step,
+    @property
+    def count(self) -> str:
+        """Number of Gaussians."""
+        return f"{len(self.parameters)} Gaussians"
+
+    def state(self) -> dict[str, Any]:
+        """What a fit continues from."""
+        return {
             "queue": self.queue,
             "generator": self.generator.get_state(),
             "parameters": self.parameters.state_dict(),
             "density": self.density.state_dict(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        torch.save(state, temporary)
-        temporary.replace(path)
 
-    def _load(self, path: Path) -> None:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if state.get("fingerprint") != self.fingerprint:
-            msg = (
-                f"{path} was left by a fit of other images or with other settings. Remove it to begin anew, "
-                "or name another checkpoint."
-            )
-            raise ValueError(msg)
-        self.step, self.queue = state["step"], state["queue"]
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.queue = state["queue"]
         self.generator.set_state(state["generator"])
         self.parameters = GaussianParameters.from_state(
             state["parameters"], self._rates(), self.settings.sh_degree, self.parameters.device
         )
         self.density.load_state_dict({k: v.to(self.parameters.device) for k, v in state["density"].items()})
-        logger.info("Continuing the fit from step %d, found in %s.", self.step, path)
-
-
-def _fingerprint(images: Tensor, cameras: Camera, settings: FitSettings) -> str:
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
-    for tensor in (images[:, :, ::7, ::7], cameras.camera_to_world, cameras.K):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _progress_bar(steps: int, *, enabled: bool) -> Iterator[Any]:
-    columns = (
-        TextColumn("Fitting Gaussians"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[psnr]:.1f} dB, {task.fields[count]} Gaussians"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not enabled) as bar:
-        task = bar.add_task("fit", total=steps, psnr=float("nan"), count=0)
-
-        def update(step: int, psnr: float, count: int) -> None:
-            bar.update(task, completed=step, psnr=psnr, count=count)
-
-        yield update

@@ -4,7 +4,7 @@
 import logging
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -13,6 +13,7 @@ from anomalib_pose.geometry import Camera
 logger = logging.getLogger(__name__)
 
 _MIN_SURFACE = 50
+_BOX_CELLS = 64
 
 
 def ball_of_cameras(cameras: Camera) -> tuple[Float[Tensor, "3"], float]:
@@ -37,30 +38,22 @@ def ball_of_cameras(cameras: Camera) -> tuple[Float[Tensor, "3"], float]:
     return centre.to(cameras.camera_to_world), radius
 
 
-def visual_hull(
+def carve(
     cameras: Camera,
     foreground: Float[Tensor, "c h w"],
-    centre: Float[Tensor, "3"],
-    radius: float,
-    resolution: int = 64,
+    grid: Float[Tensor, "n 3"],
     tolerance: float = 0.03,
-) -> tuple[Float[Tensor, "n 3"], float] | None:
-    """Surface voxels of the visual hull, and the voxels' side; None if the masks leave nothing or no surface.
+) -> Bool[Tensor, "n"]:
+    """Which points belong to the visual hull.
 
-    A voxel belongs to the hull if all but a share ``tolerance`` of the views that have it in the frame show it inside
-    the mask.
+    A point does if all but a share ``tolerance`` of the views that have it in the frame show it inside the mask.
 
     Args:
         cameras: C of them.
         foreground: masks of the object, in [0, 1].
-        centre: middle of the voxel grid, world frame.
-        radius: half its side, scene units.
-        resolution: voxels along a side.
+        grid: points, world frame.
         tolerance: share of views that may disagree, for masks that are not perfect.
     """
-    side = 2 * radius / resolution
-    ticks = (torch.arange(resolution, device=centre.device) + 0.5) * side - radius
-    grid = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).reshape(-1, 3) + centre
     seen, inside = torch.zeros(len(grid), device=grid.device), torch.zeros(len(grid), device=grid.device)
     size = grid.new_tensor([cameras.width, cameras.height])
     for index in range(len(cameras)):
@@ -71,15 +64,74 @@ def visual_hull(
         )
         seen += visible
         inside += visible * (sampled[0, 0, 0] > 0.5)
-    hull = ((seen > 0.3 * len(cameras)) & (inside >= (1 - tolerance) * seen)).reshape(
-        resolution, resolution, resolution
-    )
+    return (seen > 0.3 * len(cameras)) & (inside >= (1 - tolerance) * seen)
+
+
+def grid_points(centre: Float[Tensor, "3"], radius: float, resolution: int) -> Float[Tensor, "n 3"]:
+    """Centres of a cube's voxels, the last axis running fastest.
+
+    Args:
+        centre: of the cube.
+        radius: half its side.
+        resolution: voxels along a side.
+    """
+    ticks = (torch.arange(resolution, device=centre.device) + 0.5) * (2 * radius / resolution) - radius
+    return torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).reshape(-1, 3) + centre
+
+
+def visual_hull(
+    cameras: Camera,
+    foreground: Float[Tensor, "c h w"],
+    centre: Float[Tensor, "3"],
+    radius: float,
+    resolution: int = 64,
+    tolerance: float = 0.03,
+) -> tuple[Float[Tensor, "n 3"], float] | None:
+    """Surface voxels of the visual hull, and the voxels' side; None if the masks leave nothing or no surface.
+
+    Args:
+        cameras: C of them.
+        foreground: masks of the object, in [0, 1].
+        centre: middle of the voxel grid, world frame.
+        radius: half its side, scene units.
+        resolution: voxels along a side.
+        tolerance: see ``carve``.
+    """
+    grid = grid_points(centre, radius, resolution)
+    hull = carve(cameras, foreground, grid, tolerance).reshape(resolution, resolution, resolution)
     outside = F.max_pool3d((~hull).float()[None, None], 3, 1, 1)[0, 0] > 0
     surface = grid[(hull & outside).reshape(-1)]
     if len(surface) < _MIN_SURFACE:
         logger.info("The masks carve away everything but %d voxels; starting from random points instead.", len(surface))
         return None
-    return surface, side
+    return surface, 2 * radius / resolution
+
+
+def object_box(
+    cameras: Camera, foreground: Tensor | None
+) -> tuple[Bool[Tensor, "a b c"], Float[Tensor, "3"], Float[Tensor, "3"]]:
+    """Cells that may hold the object, cut to their box, and the box's corners, world frame.
+
+    The cells are those of the visual hull and their neighbours, or all that the cameras look at without masks.
+
+    Args:
+        cameras: C of them.
+        foreground: masks (C, H, W), or None.
+    """
+    centre, radius = ball_of_cameras(cameras)
+    side = 2 * radius / _BOX_CELLS
+    hull = torch.ones(_BOX_CELLS, _BOX_CELLS, _BOX_CELLS, dtype=torch.bool, device=centre.device)
+    if foreground is not None:
+        carved = carve(cameras, foreground, grid_points(centre, radius, _BOX_CELLS)).reshape(hull.shape)
+        if bool(carved.any()):
+            hull = F.max_pool3d(carved.float()[None, None], 3, 1, 1)[0, 0] > 0
+        else:
+            logger.info("The masks carve everything away; fitting all that the cameras look at instead.")
+    cells = hull.nonzero()
+    first, last = cells.amin(0), cells.amax(0) + 1
+    lower = centre - radius + first * side
+    box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    return hull[box], lower, lower + (last - first) * side
 
 
 def colours_of_points(

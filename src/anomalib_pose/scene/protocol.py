@@ -31,3 +31,18 @@ class Scene(Protocol):
     def extent(self) -> float:
         """Radius, in scene units, of a ball around the centre that holds the object but for stray parts."""
         ...
+
+
+@runtime_checkable
+class PixelScene(Scene, Protocol):
+    """A fitted object whose pixels can be rendered one by one."""
+
+    def render_pixels(self, camera: Camera, pixels: Tensor, background: Tensor) -> Tensor:
+        """Colours (N, 3) of some pixels; differentiable in the camera's pose.
+
+        Args:
+            camera: one camera.
+            pixels: indices (N,) into the image's pixels, row by row.
+            background: colour (3,) behind the object.
+        """
+        ...

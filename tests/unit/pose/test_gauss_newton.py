@@ -4,10 +4,12 @@ import math
 import pytest
 import torch
 
-from anomalib_pose.geometry import Camera, look_at, pose_error, se3_exp
+from anomalib_pose.geometry import Camera, look_at, pose_error, se3_exp, view_sphere
 from anomalib_pose.pose import AdamRefiner, GaussNewtonRefiner, Query
+from anomalib_pose.pose.adam import InerfRefiner, interest_region
 from anomalib_pose.pose.gauss_newton import _projection_jacobian, _surface
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur
+from anomalib_pose.scene import VoxelFitSettings, fit_voxels
 from sample_scenes import make_toy
 
 EYE = torch.tensor([1.2, -2.5, 1.0])
@@ -87,6 +89,36 @@ def test_adam_recovers_a_known_pose():
     assert after < before / 5
     rotation = found.camera_to_world[:3, :3]
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(3), atol=1e-5, rtol=0)
+
+
+def test_inerf_recovers_a_known_pose():
+    toy = make_toy()
+    cameras = Camera.from_fov(view_sphere(40, 3.0), 0.6, 64, 64)
+    output = toy.render(cameras, torch.ones(3))
+    images, masks = output.rgb.permute(0, 3, 1, 2).clamp(0, 1), (output.alpha > 0.01).float()
+    scene, _ = fit_voxels(images, cameras, masks, VoxelFitSettings(steps=150, rays=2048), progress=False)
+    start = start_off_by(5.0, 0.01, 0)
+    found = InerfRefiner(steps=120, rays=300)(scene, query_of(toy), start[None])
+    before, after = (math.degrees(pose_error(pose, TRUTH)[0]) for pose in (start, found.camera_to_world))
+    assert after < 1.3 < 4 < before
+    assert found.n_renders == 120
+
+
+def test_inerf_needs_single_pixels():
+    with pytest.raises(TypeError, match="draws single rays"):
+        InerfRefiner(steps=1)(make_toy(), query_of(make_toy()), TRUTH[None])
+
+
+def test_interest_region_lies_around_key_points():
+    image = torch.ones(3, 80, 80)
+    image[:, 30:38, 50:58] = 0.0
+    region = interest_region(Query(image, CAMERA.K))
+    rows, columns = region // 80, region % 80
+    assert 0 < len(region) < 80 * 80 / 4
+    assert bool(((rows - 34).abs().maximum((columns - 54).abs()) < 20).all())
+    plain = Query(torch.ones(3, 10, 10), CAMERA.K, torch.eye(10))
+    assert interest_region(plain).tolist() == [11 * index for index in range(10)]
+    assert len(interest_region(Query(torch.ones(3, 10, 10), CAMERA.K))) == 100
 
 
 def test_jacobian_of_the_projection_against_differences():

@@ -45,7 +45,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_end(posed, tmp_path, monkeypatch
     images, cameras, alpha = posed
     settings = FitSettings(steps=30, max_gaussians=120, initial_gaussians=100)
     whole = fit_gaussians(images, cameras, alpha, settings, progress=False).scene
-    rasterize, calls = fit_module._Fitter._one_step, []
+    rasterize, calls = fit_module._Fitter.one_step, []
 
     def interrupted(self):
         calls.append(1)
@@ -53,7 +53,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_end(posed, tmp_path, monkeypatch
             raise KeyboardInterrupt
         rasterize(self)
 
-    monkeypatch.setattr(fit_module._Fitter, "_one_step", interrupted)
+    monkeypatch.setattr(fit_module._Fitter, "one_step", interrupted)
     path = tmp_path / "fit" / "car.pt"
     with pytest.raises(KeyboardInterrupt):
         fit_gaussians(images, cameras, alpha, settings, checkpoint=path, progress=False)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OmniposeAD as an anomalib model: the parts, named."""
+
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.visualization import Visualizer
+from torch import nn
+
+from anomalib_pose.compare import make_comparator
+from anomalib_pose.models.components.pose_mixin import PoseMixin
+from anomalib_pose.models.components.scene_detector import SceneDetector
+from anomalib_pose.models.omnipose_ad.torch_model import FieldFit, make_field
+from anomalib_pose.pose import PoseEstimator, make_polisher, make_refiner
+
+
+class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
+    """Pose-agnostic anomaly detection with a radiance field (Zhou et al., PAD, NeurIPS 2023).
+
+    A radiance field is fitted to posed images of a good object. The camera of a query is found from the most similar
+    rendered views; the defect-free reference is rendered there and compared with the query.
+    ``configs/paper/omniposead_mad.yaml`` holds the paper's settings; the defaults are ours.
+
+    Args:
+        field: ``"grid"``: density and colour on a sparse grid, fitted in a minute or two; ``"mlp"``: the paper's two
+            networks, for which ``steps`` should be 200000 and a GPU at hand.
+        steps: optimiser steps of the fit.
+        refiner: ``"gauss_newton"``: direct alignment; ``"inerf"``: the paper's; ``"adam"``: SplatPose's.
+        refiner_steps: steps of ``"inerf"`` and ``"adam"`` a start; 300 in the paper.
+        starts: views of the bank that the refinement starts from; the paper has one start.
+        bank_spacing: angle in degrees between the rendered views that fill the gaps between the training views.
+        comparator: ``"calibrated"``: normalised by what good views show, tolerant to a pixel; ``"paper"``.
+        backbone: timm name of the network whose features are compared; empty for colour and structure alone, which
+            needs no weights.
+        weights_path: file with the backbone's weights; empty to let timm download them once.
+        holdout_every: every n-th training view is kept from the fit to calibrate with.
+        fit_checkpoint: file from which an interrupted fit continues; empty for none.
+        seed: of everything random.
+        pre_processor: see ``AnomalibModule``. A resize belongs into the datamodule, which scales the intrinsics too.
+        post_processor: see ``AnomalibModule``.
+        evaluator: see ``AnomalibModule``.
+        visualizer: see ``AnomalibModule``.
+    """
+
+    def __init__(
+        self,
+        field: str = "grid",
+        steps: int = 1500,
+        refiner: str = "gauss_newton",
+        refiner_steps: int = 300,
+        starts: int = 3,
+        bank_spacing: float = 8.0,
+        comparator: str = "calibrated",
+        backbone: str = "",
+        weights_path: str = "",
+        holdout_every: int = 10,
+        fit_checkpoint: str = "",
+        seed: int = 0,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.steps = steps
+        self.seed = seed
+        self.fit_checkpoint = fit_checkpoint or None
+        self.model = SceneDetector(
+            make_field(field),
+            PoseEstimator(make_refiner(refiner, refiner_steps, seed), starts, polisher=make_polisher(refiner)),
+            make_comparator(comparator, backbone, weights_path),
+            bank_spacing=bank_spacing,
+            holdout_every=holdout_every,
+        )
+
+    def fit_scene(self) -> FieldFit:
+        """How the scene is fitted."""
+        return FieldFit(self.steps, self.seed, self.fit_checkpoint, progress=self.shows_progress)

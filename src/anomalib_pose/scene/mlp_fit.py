@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fitting NeRF's two networks to posed images, with NeRF's schedule."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anomalib_pose.geometry import Camera
+from anomalib_pose.render.volume import camera_rays
+from anomalib_pose.scene.fit_loop import FitLoop, check_views, fingerprint, held_out_psnr
+from anomalib_pose.scene.hull import object_box
+from anomalib_pose.scene.mlp_scene import MlpScene
+
+logger = logging.getLogger(__name__)
+
+_DECAY_STEPS = 500_000
+
+
+@dataclass(frozen=True)
+class MlpFitSettings:
+    """Schedule of a radiance field's fit; the defaults are those that OmniposeAD uses.
+
+    Args:
+        steps: optimiser steps.
+        rays: of a step, all from one image.
+        rate: Adam's rate, falling by a factor of ten in 500,000 steps.
+        centre_steps: steps at the beginning that draw from the central half of the images alone.
+        samples: of the coarse network.
+        fine_samples: of the fine network.
+        seed: of everything random.
+    """
+
+    steps: int = 200_000
+    rays: int = 1024
+    rate: float = 5e-4
+    centre_steps: int = 500
+    samples: int = 64
+    fine_samples: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.rays, self.samples - 2, self.fine_samples) < 1 or self.rate <= 0:
+            msg = (
+                "A fit needs steps, rays, fine_samples >= 1, samples >= 3 and rate > 0, got "
+                f"{self.steps}, {self.rays}, {self.fine_samples}, {self.samples} and {self.rate}."
+            )
+            raise ValueError(msg)
+
+
+def fit_mlp(
+    images: Float[Tensor, "c 3 h w"],
+    cameras: Camera,
+    foreground: Float[Tensor, "c h w"] | None = None,
+    settings: MlpFitSettings | None = None,
+    *,
+    held_out: tuple[int, ...] = (),
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> tuple[MlpScene, float]:
+    """Fit a radiance field as OmniposeAD does (PAD, NeurIPS 2023); arguments and returns as in ``fit_voxels``.
+
+    Raises:
+        ValueError: if shapes disagree, nothing is left to fit, or the checkpoint belongs to another fit.
+    """
+    settings = settings or MlpFitSettings()
+    check_views(images, cameras, foreground, held_out)
+    cameras = cameras.to(images.device).to(torch.float32)
+    start = time.perf_counter()
+    fitted = [index for index in range(len(images)) if index not in set(held_out)]
+    box = object_box(cameras, foreground)[1:]
+    fitter = _MlpFitter(images[fitted], cameras[fitted], box, settings, white=foreground is not None)
+    fitter.run(None if checkpoint is None else Path(checkpoint), progress=progress)
+    fitter.scene.requires_grad_(requires_grad=False)
+    psnr = held_out_psnr(fitter.scene, images, cameras, held_out, white=foreground is not None)
+    logger.info(
+        "Fitted a radiance field to %d views in %.0f s; PSNR on %d held-out views %.2f dB.",
+        len(fitted), time.perf_counter() - start, len(held_out), psnr,
+    )  # fmt: skip
+    return fitter.scene, psnr
+
+
+class _MlpFitter(FitLoop):
+    """Two networks between the steps of their fit."""
+
+    def __init__(
+        self, images: Tensor, cameras: Camera, box: tuple[Tensor, Tensor], settings: MlpFitSettings, *, white: bool
+    ) -> None:
+        super().__init__(settings.steps, "Fitting a radiance field")
+        self.settings = settings
+        self.images, self.cameras = images, cameras
+        self.fingerprint = fingerprint(images, cameras, settings)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.background = torch.full((3,), float(white), device=images.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            scene = MlpScene(settings.samples, settings.fine_samples)
+        self.scene = scene.to(images.device)
+        self.scene.lower, self.scene.upper = box
+        self.scene.fitted = torch.tensor(data=True, device=images.device)
+        self.optimizer = torch.optim.Adam(self.scene.parameters(), lr=settings.rate)
+
+    def _pixels(self) -> Tensor:
+        """Random pixels of one image, row by row."""
+        height, width = self.images.shape[-2:]
+        rows, columns = (0, height), (0, width)
+        if self.step < self.settings.centre_steps:
+            rows, columns = (height // 4, height - height // 4), (width // 4, width - width // 4)
+        v = torch.randint(*rows, (self.settings.rays,), generator=self.generator)
+        u = torch.randint(*columns, (self.settings.rays,), generator=self.generator)
+        return (v * width + u).to(self.images.device)
+
+    def one_step(self) -> None:
+        """Rays of one view."""
+        index = int(torch.randint(len(self.images), (), generator=self.generator))
+        pixels = self._pixels()
+        target = self.images[index].flatten(1).T[pixels]
+        first, second = (
+            rgb + (1 - alpha)[:, None] * self.background - target
+            for rgb, _, alpha in self.scene.draw(camera_rays(self.cameras[index], pixels), self.generator)
+        )
+        self.optimizer.zero_grad()
+        (first.square().mean() + second.square().mean()).backward()
+        self.optimizer.param_groups[0]["lr"] = self.settings.rate * 0.1 ** (self.step / _DECAY_STEPS)
+        self.optimizer.step()
+        self.note_psnr(second.detach())
+
+    @property
+    def count(self) -> str:
+        """Number of parameters."""
+        return f"{sum(parameter.numel() for parameter in self.scene.parameters())} parameters"
+
+    def state(self) -> dict[str, Any]:
+        """What a fit continues from."""
+        return {
+            "generator": self.generator.get_state(),
+            "scene": self.scene.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.generator.set_state(state["generator"])
+        self.scene.load_state_dict(state["scene"])
+        self.optimizer.load_state_dict(state["optimizer"])

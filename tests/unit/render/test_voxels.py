@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rays through voxels: two implementations, closed forms, a loop, and finite differences."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import RegularGridInterpolator
+
+from anomalib_pose.geometry import Camera, look_at
+from anomalib_pose.render.volume import Rays, box_interval, camera_rays, composite
+from anomalib_pose.render.voxels import BLOCK, Voxels, _draw_torch, draw_voxels, index_vertices, interpolate
+
+EYE = torch.tensor([2.0, 1.0, 1.5])
+CAMERA = Camera(
+    look_at(EYE, torch.zeros(3), torch.tensor([0.0, 0, 1])),
+    torch.tensor([[20.0, 0, 12], [0, 22, 9], [0, 0, 1]]),
+    24,
+    18,
+)
+
+
+def ball(side: int = 20, channels: int = 4) -> Voxels:
+    """A ball of random vertices, with holes, around the origin."""
+    generator = torch.Generator().manual_seed(0)
+    ticks = torch.arange(side) - side / 2
+    grid = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1)
+    kept = (grid.norm(dim=-1) < 0.35 * side) & (torch.rand(side, side, side, generator=generator) < 0.9)
+    values = torch.randn(int(kept.sum()), channels, generator=generator)
+    values[:, 0] -= 1
+    return Voxels(torch.full((3,), -1.0), 2 / side, *index_vertices(kept), values)
+
+
+def local(voxels: Voxels, rays: Rays) -> Rays:
+    return Rays((rays.origins - voxels.lower) / voxels.cell, rays.directions, rays.cosines)
+
+
+def test_rays_hit_the_pixels_they_are_of():
+    rays = camera_rays(CAMERA)
+    uv, depth = CAMERA.project(rays.origins + 1.7 * rays.directions)
+    rows, columns = torch.meshgrid(torch.arange(18), torch.arange(24), indexing="ij")
+    torch.testing.assert_close(uv, torch.stack([columns, rows], -1).reshape(-1, 2) + 0.5, atol=1e-4, rtol=0)
+    torch.testing.assert_close(depth, 1.7 * rays.cosines, atol=1e-5, rtol=0)
+    some = torch.tensor([3, 100, 431])
+    torch.testing.assert_close(camera_rays(CAMERA, some).directions, rays.directions[some])
+
+
+def test_box_interval_against_sampling():
+    rays = camera_rays(CAMERA)
+    lower, upper = torch.tensor([-0.5, -0.3, -0.4]), torch.tensor([0.4, 0.6, 0.2])
+    enter, leave = box_interval(rays, lower, upper)
+    t = torch.linspace(0, 5, 20001)
+    for index in range(0, len(enter), 17):
+        points = rays.origins[index] + t[:, None] * rays.directions[index]
+        inside = ((points > lower) & (points < upper)).all(1)
+        assert bool(inside.any()) == bool(leave[index] > enter[index] + 5e-4)
+        if inside.any():
+            assert float(t[inside][0]) == pytest.approx(float(enter[index]), abs=5e-4)
+            assert float(t[inside][-1]) == pytest.approx(float(leave[index]), abs=5e-4)
+
+
+def test_composite_against_a_loop():
+    generator = torch.Generator().manual_seed(1)
+    ray = torch.tensor([0, 0, 0, 2, 2, 3, 3, 3, 3])
+    density, length, distance = (torch.rand(9, generator=generator, dtype=torch.float64) for _ in range(3))
+    colours = torch.rand(9, 3, generator=generator, dtype=torch.float64)
+    rgb, along, alpha, weight = composite(density, colours, distance, length, ray, 5)
+    for number in range(5):
+        light, expected = 1.0, np.zeros(5)
+        for sample in (ray == number).nonzero()[:, 0].tolist():
+            through = math.exp(-float(density[sample] * length[sample]))
+            share = light * (1 - through)
+            assert float(weight[sample]) == pytest.approx(share, abs=1e-12)
+            expected += share * np.array([*colours[sample].tolist(), float(distance[sample]), 1.0])
+            light *= through
+        found = [*rgb[number].tolist(), float(along[number]), float(alpha[number])]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_a_homogeneous_block_obeys_beer_and_lambert():
+    kept = torch.ones(17, 17, 17, dtype=torch.bool)
+    values = torch.zeros(17**3, 4)
+    values[:, 0] = math.log(math.expm1(0.07))  # softplus gives an optical depth of 0.07 a cell
+    values[:, 1] = math.log(0.8 / 0.2)
+    voxels = Voxels(torch.zeros(3), 0.25, *index_vertices(kept), values)
+    rays = Rays(torch.tensor([[2.0, 2.0, -1.0]]), torch.tensor([[0.0, 0.0, 1.0]]), torch.ones(1))
+    colours, distance, alpha = draw_voxels(voxels, rays, 0.5)
+    assert float(alpha) == pytest.approx(1 - math.exp(-0.07 * 16), abs=1e-5)
+    assert float(colours[0, 0]) == pytest.approx(0.8 * float(alpha), abs=1e-5)
+    assert float(colours[0, 1]) == pytest.approx(0.5 * float(alpha), abs=1e-5)
+    # mean of an exponential distribution cut off at 4 units, from the entry at distance 1
+    rate = 0.07 / 0.25
+    mean = 1 / rate - 4 * math.exp(-4 * rate) / (1 - math.exp(-4 * rate))
+    assert float(distance / alpha) == pytest.approx(1 + mean, abs=1e-3)
+
+
+@pytest.mark.parametrize("step", [1.0, 0.5])
+@pytest.mark.parametrize("channels", [4, 7])
+def test_kernels_equal_plain_pytorch_forward_and_backward(step, channels):
+    voxels = ball(channels=channels)
+    values = voxels.values.requires_grad_()
+    rays = camera_rays(CAMERA)
+    generator = torch.Generator().manual_seed(2)
+    jitter = torch.rand(len(rays.origins), generator=generator)
+    compiled = draw_voxels(voxels, rays, step, jitter)
+    plain = list(_draw_torch(voxels, local(voxels, rays), step, jitter))
+    plain[1] = plain[1] * voxels.cell
+    assert float(plain[2].detach().max()) > 0.9
+    weights = [torch.randn(image.shape, generator=generator) for image in plain]
+    gradients = []
+    for images in (compiled, plain):
+        total = sum((image * weight).sum() for image, weight in zip(images, weights, strict=True))
+        gradients.append(torch.autograd.grad(total, values)[0])
+    for ours, theirs in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)  # a ray ends at a thousandth of the light
+    torch.testing.assert_close(gradients[0], gradients[1], atol=2e-3, rtol=1e-3)
+
+
+def test_gradients_of_the_rays_against_differences():
+    voxels = ball(12)
+    double = Voxels(voxels.lower.double(), voxels.cell, voxels.table, voxels.blocks, voxels.values.double())
+    rays = camera_rays(Camera(CAMERA.camera_to_world.double(), CAMERA.K.double(), 24, 18), torch.arange(150, 300, 30))
+
+    def of(origins: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        grid = Voxels(double.lower, double.cell, double.table, double.blocks, values)
+        colours, distance, alpha = draw_voxels(grid, Rays(origins, rays.directions, rays.cosines), 0.7)
+        return torch.cat([colours.flatten(), distance, alpha])
+
+    origins = rays.origins.clone().requires_grad_()
+    assert torch.autograd.gradcheck(of, (origins, double.values.requires_grad_()), atol=1e-5, fast_mode=True)
+
+
+def test_interpolation_against_scipy():
+    voxels = ball()
+    dense = torch.zeros(*voxels.table.shape, 4)
+    dense[..., 0] = -8
+    dense[voxels.table >= 0] = voxels.values
+    points = 19 * torch.rand(500, 3, generator=torch.Generator().manual_seed(3))
+    found, kept = interpolate(voxels, points)
+    ticks = [np.arange(side) for side in voxels.table.shape]
+    expected = RegularGridInterpolator(ticks, dense.numpy())(points.numpy())
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    corners = RegularGridInterpolator(ticks, (voxels.table >= 0).float().numpy())(points.numpy()) > 0
+    np.testing.assert_array_equal(kept.numpy(), corners)
+
+
+def test_blocks_against_a_loop():
+    kept = torch.rand(19, 16, 9, generator=torch.Generator().manual_seed(4)) < 0.001
+    table, blocks = index_vertices(kept)
+    assert table[kept].tolist() == list(range(int(kept.sum())))
+    assert bool((table[~kept] == -1).all())
+    for a, b, c in np.ndindex(*blocks.shape):
+        part = kept[a * BLOCK : (a + 1) * BLOCK + 1, b * BLOCK : (b + 1) * BLOCK + 1, c * BLOCK : (c + 1) * BLOCK + 1]
+        assert bool(blocks[a, b, c]) == bool(part.any())
+
+
+def test_the_same_bits_whatever_the_threads():
+    voxels = ball()
+    found = []
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            values = voxels.values.detach().clone().requires_grad_()
+            grid = Voxels(voxels.lower, voxels.cell, voxels.table, voxels.blocks, values)
+            colours, distance, alpha = draw_voxels(grid, camera_rays(CAMERA), 1.0)
+            (colours.sum() + distance.sum() + alpha.sum()).backward()
+            found.append((colours.detach(), values.grad))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
