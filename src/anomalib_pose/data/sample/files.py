@@ -61,7 +61,7 @@ def new_category(out: Path, category: str, *, overwrite: bool) -> Iterator[Path]
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write an image (H, W, 3) or mask (H, W) of uint8 in the format that the suffix names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"quality": _JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
+    options: dict[str, Any] = {"quality": _JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
     Image.fromarray(image).save(path, **options)
 
 

@@ -8,15 +8,16 @@ import numpy as np
 from rich.progress import Progress
 
 from anomalib_pose.data.sample.defects import DEFECTS
-from anomalib_pose.data.sample.files import new_category, opengl_matrix, write_image, write_json
+from anomalib_pose.data.sample.files import new_category, write_json
 from anomalib_pose.data.sample.toys import build_toy
 from anomalib_pose.data.sample.views import (
-    CAMERA_ANGLE_X,
     LATTICE_VIEWS,
     Studio,
     check_numbers,
+    draw_training,
     lattice,
     one_thread,
+    write_transforms,
 )
 from anomalib_pose.render.mesh import Light
 
@@ -77,13 +78,9 @@ def write_mad(
     ):
         task = bar.add_task(f"Drawing {category}", total=total)
         studio = Studio(build_toy(category, seed), light or Light(), size, size, radius)
-        frames = []
-        for number, pose in enumerate(lattice(views, radius)):
-            name = f"train/good/{number}.png"
-            write_image(folder / name, studio.photograph(pose))
-            frames.append({"file_path": f"./{name}", "transform_matrix": opengl_matrix(pose)})
-            bar.advance(task)
-        write_json(folder / "transforms.json", {"camera_angle_x": CAMERA_ANGLE_X, "frames": frames})
+        poses = lattice(views, radius)
+        files = draw_training(studio, poses, folder, "train/good/{}.png", lambda: bar.advance(task))
+        write_transforms(folder, files, poses)
         rng = np.random.default_rng([seed, 1])
         images = []
         for kind in ("good", *DEFECTS):

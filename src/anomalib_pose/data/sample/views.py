@@ -2,7 +2,7 @@
 """Training and test views of a toy, with and without defects."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anomalib_pose.data.sample.defects import View, spoil
-from anomalib_pose.data.sample.files import opengl_matrix, write_image
+from anomalib_pose.data.sample.files import opengl_matrix, write_image, write_json
 from anomalib_pose.data.sample.toys import Toy
 from anomalib_pose.geometry import Camera, look_at, mad_lattice
 from anomalib_pose.render.mesh import BakedLight, Light, bake_light
@@ -53,8 +53,12 @@ class Studio:
         self.baked = bake_light(self.toy.mesh, self.light)
 
     def camera(self, camera_to_world: Tensor) -> Camera:
-        """The camera at a pose (4, 4)."""
-        return Camera.from_fov(camera_to_world, CAMERA_ANGLE_X, self.width, self.height)
+        """The camera at a pose (4, 4); the shorter side has MAD's field of view, so that the toy fits in."""
+        shorter = min(self.width, self.height)
+        square = Camera.from_fov(camera_to_world, CAMERA_ANGLE_X, shorter, shorter)
+        intrinsics = square.K.clone()
+        intrinsics[0, 2], intrinsics[1, 2] = self.width / 2, self.height / 2
+        return Camera(camera_to_world, intrinsics, self.width, self.height)
 
     def photograph(self, camera_to_world: Tensor) -> np.ndarray:
         """Picture (H, W, 3) uint8 of the good toy."""
@@ -121,6 +125,41 @@ class Query:
             "brightness": self.brightness,
             "area_px": 0 if self.mask is None else int(self.mask.sum()),
         }
+
+
+def draw_training(studio: Studio, poses: Tensor, folder: Path, name: str, step: Callable[[], None]) -> list[str]:
+    """Write the training views.
+
+    Args:
+        studio: the good toy in its light.
+        poses: (n, 4, 4).
+        folder: folder of the category.
+        name: path of a view in it, with ``{}`` for its number.
+        step: called after each view.
+
+    Returns:
+        The paths in the folder.
+    """
+    files = [name.format(number) for number in range(len(poses))]
+    for file, pose in zip(files, poses, strict=True):
+        write_image(folder / file, studio.photograph(pose))
+        step()
+    return files
+
+
+def write_transforms(folder: Path, files: list[str], poses: Tensor) -> None:
+    """Write ``transforms.json`` of the training views.
+
+    Args:
+        folder: folder of the category.
+        files: paths of the views in it.
+        poses: their poses (n, 4, 4).
+    """
+    frames = [
+        {"file_path": f"./{file}", "transform_matrix": opengl_matrix(pose)}
+        for file, pose in zip(files, poses, strict=True)
+    ]
+    write_json(folder / "transforms.json", {"camera_angle_x": CAMERA_ANGLE_X, "frames": frames})
 
 
 def lattice(views: int, radius: float) -> Tensor:
