@@ -135,10 +135,12 @@ def test_points_come_with_their_colours(root):
     assert positions.shape == colours.shape == (0, 3)
 
 
-def test_intrinsics_are_scaled_to_smaller_images_axis_by_axis(root):
-    _save(root / "images" / "b.png", 20, 15)
+def test_intrinsics_are_scaled_to_the_stored_size_axis_by_axis(root):
+    _save(root / "images" / "b.png", 80, 61)
     frame = _frames(root)[1]
-    assert torch.equal(frame.K, torch.tensor([[25.0, 0, 10.5], [0, 22, 6.75], [0, 0, 1]], dtype=torch.float64))
+    down = 61 / 30
+    expected = torch.tensor([[100.0, 0, 42], [0, 44 * down, 13.5 * down], [0, 0, 1]], dtype=torch.float64)
+    torch.testing.assert_close(frame.K, expected)
 
 
 def test_rounded_quaternions_give_rotations(root):

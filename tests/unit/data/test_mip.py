@@ -195,6 +195,21 @@ def test_queries_get_the_training_cameras_intrinsics_at_their_size(real):
     assert bool(items["scratch/1.jpg"].gt_mask[1:3, 2:4].all())
 
 
+def test_queries_of_several_training_cameras_get_the_median(real, caplog):
+    model = real[0] / "01Valve" / "sparse" / "0"
+    cameras = [f"{n} PINHOLE {WIDTH} {HEIGHT} {focal} {focal + 1} 12 9" for n, focal in ((1, 60), (2, 30), (3, 32))]
+    (model / "cameras.txt").write_text("\n".join(cameras) + "\n")
+    images = (model / "images.txt").read_text().splitlines()
+    for line in range(0, len(images), 2):
+        images[line] = images[line].replace(f" 1 {line // 2}.png", f" {line // 2 % 3 + 1} {line // 2}.png")
+    (model / "images.txt").write_text("\n".join(images) + "\n")
+    datamodule = _setup(real[0], "01Valve")
+    assert [float(item.intrinsics[0, 0]) for item in datamodule.train_data] == [60, 30, 32, 60, 30, 32]
+    for item in datamodule.test_data:
+        assert torch.allclose(item.intrinsics, torch.tensor([[32.0, 0, 12], [0, 33, 9], [0, 0, 1]]))
+    assert "different intrinsics" in caplog.text
+
+
 def test_alpha_becomes_the_foreground_on_white(synthetic):
     rgba = np.zeros((SIZE, SIZE, 4))
     rgba[4:12, 4:12] = [0, 0, 255, 255]
