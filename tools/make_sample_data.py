@@ -5,33 +5,47 @@ import argparse
 import logging
 import sys
 
-from anomalib_pose.data.sample import write_mad
+from anomalib_pose.data.sample import write_mad, write_mip
+
+_WRITERS = {"mad": write_mad, "mip": write_mip}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     layouts = parser.add_subparsers(dest="layout", required=True)
     mad = layouts.add_parser("mad", help="MAD's layout: posed training views, test views with three kinds of defect")
-    mad.add_argument("out", help="folder of the data set")
-    mad.add_argument("--category", required=True, help="car, house, rocket, or a name of your own")
-    mad.add_argument("--seed", type=int, default=0, help="chooses the toy's look, the test views and the defects")
-    mad.add_argument("--size", type=int, default=200, help="width and height in pixels")
-    mad.add_argument("--views", type=int, default=210, help="training views, at most 210")
-    mad.add_argument("--test-good", type=int, default=10, help="test images without defect")
-    mad.add_argument("--test-per-defect", type=int, default=10, help="test images of each kind of defect")
-    mad.add_argument("--radius", type=float, default=3.5, help="distance of the cameras")
+    _add_common(mad, test_good=10, test_per_defect=10)
     mad.add_argument(
         "--brightness-variation", type=float, default=0.0, help="largest change of a test image's light, as a share"
     )
-    mad.add_argument("--overwrite", action="store_true", help="replace a category that exists")
+    mip = layouts.add_parser("mip", help="MIP's layouts: as mad, with test views in lights that training has not seen")
+    _add_common(mip, test_good=5, test_per_defect=9)
+    mip.add_argument(
+        "--lights", type=int, default=3, help="lights of the test views, at most 6; the first is training's"
+    )
+    mip.add_argument("--colmap", action="store_true", help="MIP-Real's layout: photographs of 4:3 and a COLMAP model")
     options = vars(parser.parse_args(arguments))
-    options.pop("layout")
+    writer = _WRITERS[options.pop("layout")]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        write_mad(**options)
+        writer(**options)
     except (FileExistsError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     return 0
+
+
+def _add_common(layout: argparse.ArgumentParser, test_good: int, test_per_defect: int) -> None:
+    layout.add_argument("out", help="folder of the data set")
+    layout.add_argument("--category", required=True, help="car, house, rocket, or a name of your own")
+    layout.add_argument("--seed", type=int, default=0, help="chooses the toy's look, the test views and the defects")
+    layout.add_argument("--size", type=int, default=200, help="longer side in pixels")
+    layout.add_argument("--views", type=int, default=210, help="training views, at most 210")
+    layout.add_argument("--test-good", type=int, default=test_good, help="test images without defect (mip: per light)")
+    layout.add_argument(
+        "--test-per-defect", type=int, default=test_per_defect, help="test images of each kind of defect"
+    )
+    layout.add_argument("--radius", type=float, default=3.5, help="distance of the cameras")
+    layout.add_argument("--overwrite", action="store_true", help="replace a category that exists")
 
 
 if __name__ == "__main__":

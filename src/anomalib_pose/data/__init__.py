@@ -8,21 +8,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anomalib_pose.data.colmap import read_colmap, read_colmap_points
     from anomalib_pose.data.dataclasses import PoseBatch, PoseItem
     from anomalib_pose.data.mad import MAD
+    from anomalib_pose.data.mip import MIP
     from anomalib_pose.data.posed_dataset import PosedDataset
     from anomalib_pose.data.posed_folder import PosedFolder
     from anomalib_pose.data.transforms_json import PosedFrame, read_transforms
 
-__all__ = ["MAD", "PoseBatch", "PoseItem", "PosedDataset", "PosedFolder", "PosedFrame", "read_transforms"]
+__all__ = [
+    "MAD",
+    "MIP",
+    "PoseBatch",
+    "PoseItem",
+    "PosedDataset",
+    "PosedFolder",
+    "PosedFrame",
+    "read_colmap",
+    "read_colmap_points",
+    "read_transforms",
+]
 
 _MODULES = {
     "MAD": "mad",
+    "MIP": "mip",
     "PoseBatch": "dataclasses",
     "PoseItem": "dataclasses",
     "PosedDataset": "posed_dataset",
     "PosedFolder": "posed_folder",
     "PosedFrame": "transforms_json",
+    "read_colmap": "colmap",
+    "read_colmap_points": "colmap",
     "read_transforms": "transforms_json",
 }
 

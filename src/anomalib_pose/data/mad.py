@@ -1,23 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """MAD: 3D toys, posed training views, queries from unknown poses (Zhou et al., PAD, NeurIPS 2023)."""
 
-import logging
-from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from anomalib.data.utils import LabelName, Split
-from anomalib.utils.path import resolve_dataset_root
-from torch import Tensor
-
-from anomalib_pose.data.images import image_size
-from anomalib_pose.data.posed_datamodule import PosedDataModule, labelled_images
-from anomalib_pose.data.posed_dataset import PosedDataset, PosedSample, common_size, query_frame
-from anomalib_pose.data.transforms_json import read_json, read_pose, read_transforms
-
-logger = logging.getLogger(__name__)
+from anomalib_pose.data.category_datamodule import CategoryDataModule
+from anomalib_pose.data.transforms_json import PosedFrame, read_transforms
 
 
-class MAD(PosedDataModule):
+class MAD(CategoryDataModule):
     """MAD-Sim, MAD-Real with a ``transforms.json`` of one's own, and anything in their layout.
 
     ``<root>/<category>`` holds ``transforms.json`` (training poses, OpenGL axes), ``train/good``, ``test/good``,
@@ -50,6 +40,9 @@ class MAD(PosedDataModule):
         torch.Size([8, 4, 4])
     """
 
+    dataset_name = "MAD-Sim"
+    source = "https://github.com/EricLee0224/PAD"
+
     def __init__(
         self,
         root: Path | str | None = "./datasets/MAD-Sim",
@@ -62,67 +55,17 @@ class MAD(PosedDataModule):
         val_split_ratio: float = 0.5,
         seed: int | None = None,
     ) -> None:
-        super().__init__(train_batch_size, eval_batch_size, num_workers, val_split_mode, val_split_ratio, seed)
-        self.root = Path(resolve_dataset_root(root, "MAD-Sim"))
-        self.category = category
-        self.image_size = image_size
-
-    def prepare_data(self) -> None:
-        """Check that the category is there.
-
-        Raises:
-            FileNotFoundError: if the root is not there.
-            ValueError: if the category is not; those that are there are listed.
-        """
-        if not self.root.is_dir():
-            msg = (
-                f"There is no folder {self.root}: download MAD from https://github.com/EricLee0224/PAD and give the "
-                "folder with its categories as root."
-            )
-            raise FileNotFoundError(msg)
-        if not self.category or not (self.root / self.category).is_dir():
-            found = sorted(path.parent.name for path in self.root.glob("*/transforms.json"))
-            msg = f"There is no category {self.category!r} in {self.root}; there are: {', '.join(found) or 'none'}."
-            raise ValueError(msg)
-
-    def _setup(self, _stage: str | None = None) -> None:
-        """Read training poses, test images, masks, and true poses where they are known."""
-        self.prepare_data()
-        folder = self.root / self.category
-        frames = read_transforms(folder / "transforms.json")
-        size = common_size(frames, self.image_size)
-        truth = self._true_poses()
-        queries = []
-        for image, label, mask in labelled_images(folder / "test", folder / "ground_truth"):
-            frame = query_frame(image, *image_size(image), like=frames[0])
-            pose = truth.get(PurePosixPath(image.relative_to(folder).as_posix()))
-            queries.append(PosedSample(replace(frame, camera_to_world=pose), label, mask))
-        unposed = sum(query.frame.camera_to_world is None for query in queries)
-        if truth and unposed:
-            logger.warning("%d of %d test images of %s have no true pose.", unposed, len(queries), folder)
-        training = [PosedSample(frame, LabelName.NORMAL) for frame in frames]
-        self.train_data = PosedDataset(training, Split.TRAIN, size)
-        self.test_data = PosedDataset(queries, Split.TEST, size)
-
-    def _true_poses(self) -> dict[PurePosixPath, Tensor]:
-        """Poses of test images by path inside the category, OpenCV axes; empty if nobody knows them."""
-        candidates = (
-            self.root / self.category / "test_transforms.json",
-            self.root / "_hidden" / f"{self.category}.json",
+        super().__init__(
+            root,
+            category,
+            image_size,
+            train_batch_size,
+            eval_batch_size,
+            num_workers,
+            val_split_mode,
+            val_split_ratio,
+            seed,
         )
-        path = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if path is None:
-            return {}
-        content = read_json(path)
-        entries = content.get("images", content.get("frames"))
-        if not isinstance(entries, list):
-            msg = f"{path} should have a list 'images' of objects with 'file' and 'transform_matrix'."
-            raise ValueError(msg)  # noqa: TRY004
-        poses = {}
-        for entry in entries:
-            name = entry.get("file", entry.get("file_path")) if isinstance(entry, dict) else None
-            if not isinstance(name, str):
-                msg = f"{path} has an entry without 'file': expected the path of a test image in the category."
-                raise ValueError(msg)  # noqa: TRY004
-            poses[PurePosixPath(name)] = read_pose(entry.get("transform_matrix"), f"{path}, image {name!r},")
-        return poses
+
+    def _training_frames(self, folder: Path) -> list[PosedFrame]:
+        return read_transforms(folder / "transforms.json")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the datamodules of posed images share, and the folders of queries they read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from anomalib.data import AnomalibDataModule
@@ -58,15 +59,18 @@ class PosedDataModule(AnomalibDataModule):
         """Keep the test set: the host would take normal images from the training set where it has none."""
 
 
-def labelled_images(folder: Path, mask_folder: Path | None) -> list[tuple[Path, LabelName, Path | None]]:
+def labelled_images(
+    folder: Path, mask_folder: Path | None, mask_suffixes: Sequence[str] = ("_mask", "")
+) -> list[tuple[Path, LabelName, Path | None]]:
     """Images of the subfolders of a test folder, with labels and masks.
 
     A subfolder is normal if its name is ``good``, or ``good`` before the first underscore. The mask of
-    ``<folder>/<kind>/<name>.png`` is ``<mask_folder>/<kind>/<name>_mask.png`` or ``<name>.png``.
+    ``<folder>/<kind>/<name>.png`` is ``<mask_folder>/<kind>/<name><suffix>.png`` with one of the suffixes.
 
     Args:
         folder: has one subfolder for each kind of image.
         mask_folder: has one subfolder for each kind of defect; None if there are no masks.
+        mask_suffixes: what a mask's name has after that of its image; the first of them that exists is taken.
 
     Raises:
         FileNotFoundError: if a folder or a mask is missing, or there is no image.
@@ -84,14 +88,14 @@ def labelled_images(folder: Path, mask_folder: Path | None) -> list[tuple[Path, 
         if kind.name.split("_")[0] == "good":
             found += [(image, LabelName.NORMAL, None) for image in images]
             continue
-        masks = _masks(kind, images, mask_folder)
+        masks = _masks(kind, images, mask_folder, mask_suffixes)
         found += [(image, LabelName.ABNORMAL, masks.get(image)) for image in images]
     if mask_folder is not None:
         _check_kinds(folder, mask_folder)
     return found
 
 
-def _masks(kind: Path, images: list[Path], mask_folder: Path | None) -> dict[Path, Path]:
+def _masks(kind: Path, images: list[Path], mask_folder: Path | None, suffixes: Sequence[str]) -> dict[Path, Path]:
     """The mask of every image of a kind of defect."""
     if mask_folder is None:
         return {}
@@ -102,9 +106,9 @@ def _masks(kind: Path, images: list[Path], mask_folder: Path | None) -> dict[Pat
     masks = {path.stem: path for path in image_files(folder)} if folder.is_dir() else {}
     matched = {}
     for image in images:
-        mask = masks.get(f"{image.stem}_mask", masks.get(image.stem))
+        mask = next((masks[image.stem + suffix] for suffix in suffixes if image.stem + suffix in masks), None)
         if mask is None:
-            msg = f"The image {image} has no mask: expected {folder / (image.stem + '_mask.png')}."
+            msg = f"The image {image} has no mask: expected {folder / (image.stem + suffixes[0] + '.png')}."
             raise FileNotFoundError(msg)
         check_mask_size(mask, image)
         matched[image] = mask

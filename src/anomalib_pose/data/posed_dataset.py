@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data set behind every datamodule of posed images."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from anomalib_pose.data.dataclasses import PoseBatch, PoseItem
 from anomalib_pose.data.images import over_white, read_image, read_mask, undistort
 from anomalib_pose.data.transforms_json import PosedFrame, same_aspect
 from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,28 @@ def common_size(frames: Sequence[PosedFrame], image_size: int | None) -> tuple[i
         return width, height
     scale = image_size / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def common_camera(frames: Sequence[PosedFrame], size: tuple[int, int]) -> PosedFrame:
+    """A frame with the camera that queries are taken to be seen by: the training images', or the median of theirs.
+
+    Args:
+        frames: training images, at least one.
+        size: width and height in pixels of the images that the camera is given for.
+
+    Raises:
+        ValueError: if there are several cameras, and one has distortion.
+    """
+    scaled = torch.stack([resize_intrinsics(frame.K, frame.width, frame.height, *size) for frame in frames])
+    if bool((scaled - scaled[0]).abs().max() > 0.5) or len({frame.distortion for frame in frames}) > 1:
+        if any(frame.distortion for frame in frames):
+            msg = (
+                f"{frames[0].image_path.parent} has images of different cameras with distortion: queries cannot be "
+                "undistorted without knowing their camera. Undistort all images first."
+            )
+            raise ValueError(msg)
+        logger.warning("Training images have different intrinsics; queries get the median of them.")
+    return replace(frames[0], K=scaled.median(0).values, width=size[0], height=size[1])
 
 
 def query_frame(image_path: Path, width: int, height: int, like: PosedFrame) -> PosedFrame:

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user's own object: posed photographs with a ``transforms.json``, and queries."""
+"""A user's own object: posed photographs with a ``transforms.json`` or a COLMAP model, and queries."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
-import torch
 from anomalib.data.utils import LabelName, Split, ValSplitMode
 from torch.utils.data import DataLoader
 
+from anomalib_pose.data.colmap import MODEL_FOLDERS, find_colmap, read_colmap
 from anomalib_pose.data.images import image_files, image_size
 from anomalib_pose.data.posed_datamodule import PosedDataModule, labelled_images
-from anomalib_pose.data.posed_dataset import PosedDataset, PosedSample, common_size, query_frame
+from anomalib_pose.data.posed_dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
 from anomalib_pose.data.transforms_json import PosedFrame, read_transforms
-from anomalib_pose.geometry import resize_intrinsics
 
 logger = logging.getLogger(__name__)
 
@@ -22,22 +20,24 @@ class PosedFolder(PosedDataModule):
     """Photographs with poses, from Blender, nerfstudio, instant-ngp or COLMAP, and queries of the same object.
 
     ``<root>/transforms.json`` names the training images, their poses (OpenGL axes), intrinsics, and masks of the
-    object if there are any. Queries come from one of two places:
+    object if there are any. Where there is none, the first COLMAP model of ``sparse/0``, ``sparse`` and
+    ``colmap/sparse/0`` in ``root`` is read instead (extra ``anomalib-pose[colmap]``), with images in ``images``;
+    their alpha channel serves as mask of the object. Queries come from one of two places:
 
-    * without ``query_dir``, every n-th image of the file is held out as a good query with its true pose;
+    * without ``query_dir``, every n-th training image is held out as a good query with its true pose;
     * with ``query_dir``, from that folder: from its subfolders ``good`` and one for each kind of defect, or from the
       folder itself if nobody knows their labels. They have no poses, and the intrinsics of the training images.
 
-    Queries without labels can be predicted, not tested; every n-th image of the file then serves to choose the
+    Queries without labels can be predicted, not tested; every n-th training image then serves to choose the
     threshold. Held-out queries alone are all good: they tell the pose error and false alarms, and AUROC means nothing.
 
     Args:
-        root: folder with ``transforms.json``.
-        query_dir: folder of queries, absolute or inside ``root``; None to hold out images of the file.
+        root: folder with ``transforms.json``, or with ``images`` and a COLMAP model.
+        query_dir: folder of queries, absolute or inside ``root``; None to hold out training images.
         mask_dir: folder of the defects' masks, absolute or inside ``root``: the mask of ``<defect>/<name>.jpg`` is
             ``<defect>/<name>_mask.png`` or ``<defect>/<name>.png``. None if there are no masks.
-        holdout_every: every n-th image of the file, from the first, is held out; not used with queries that have
-            labels.
+        holdout_every: every n-th image of the file (of a COLMAP model: by name), from the first, is held out; not
+            used with queries that have labels.
         image_size: longer side of the images given, pixels; None to keep the stored size. Images that differ a little
             in aspect are stretched to the size of most; image, masks and intrinsics are resized together.
         white_background: paint white what the object's mask leaves out, where there is a mask.
@@ -99,7 +99,7 @@ class PosedFolder(PosedDataModule):
     def _setup(self, _stage: str | None = None) -> None:
         """Read the training images and the queries."""
         self.prepare_data()
-        frames = read_transforms(self.root / "transforms.json")
+        frames = self._frames()
         size = common_size(frames, self.image_size)
         self.val_split_mode = ValSplitMode(self._chosen_val_split_mode)
         if self.query_dir is None:
@@ -115,6 +115,19 @@ class PosedFolder(PosedDataModule):
         self.train_data = self._dataset([PosedSample(frame) for frame in frames], Split.TRAIN, size)
         self.test_data = self._dataset(queries, Split.TEST, size)
 
+    def _frames(self) -> list[PosedFrame]:
+        """Posed images of the file, or of the COLMAP model."""
+        path, model = self.root / "transforms.json", find_colmap(self.root)
+        if path.is_file():
+            return read_transforms(path)
+        if model is None:
+            msg = (
+                f"There is no transforms.json in {self.root}, and no COLMAP model in its {', '.join(MODEL_FOLDERS)}: "
+                "expected the camera poses there."
+            )
+            raise FileNotFoundError(msg)
+        return read_colmap(model, self.root / "images")
+
     def _dataset(self, samples: list[PosedSample], split: Split, size: tuple[int, int]) -> PosedDataset:
         return PosedDataset(
             samples, split, size, segmentation=self.mask_dir is not None, white_background=self.white_background
@@ -123,14 +136,14 @@ class PosedFolder(PosedDataModule):
     def _split(self, frames: list[PosedFrame]) -> tuple[list[PosedFrame], list[PosedFrame]]:
         """Frames to train on, and every n-th."""
         if len(frames) < 2:
-            msg = f"{self.root / 'transforms.json'} has one frame: holding one out leaves none to train on."
+            msg = f"{self.root} has one posed image: holding one out leaves none to train on."
             raise ValueError(msg)
         training = [frame for index, frame in enumerate(frames) if index % self.holdout_every]
         return training, frames[:: self.holdout_every]
 
     def _queries(self, folder: Path, frames: list[PosedFrame], size: tuple[int, int]) -> list[PosedSample]:
         """Queries of a folder, seen by the training images' camera."""
-        camera = _common_camera(frames, size)
+        camera = common_camera(frames, size)
         loose = image_files(folder)
         kinds = [path for path in folder.iterdir() if path.is_dir() and path != self.mask_dir and image_files(path)]
         if loose and kinds:
@@ -170,17 +183,3 @@ class PosedFolder(PosedDataModule):
     def predict_dataloader(self) -> DataLoader:
         """Loader of all queries, with labels or without."""
         return super().test_dataloader()
-
-
-def _common_camera(frames: list[PosedFrame], size: tuple[int, int]) -> PosedFrame:
-    """A frame with the camera that queries are taken to be seen by: the training images', or the median of theirs."""
-    scaled = torch.stack([resize_intrinsics(frame.K, frame.width, frame.height, *size) for frame in frames])
-    if bool((scaled - scaled[0]).abs().max() > 0.5) or len({frame.distortion for frame in frames}) > 1:
-        if any(frame.distortion for frame in frames):
-            msg = (
-                f"{frames[0].image_path.parent} has images of different cameras with distortion: queries cannot be "
-                "undistorted without knowing their camera. Undistort all images first."
-            )
-            raise ValueError(msg)
-        logger.warning("Training images have different intrinsics; queries get the median of them.")
-    return replace(frames[0], K=scaled.median(0).values, width=size[0], height=size[1])

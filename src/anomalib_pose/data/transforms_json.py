@@ -116,8 +116,22 @@ def read_pose(matrix: Any, where: str) -> Tensor:
     if pose.shape not in {(4, 4), (3, 4)}:
         msg = f"{where} should have a transform_matrix of 4 x 4 numbers, got shape {tuple(pose.shape)}."
         raise ValueError(msg)
+    rigid = rigid_pose(pose, f"{where} has a transform_matrix")
+    return Camera.from_opengl(rigid, torch.eye(3, dtype=torch.float64), 1, 1).camera_to_world
+
+
+def rigid_pose(pose: Tensor, where: str) -> Tensor:
+    """The rigid motion (4, 4) nearest to a stored one, which undoes the rounding of its numbers.
+
+    Args:
+        pose: (4, 4) or the upper (3, 4), float64.
+        where: file and frame and what they have, for the error.
+
+    Raises:
+        ValueError: if a number is not finite, or it is no rigid motion.
+    """
     if not bool(pose.isfinite().all()):
-        msg = f"{where} has a transform_matrix with NaN or infinite numbers: remove the frame or pose it again."
+        msg = f"{where} with NaN or infinite numbers: remove the frame or pose it again."
         raise ValueError(msg)
     rotation = pose[:3, :3]
     deviation = float((rotation @ rotation.T - torch.eye(3)).abs().max())
@@ -125,15 +139,15 @@ def read_pose(matrix: Any, where: str) -> Tensor:
     last = pose.new_tensor([0, 0, 0, 1])
     if deviation > _RIGID_TOLERANCE or determinant < 0 or (len(pose) == 4 and not torch.allclose(pose[3], last)):
         msg = (
-            f"{where} has a transform_matrix that is no rigid motion: rotation off by {deviation:.2g}, determinant "
-            f"{determinant:.3g}, last row {pose[3:].flatten().tolist()}. Expected a rotation without scale or mirror."
+            f"{where} that is no rigid motion: rotation off by {deviation:.2g}, determinant {determinant:.3g}, last "
+            f"row {pose[3:].flatten().tolist()}. Expected a rotation without scale or mirror."
         )
         raise ValueError(msg)
     left, _, right = torch.linalg.svd(rotation)
     rigid = torch.eye(4, dtype=torch.float64)
     rigid[:3, :3] = left @ right
     rigid[:3, 3] = pose[:3, 3]
-    return Camera.from_opengl(rigid, torch.eye(3, dtype=torch.float64), 1, 1).camera_to_world
+    return rigid
 
 
 def same_aspect(width: int, height: int, other_width: int, other_height: int) -> bool:

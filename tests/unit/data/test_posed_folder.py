@@ -278,7 +278,7 @@ def test_holding_out_everything_is_refused(root):
     with pytest.raises(ValueError, match=r"holdout_every should be 2 or more.*got 1"):
         PosedFolder(root, holdout_every=1)
     _write(root, [_frame(root, 0)])
-    with pytest.raises(ValueError, match="one frame: holding one out leaves none"):
+    with pytest.raises(ValueError, match="one posed image: holding one out leaves none"):
         _setup(root)
 
 

@@ -144,7 +144,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anomalib_pose.data.sample.mad._write_image", interrupt)
+    monkeypatch.setattr("anomalib_pose.data.sample.views.write_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path)
     assert list(tmp_path.iterdir()) == []

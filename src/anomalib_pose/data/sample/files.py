@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sample data sets come to the disk: whole or not at all."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+_TO_OPENGL = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+_JPEG_QUALITY = 95
+
+
+def opengl_matrix(camera_to_world: Tensor) -> list[list[float]]:
+    """A pose with OpenCV axes (4, 4) as MAD's files store it: with OpenGL axes."""
+    matrix: list[list[float]] = (camera_to_world.double() * _TO_OPENGL).tolist()
+    return matrix
+
+
+@contextmanager
+def new_category(out: Path, category: str, *, overwrite: bool) -> Iterator[Path]:
+    """A folder to write to, which becomes ``<out>/<category>`` at the end, or vanishes if there is an error.
+
+    Args:
+        out: folder of the data set; made if need be.
+        category: name of the category.
+        overwrite: replace a category that exists.
+
+    Raises:
+        FileExistsError: if the category exists and is not to be overwritten.
+        ValueError: if the category is no plain folder name.
+    """
+    if not category or category != Path(category).name or category.startswith(("_", ".")):
+        msg = f"A category is a plain folder name that does not begin with '_' or '.', got {category!r}."
+        raise ValueError(msg)
+    folder = out / category
+    if folder.exists() and not overwrite:
+        msg = f"{folder} exists already. Choose another category or folder, or ask for it to be overwritten."
+        raise FileExistsError(msg)
+    out.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{category}-", dir=out))
+    partial.chmod(0o755)
+    try:
+        yield partial
+        old = partial.with_name(f"{partial.name}-old")
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 3) or mask (H, W) of uint8 in the format that the suffix names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"quality": _JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
+    Image.fromarray(image).save(path, **options)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
