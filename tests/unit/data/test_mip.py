@@ -257,7 +257,7 @@ def test_the_categories_of_both_layouts_are_listed(synthetic, real):
 
 
 def test_no_data_set_says_where_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: download MIP from https://"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: download MIP from the authors of PIAD"):
         MIP(tmp_path / "nowhere").prepare_data()
 
 

@@ -70,7 +70,7 @@ def test_near_and_far_come_from_the_object(posed):
 
 
 def test_voxels_without_masks(posed):
-    _, cameras, output = posed
+    _, cameras, _ = posed
     black = make_toy().render(cameras).rgb.permute(0, 3, 1, 2).clamp(0, 1)
     _, psnr = fit_voxels(black, cameras, None, QUICK, held_out=(3, 11), progress=False)
     assert psnr > 22
