@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _SMALL = 64
 _MARGIN = 0.08
+_STRIDES = {4: 1, 2: 2, 1: 2}  # a part of the pixels says as much where there are many
 _MULTIPLE = 8  # the pyramid halves twice, and networks like it
 
 
@@ -114,12 +115,13 @@ class FeedForwardDetector(nn.Module):
     ) -> tuple[Float[Tensor, "b s 4 4"], Float[Tensor, "b s"]]:
         """Motions and costs of S starts for each query after some steps at one size."""
         flat = index.flatten()
-        repeated = query.repeat_interleave(index.shape[1], 0)
         level = pyramid(
-            repeated,
+            query,
             self.bank.view(flat),
             self.bank.intrinsics(flat),
             divisor,
+            _STRIDES[divisor],
+            starts=index.shape[1],
             silhouettes_only=not self.white_background,
         )
         motion, cost = align(level, motion.flatten(0, 1), steps)

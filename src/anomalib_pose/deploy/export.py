@@ -75,7 +75,10 @@ class ExportedDetector(ExportMixin, LightningModule):
         compression_type: CompressionType | None = None,
         **kwargs: Any,
     ) -> Path:
-        """Write ``weights/openvino/<name>.xml`` and ``.bin``.
+        """Write ``weights/openvino/<name>.xml`` and ``.bin``, which take one image at a time.
+
+        OpenVINO fuses chains of operations only where it knows the number of images: for any number of them an image
+        takes twice as long, and anomalib's inferencer gives one. ``ov_kwargs={"input": [-1, 3, -1, -1]}`` asks for any.
 
         Args:
             export_root: folder that ``weights/openvino`` is made in.
@@ -84,8 +87,11 @@ class ExportedDetector(ExportMixin, LightningModule):
             compression_type: None for single precision; see anomalib's ``CompressionType``.
             kwargs: see anomalib's ``to_openvino``.
         """
+        options = {"input": [1, 3, *(input_size or (-1, -1))], **(kwargs.pop("ov_kwargs", None) or {})}
         with _temporary(export_root) as folder:
-            written = super().to_openvino(folder, model_file_name, input_size, compression_type, **kwargs)
+            written = super().to_openvino(
+                folder, model_file_name, input_size, compression_type, ov_kwargs=options, **kwargs
+            )
             return _publish(written, folder, export_root)
 
     def _compress_ov_model(

@@ -54,7 +54,7 @@ def pooling_matrix(length: int, size: int) -> Float[Tensor, "size length"]:
     return (weights / weights.sum(1, keepdim=True)).float()
 
 
-def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b h2 w2 2"]) -> Float[Tensor, "b c h2 w2"]:
+def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b 2 h2 w2"]) -> Float[Tensor, "b c h2 w2"]:
     """Images at pixel coordinates, whose first pixel's centre is (0.5, 0.5); bilinear, the border repeated.
 
     Args:
@@ -63,12 +63,12 @@ def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b h2 w2 2"]) -> 
     """
     scale = uv.new_tensor([2 / images.shape[-1], 2 / images.shape[-2]])
     return torch.nn.functional.grid_sample(
-        images, uv * scale - 1, mode="bilinear", padding_mode="border", align_corners=False
+        images, uv.permute(0, 2, 3, 1) * scale - 1, mode="bilinear", padding_mode="border", align_corners=False
     )
 
 
-def pixel_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
+def pixel_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "2 h w"]:
     """Column and row of each pixel's centre."""
     rows = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
     columns = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
-    return torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], -1)
+    return torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])

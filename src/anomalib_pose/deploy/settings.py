@@ -27,7 +27,7 @@ class DetectorSettings:
     size: int = 256
     starts: int = 4
     neighbours: int = 3
-    steps: tuple[int, int, int] = (8, 6, 4)
+    steps: tuple[int, int, int] = (8, 6, 3)
     max_megabytes: int = 512
     seed: int = 0
 

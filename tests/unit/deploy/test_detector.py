@@ -144,8 +144,8 @@ def test_a_defect_scores_above_good_views_and_is_found_where_it_is(detector):
 
 def test_projection_of_the_identity_is_the_pixel_itself():
     depth, intrinsics = 1 + torch.rand(2, 5, 7), torch.tensor([[9.0, 8, 3, 2]]).expand(2, 4)
-    _, uv = project(torch.eye(4).expand(2, 4, 4), unproject(depth, intrinsics), intrinsics)
-    torch.testing.assert_close(uv[0, 2, 3], torch.tensor([3.5, 2.5]))
+    _, uv = project(torch.eye(4).expand(2, 4, 4), unproject(depth, intrinsics).flatten(2), intrinsics)
+    torch.testing.assert_close(uv.unflatten(2, (5, 7))[0, :, 2, 3], torch.tensor([3.5, 2.5]))
 
 
 def test_spread_poses_are_as_many_as_asked_for_and_even():
