@@ -101,6 +101,7 @@ def pyramid(
     query: Float[Tensor, "q 3 h w"],
     view: View,
     intrinsics: Float[Tensor, "b 4"],
+    motion: Float[Tensor, "b 4 4"],
     divisor: int,
     stride: int = 1,
     *,
@@ -113,6 +114,7 @@ def pyramid(
         query: windows of queries.
         view: rendered views, ``starts`` of them for each query.
         intrinsics: (fx, fy, cx, cy) of both.
+        motion: where the alignment starts, view's camera frame to the query's.
         divisor: of the size.
         stride: one of so many of the view's pixels takes part, in each axis.
         starts: views a query.
@@ -123,18 +125,19 @@ def pyramid(
         query, rgb = _smooth(F.avg_pool2d(query, divisor)), _smooth(F.avg_pool2d(rgb, divisor))
         depth, alpha = F.avg_pool2d(depth, divisor), F.avg_pool2d(alpha, divisor)
     intrinsics = intrinsics / divisor
+    query = query.repeat_interleave(starts, 0)
     weight = (alpha > 0.5).to(rgb.dtype) if silhouettes_only else torch.ones_like(alpha)
-    rgb, slopes, points, weight = (
-        part[:, :, ::stride, ::stride].flatten(2)
-        for part in (rgb, derivatives(rgb), unproject(depth[:, 0], intrinsics), weight)
-    )
+    surface = unproject(depth[:, 0], intrinsics)
+    _, uv = project(motion, surface.flatten(2), intrinsics)
+    # the mean of both images' slopes leads farther than those of either
+    slopes = derivatives(0.5 * (rgb + sample(query, uv.unflatten(2, rgb.shape[2:]))))
+    rgb, slopes, points, weight = (part[:, :, ::stride, ::stride].flatten(2) for part in (rgb, slopes, surface, weight))
     by_u, by_v = _jacobian(points, intrinsics)
     along_x, along_y = slopes[:, None, :3], slopes[:, None, 3:]
     jacobian = by_u[:, :, None] * along_x + by_v[:, :, None] * along_y
     xx, xy, yy = ((a * b).sum(2) for a, b in ((along_x, along_x), (along_x, along_y), (along_y, along_y)))
     left, right = by_u * xx + by_v * xy, by_u * xy + by_v * yy
     products = left[:, :, None] * by_u[:, None] + right[:, :, None] * by_v[:, None]
-    query = query.repeat_interleave(starts, 0)
     return Pyramid(query, rgb, points, jacobian.flatten(2), products.flatten(1, 2), weight[:, 0], intrinsics)
 
 

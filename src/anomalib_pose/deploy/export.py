@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A detector as anomalib exports it: to ONNX and OpenVINO, whole or not at all."""
 
+import itertools
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,8 @@ from anomalib_pose.deploy.detector import FeedForwardDetector
 logger = logging.getLogger(__name__)
 
 _OPSET = 18
+_CALIBRATION_IMAGES = 64
+_NETWORK = "comparator.extractor.network"
 
 
 class ExportedDetector(ExportMixin, LightningModule):
@@ -102,7 +105,7 @@ class ExportedDetector(ExportMixin, LightningModule):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Compress the weights of everything, but run only the network in eight bits: poses need their digits."""
+        """INT8_PTQ runs the network's convolutions alone in eight bits: poses and maps need their digits."""
         if compression_type != CompressionType.INT8_PTQ:
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
         import nncf
@@ -111,23 +114,28 @@ class ExportedDetector(ExportMixin, LightningModule):
             msg = "INT8_PTQ measures activations on images: give the data too (--data MAD --data.root ...)."
             raise ValueError(msg)
         datamodule.setup("fit")
-        images = nncf.Dataset(datamodule.val_dataloader(), lambda batch: batch.image[:1].numpy())
-        keep = [node.get_friendly_name() for node in model.get_ops() if node.get_type_name() in _KEPT]
-        return nncf.quantize(model, images, subset_size=64, ignored_scope=nncf.IgnoredScope(names=keep, validate=False))
+        images = (image[None].numpy() for batch in datamodule.val_dataloader() for image in batch.image)
+        chosen = list(itertools.islice(images, _CALIBRATION_IMAGES))
+        return nncf.quantize(
+            model,
+            nncf.Dataset(chosen),
+            subset_size=len(chosen),
+            ignored_scope=nncf.IgnoredScope(names=_outside_network(model), validate=False),
+        )
 
 
-_KEPT = {
-    "MatMul",
-    "Multiply",
-    "Add",
-    "Subtract",
-    "Divide",
-    "Interpolate",
-    "GridSample",
-    "ReduceMean",
-    "ReduceSum",
-    "TopK",
-}
+def _outside_network(model: Any) -> list[str]:
+    """Names of all operations but the network's convolutions, which are known by the names of their weights."""
+    names = []
+    for node in model.get_ops():
+        if node.get_type_name() in ("Convolution", "GroupConvolution"):
+            weight = node.input_value(1).get_node()
+            while weight.get_input_size():  # a reshape for groups
+                weight = weight.input_value(0).get_node()
+            if _NETWORK in weight.get_friendly_name():
+                continue
+        names.append(node.get_friendly_name())
+    return names
 
 
 def _publish(written: Path, folder: str, export_root: Path | str) -> Path:

@@ -27,6 +27,25 @@ def window_matrix(length: int, size: int, start: float, extent: float, like: Ten
     return weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
 
 
+def softening_matrix(length: int, size: int, start: float, extent: float, like: Tensor) -> Float[Tensor, "size size"]:
+    """Rows that make ``size`` cells as soft as if they had been cut out of an image of ``length`` pixels.
+
+    The cells are resized to the image's pixels, antialiased, and back by ``window_matrix``. Where the image has as many
+    pixels as the window has cells, or more, nothing is changed.
+
+    Args:
+        length: pixels along this axis of the image.
+        size: cells of the window.
+        start: where the window begins, as a part of the image.
+        extent: length of the window, as a part of the image.
+        like: gives dtype and device.
+    """
+    enlarge = window_matrix(length, size, start, extent, like)
+    shrink = enlarge.transpose(0, 1) / enlarge.sum(0)[:, None].clamp(min=1e-6)
+    pitch = torch.ones_like(enlarge[:1, :1]) * size / (extent * length)
+    return torch.where(pitch > 1, enlarge @ shrink, torch.eye(size, dtype=like.dtype, device=like.device))
+
+
 def frame_matrix(length: int, size: int, start: float, extent: float, like: Tensor) -> Float[Tensor, "length size"]:
     """Rows that spread a window of ``size`` cells over the pixels of an image, bilinear; 0 outside of the window.
 

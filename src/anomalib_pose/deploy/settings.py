@@ -25,9 +25,9 @@ class DetectorSettings:
 
     views: int = 500
     size: int = 256
-    starts: int = 4
+    starts: int = 6
     neighbours: int = 3
-    steps: tuple[int, int, int] = (8, 6, 3)
+    steps: tuple[int, int, int] = (8, 6, 4)
     max_megabytes: int = 512
     seed: int = 0
 
