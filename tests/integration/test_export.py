@@ -60,7 +60,8 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], t
     """Scores agree; so do maps, but for the few pixels on the border between two kinds of places."""
     np.testing.assert_allclose(found["pred_score"], expected["pred_score"], atol=tolerance)
     difference = np.abs(found["anomaly_map"] - expected["anomaly_map"])
-    assert (difference > tolerance).mean() < 0.01
+    # as many change in the module itself when the image is 1e-7 brighter
+    assert (difference > tolerance).mean() < 0.02
     assert difference.max() < 100 * tolerance
 
 

@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 _OPSET = 18
 _CALIBRATION_IMAGES = 64
-_NETWORK = "comparator.extractor.network"
 
 
 class ExportedDetector(ExportMixin, LightningModule):
@@ -110,6 +109,10 @@ class ExportedDetector(ExportMixin, LightningModule):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
         import nncf
 
+        network = getattr(self.model.comparator, "extractor", None)
+        if network is None:
+            msg = "INT8_PTQ quantises the comparison's network, and there is none: give a backbone, or export INT8."
+            raise ValueError(msg)
         if datamodule is None:
             msg = "INT8_PTQ measures activations on images: give the data too (--data MAD --data.root ...)."
             raise ValueError(msg)
@@ -120,22 +123,30 @@ class ExportedDetector(ExportMixin, LightningModule):
             model,
             nncf.Dataset(chosen),
             subset_size=len(chosen),
-            ignored_scope=nncf.IgnoredScope(names=_outside_network(model), validate=False),
+            ignored_scope=nncf.IgnoredScope(names=_outside_network(model, network), validate=False),
         )
 
 
-def _outside_network(model: Any) -> list[str]:
-    """Names of all operations but the network's convolutions, which are known by the names of their weights."""
-    names = []
+def _outside_network(model: Any, network: nn.Module) -> list[str]:
+    """Names of all operations but the network's convolutions, which are known by the shapes of their weights.
+
+    Their names are lost where a conversion folds the normalisation into them.
+    """
+    shapes = {tuple(part.weight.shape) for part in network.modules() if isinstance(part, nn.Conv2d)}
+    inside: list[str] = []
+    outside: list[str] = []
     for node in model.get_ops():
-        if node.get_type_name() in ("Convolution", "GroupConvolution"):
-            weight = node.input_value(1).get_node()
-            while weight.get_input_size():  # a reshape for groups
-                weight = weight.input_value(0).get_node()
-            if _NETWORK in weight.get_friendly_name():
-                continue
-        names.append(node.get_friendly_name())
-    return names
+        shape: tuple[int, ...] = ()
+        if node.get_type_name() == "Convolution":
+            shape = tuple(node.input_value(1).get_shape())
+        elif node.get_type_name() == "GroupConvolution":
+            groups, each, *rest = node.input_value(1).get_shape()
+            shape = (groups * each, *rest)
+        (inside if shape in shapes else outside).append(node.get_friendly_name())
+    if not inside:
+        msg = "INT8_PTQ quantises the network's convolutions, but found none of their shapes: export INT8 or FP16."
+        raise ValueError(msg)
+    return outside
 
 
 def _publish(written: Path, folder: str, export_root: Path | str) -> Path:
