@@ -2,6 +2,7 @@
 """The exported graph says what the module says: eager, ONNX Runtime and OpenVINO."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], t
     """Scores agree; so do maps, but for the few pixels on the border between two kinds of places."""
     np.testing.assert_allclose(found["pred_score"], expected["pred_score"], atol=tolerance)
     difference = np.abs(found["anomaly_map"] - expected["anomaly_map"])
-    assert (difference > tolerance).mean() < 0.01
+    # as many change in the module itself when the image is 1e-7 brighter
+    assert (difference > tolerance).mean() < 0.02
     assert difference.max() < 100 * tolerance
 
 
@@ -81,6 +83,36 @@ def test_onnx_and_openvino_say_what_the_module_says(exported, onnx_path, size, c
 def test_compressed_openvino_stays_close(exported, tmp_path, compression, tolerance):
     images = photographs(80)
     path = exported.to_openvino(tmp_path, compression_type=compression)
+    assert_same(one_by_one(path, images), outputs(exported, images), tolerance)
+
+
+@pytest.mark.slow
+def test_quantised_openvino_runs_the_network_alone_in_eight_bits(exported, tmp_path):
+    images = photographs(80)
+    loader = [SimpleNamespace(image=images[:2]), SimpleNamespace(image=images[2:])]
+    data = SimpleNamespace(setup=lambda stage: None, val_dataloader=lambda: loader)
+    with pytest.raises(ValueError, match="INT8_PTQ measures activations on images"):
+        exported.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ)
+    path = exported.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=data)
+    operations = openvino.Core().read_model(path).get_ops()
+    quantised = {
+        target.get_node().get_type_name()
+        for node in operations
+        if node.get_type_name() == "FakeQuantize"
+        for target in node.output(0).get_target_inputs()
+    }
+    assert quantised
+    assert quantised <= {"Convolution", "GroupConvolution"}
+    networks = 2 * sum(isinstance(part, torch.nn.Conv2d) for part in exported.model.comparator.extractor.modules())
+    convolutions = [node for node in operations if node.get_type_name() in ("Convolution", "GroupConvolution")]
+    entered = [node for node in convolutions if node.input_value(0).get_node().get_type_name() == "FakeQuantize"]
+    assert len(entered) == networks < len(convolutions)
+    assert_same(one_by_one(path, images), outputs(exported, images), 0.1)
+
+
+def one_by_one(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
+    """Scores and maps of an OpenVINO file, which takes single images."""
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = compiled(images.numpy())
-    assert_same({name: found[name] for name in ("pred_score", "anomaly_map")}, outputs(exported, images), tolerance)
+    assert compiled.input(0).get_partial_shape() == openvino.PartialShape([1, 3, -1, -1])
+    found = [compiled(image[None].numpy()) for image in images]
+    return {name: np.concatenate([one[name] for one in found]) for name in ("pred_score", "anomaly_map")}

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure exported detectors of an object that ``splat_pose.py fit`` has fitted.
 
-    python tools/benchmark/export.py DATA --category car --size 400 --weights FILE --views 200 500 --window 256
+    python tools/benchmark/export.py DATA --category car --size 400 --weights FILE --views 200 1000 --full
 
-For each bank and window it exports to OpenVINO in fp32, fp16 and int8, and measures file size, seconds an image on the
-machine's cores (latency hint, and throughput hint with as many requests as OpenVINO wants), image and pixel AUROC on
-the test images, and the share of poses within a degree of the truth.
+For each bank and window it exports to OpenVINO, and measures file size, seconds an image on the machine's cores
+(latency hint, and throughput hint with as many requests as OpenVINO wants), image and pixel AUROC on the test images,
+and the share of poses within a degree of the truth. ``--full`` measures the model itself on the same images, and how
+scores and poses of the exported one agree with its. ``--patchcore`` exports anomalib's PatchCore on the same network.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -18,16 +20,25 @@ import numpy as np
 import openvino
 import torch
 from anomalib.deploy import CompressionType
-from splat_pose import kept, load_detector, network_options, show, stacked
+from anomalib.models import Patchcore
+from scipy.stats import spearmanr
+from splat_pose import held_out_pairs, kept, load_detector, network_options, show, stacked
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 
 from anomalib_pose.compare import CalibratedComparator
+from anomalib_pose.data import MAD
 from anomalib_pose.deploy import ExportedDetector
 from anomalib_pose.geometry import pose_error
+from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
 
-PRECISIONS = {"fp32": None, "fp16": CompressionType.FP16, "int8": CompressionType.INT8}
+PRECISIONS = {
+    "fp32": None,
+    "fp16": CompressionType.FP16,
+    "int8": CompressionType.INT8,
+    "int8_ptq": CompressionType.INT8_PTQ,
+}
 
 
 class Exporter(DetectorExportMixin):
@@ -36,16 +47,24 @@ class Exporter(DetectorExportMixin):
     post_processor = None
 
 
-def build(arguments: argparse.Namespace, views: int, window: int) -> ExportedDetector:
+def fitted(arguments: argparse.Namespace, train: dict[str, Tensor]) -> SceneDetector:
+    """The detector that was kept, its comparison calibrated with the given network on the views the fit left out."""
+    detector = load_detector(arguments)
+    detector.comparator = CalibratedComparator(**network_options(arguments))
+    pairs = held_out_pairs(detector, train)
+    detector.comparator.fit_calibration(*pairs)
+    detector.calibration_views = (pairs[0] * 255).round().to(torch.uint8)
+    return detector
+
+
+def build(detector: SceneDetector, views: int, window: int) -> ExportedDetector:
     exporter = Exporter()
-    exporter.model = load_detector(arguments)
-    exporter.model.comparator = CalibratedComparator(**network_options(arguments))
-    if exporter.model.comparator.extractor is not None:
-        exporter.model.comparator.extractor.load()
+    exporter.model = detector
     return exporter.feed_forward(views=views, size=window, max_megabytes=4000, progress=False)
 
 
-def measure(path: Path, test: dict[str, Tensor]) -> dict[str, float]:
+def run(path: Path, test: dict[str, Tensor]) -> tuple[dict[str, float], Tensor, Tensor]:
+    """Size and speed of a file, and the scores and maps it gives."""
     core = openvino.Core()
     compiled = core.compile_model(path, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
     images = [image[None].numpy() for image in test["image"]]
@@ -53,31 +72,76 @@ def measure(path: Path, test: dict[str, Tensor]) -> dict[str, float]:
     start = time.perf_counter()
     found = [compiled(image) for image in images]
     latency = (time.perf_counter() - start) / len(images)
-    scores = torch.from_numpy(np.concatenate([one["pred_score"] for one in found]))
+    scores = torch.from_numpy(np.concatenate([one["pred_score"].reshape(1) for one in found]))
     maps = torch.from_numpy(np.concatenate([one["anomaly_map"] for one in found]))
-    throughput = core.compile_model(path, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
-    queue = openvino.AsyncInferQueue(throughput)
+    queue = openvino.AsyncInferQueue(core.compile_model(path, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"}))
     start = time.perf_counter()
     for image in images:
         queue.start_async(image)
     queue.wait_all()
-    pixels = (test["mask"] > 0).int().flatten()
-    return {
+    result = {
         "megabytes": path.with_suffix(".bin").stat().st_size / 1e6,
         "latency_s": latency,
         "images_per_s": len(images) / (time.perf_counter() - start),
+    }
+    return result, scores, maps
+
+
+def accuracy(scores: Tensor, maps: Tensor, test: dict[str, Tensor]) -> dict[str, float]:
+    maps = torch.nn.functional.interpolate(maps, test["mask"].shape[-2:], mode="bilinear")
+    pixels = (test["mask"] > 0).int().flatten()
+    return {  # scaled: torchmetrics takes what is above 1 for logits
         "image_auroc": float(BinaryAUROC()(scores / scores.max(), test["label"])),
         "pixel_auroc": float(BinaryAUROC(thresholds=200)((maps / maps.max()).flatten(), pixels)),
     }
 
 
-@torch.no_grad()
-def within_one_degree(exported: ExportedDetector, test: dict[str, Tensor]) -> float:
-    poses = [exported.model.reference(image[None])[3][0] for image in test["image"]]
-    angles = [
-        pose_error(pose.double(), truth.double())[0] for pose, truth in zip(poses, test["camera_to_world"], strict=True)
-    ]
+def within_one_degree(poses: Tensor, others: Tensor) -> float:
+    angles = [pose_error(one.double(), other.double())[0] for one, other in zip(poses, others, strict=True)]
     return float((torch.rad2deg(torch.stack(angles)) < 1).float().mean())
+
+
+def patchcore(arguments: argparse.Namespace, train: dict[str, Tensor]) -> Path:
+    """Export of anomalib's PatchCore, whose memory is filled with the training images."""
+    model = Patchcore(
+        backbone=arguments.backbone,
+        layers=arguments.patchcore_layers,
+        pre_trained=False,
+        pre_processor=Patchcore.configure_pre_processor((256, 256)),
+        post_processor=False,
+    )
+    network = model.model.feature_extractor.feature_extractor
+    weights = torch.load(arguments.weights, map_location="cpu", weights_only=True)
+    own = network.state_dict()
+    network.load_state_dict({name: weights[name] for name in own})
+    model.train()
+    with torch.no_grad():
+        for image in train["image"]:
+            model.model(model.pre_processor(image[None]))
+    model.model.subsample_embedding(model.coreset_sampling_ratio)
+    return model.eval().to_openvino(
+        kept(arguments, "export_patchcore_fp16"), input_size=(256, 256), compression_type=CompressionType.FP16
+    )
+
+
+def beside_full(detector: SceneDetector, test: dict[str, Tensor]) -> tuple[dict[str, dict[str, float]], Tensor, Tensor]:
+    """Accuracy and seconds of the model that is exported, and its scores and poses."""
+    start = time.perf_counter()
+    found = [detector(image[None], K[None]) for image, K in zip(test["image"], test["K"], strict=True)]
+    seconds = (time.perf_counter() - start) / len(found)
+    scores, maps = torch.cat([one.pred_score for one in found]), torch.cat([one.anomaly_map for one in found])
+    poses = torch.cat([one.estimated_camera_to_world for one in found])
+    row = {
+        "latency_s": seconds,
+        **accuracy(scores, maps, test),
+        "within_1_deg": within_one_degree(poses, test["camera_to_world"]),
+    }
+    return {"full model": row}, scores, poses
+
+
+def resized(test: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    images = torch.nn.functional.interpolate(test["image"], (size, size), mode="bilinear", antialias=True)
+    return {**test, "image": images}
 
 
 def main() -> None:
@@ -85,25 +149,44 @@ def main() -> None:
     parser.add_argument("data", help="folder with the categories")
     parser.add_argument("--category", required=True)
     parser.add_argument("--size", type=int, default=400, help="of the images that were fitted")
-    parser.add_argument("--views", type=int, nargs="+", default=[200, 500])
-    parser.add_argument("--window", type=int, nargs="+", default=[256])
+    parser.add_argument("--views", type=int, nargs="+", default=[200, 1000, 4000])
+    parser.add_argument("--window", type=int, nargs="+", default=[256, 400])
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    parser.add_argument("--full", action="store_true", help="compare with the model that is exported")
+    parser.add_argument("--patchcore", action="store_true", help="export PatchCore too; needs --weights")
+    parser.add_argument("--patchcore-layers", nargs="+", default=["blocks.1", "blocks.2"])
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--weights", help="file with the backbone's weights")
     parser.add_argument("--out", default="results/benchmark", help="folder that `splat_pose.py fit` wrote to")
     arguments = parser.parse_args()
-    _, test, _ = stacked(arguments)
+    if arguments.patchcore and not arguments.weights:
+        parser.error("--patchcore needs --weights: a file with the backbone's weights.")
+    train, test, _ = stacked(arguments)
     result: dict[str, dict[str, Any]] = {}
-    for views in arguments.views:
-        for window in arguments.window:
-            exported = build(arguments, views, window)
-            poses = within_one_degree(exported, test)
-            for precision in arguments.precision:
-                folder = kept(arguments, f"export_{views}_{window}_{precision}")
-                path = exported.to_openvino(folder, compression_type=PRECISIONS[precision])
-                result[f"{views} views, {window} px, {precision}"] = {**measure(path, test), "within_1_deg": poses}
-                kept(arguments, "export.json").write_text(json.dumps(result, indent=2))
-    show(f"export: {arguments.category}, fitted at {arguments.size} px", result)
+    if arguments.patchcore:
+        row, scores, maps = run(patchcore(arguments, train), resized(test, 256))
+        result["PatchCore, fp16"] = {**row, **accuracy(scores, maps, test)}
+    detector = fitted(arguments, train)
+    full = beside_full(detector, test) if arguments.full else None
+    result.update(full[0] if full else {})
+    data = MAD(root=arguments.data, category=arguments.category, image_size=arguments.size, num_workers=0)
+    for views, window in itertools.product(arguments.views, arguments.window):
+        exported = build(detector, views, window)
+        with torch.no_grad():
+            poses = torch.cat([exported.model.reference(image[None])[3] for image in test["image"]])
+        for precision in arguments.precision:
+            folder = kept(arguments, f"export_{views}_{window}_{precision}")
+            path = exported.to_openvino(folder, compression_type=PRECISIONS[precision], datamodule=data)
+            row, scores, maps = run(path, test)
+            row |= accuracy(scores, maps, test)
+            row["within_1_deg"] = within_one_degree(poses, test["camera_to_world"])
+            if full:
+                row["rank_correlation"] = float(spearmanr(scores, full[1]).statistic)
+                row["within_1_deg_of_full"] = within_one_degree(poses, full[2])
+            result[f"{views} views, {window} px, {precision}"] = row
+            kept(arguments, "export.json").write_text(json.dumps(result, indent=2))
+    for name, row in result.items():
+        show(f"export: {arguments.category}, fitted at {arguments.size} px, {name}", row)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.light import match_light
 from anomalib_pose.compare.maps import (
     gaussian_blur,
+    largest_around,
     squared_difference,
     tolerance_shifts,
     tolerant_distance,
@@ -242,8 +243,7 @@ def _lab(image: Tensor) -> Tensor:
 
 def _contrast(reference: Tensor) -> Tensor:
     """Largest slope (B, H, W) of the lightness in the neighbourhood."""
-    edges = _gradient(_lab(reference)).norm(dim=1)
-    return functional.max_pool2d(edges[:, None], 5, 1, 2)[:, 0]
+    return largest_around(_gradient(_lab(reference)).norm(dim=1), 5)
 
 
 def _gradient(lab: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
+
+from anomalib_pose.compare.maps import largest_around
 
 SILHOUETTE_STEPS = (-6, 0, 2, 4, 8)
 """Distances to the silhouette in pixels, negative outside, at which one kind of place ends and the next begins."""
@@ -20,14 +21,14 @@ def silhouette_zone(alpha: Float[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
     Args:
         alpha: opacity of the object.
     """
-    inside = (alpha > 0.5).float()[:, None]
+    inside = (alpha > 0.5).float()
     zone = torch.zeros_like(inside)
     for step in SILHOUETTE_STEPS:
         if step > 0:
-            zone += 1 - functional.max_pool2d(1 - inside, 2 * step + 1, 1, step)
+            zone += 1 - largest_around(1 - inside, 2 * step + 1)
         else:
-            zone += functional.max_pool2d(inside, 1 - 2 * step, 1, -step)
-    return zone[:, 0].long()
+            zone += largest_around(inside, 1 - 2 * step)
+    return zone.long()
 
 
 class ResidualStatistics(nn.Module):

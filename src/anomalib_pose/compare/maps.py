@@ -44,6 +44,12 @@ def gaussian_blur(maps: Float[Tensor, "b h w"], sigma: float, truncate: float = 
     return blurred[:, 0]
 
 
+def largest_around(maps: Float[Tensor, "b h w"], size: int) -> Float[Tensor, "b h w"]:
+    """Largest value in the square of ``size`` pixels (odd) around each pixel: along rows, then along columns."""
+    across = functional.max_pool2d(maps[:, None], (1, size), 1, (0, size // 2))
+    return functional.max_pool2d(across, (size, 1), 1, (size // 2, 0))[:, 0]
+
+
 def tolerance_shifts(tolerance: float) -> list[tuple[float, float]]:
     """Shifts ``(dy, dx)`` that cover misfits of up to ``tolerance`` pixels in each axis, in steps of at most one pixel.
 

@@ -38,7 +38,7 @@ class _System(NamedTuple):
     gradient: Tensor
 
 
-def unproject(depth: Float[Tensor, "b h w"], intrinsics: Float[Tensor, "b 4"]) -> Float[Tensor, "b h w 3"]:
+def unproject(depth: Float[Tensor, "b h w"], intrinsics: Float[Tensor, "b 4"]) -> Float[Tensor, "b 3 h w"]:
     """Surface points of a view in its own camera's frame.
 
     Args:
@@ -46,15 +46,15 @@ def unproject(depth: Float[Tensor, "b h w"], intrinsics: Float[Tensor, "b 4"]) -
         intrinsics: (fx, fy, cx, cy).
     """
     centres = pixel_centres(depth.shape[1], depth.shape[2], depth)
-    slopes = (centres - intrinsics[:, None, None, 2:]) / intrinsics[:, None, None, :2]
-    return torch.cat([slopes, torch.ones_like(slopes[..., :1])], -1) * depth[..., None]
+    slopes = (centres - intrinsics[:, 2:, None, None]) / intrinsics[:, :2, None, None]
+    return torch.cat([slopes, torch.ones_like(slopes[:, :1])], 1) * depth[:, None]
 
 
 def project(
     motion: Float[Tensor, "b 4 4"],
-    points: Float[Tensor, "b h w 3"],
+    points: Float[Tensor, "b 3 n"],
     intrinsics: Float[Tensor, "b 4"],
-) -> tuple[Float[Tensor, "b h w 3"], Float[Tensor, "b h w 2"]]:
+) -> tuple[Float[Tensor, "b 3 n"], Float[Tensor, "b 2 n"]]:
     """Surface points of a view in the query's camera, and their pixel coordinates there.
 
     Args:
@@ -62,29 +62,30 @@ def project(
         points: in the view's camera frame, see ``unproject``.
         intrinsics: (fx, fy, cx, cy) of the query.
     """
-    focal, middle = intrinsics[:, None, None, :2], intrinsics[:, None, None, 2:]
-    moved = torch.einsum("bij,bhwj->bhwi", motion[:, :3, :3], points) + motion[:, None, None, :3, 3]
-    z = moved[..., 2:].clamp(min=1e-6)
-    return moved, moved[..., :2] / z * focal + middle
+    moved = motion[:, :3, :3] @ points + motion[:, :3, 3:]
+    inverse = 1 / moved[:, 2:].clamp(min=1e-6)
+    return moved, moved[:, :2] * inverse * intrinsics[:, :2, None] + intrinsics[:, 2:, None]
 
 
 class Pyramid(NamedTuple):
     """One size of query and view.
 
     Args:
-        query: the query with its derivatives along both axes (B, 9, h, w).
-        rgb: the view's colour (B, 3, h, w).
-        points: the view's surface in its camera's frame (B, h, w, 3).
-        slopes: derivatives of the view's colour along both axes (B, 6, h, w).
-        weight: 1 where pixels count (B, h, w).
+        query: the query (B, 3, h, w).
+        rgb: colour of the view's N pixels that take part (B, 3, N).
+        points: their surface in the view's camera's frame (B, 3, N).
+        jacobian: derivatives of their colour by a tangent (v, omega) that moves the view's points (B, 6, 3 N).
+        products: products of those derivatives, summed over the colours (B, 36, N).
+        weight: 1 where pixels count (B, N).
         intrinsics: (fx, fy, cx, cy) at this size (B, 4).
     """
 
-    query: Float[Tensor, "b 9 h w"]
-    rgb: Float[Tensor, "b 3 h w"]
-    points: Float[Tensor, "b h w 3"]
-    slopes: Float[Tensor, "b 6 h w"]
-    weight: Float[Tensor, "b h w"]
+    query: Float[Tensor, "b 3 h w"]
+    rgb: Float[Tensor, "b 3 n"]
+    points: Float[Tensor, "b 3 n"]
+    jacobian: Float[Tensor, "b 6 n3"]
+    products: Float[Tensor, "b 36 n"]
+    weight: Float[Tensor, "b n"]
     intrinsics: Float[Tensor, "b 4"]
 
 
@@ -97,30 +98,47 @@ def derivatives(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
 
 
 def pyramid(
-    query: Float[Tensor, "b 3 h w"],
+    query: Float[Tensor, "q 3 h w"],
     view: View,
     intrinsics: Float[Tensor, "b 4"],
+    motion: Float[Tensor, "b 4 4"],
     divisor: int,
+    stride: int = 1,
     *,
+    starts: int = 1,
     silhouettes_only: bool,
 ) -> Pyramid:
     """Query and view at a part of their size.
 
     Args:
-        query: the query's window.
-        view: a rendered view.
+        query: windows of queries.
+        view: rendered views, ``starts`` of them for each query.
         intrinsics: (fx, fy, cx, cy) of both.
+        motion: where the alignment starts, view's camera frame to the query's.
         divisor: of the size.
+        stride: one of so many of the view's pixels takes part, in each axis.
+        starts: views a query.
         silhouettes_only: whether the background is unknown; where it is white, it counts like the object.
     """
     rgb, depth, alpha = view.rgb, view.depth[:, None], view.alpha[:, None]
     if divisor > 1:
         query, rgb = _smooth(F.avg_pool2d(query, divisor)), _smooth(F.avg_pool2d(rgb, divisor))
         depth, alpha = F.avg_pool2d(depth, divisor), F.avg_pool2d(alpha, divisor)
-    weight = (alpha > 0.5).to(rgb.dtype)[:, 0] if silhouettes_only else torch.ones_like(alpha[:, 0])
     intrinsics = intrinsics / divisor
-    points = unproject(depth[:, 0], intrinsics)
-    return Pyramid(torch.cat([query, derivatives(query)], 1), rgb, points, derivatives(rgb), weight, intrinsics)
+    query = query.repeat_interleave(starts, 0)
+    weight = (alpha > 0.5).to(rgb.dtype) if silhouettes_only else torch.ones_like(alpha)
+    surface = unproject(depth[:, 0], intrinsics)
+    _, uv = project(motion, surface.flatten(2), intrinsics)
+    # the mean of both images' slopes leads farther than those of either
+    slopes = derivatives(0.5 * (rgb + sample(query, uv.unflatten(2, rgb.shape[2:]))))
+    rgb, slopes, points, weight = (part[:, :, ::stride, ::stride].flatten(2) for part in (rgb, slopes, surface, weight))
+    by_u, by_v = _jacobian(points, intrinsics)
+    along_x, along_y = slopes[:, None, :3], slopes[:, None, 3:]
+    jacobian = by_u[:, :, None] * along_x + by_v[:, :, None] * along_y
+    xx, xy, yy = ((a * b).sum(2) for a, b in ((along_x, along_x), (along_x, along_y), (along_y, along_y)))
+    left, right = by_u * xx + by_v * xy, by_u * xy + by_v * yy
+    products = left[:, :, None] * by_u[:, None] + right[:, :, None] * by_v[:, None]
+    return Pyramid(query, rgb, points, jacobian.flatten(2), products.flatten(1, 2), weight[:, 0], intrinsics)
 
 
 def _smooth(image: Tensor) -> Tensor:
@@ -150,7 +168,7 @@ def align(
     damping = torch.full_like(now.cost, DAMPING)
     for _ in range(steps):
         tangent = _solve(now.hessian, now.gradient, damping)
-        moved = retract(tangent) @ motion
+        moved = motion @ retract(tangent)
         then = _system(level, moved)
         better = then.cost < now.cost
         motion = torch.where(better[:, None, None], moved, motion)
@@ -181,31 +199,22 @@ def retract(tangent: Float[Tensor, "b 6"]) -> Float[Tensor, "b 4 4"]:
 
 
 def _system(level: Pyramid, motion: Tensor) -> _System:
-    points, uv = project(motion, level.points, level.intrinsics)
-    found = sample(level.query, uv)
-    scaled = (found[:, :3] - level.rgb) / ROBUST_SCALE
-    root = (1 + scaled.square()).sqrt()
-    area = level.weight.sum((1, 2)).clamp(min=1)
-    cost = ((root - 1).sum(1) * level.weight).sum((1, 2)) / area
-    slopes = 0.5 * (found[:, 3:] + level.slopes)
-    along_x, along_y = slopes[:, :3], slopes[:, 3:]
-    weight = level.weight[:, None] / root
-    xx, xy, yy = ((weight * a * b).sum(1) for a, b in ((along_x, along_x), (along_x, along_y), (along_y, along_y)))
-    pull_x, pull_y = ((weight * along * scaled).sum(1) * ROBUST_SCALE for along in (along_x, along_y))
-    by_u, by_v = _jacobian(points, level.intrinsics)
-    left = by_u * xx[:, None] + by_v * xy[:, None]
-    right = by_u * xy[:, None] + by_v * yy[:, None]
-    flat = [part.flatten(2) for part in (left, right, by_u, by_v)]
-    hessian = flat[0] @ flat[2].transpose(1, 2) + flat[1] @ flat[3].transpose(1, 2)
-    gradient = (by_u * pull_x[:, None] + by_v * pull_y[:, None]).flatten(2).sum(2)
-    return _System(cost, hessian / area[:, None, None], gradient / area[:, None])
+    _, uv = project(motion, level.points, level.intrinsics)
+    residual = sample(level.query, uv[:, :, None])[:, :, 0] - level.rgb
+    root = (1 + residual.square().sum(1) / ROBUST_SCALE**2).sqrt()
+    area = level.weight.sum(1).clamp(min=1)
+    cost = ((root - 1) * level.weight).sum(1) / area
+    weight = level.weight / (root * area[:, None])
+    hessian = (level.products @ weight[:, :, None]).unflatten(1, (6, 6))[..., 0]
+    gradient = level.jacobian @ (residual * weight[:, None]).flatten(1)[:, :, None]
+    return _System(cost, hessian, gradient[..., 0])
 
 
 def _jacobian(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives (B, 6, H, W) of column and row by the tangent (v, omega) that moves the points."""
-    inverse = 1 / points[..., 2].clamp(min=1e-6)
-    x, y = points[..., 0] * inverse, points[..., 1] * inverse
-    focal_x, focal_y = intrinsics[:, :2, None, None, None].unbind(1)
+    """Derivatives (B, 6, N) of column and row by the tangent (v, omega) that moves the points."""
+    inverse = 1 / points[:, 2].clamp(min=1e-6)
+    x, y = points[:, 0] * inverse, points[:, 1] * inverse
+    focal_x, focal_y = intrinsics[:, :2, None, None].unbind(1)
     by_x, by_y = projection_jacobian(x, y, inverse, 1)
     return focal_x * by_x, focal_y * by_y
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from anomalib_pose.compare import Comparator
 from anomalib_pose.deploy.alignment import align, pyramid
 from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
-from anomalib_pose.deploy.resample import frame_matrix, window_matrix
+from anomalib_pose.deploy.resample import frame_matrix, softening_matrix, window_matrix
 from anomalib_pose.deploy.settings import DetectorSettings, check_size
 from anomalib_pose.deploy.view_synthesis import synthesise
 from anomalib_pose.geometry import Camera, rigid_inverse
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _SMALL = 64
 _MARGIN = 0.08
+_STRIDES = {4: 1, 2: 2, 1: 2}  # a part of the pixels says as much where there are many
 _MULTIPLE = 8  # the pyramid halves twice, and networks like it
 
 
@@ -114,25 +115,31 @@ class FeedForwardDetector(nn.Module):
     ) -> tuple[Float[Tensor, "b s 4 4"], Float[Tensor, "b s"]]:
         """Motions and costs of S starts for each query after some steps at one size."""
         flat = index.flatten()
-        repeated = query.repeat_interleave(index.shape[1], 0)
         level = pyramid(
-            repeated,
+            query,
             self.bank.view(flat),
             self.bank.intrinsics(flat),
+            motion.flatten(0, 1),
             divisor,
+            _STRIDES[divisor],
+            starts=index.shape[1],
             silhouettes_only=not self.white_background,
         )
         motion, cost = align(level, motion.flatten(0, 1), steps)
         return motion.unflatten(0, (-1, index.shape[1])), cost.unflatten(0, (-1, index.shape[1]))
 
-    def synthesise(self, query: Float[Tensor, "b 3 h w"], pose: Float[Tensor, "b 4 4"]) -> tuple[Tensor, Tensor]:
+    def synthesise(
+        self, images: Float[Tensor, "b 3 height width"], query: Float[Tensor, "b 3 h w"], pose: Float[Tensor, "b 4 4"]
+    ) -> tuple[Tensor, Tensor]:
         """What the views near a pose say the object looks like from there: RGB (B, 3, h, w) and alpha (B, h, w).
 
         Each view is warped by its depth. Where a view cannot see what the query sees, the others fill in; where none
-        can, the query itself is put, for nothing is known to compare it with.
+        can, the query itself is put, for nothing is known to compare it with. An image that is smaller than the bank's
+        views is softer than they are; what it is compared with is resampled likewise.
 
         Args:
-            query: windows, RGB in [0, 1].
+            images: of any size.
+            query: their windows, RGB in [0, 1].
             pose: their camera-to-world poses.
         """
         everyone = self.bank.pose(torch.arange(len(self.bank), device=query.device))
@@ -143,6 +150,9 @@ class FeedForwardDetector(nn.Module):
             self.bank.view(near), rigid_inverse(back), back, self.bank.intrinsics(near), self.neighbours
         )
         rgb, alpha = rgb[:, :3], rgb[:, 3]
+        rows = softening_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
+        columns = softening_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
+        rgb = rows @ rgb @ columns.transpose(0, 1)
         if not self.white_background:
             known = known * alpha
         return query + known[:, None] * (rgb - query), alpha
@@ -157,7 +167,7 @@ class FeedForwardDetector(nn.Module):
         pose, _ = self.locate(query)
         to_scene = torch.ones(4, 4).to(pose)
         to_scene[:3, 3] = self.bank.unit
-        return query, *self.synthesise(query, pose), pose * to_scene
+        return query, *self.synthesise(images, query, pose), pose * to_scene
 
     @torch.no_grad()
     def calibrate(self, images: Float[Tensor, "n 3 height width"]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A detector as anomalib exports it: to ONNX and OpenVINO, whole or not at all."""
 
+import itertools
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from anomalib_pose.deploy.detector import FeedForwardDetector
 logger = logging.getLogger(__name__)
 
 _OPSET = 18
+_CALIBRATION_IMAGES = 64
 
 
 class ExportedDetector(ExportMixin, LightningModule):
@@ -75,7 +77,10 @@ class ExportedDetector(ExportMixin, LightningModule):
         compression_type: CompressionType | None = None,
         **kwargs: Any,
     ) -> Path:
-        """Write ``weights/openvino/<name>.xml`` and ``.bin``.
+        """Write ``weights/openvino/<name>.xml`` and ``.bin``, which take one image at a time.
+
+        OpenVINO fuses chains of operations only where it knows the number of images: for any number of them an image
+        takes twice as long, and anomalib's inferencer gives one. ``ov_kwargs={"input": [-1, 3, -1, -1]}`` asks for any.
 
         Args:
             export_root: folder that ``weights/openvino`` is made in.
@@ -84,8 +89,11 @@ class ExportedDetector(ExportMixin, LightningModule):
             compression_type: None for single precision; see anomalib's ``CompressionType``.
             kwargs: see anomalib's ``to_openvino``.
         """
+        options = {"input": [1, 3, *(input_size or (-1, -1))], **(kwargs.pop("ov_kwargs", None) or {})}
         with _temporary(export_root) as folder:
-            written = super().to_openvino(folder, model_file_name, input_size, compression_type, **kwargs)
+            written = super().to_openvino(
+                folder, model_file_name, input_size, compression_type, ov_kwargs=options, **kwargs
+            )
             return _publish(written, folder, export_root)
 
     def _compress_ov_model(
@@ -96,32 +104,49 @@ class ExportedDetector(ExportMixin, LightningModule):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Compress the weights of everything, but run only the network in eight bits: poses need their digits."""
+        """INT8_PTQ runs the network's convolutions alone in eight bits: poses and maps need their digits."""
         if compression_type != CompressionType.INT8_PTQ:
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
         import nncf
 
+        network = getattr(self.model.comparator, "extractor", None)
+        if network is None:
+            msg = "INT8_PTQ quantises the comparison's network, and there is none: give a backbone, or export INT8."
+            raise ValueError(msg)
         if datamodule is None:
             msg = "INT8_PTQ measures activations on images: give the data too (--data MAD --data.root ...)."
             raise ValueError(msg)
         datamodule.setup("fit")
-        images = nncf.Dataset(datamodule.val_dataloader(), lambda batch: batch.image[:1].numpy())
-        keep = [node.get_friendly_name() for node in model.get_ops() if node.get_type_name() in _KEPT]
-        return nncf.quantize(model, images, subset_size=64, ignored_scope=nncf.IgnoredScope(names=keep, validate=False))
+        images = (image[None].numpy() for batch in datamodule.val_dataloader() for image in batch.image)
+        chosen = list(itertools.islice(images, _CALIBRATION_IMAGES))
+        return nncf.quantize(
+            model,
+            nncf.Dataset(chosen),
+            subset_size=len(chosen),
+            ignored_scope=nncf.IgnoredScope(names=_outside_network(model, network), validate=False),
+        )
 
 
-_KEPT = {
-    "MatMul",
-    "Multiply",
-    "Add",
-    "Subtract",
-    "Divide",
-    "Interpolate",
-    "GridSample",
-    "ReduceMean",
-    "ReduceSum",
-    "TopK",
-}
+def _outside_network(model: Any, network: nn.Module) -> list[str]:
+    """Names of all operations but the network's convolutions, which are known by the shapes of their weights.
+
+    Their names are lost where a conversion folds the normalisation into them.
+    """
+    shapes = {tuple(part.weight.shape) for part in network.modules() if isinstance(part, nn.Conv2d)}
+    inside: list[str] = []
+    outside: list[str] = []
+    for node in model.get_ops():
+        shape: tuple[int, ...] = ()
+        if node.get_type_name() == "Convolution":
+            shape = tuple(node.input_value(1).get_shape())
+        elif node.get_type_name() == "GroupConvolution":
+            groups, each, *rest = node.input_value(1).get_shape()
+            shape = (groups * each, *rest)
+        (inside if shape in shapes else outside).append(node.get_friendly_name())
+    if not inside:
+        msg = "INT8_PTQ quantises the network's convolutions, but found none of their shapes: export INT8 or FP16."
+        raise ValueError(msg)
+    return outside
 
 
 def _publish(written: Path, folder: str, export_root: Path | str) -> Path:

@@ -27,6 +27,25 @@ def window_matrix(length: int, size: int, start: float, extent: float, like: Ten
     return weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
 
 
+def softening_matrix(length: int, size: int, start: float, extent: float, like: Tensor) -> Float[Tensor, "size size"]:
+    """Rows that make ``size`` cells as soft as if they had been cut out of an image of ``length`` pixels.
+
+    The cells are resized to the image's pixels, antialiased, and back by ``window_matrix``. Where the image has as many
+    pixels as the window has cells, or more, nothing is changed.
+
+    Args:
+        length: pixels along this axis of the image.
+        size: cells of the window.
+        start: where the window begins, as a part of the image.
+        extent: length of the window, as a part of the image.
+        like: gives dtype and device.
+    """
+    enlarge = window_matrix(length, size, start, extent, like)
+    shrink = enlarge.transpose(0, 1) / enlarge.sum(0)[:, None].clamp(min=1e-6)
+    pitch = torch.ones_like(enlarge[:1, :1]) * size / (extent * length)
+    return torch.where(pitch > 1, enlarge @ shrink, torch.eye(size, dtype=like.dtype, device=like.device))
+
+
 def frame_matrix(length: int, size: int, start: float, extent: float, like: Tensor) -> Float[Tensor, "length size"]:
     """Rows that spread a window of ``size`` cells over the pixels of an image, bilinear; 0 outside of the window.
 
@@ -54,7 +73,7 @@ def pooling_matrix(length: int, size: int) -> Float[Tensor, "size length"]:
     return (weights / weights.sum(1, keepdim=True)).float()
 
 
-def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b h2 w2 2"]) -> Float[Tensor, "b c h2 w2"]:
+def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b 2 h2 w2"]) -> Float[Tensor, "b c h2 w2"]:
     """Images at pixel coordinates, whose first pixel's centre is (0.5, 0.5); bilinear, the border repeated.
 
     Args:
@@ -63,12 +82,12 @@ def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b h2 w2 2"]) -> 
     """
     scale = uv.new_tensor([2 / images.shape[-1], 2 / images.shape[-2]])
     return torch.nn.functional.grid_sample(
-        images, uv * scale - 1, mode="bilinear", padding_mode="border", align_corners=False
+        images, uv.permute(0, 2, 3, 1) * scale - 1, mode="bilinear", padding_mode="border", align_corners=False
     )
 
 
-def pixel_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
+def pixel_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "2 h w"]:
     """Column and row of each pixel's centre."""
     rows = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
     columns = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
-    return torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)], -1)
+    return torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])

@@ -25,7 +25,7 @@ class DetectorSettings:
 
     views: int = 500
     size: int = 256
-    starts: int = 4
+    starts: int = 6
     neighbours: int = 3
     steps: tuple[int, int, int] = (8, 6, 4)
     max_megabytes: int = 512

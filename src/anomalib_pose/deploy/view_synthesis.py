@@ -4,8 +4,8 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
+from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy.alignment import View, project, unproject
 from anomalib_pose.deploy.resample import sample
 
@@ -32,17 +32,17 @@ def splat_depth(
         neighbours: views a camera.
     """
     height, width = view.depth.shape[1:]
-    points, uv = project(motion, unproject(view.depth, intrinsics), intrinsics)
-    corner = torch.floor(uv - 0.5)
-    z = torch.where(view.alpha > 0.5, points[..., 2], _NOWHERE)
+    points, uv = project(motion, unproject(view.depth, intrinsics).flatten(2), intrinsics)
+    left, top = torch.floor(uv - 0.5).unbind(1)
+    z = torch.where(view.alpha.flatten(1) > 0.5, points[:, 2], _NOWHERE)
     places, depths = [], []
     for right in (0, 1):
         for down in (0, 1):
-            column, row = corner[..., 0] + right, corner[..., 1] + down
+            column, row = left + right, top + down
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             place = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-            places.append(place.flatten(1))
-            depths.append(torch.where(inside, z, _NOWHERE).flatten(1))
+            places.append(place)
+            depths.append(torch.where(inside, z, _NOWHERE))
     index = torch.cat(places, 1).unflatten(0, (-1, neighbours)).flatten(1).long()
     source = torch.cat(depths, 1).unflatten(0, (-1, neighbours)).flatten(1)
     buffer = torch.full_like(source[:, : height * width], _NOWHERE)
@@ -53,7 +53,7 @@ def splat_depth(
 def fill_depth(depth: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     """Depth everywhere: pixels without take the nearest surface around, those far from any the typical distance."""
     for size in (3, 2 * _REACH + 1):
-        near = -F.max_pool2d(torch.where(depth > 0, -depth, -_NOWHERE)[:, None], size, 1, size // 2)[:, 0]
+        near = -largest_around(torch.where(depth > 0, -depth, -_NOWHERE), size)
         depth = torch.where(depth > 0, depth, torch.where(near < _NOWHERE, near, 0))
     return torch.where(depth > 0, depth, _TYPICAL)
 
@@ -77,9 +77,10 @@ def synthesise(
     splats = splat_depth(view, motion, intrinsics, count)
     covered = _closed((splats > 0).to(splats.dtype))
     depth = fill_depth(splats).repeat_interleave(count, 0)
-    points, uv = project(back, unproject(depth, intrinsics), intrinsics)
-    found = sample(torch.cat([view.rgb, view.alpha[:, None], view.depth[:, None]], 1), uv)
-    hidden = torch.relu(points[..., 2] - found[:, 4]) / _HIDDEN
+    points, uv = project(back, unproject(depth, intrinsics).flatten(2), intrinsics)
+    shape = depth.shape[1:]
+    found = sample(torch.cat([view.rgb, view.alpha[:, None], view.depth[:, None]], 1), uv.unflatten(2, shape))
+    hidden = torch.relu(points[:, 2].unflatten(1, shape) - found[:, 4]) / _HIDDEN
     order = torch.arange(count, dtype=depth.dtype, device=depth.device)[None, :, None, None] * _FIRST
     seen = torch.exp(-hidden.square()).unflatten(0, (-1, count))
     weight = seen * torch.exp(-order) + 1e-4
@@ -92,5 +93,4 @@ def synthesise(
 
 def _closed(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     """The mask with cracks of up to two pixels closed."""
-    grown = F.max_pool2d(mask[:, None], 3, 1, 1)
-    return -F.max_pool2d(-grown, 3, 1, 1)[:, 0]
+    return -largest_around(-largest_around(mask, 3), 3)

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from anomalib_pose.compare import CalibratedComparator
+from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
 from anomalib_pose.deploy.alignment import _solve, align, project, pyramid, retract, unproject
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
-from anomalib_pose.deploy.resample import frame_matrix, pooling_matrix, window_matrix
+from anomalib_pose.deploy.resample import frame_matrix, pooling_matrix, sample, softening_matrix, window_matrix
 from anomalib_pose.deploy.settings import bank_megabytes, check_size
 from anomalib_pose.deploy.thresholds import ScoreMap
 from anomalib_pose.geometry import Camera, pose_error, so3_exp, view_sphere
@@ -50,6 +51,34 @@ def test_frame_matrix_puts_a_window_back():
     torch.testing.assert_close(frame[10:20], cells)
     assert not frame[:10].any()
     assert not frame[20:].any()
+
+
+def test_softening_is_the_image_resized_and_cut_out_again():
+    cells = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    rows, columns = softening_matrix(20, 32, 0, 1, cells), softening_matrix(26, 40, 0, 1, cells)
+    small = torch.nn.functional.interpolate(cells, (20, 26), mode="bilinear", antialias=True)
+    expected = torch.nn.functional.interpolate(small, (32, 40), mode="bilinear")
+    found = rows @ cells @ columns.T
+    inner = (..., slice(2, -2), slice(2, -2))  # at the border the weights are those of the way back
+    torch.testing.assert_close(found[inner], expected[inner], atol=1e-5, rtol=0)
+
+
+def test_softening_of_a_part_is_that_of_the_image_and_large_images_need_none():
+    image = torch.rand(64, 1, generator=torch.Generator().manual_seed(0))
+    # of a window away from its border, the image's pixels and cells are the same as those of the whole
+    whole, part = (
+        softening_matrix(40, 64, 0, 1, image) @ image,
+        softening_matrix(40, 32, 0.25, 0.5, image) @ image[16:48],
+    )
+    torch.testing.assert_close(part[3:-3], whole[19:45], atol=1e-5, rtol=0)
+    assert torch.equal(softening_matrix(64, 64, 0, 1, image), torch.eye(64))
+    assert torch.equal(softening_matrix(90, 32, 0.2, 0.5, image), torch.eye(32))
+
+
+def test_largest_around_is_the_maximum_of_the_square():
+    image = torch.randn(2, 11, 13, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(image, (2, 2, 2, 2), value=-torch.inf)
+    assert torch.equal(largest_around(image, 5), padded.unfold(1, 5, 1).unfold(2, 5, 1).amax((3, 4)))
 
 
 def test_pooling_matrix_is_the_mean_of_areas():
@@ -109,9 +138,27 @@ def test_alignment_lowers_the_cost_of_a_start_that_is_off(detector):
     bank = detector.bank
     query = detector.cut(photograph(POSES[5])[None])
     index = bank.nearest(query, 3)[:, 1]
-    level = pyramid(query, bank.view(index), bank.intrinsics(index), 2, silhouettes_only=False)
+    level = pyramid(query, bank.view(index), bank.intrinsics(index), torch.eye(4)[None], 2, silhouettes_only=False)
     costs = [float(align(level, torch.eye(4)[None], steps)[1]) for steps in (0, 2, 8)]
     assert costs[0] > costs[1] >= costs[2]
+
+
+def test_slopes_are_the_change_of_the_residual(detector):
+    bank, index = detector.bank, torch.tensor([10])
+    view, intrinsics, still = bank.view(index), bank.intrinsics(index), torch.eye(4)[None]
+    smooth = view._replace(rgb=torch.nn.functional.avg_pool2d(view.rgb, 9, 1, 4, count_include_pad=False))
+    level = pyramid(smooth.rgb, smooth, intrinsics, still, 1, silhouettes_only=False)
+    for axis in range(6):
+        tangent = 4e-3 * torch.eye(6)[axis][None]
+        looks = [
+            sample(level.query, project(retract(sign * tangent), level.points, intrinsics)[1][:, :, None])
+            for sign in (1, -1)
+        ]
+        change = ((looks[0] - looks[1]) / 8e-3).flatten()
+        slope = level.jacobian[0, axis]
+        assert (change - slope).norm() < 0.05 * slope.norm()
+    products = torch.einsum("ian,ibn->iab", *2 * [level.jacobian.unflatten(2, (3, -1)).transpose(1, 2).flatten(0, 1)])
+    torch.testing.assert_close(level.products.sum(2).view(6, 6), products.sum(0), rtol=1e-3, atol=1e-3)
 
 
 def test_starts_lie_apart(detector):
@@ -144,8 +191,8 @@ def test_a_defect_scores_above_good_views_and_is_found_where_it_is(detector):
 
 def test_projection_of_the_identity_is_the_pixel_itself():
     depth, intrinsics = 1 + torch.rand(2, 5, 7), torch.tensor([[9.0, 8, 3, 2]]).expand(2, 4)
-    _, uv = project(torch.eye(4).expand(2, 4, 4), unproject(depth, intrinsics), intrinsics)
-    torch.testing.assert_close(uv[0, 2, 3], torch.tensor([3.5, 2.5]))
+    _, uv = project(torch.eye(4).expand(2, 4, 4), unproject(depth, intrinsics).flatten(2), intrinsics)
+    torch.testing.assert_close(uv.unflatten(2, (5, 7))[0, :, 2, 3], torch.tensor([3.5, 2.5]))
 
 
 def test_spread_poses_are_as_many_as_asked_for_and_even():
