@@ -10,15 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalib_pose.data import MAD, MIP, PoseBatch, PosedFolder, PoseItem
-    from anomalib_pose.models import OmniposeAD, SplatPose
+    from anomalib_pose.models import PIAD, OmniposeAD, SplatPose
     from anomalib_pose.plugin import register
 
-__all__ = ["MAD", "MIP", "OmniposeAD", "PoseBatch", "PoseItem", "PosedFolder", "SplatPose", "__version__", "register"]
+__all__ = [
+    "MAD",
+    "MIP",
+    "PIAD",
+    "OmniposeAD",
+    "PoseBatch",
+    "PoseItem",
+    "PosedFolder",
+    "SplatPose",
+    "__version__",
+    "register",
+]
 
 _HOMES = {
     "MAD": "anomalib_pose.data",
     "MIP": "anomalib_pose.data",
     "OmniposeAD": "anomalib_pose.models",
+    "PIAD": "anomalib_pose.models",
     "PoseBatch": "anomalib_pose.data",
     "PoseItem": "anomalib_pose.data",
     "PosedFolder": "anomalib_pose.data",

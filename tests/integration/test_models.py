@@ -22,6 +22,7 @@ anomalib_pose.register()
 
 SMALL = {
     "OmniposeAD": {"steps": 150, "bank_spacing": 25.0, "starts": 2, "holdout_every": 8},
+    "PIAD": {"steps": 150, "max_gaussians": 800, "bank_spacing": 25.0, "starts": 2, "holdout_every": 8},
     "SplatPose": {"steps": 150, "max_gaussians": 800, "bank_spacing": 25.0, "starts": 2, "holdout_every": 8},
 }
 MODELS = sorted(SMALL)

@@ -6,7 +6,7 @@
 For each bank and window it exports to OpenVINO, and measures file size, seconds an image on the machine's cores
 (latency hint, and throughput hint with as many requests as OpenVINO wants), image and pixel AUROC on the test images,
 and the share of poses within a degree of the truth. ``--full`` measures the model itself on the same images, and how
-scores and poses of the exported one agree with its. ``--patchcore`` exports anomalib's PatchCore on the same network.
+scores and poses of the exported one agree with its.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import numpy as np
 import openvino
 import torch
 from anomalib.deploy import CompressionType
-from anomalib.models import Patchcore
 from scipy.stats import spearmanr
 from splat_pose import held_out_pairs, kept, load_detector, network_options, show, stacked
 from torch import Tensor
@@ -32,6 +31,7 @@ from anomalib_pose.deploy import ExportedDetector
 from anomalib_pose.geometry import pose_error
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
+from anomalib_pose.models.omnipose_ad.torch_model import FIELDS
 
 PRECISIONS = {
     "fp32": None,
@@ -101,29 +101,6 @@ def within_one_degree(poses: Tensor, others: Tensor) -> float:
     return float((torch.rad2deg(torch.stack(angles)) < 1).float().mean())
 
 
-def patchcore(arguments: argparse.Namespace, train: dict[str, Tensor]) -> Path:
-    """Export of anomalib's PatchCore, whose memory is filled with the training images."""
-    model = Patchcore(
-        backbone=arguments.backbone,
-        layers=arguments.patchcore_layers,
-        pre_trained=False,
-        pre_processor=Patchcore.configure_pre_processor((256, 256)),
-        post_processor=False,
-    )
-    network = model.model.feature_extractor.feature_extractor
-    weights = torch.load(arguments.weights, map_location="cpu", weights_only=True)
-    own = network.state_dict()
-    network.load_state_dict({name: weights[name] for name in own})
-    model.train()
-    with torch.no_grad():
-        for image in train["image"]:
-            model.model(model.pre_processor(image[None]))
-    model.model.subsample_embedding(model.coreset_sampling_ratio)
-    return model.eval().to_openvino(
-        kept(arguments, "export_patchcore_fp16"), input_size=(256, 256), compression_type=CompressionType.FP16
-    )
-
-
 def beside_full(detector: SceneDetector, test: dict[str, Tensor]) -> tuple[dict[str, dict[str, float]], Tensor, Tensor]:
     """Accuracy and seconds of the model that is exported, and its scores and poses."""
     start = time.perf_counter()
@@ -139,11 +116,6 @@ def beside_full(detector: SceneDetector, test: dict[str, Tensor]) -> tuple[dict[
     return {"full model": row}, scores, poses
 
 
-def resized(test: dict[str, Tensor], size: int) -> dict[str, Tensor]:
-    images = torch.nn.functional.interpolate(test["image"], (size, size), mode="bilinear", antialias=True)
-    return {**test, "image": images}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("data", help="folder with the categories")
@@ -153,19 +125,14 @@ def main() -> None:
     parser.add_argument("--window", type=int, nargs="+", default=[256, 400])
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--full", action="store_true", help="compare with the model that is exported")
-    parser.add_argument("--patchcore", action="store_true", help="export PatchCore too; needs --weights")
-    parser.add_argument("--patchcore-layers", nargs="+", default=["blocks.1", "blocks.2"])
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--weights", help="file with the backbone's weights")
+    parser.add_argument("--scene", default="gaussians", choices=["gaussians", *FIELDS])
+    parser.set_defaults(queries="")
     parser.add_argument("--out", default="results/benchmark", help="folder that `splat_pose.py fit` wrote to")
     arguments = parser.parse_args()
-    if arguments.patchcore and not arguments.weights:
-        parser.error("--patchcore needs --weights: a file with the backbone's weights.")
     train, test, _ = stacked(arguments)
     result: dict[str, dict[str, Any]] = {}
-    if arguments.patchcore:
-        row, scores, maps = run(patchcore(arguments, train), resized(test, 256))
-        result["PatchCore, fp16"] = {**row, **accuracy(scores, maps, test)}
     detector = fitted(arguments, train)
     full = beside_full(detector, test) if arguments.full else None
     result.update(full[0] if full else {})

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure SplatPose's parts on a data set in MAD's layout whose test poses are known.
+"""Measure the parts of the scene models on a data set in MAD's layout whose test poses are known.
 
     python tools/benchmark/splat_pose.py fit     DATA --category car --size 200 --out results/benchmark
     python tools/benchmark/splat_pose.py pose    DATA --category car --size 200 --out results/benchmark --adam 10
     python tools/benchmark/splat_pose.py compare DATA --category car --size 200 --out results/benchmark --weights FILE
+
+With ``--scene grid`` OmniposeAD's field takes the place of the Gaussians; ``--queries`` names a data set whose test
+images, in another light, take the place of the data's.
 
 ``fit`` measures held-out PSNR and seconds and keeps the detector. ``pose`` measures share, error, renders and seconds
 of both refiners from the same starts. ``compare`` measures AUROC and AUPRO of the comparators on the references that
@@ -24,21 +27,41 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 
-from anomalib_pose.compare import CalibratedComparator, Comparator, PaperComparator
+from anomalib_pose.compare import CalibratedComparator, Comparator, PaperComparator, make_comparator
+from anomalib_pose.compare.paper import ProductComparator
 from anomalib_pose.data import MAD
 from anomalib_pose.geometry import Camera, pose_error
 from anomalib_pose.models.components import SceneDetector
-from anomalib_pose.models.splat_pose.torch_model import GaussianFit
+from anomalib_pose.models.components.gaussian_fit import GaussianFit
+from anomalib_pose.models.components.scene_detector import FitScene
+from anomalib_pose.models.omnipose_ad.torch_model import FIELDS, FieldFit, make_field
 from anomalib_pose.pose import PoseEstimator, Query, Refiner, ViewBank, make_polisher, make_refiner
 from anomalib_pose.pose.adam import AdamRefiner
-from anomalib_pose.scene import FitSettings, GaussianScene, white_foreground
+from anomalib_pose.scene import FitSettings, GaussianScene, VoxelFitSettings, white_foreground
 
 console = Console()
 
 
+def root_of(arguments: argparse.Namespace) -> str:
+    """The data set, or one linked from its training views and the test set of ``--queries``."""
+    if not arguments.queries:
+        return str(arguments.data)
+    root, source, other = kept(arguments, "data"), Path(arguments.data).resolve(), Path(arguments.queries).resolve()
+    category = arguments.category
+    links = {f"{category}/{name}": source / category / name for name in ("train", "transforms.json")}
+    links |= {f"{category}/{name}": other / category / name for name in ("test", "ground_truth")}
+    links["_hidden"] = other / "_hidden"
+    for name, target in links.items():
+        link = root / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    return str(root)
+
+
 def stacked(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """Training and test images with cameras, labels and masks, and the test files."""
-    data = MAD(root=arguments.data, category=arguments.category, image_size=arguments.size, num_workers=0)
+    data = MAD(root=root_of(arguments), category=arguments.category, image_size=arguments.size, num_workers=0)
     data.prepare_data()
     data.setup()
     parts, files = [], []
@@ -58,18 +81,21 @@ def stacked(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str,
     return parts[0], parts[1], files
 
 
-def empty_detector() -> SceneDetector:
+def empty_detector(scene: str) -> SceneDetector:
     return SceneDetector(
-        GaussianScene(),
+        GaussianScene() if scene == "gaussians" else make_field(scene),
         PoseEstimator(make_refiner("gauss_newton"), polisher=make_polisher("gauss_newton")),
         CalibratedComparator(),
     )
 
 
-def kept(arguments: argparse.Namespace, what: str) -> Path:
+def kept(arguments: argparse.Namespace, what: str, *, fitted: bool = False) -> Path:
+    """File of the results; what is fitted does not depend on the queries."""
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{arguments.category}_{arguments.size}_{what}"
+    scene = "" if arguments.scene == "gaussians" else f"{arguments.scene}_"
+    queries = f"{Path(arguments.queries).name}_" if arguments.queries and not fitted else ""
+    return folder / f"{arguments.category}_{arguments.size}_{scene}{queries}{what}"
 
 
 def fit(arguments: argparse.Namespace) -> dict[str, float]:
@@ -77,18 +103,23 @@ def fit(arguments: argparse.Namespace) -> dict[str, float]:
     train, _, _ = stacked(arguments)
     height, width = train["image"].shape[-2:]
     cameras = Camera(train["camera_to_world"], train["K"], width, height)
-    settings = FitSettings(steps=arguments.steps, max_gaussians=arguments.gaussians)
-    detector = empty_detector()
+    detector = empty_detector(arguments.scene)
+    fit_scene: FitScene
+    if arguments.scene == "gaussians":
+        settings = FitSettings(steps=arguments.steps or FitSettings.steps, max_gaussians=arguments.gaussians)
+        fit_scene = GaussianFit(settings, None, "auto", progress=True)
+    else:
+        fit_scene = FieldFit(arguments.steps or VoxelFitSettings.steps, 0, None, progress=True)
     start = time.perf_counter()
-    detector.fit(train["image"], cameras, None, GaussianFit(settings, None, "auto", progress=True))
+    detector.fit(train["image"], cameras, None, fit_scene)
     total = time.perf_counter() - start
-    torch.save(detector.state_dict(), kept(arguments, "detector.pt"))
-    return {"psnr_db": float(detector.psnr), "fit_bank_calibration_s": total, "gaussians": len(detector.scene)}
+    torch.save(detector.state_dict(), kept(arguments, "detector.pt", fitted=True))
+    return {"psnr_db": float(detector.psnr), "fit_bank_calibration_s": total}
 
 
 def load_detector(arguments: argparse.Namespace) -> SceneDetector:
-    detector = empty_detector()
-    detector.load_state_dict(torch.load(kept(arguments, "detector.pt"), weights_only=True))
+    detector = empty_detector(arguments.scene)
+    detector.load_state_dict(torch.load(kept(arguments, "detector.pt", fitted=True), weights_only=True))
     return detector
 
 
@@ -192,7 +223,10 @@ def comparators(arguments: argparse.Namespace) -> dict[str, Comparator]:
     found: dict[str, Comparator] = {"calibrated, colour and structure": CalibratedComparator()}
     network = network_options(arguments)
     if network:
+        normalised = {name: network[name] for name in ("mean", "std", "pad_type")}
         found["paper"] = PaperComparator(**network)
+        found["product"] = ProductComparator(**network)
+        found["illumination"] = make_comparator("illumination", arguments.backbone, arguments.weights, **normalised)
         found["calibrated"] = CalibratedComparator(**network)
     return found
 
@@ -261,7 +295,9 @@ def main() -> None:
     parser.add_argument("--category", required=True)
     parser.add_argument("--size", type=int, default=200)
     parser.add_argument("--out", default="results/benchmark")
-    parser.add_argument("--steps", type=int, default=FitSettings.steps)
+    parser.add_argument("--queries", default="", help="another data set whose test images are taken, in other light")
+    parser.add_argument("--scene", default="gaussians", choices=["gaussians", *FIELDS])
+    parser.add_argument("--steps", type=int, default=0, help="of the fit; 0 for the default")
     parser.add_argument("--gaussians", type=int, default=FitSettings.max_gaussians)
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--adam", type=int, default=0, help="queries that the paper's refiner is measured on")

@@ -11,6 +11,7 @@ from torch.nn import functional
 from anomalib_pose.compare.calibration import ResidualStatistics
 from anomalib_pose.compare.crop import ObjectCrop
 from anomalib_pose.compare.features import FeatureExtractor
+from anomalib_pose.compare.illumination import Reflectance
 from anomalib_pose.compare.light import match_light
 from anomalib_pose.compare.maps import (
     gaussian_blur,
@@ -22,8 +23,10 @@ from anomalib_pose.compare.maps import (
     upsample,
 )
 
-COLOUR_SCALE, STRUCTURE_SCALE, FEATURE_SCALE = 0.03, 0.02, 0.1
+COLOUR_SCALE, STRUCTURE_SCALE, REFLECTANCE_SCALE, FEATURE_SCALE = 0.03, 0.02, 0.05, 0.1
 """Spread of the residuals that stands until the calibration, about what good views show."""
+
+_DARK = 0.05  # a larger offset of the reflectance than published: noise in the dark is not colour
 
 
 class CalibratedComparator(nn.Module):
@@ -53,7 +56,11 @@ class CalibratedComparator(nn.Module):
         colour_weight: weight of the colour's residual.
         structure_weight: weight of the gradient's residual.
         layer_weights: weight of each of ``layers``; empty for half of the one before: fine stages see small defects.
-        feature_mix: share of the network in the sum, in [0, 1]; the rest is colour and structure.
+        reflectance_weight: weight of the residual of the reflectance, which is the same in all light.
+        reflectance_weights_path: file of the published decomposition network; empty for the closed form.
+        self_normalisation: divide each layer by 1 + so many times its mean inside the object: other light disturbs a
+            layer everywhere, a defect in one place. 0 for none.
+        feature_mix: share of the network in the sum, in [0, 1]; the rest is colour, structure and reflectance.
         blur_sigma: standard deviation of the Gaussian that smooths the map, in pixels of the resized window.
         top_fraction: the score is the mean of so many pixels, as a fraction of the object's.
         light_correction: remove a gain and an offset of each colour channel of the query, fitted robustly in the
@@ -76,6 +83,9 @@ class CalibratedComparator(nn.Module):
         colour_weight: float = 1.0,
         structure_weight: float = 1.0,
         layer_weights: tuple[float, ...] = (),
+        reflectance_weight: float = 0.0,
+        reflectance_weights_path: str = "",
+        self_normalisation: float = 0.0,
         feature_mix: float = 0.7,
         blur_sigma: float = 2.0,
         top_fraction: float = 0.001,
@@ -102,8 +112,14 @@ class CalibratedComparator(nn.Module):
         self.top_fraction = top_fraction
         self.light_correction = light_correction
         stages = len(layers) if backbone else 0
-        self.weights = _weights((colour_weight, structure_weight), layer_weights, stages, feature_mix)
-        scales = (COLOUR_SCALE, STRUCTURE_SCALE) + (FEATURE_SCALE,) * stages
+        self.self_normalisation = self_normalisation
+        self.reflectance = Reflectance(reflectance_weights_path, _DARK) if reflectance_weight else None
+        image_weights: tuple[float, ...] = (colour_weight, structure_weight)
+        scales: tuple[float, ...] = (COLOUR_SCALE, STRUCTURE_SCALE)
+        if reflectance_weight:
+            image_weights, scales = (*image_weights, reflectance_weight), (*scales, REFLECTANCE_SCALE)
+        self.weights = _weights(image_weights, layer_weights, stages, feature_mix)
+        scales += (FEATURE_SCALE,) * stages
         self.statistics = ResidualStatistics(len(scales), scales)
         self._check()
 
@@ -114,10 +130,10 @@ class CalibratedComparator(nn.Module):
         if self.crop_size < 32:
             msg = f"crop_size should be 32 pixels or more, got {self.crop_size}."
             raise ValueError(msg)
-        if min(self.tolerance, self.margin, self.blur_sigma) < 0:
+        if min(self.tolerance, self.margin, self.blur_sigma, self.self_normalisation) < 0:
             msg = (
-                "tolerance, margin and blur_sigma should not be negative, "
-                f"got {self.tolerance}, {self.margin} and {self.blur_sigma}."
+                "tolerance, margin, blur_sigma and self_normalisation should not be negative, "
+                f"got {self.tolerance}, {self.margin}, {self.blur_sigma} and {self.self_normalisation}."
             )
             raise ValueError(msg)
 
@@ -132,6 +148,8 @@ class CalibratedComparator(nn.Module):
             tolerant_distance(query_lab, reference_lab, shifts),
             tolerant_distance(_gradient(query_lab), _gradient(reference_lab), shifts),
         ]
+        if self.reflectance is not None:
+            maps.append(tolerant_distance(self.reflectance(query), self.reflectance(reference), shifts))
         if self.extractor is not None:
             for ours, theirs in zip(self.extractor(query), self.extractor(reference), strict=True):
                 squared = squared_difference(functional.normalize(ours), functional.normalize(theirs))
@@ -203,6 +221,10 @@ class CalibratedComparator(nn.Module):
     ) -> Float[Tensor, "b h w"]:
         """``forward`` on images that are windows of the object already; holds no branch that depends on the data."""
         deviations = self.statistics(self._residuals(query, reference), _contrast(reference), alpha)
+        if self.self_normalisation:
+            inside = (alpha > 0.5).to(deviations)[:, None]
+            level = (deviations.abs() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+            deviations = deviations / (1 + self.self_normalisation * level)[:, :, None, None]
         total = torch.einsum("blhw,l->bhw", deviations, deviations.new_tensor(self.weights))
         return gaussian_blur(total, self.blur_sigma)
 
@@ -217,7 +239,7 @@ class CalibratedComparator(nn.Module):
 
 
 def _weights(
-    image: tuple[float, float], features: tuple[float, ...], stages: int, feature_mix: float
+    image: tuple[float, ...], features: tuple[float, ...], stages: int, feature_mix: float
 ) -> tuple[float, ...]:
     """Weights of all layers, which sum to 1."""
     if not 0 <= feature_mix <= 1:

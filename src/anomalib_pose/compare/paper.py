@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The comparison that OmniposeAD, SplatPose and SplatPose+ publish."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_pose.compare.features import FeatureExtractor
+from anomalib_pose.compare.illumination import Reflectance
 from anomalib_pose.compare.maps import gaussian_blur, squared_difference, upsample
 
 
@@ -91,6 +94,16 @@ class PaperComparator(nn.Module):
         size = (round(height * scale), round(width * scale))
         return functional.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
 
+    def _map(self, query: Tensor, reference: Tensor) -> Tensor:
+        return paper_map(
+            self.extractor.normalise(query),
+            self.extractor.normalise(reference),
+            self.extractor(query),
+            self.extractor(reference),
+            rgb_term=self.rgb_term,
+            blur_sigma=self.blur_sigma,
+        )
+
     @torch.no_grad()
     def forward(
         self,
@@ -107,14 +120,7 @@ class PaperComparator(nn.Module):
         """
         size = (query.shape[-2], query.shape[-1])
         query, reference = self._resize(query), self._resize(reference)
-        found = paper_map(
-            self.extractor.normalise(query),
-            self.extractor.normalise(reference),
-            self.extractor(query),
-            self.extractor(reference),
-            rgb_term=self.rgb_term,
-            blur_sigma=self.blur_sigma,
-        )
+        found = self._map(query, reference)
         return found if found.shape[-2:] == size else upsample(found, size)
 
     def compare_windows(
@@ -158,3 +164,30 @@ class PaperComparator(nn.Module):
         alphas: Float[Tensor, "n h w"],
     ) -> None:
         """Do nothing; see ``fit_calibration``."""
+
+
+class ProductComparator(PaperComparator):
+    """Product of the feature differences of images and of their reflectances (PIAD, CVPR 2025).
+
+    ``S = sum_l up(D_l(I) D_l(R))``, blurred, scored by its maximum. What differs in one domain alone, such as a grey
+    defect on grey, is not seen.
+
+    Args:
+        reflectance_weights_path: file of the published decomposition network; empty for the closed form.
+        image_size: length of the shorter side that images are resized to, 400 in the paper.
+        options: of ``PaperComparator``.
+    """
+
+    def __init__(self, *, reflectance_weights_path: str = "", image_size: int = 400, **options: Any) -> None:
+        super().__init__(image_size=image_size, rgb_term=False, **options)
+        self.reflectance = Reflectance(reflectance_weights_path)
+
+    def _map(self, query: Tensor, reference: Tensor) -> Tensor:
+        size = (query.shape[-2], query.shape[-1])
+        images = self.extractor(query), self.extractor(reference)
+        reflected = self.extractor(self.reflectance(query)), self.extractor(self.reflectance(reference))
+        total = torch.zeros_like(query[:, 0])
+        for ours, theirs, our_colour, their_colour in zip(*images, *reflected, strict=True):
+            product = squared_difference(ours, theirs) * squared_difference(our_colour, their_colour)
+            total = total + upsample(product, size)
+        return gaussian_blur(total, self.blur_sigma)

@@ -2,6 +2,7 @@
 """The models, as anomalib registers them."""
 
 from anomalib_pose.models.omnipose_ad import OmniposeAD
+from anomalib_pose.models.piad import PIAD
 from anomalib_pose.models.splat_pose import SplatPose
 
-__all__ = ["OmniposeAD", "SplatPose"]
+__all__ = ["PIAD", "OmniposeAD", "SplatPose"]

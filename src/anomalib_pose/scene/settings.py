@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How an object is fitted: every number of the recipe, and the two presets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,25 @@ class FitSettings:
             sh_rate=2.5e-3,
             seed=seed,
         )
+
+    @classmethod
+    def of(cls, recipe: str, steps: int, max_gaussians: int, sh_degree: int, seed: int) -> "FitSettings":
+        """Recipe of a name.
+
+        Args:
+            recipe: ``"default"`` or ``"paper"``.
+            steps: optimiser steps.
+            max_gaussians: largest number of Gaussians; not used by the paper's.
+            sh_degree: degree of the colours.
+            seed: of everything random.
+
+        Raises:
+            ValueError: if the recipe is unknown.
+        """
+        if recipe == "paper":
+            return replace(cls.paper(steps, seed), sh_degree=sh_degree)
+        if recipe != "default":
+            msg = f"recipe should be 'default' or 'paper', got {recipe!r}."
+            raise ValueError(msg)
+        initial = max(1, min(cls.initial_gaussians, max_gaussians))
+        return cls(steps=steps, max_gaussians=max_gaussians, initial_gaussians=initial, sh_degree=sh_degree, seed=seed)

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """SplatPose as an anomalib model: the parts, named."""
 
-import dataclasses
-
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.visualization import Visualizer
 from torch import nn
 
 from anomalib_pose.compare import make_comparator
+from anomalib_pose.models.components.gaussian_fit import GaussianFit
 from anomalib_pose.models.components.pose_mixin import PoseMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
-from anomalib_pose.models.splat_pose.torch_model import GaussianFit
 from anomalib_pose.pose import PoseEstimator, make_polisher, make_refiner
 from anomalib_pose.scene import FitSettings, GaussianScene
 
@@ -75,20 +73,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        if recipe not in {"default", "paper"}:
-            msg = f"recipe should be 'default' or 'paper', got {recipe!r}."
-            raise ValueError(msg)
-        self.fit_settings = (
-            dataclasses.replace(FitSettings.paper(steps, seed), sh_degree=sh_degree)
-            if recipe == "paper"
-            else FitSettings(
-                steps=steps,
-                max_gaussians=max_gaussians,
-                initial_gaussians=max(1, min(FitSettings.initial_gaussians, max_gaussians)),
-                sh_degree=sh_degree,
-                seed=seed,
-            )
-        )
+        self.fit_settings = FitSettings.of(recipe, steps, max_gaussians, sh_degree, seed)
         self.fit_checkpoint = fit_checkpoint or None
         self.rasterizer = rasterizer
         self.model = SceneDetector(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts that make the pipeline of the scene models a SplatPose."""
+"""How the models that are made of Gaussians fit them."""
 
 from pathlib import Path
 

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of what an object reflects, whatever the light (PIAD, CVPR 2025)."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from anomalib_pose.render.reflectance import OFFSET, reflectance
+
+_BORDER, _INNER = 6, 9
+_SHAPES = ((32, 3, 3, 3), (32,), (32, 32, 3, 3), (32,), (32, 32, 3, 3), (32,), (4, 32, 3, 3), (4,))
+
+
+class ReflectanceNetwork(nn.Module):
+    """The published decomposition: four convolutions whose first three outputs are the reflectance.
+
+    Its receptive field of 9 pixels meets the border: the outer 6 pixels take the colour of pixel (9, 9), as published.
+
+    Args:
+        weights_path: file with a state dict of the published layout: weights and biases of four convolutions in their
+            order, whatever their names.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+
+    def __init__(self, weights_path: str | Path) -> None:
+        super().__init__()
+        channels = (3, 32, 32, 32, 4)
+        layers: list[nn.Module] = []
+        for number, (ours, theirs) in enumerate(itertools.pairwise(channels)):
+            last = number == len(channels) - 2
+            layers += [nn.Conv2d(ours, theirs, 3, padding=1), nn.ReLU() if last else nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
+        self._load(Path(weights_path))
+        self.requires_grad_(requires_grad=False)
+
+    def _load(self, path: Path) -> None:
+        if not path.is_file():
+            msg = f"There is no file {path} with the weights of the decomposition network."
+            raise FileNotFoundError(msg)
+        found = list(_tensors(torch.load(path, map_location="cpu", weights_only=True)))
+        shapes = tuple(tuple(tensor.shape) for tensor in found)
+        if shapes != _SHAPES:
+            msg = f"{path} should hold the weights and biases of four convolutions, {_SHAPES}, found {shapes[:12]}."
+            raise ValueError(msg)
+        with torch.no_grad():
+            for parameter, tensor in zip(self.parameters(), found, strict=True):
+                parameter.copy_(tensor)
+
+    @torch.no_grad()
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Reflectance of images of more than 18 pixels a side.
+
+        Args:
+            image: RGB in [0, 1].
+        """
+        found = self.layers(image)[:, :3].clamp(0, 1)
+        frame = found[:, :, _INNER : _INNER + 1, _INNER : _INNER + 1].expand_as(found).clone()
+        inner = (..., slice(_BORDER, -_BORDER), slice(_BORDER, -_BORDER))
+        frame[inner] = found[inner]
+        return frame
+
+
+class Reflectance(nn.Module):
+    """Reflectance by the published network where its weights are given, else by the closed form.
+
+    Args:
+        weights_path: see ``ReflectanceNetwork``; empty for the closed form.
+        offset: of the closed form.
+    """
+
+    def __init__(self, weights_path: str = "", offset: float = OFFSET) -> None:
+        super().__init__()
+        self.offset = offset
+        self.network = ReflectanceNetwork(weights_path) if weights_path else None
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Reflectance of images, RGB in [0, 1]."""
+        if self.network is None:
+            return reflectance(image, self.offset)
+        found: Tensor = self.network(image)
+        return found
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """Tensors of nested dictionaries in their order."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from _tensors(value)
