@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _FIRST_DENSITY = -1.0
 _PRUNE_SHARE = 0.1  # of the steps, after which the fine grid knows what is seen
 _KEEP_DENSITY = 0.02  # optical depth of a cell below which a vertex is dropped
-_KEEP_LIGHT = 0.02  # light that a vertex gives off in all views together, below which it is dropped
+_KEEP_LIGHT = 0.1  # light that a vertex gives off in all views together, below which it is dropped
 _MOST_PIXELS = 2_000_000
 
 
