@@ -51,7 +51,20 @@ def command_of(config: Path) -> list[str]:
     return shlex.split(first[2:])
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+# The same model's same settings run on the other data set in the fast tests.
+REPEATED = {"omniposead_mip.yaml", "piad_mad.yaml", "paper/omniposead_mip.yaml", "paper/piad_mad.yaml"}
+
+
+def configurations() -> list:
+    """All of them, by their names; what repeats another is slow."""
+    names = [str(config.relative_to(ROOT / "configs")) for config in CONFIGS]
+    return [
+        pytest.param(config, id=name, marks=[pytest.mark.slow] if name in REPEATED else [])
+        for config, name in zip(CONFIGS, names, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("config", configurations())
 def test_the_command_of_a_configuration_runs(config, mad_root, mip_root, tmp_path, monkeypatch):
     command = command_of(config)
     assert ROOT / command[3] == config
