@@ -113,7 +113,7 @@ def test_unknown_names():
         FeatureExtractor("nothing")
     with pytest.raises(ValueError, match="stages from 0 to 4"):
         FeatureExtractor(TINY, (0, 9))
-    with pytest.raises(ValueError, match="'calibrated' or 'paper', got 'other'"):
+    with pytest.raises(ValueError, match="'illumination', 'paper' or 'product', got 'other'"):
         make_comparator("other")
 
 

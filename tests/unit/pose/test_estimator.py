@@ -122,7 +122,7 @@ def test_mistakes_are_named(fitted):
         ViewBank().nearest(render_query(scene, view_sphere(3, 3.0)[0]), 1)
     with pytest.raises(ValueError, match="At least one start"):
         PoseEstimator(GaussNewtonRefiner(), starts=0)
-    with pytest.raises(ValueError, match="'gauss_newton' or 'adam'"):
+    with pytest.raises(ValueError, match="'gauss_newton', 'adam', 'inerf', 'reflectance', got"):
         make_refiner("magic")
     with pytest.raises(ValueError, match="angle in degrees above 0"):
         ViewBank(0.0)

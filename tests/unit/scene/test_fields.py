@@ -55,7 +55,7 @@ def test_voxels_find_a_known_object(posed, fitted):
     assert (found.alpha - output.alpha[3]).abs().mean() < 0.03
     opaque = output.alpha[3] > 0.99
     assert (found.depth - output.depth[3])[opaque].abs().median() < 0.06  # two cells
-    assert (scene.centre - make_toy().centre).norm() < 0.25  # of a body 1.6 long: vertices lie within, Gaussians outside
+    assert (scene.centre - make_toy().centre).norm() < 0.25  # of a body 1.6 long
     assert scene.extent == pytest.approx(make_toy().extent, rel=0.2)
 
 
