@@ -21,11 +21,13 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 POSES = view_sphere(30, 3.0, 1.2, -1.2)
 CAMERA = Camera.from_fov(torch.eye(4), 0.7, 80, 80)
 SETTINGS = DetectorSettings(views=40, size=64, starts=2, neighbours=2, steps=(3, 2, 1))
+# Not the toy's poles: alignment there leaves rotation about the axis to the last digit.
+QUERIES = view_sphere(7, 3.0, 0.8, -0.8)[1::2]
 
 
 def photographs(size: int) -> torch.Tensor:
     camera = CAMERA.resized(size, size)
-    images = [make_toy().render(camera.with_pose(pose), torch.ones(3)).rgb for pose in view_sphere(3, 3.0, 0.8, -0.8)]
+    images = [make_toy().render(camera.with_pose(pose), torch.ones(3)).rgb for pose in QUERIES]
     return torch.stack(images).permute(0, 3, 1, 2).clamp(0, 1).contiguous()
 
 
@@ -57,11 +59,11 @@ def onnx_path(exported, tmp_path_factory) -> Path:
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
-    """Scores agree; so do maps, but for the few pixels on the border between two kinds of places."""
+    """Scores agree; so do maps, but for a pixel that a surface point just reaches, or just does not."""
     np.testing.assert_allclose(found["pred_score"], expected["pred_score"], atol=tolerance)
     difference = np.abs(found["anomaly_map"] - expected["anomaly_map"])
     # as many change in the module itself when the image is 1e-7 brighter
-    assert (difference > tolerance).mean() < 0.02
+    assert (difference > tolerance).mean() < 0.01
     assert difference.max() < 100 * tolerance
 
 

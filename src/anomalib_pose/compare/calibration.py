@@ -2,7 +2,7 @@
 """What the residuals of good views look like, depending on where they are."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.compare.maps import largest_around
@@ -14,28 +14,34 @@ PRIOR_PIXELS = 400.0
 FLOOR = 0.2
 """Smallest spread of a kind of place, as a part of the layer's: flat background has none of its own."""
 
+_SOFTNESS = 0.2  # width of the passage from one class of contrast to the next, as a part of the contrast
+_NO_CONTRAST = 1e-6
 
-def silhouette_zone(alpha: Float[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
+
+def silhouette_zone(alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
     """Zones of distance (largest of both axes) to the object's outline: 0 far outside, rising inwards.
+
+    Between two zones lie fractions where the opacity itself is neither that of the object nor that of the background.
 
     Args:
         alpha: opacity of the object.
     """
-    inside = (alpha > 0.5).float()
+    inside = (2 * alpha - 0.5).clamp(0, 1)
     zone = torch.zeros_like(inside)
     for step in SILHOUETTE_STEPS:
         if step > 0:
             zone += 1 - largest_around(1 - inside, 2 * step + 1)
         else:
             zone += largest_around(inside, 1 - 2 * step)
-    return zone.long()
+    return zone
 
 
 class ResidualStatistics(nn.Module):
     """Mean and spread of residuals in each layer and kind of place, from good views.
 
     A kind of place is a zone of distance to the silhouette together with a class of the reference's local contrast:
-    edges and outlines differ in good views too.
+    edges and outlines differ in good views too. Between two kinds mean and spread are interpolated, so that the last
+    digit of a rendering, which differs from one runtime to the next, decides nothing.
 
     Args:
         layers: number of residual maps an image.
@@ -58,9 +64,12 @@ class ResidualStatistics(nn.Module):
         self.register_buffer("std", torch.tensor(scales)[:, None].expand(layers, bins).clone())
         self.register_buffer("fitted", torch.tensor(data=False))
 
-    def places(self, contrast: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
-        """Index of each pixel's kind of place."""
-        return silhouette_zone(alpha) * self.classes + torch.bucketize(contrast, self.edges)
+    def places(
+        self, contrast: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
+        """Zone and class of contrast of each pixel; fractions lie between two of them."""
+        steps = (contrast[..., None] / self.edges.clamp(min=_NO_CONTRAST) - 1) / _SOFTNESS + 0.5
+        return silhouette_zone(alpha), steps.clamp(0, 1).sum(-1)
 
     @torch.no_grad()
     def fit(
@@ -85,7 +94,8 @@ class ResidualStatistics(nn.Module):
         layers, bins = self.mean.shape
         sums = self.mean.new_zeros(3, layers, bins, dtype=torch.float64)
         for residual, contrast, alpha in zip(residuals, contrasts, alphas, strict=True):
-            place = self.places(contrast[None], alpha[None]).flatten()
+            zone, level = ((part - 0.5).ceil().long() for part in self.places(contrast[None], alpha[None]))
+            place = (zone * self.classes + level).flatten()
             values = residual.flatten(1).double()
             for order in range(3):
                 sums[order] += torch.stack([torch.bincount(place, value**order, bins) for value in values])
@@ -114,6 +124,13 @@ class ResidualStatistics(nn.Module):
 
         A match that is better than usual in one layer says nothing against a defect in another.
         """
-        place = self.places(contrast, alpha)
-        mean, std = self.mean[:, place].transpose(0, 1), self.std[:, place].transpose(0, 1)
-        return ((residuals - mean) / std).clamp(min=0)
+        zone, level = self.places(contrast, alpha)
+        near = _hats(zone, self.zones)[:, :, None] * _hats(level, self.classes)[:, None]
+        mean, std = (table @ near.flatten(1, 2).flatten(2) for table in (self.mean, self.std))
+        return ((residuals - mean.view_as(residuals)) / std.view_as(residuals)).clamp(min=0)
+
+
+def _hats(place: Float[Tensor, "b h w"], count: int) -> Float[Tensor, "b count h w"]:
+    """Weights of the whole numbers below ``count`` in linear interpolation."""
+    centres = torch.arange(count, dtype=place.dtype, device=place.device)[:, None, None]
+    return torch.relu(1 - (place[:, None] - centres).abs())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anomalib_pose.compare import CalibratedComparator, Comparator
-from anomalib_pose.compare.calibration import FLOOR, PRIOR_PIXELS, ResidualStatistics, silhouette_zone
+from anomalib_pose.compare.calibration import FLOOR, PRIOR_PIXELS, SILHOUETTE_STEPS, ResidualStatistics, silhouette_zone
 from anomalib_pose.compare.maps import gaussian_blur, shifted
 
 SIZE = 120
@@ -66,7 +66,7 @@ def test_statistics_are_numpys():
     np.testing.assert_allclose(
         statistics.edges.numpy(), np.quantile(contrasts.numpy()[inside], [0.2, 0.4, 0.6, 0.8]), rtol=1e-5
     )
-    zone = silhouette_zone(alphas).numpy()
+    zone = silhouette_zone(alphas).long().numpy()
     place = zone * 5 + np.digitize(contrasts.numpy(), statistics.edges.numpy(), right=True)
     for layer in range(3):
         values = residuals[:, layer].numpy().astype(np.float64)
@@ -79,6 +79,24 @@ def test_statistics_are_numpys():
             np.testing.assert_allclose(statistics.mean[layer, index].item(), mean, rtol=1e-5)
             expected = max(std, FLOOR * values[inside].std())
             np.testing.assert_allclose(statistics.std[layer, index].item(), expected, rtol=1e-4)
+
+
+def test_mean_and_spread_are_interpolated_between_kinds_of_places():
+    statistics = ResidualStatistics(1, (1.0,), contrast_classes=3)
+    statistics.edges.copy_(torch.tensor([1.0, 2.0]))
+    statistics.mean.copy_(torch.arange(18.0)[None])
+    statistics.std.copy_(1 + torch.arange(18.0)[None])
+    opacity = torch.tensor([0.0, 0.25, 0.4, 0.5, 0.7, 0.75, 1.0])
+    contrast = torch.tensor([0.0, 0.89, 0.95, 1.0, 1.5, 2.04, 9.0])
+    # An image of one opacity is at all distances from the outline at once.
+    share = np.clip(2 * opacity.numpy().astype(float) - 0.5, 0, 1)
+    level = np.interp(contrast.numpy(), [0.9, 1.1, 1.8, 2.2], [0, 1, 1, 2])
+    for alpha, zone in zip(opacity, len(SILHOUETTE_STEPS) * share, strict=True):
+        shape = (1, 5, 5)
+        for value, step in zip(contrast, level, strict=True):
+            found = statistics(torch.full((1, *shape), 50.0), value.expand(shape), alpha.expand(shape))
+            place = 3 * zone + step
+            np.testing.assert_allclose(found, (50 - place) / (1 + place), rtol=1e-4)
 
 
 def test_zones_are_distances_to_the_outline():
