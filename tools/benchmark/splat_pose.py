@@ -35,7 +35,7 @@ from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.gaussian_fit import GaussianFit
 from anomalib_pose.models.components.scene_detector import FitScene
 from anomalib_pose.models.omnipose_ad.torch_model import FIELDS, FieldFit, make_field
-from anomalib_pose.pose import PoseEstimator, Query, Refiner, ViewBank, make_polisher, make_refiner
+from anomalib_pose.pose import PoseEstimator, Query, Refiner, ViewBank, make_estimator, make_refiner
 from anomalib_pose.pose.adam import AdamRefiner
 from anomalib_pose.scene import FitSettings, GaussianScene, VoxelFitSettings, white_foreground
 
@@ -84,7 +84,7 @@ def stacked(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str,
 def empty_detector(scene: str) -> SceneDetector:
     return SceneDetector(
         GaussianScene() if scene == "gaussians" else make_field(scene),
-        PoseEstimator(make_refiner("gauss_newton"), polisher=make_polisher("gauss_newton")),
+        make_estimator(),
         CalibratedComparator(),
     )
 

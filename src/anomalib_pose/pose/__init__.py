@@ -4,7 +4,7 @@
 from anomalib_pose.pose.adam import AdamRefiner
 from anomalib_pose.pose.estimator import PoseEstimator
 from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
-from anomalib_pose.pose.refiners import make_polisher, make_refiner
+from anomalib_pose.pose.refiners import make_estimator, make_refiner
 from anomalib_pose.pose.types import PoseEstimate, Query, Refinement, Refiner
 from anomalib_pose.pose.view_bank import ViewBank, bank_poses
 
@@ -18,6 +18,6 @@ __all__ = [
     "Refiner",
     "ViewBank",
     "bank_poses",
-    "make_polisher",
+    "make_estimator",
     "make_refiner",
 ]

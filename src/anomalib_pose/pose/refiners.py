@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice between refiners."""
+"""The choice between refiners, and what goes with each."""
 
 from anomalib_pose.pose.adam import AdamRefiner, InerfRefiner, ReflectanceRefiner
+from anomalib_pose.pose.estimator import PoseEstimator
 from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
 from anomalib_pose.pose.types import Refiner
 
@@ -31,10 +32,20 @@ def make_refiner(name: str, steps: int = 175, seed: int = 0) -> Refiner:
     raise ValueError(msg)
 
 
-def make_polisher(name: str) -> Refiner | None:
-    """What improves a doubtful end of the refiner of a name, or None: the papers' are left as published.
+def make_estimator(refiner: str = "gauss_newton", steps: int = 175, starts: int = 3, seed: int = 0) -> PoseEstimator:
+    """Pose search with the refiner of a name.
+
+    Doubtful ends of ``"gauss_newton"`` are polished by a variant that ignores what does not fit; the papers' refiners
+    are left as published.
 
     Args:
-        name: see ``make_refiner``.
+        refiner: see ``make_refiner``.
+        steps: see ``make_refiner``.
+        starts: views of the bank to start from.
+        seed: see ``make_refiner``.
+
+    Raises:
+        ValueError: if the name is unknown or there is no start.
     """
-    return GaussNewtonRefiner(iterations=12, redescending=True) if name == "gauss_newton" else None
+    polisher = GaussNewtonRefiner(iterations=12, redescending=True) if refiner == "gauss_newton" else None
+    return PoseEstimator(make_refiner(refiner, steps, seed), starts, polisher=polisher)

@@ -10,7 +10,7 @@ from anomalib_pose.compare import make_comparator
 from anomalib_pose.models.components.pose_mixin import PoseMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.omnipose_ad.torch_model import FieldFit, make_field
-from anomalib_pose.pose import PoseEstimator, make_polisher, make_refiner
+from anomalib_pose.pose import make_estimator
 
 
 class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
@@ -71,7 +71,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         self.fit_checkpoint = fit_checkpoint or None
         self.model = SceneDetector(
             make_field(field),
-            PoseEstimator(make_refiner(refiner, refiner_steps, seed), starts, polisher=make_polisher(refiner)),
+            make_estimator(refiner, refiner_steps, starts, seed),
             make_comparator(comparator, backbone, weights_path),
             bank_spacing=bank_spacing,
             holdout_every=holdout_every,

@@ -10,7 +10,7 @@ from anomalib_pose.compare import make_comparator
 from anomalib_pose.models.components.gaussian_fit import GaussianFit
 from anomalib_pose.models.components.pose_mixin import PoseMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
-from anomalib_pose.pose import PoseEstimator, make_polisher, make_refiner
+from anomalib_pose.pose import make_estimator
 from anomalib_pose.scene import FitSettings, GaussianScene
 
 
@@ -78,7 +78,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         self.rasterizer = rasterizer
         self.model = SceneDetector(
             GaussianScene(sh_degree, rasterizer),
-            PoseEstimator(make_refiner(refiner, refiner_steps, seed), starts, polisher=make_polisher(refiner)),
+            make_estimator(refiner, refiner_steps, starts, seed),
             make_comparator(comparator, backbone, weights_path),
             bank_spacing=bank_spacing,
             holdout_every=holdout_every,
