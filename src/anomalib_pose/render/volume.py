@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volume rendering: rays of cameras, their samples, and compositing (Mildenhall et al. 2020, section 4)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anomalib_pose.geometry import Camera
+from anomalib_pose.render.compositing import as_batch, over_background
+from anomalib_pose.render.types import RenderOutput
+
+Drawn = tuple[Float[Tensor, "n c"], Float[Tensor, "n"], Float[Tensor, "n"]]
+"""What rays show: colours over black, expected distance times alpha in scene units, and alpha."""
 
 
 class Rays(NamedTuple):
@@ -43,6 +49,26 @@ def camera_rays(camera: Camera, pixels: Int[Tensor, "n"] | None = None) -> Rays:
     length = inside.norm(dim=1)
     directions = (inside / length[:, None]) @ pose[:3, :3].T
     return Rays(pose[:3, 3].expand_as(directions), directions, 1 / length)
+
+
+def render_rays(draw: Callable[[Rays], Drawn], cameras: Camera, background: Tensor | None) -> RenderOutput:
+    """Images of what rays show.
+
+    Args:
+        draw: what is seen along rays in the world frame.
+        cameras: one camera, or C of them.
+        background: colour (3,) behind the object; black if None.
+    """
+    several = as_batch(cameras)
+    images = []
+    for index in range(len(several)):
+        rays = camera_rays(several[index])
+        rgb, distance, alpha = draw(rays)
+        depth = torch.where(alpha > 0, distance * rays.cosines / alpha.clamp_min(1e-8), 0)
+        images.append([image.unflatten(0, (several.height, several.width)) for image in (rgb, depth, alpha)])
+    rgb, depth, alpha = (torch.stack(image) for image in zip(*images, strict=True))
+    output = RenderOutput(over_background(rgb, alpha, background), depth, alpha)
+    return output if cameras.batch_shape else output[0]
 
 
 def box_interval(

@@ -10,14 +10,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render import RenderOutput
-from anomalib_pose.render.compositing import as_batch, over_background
-from anomalib_pose.render.volume import Rays, box_interval, camera_rays, composite
+from anomalib_pose.render.volume import Drawn, Rays, box_interval, camera_rays, composite, render_rays
 
 _WIDTH, _DEPTH, _SKIP = 256, 8, 4
 _POSITION_BANDS, _DIRECTION_BANDS = 10, 4
 _RAYS_AT_ONCE = 2048
-
-_Drawn = tuple[Float[Tensor, "n 3"], Float[Tensor, "n"], Float[Tensor, "n"]]
 
 
 def encode(values: Float[Tensor, "n 3"], bands: int) -> Float[Tensor, "n c"]:
@@ -96,7 +93,7 @@ class MlpScene(nn.Module):
         """Half the diagonal of the box, scene units."""
         return float((self.upper - self.lower).norm()) / 2
 
-    def draw(self, rays: Rays, generator: torch.Generator | None = None) -> tuple[_Drawn, _Drawn]:
+    def draw(self, rays: Rays, generator: torch.Generator | None = None) -> tuple[Drawn, Drawn]:
         """What the coarse and the fine network show: colours over black, expected distance times alpha, and alpha.
 
         Args:
@@ -121,7 +118,7 @@ class MlpScene(nn.Module):
         return (coarse[0], coarse[1] * scale, coarse[2]), (fine[0], fine[1] * scale, fine[2])
 
     @staticmethod
-    def _along(network: RadianceMlp, rays: Rays, distance: Tensor, span: Tensor, near: Tensor) -> tuple[_Drawn, Tensor]:
+    def _along(network: RadianceMlp, rays: Rays, distance: Tensor, span: Tensor, near: Tensor) -> tuple[Drawn, Tensor]:
         """Composite one network's samples at distances (N, S); rays that miss the box get nothing."""
         count, samples = distance.shape
         points = rays.origins[:, None] + distance[..., None] * rays.directions[:, None]
@@ -157,19 +154,12 @@ class MlpScene(nn.Module):
         if not bool(self.fitted):
             msg = "This radiance field has not been fitted: fit it or load a checkpoint first."
             raise ValueError(msg)
-        several = as_batch(cameras.to(self.lower.device))
-        images = [self._image(several[index]) for index in range(len(several))]
-        rgb, depth, alpha = (torch.stack(image) for image in zip(*images, strict=True))
-        output = RenderOutput(over_background(rgb, alpha, background), depth, alpha)
-        return output if cameras.batch_shape else output[0]
+        return render_rays(self._draw_in_parts, cameras.to(self.lower.device), background)
 
-    def _image(self, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-        rays = camera_rays(camera)
+    def _draw_in_parts(self, rays: Rays) -> Drawn:
         parts = [self.draw(Rays(*some))[1] for some in zip(*(x.split(_RAYS_AT_ONCE) for x in rays), strict=True)]
         rgb, distance, alpha = (torch.cat(part) for part in zip(*parts, strict=True))
-        depth = torch.where(alpha > 0, distance * rays.cosines / alpha.clamp_min(1e-8), 0)
-        size = (camera.height, camera.width)
-        return rgb.unflatten(0, size), depth.unflatten(0, size), alpha.unflatten(0, size)
+        return rgb, distance, alpha
 
 
 def _resample(

@@ -164,32 +164,32 @@ class _VoxelFitter(FitLoop):
             total += torch.autograd.grad(colours.sum(), self.values)[0]
         return every * total[:, 1:].sum(1) > _KEEP_LIGHT
 
+    def _worth_keeping(self) -> Float[Tensor, "1 1 x y z"]:
+        """1 at the vertices that are seen and dense."""
+        seen = self._seen()
+        chosen = torch.zeros(self.kept.shape, device=self.device)
+        chosen[self.kept] = (seen & (F.softplus(self.values.detach()[:, 0]) > _KEEP_DENSITY)).float()
+        return chosen[None, None]
+
     def _refine(self) -> None:
         """Halve the cells around what is seen and dense."""
-        seen = self._seen()
+        chosen = self._worth_keeping()
         with torch.no_grad():
-            dense = torch.zeros(self.kept.shape, device=self.device)
-            dense[self.kept] = (seen & (F.softplus(self.values[:, 0]) > _KEEP_DENSITY)).float()
             points = self._points(self.cell) * (self.cell / self.current_cell)
             last = torch.tensor(self.kept.shape, device=self.device) - 2
             # cells with a vertex that is seen
-            wide = F.max_pool3d(dense[None, None], 2, 1)[0, 0] > 0
+            wide = F.max_pool3d(chosen, 2, 1)[0, 0] > 0
             kept = wide[tuple(points.long().minimum(last).unbind(-1))]
             values, _ = interpolate(self._voxels(self.values), points[kept])
         self._take(self.cell, kept, values)
 
     def _prune(self) -> None:
         """Drop what no view sees, with what the optimiser knows of it; neighbours of what is seen stay."""
-        seen = self._seen()
-        with torch.no_grad():
-            dense = torch.zeros(self.kept.shape, device=self.device)
-            dense[self.kept] = (seen & (F.softplus(self.values[:, 0]) > _KEEP_DENSITY)).float()
-            wide = F.max_pool3d(dense[None, None], 3, 1, 1)[0, 0] > 0
-            rows = wide[self.kept]
-            moments = {
-                name: moment[rows] if moment.ndim else moment
-                for name, moment in self.optimizer.state[self.values].items()
-            }
+        wide = F.max_pool3d(self._worth_keeping(), 3, 1, 1)[0, 0] > 0
+        rows = wide[self.kept]
+        moments = {
+            name: moment[rows] if moment.ndim else moment for name, moment in self.optimizer.state[self.values].items()
+        }
         self._take(self.current_cell, self.kept & wide, self.values[rows])
         self.optimizer.state[self.values] = moments
 

@@ -10,8 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render import RenderOutput
-from anomalib_pose.render.compositing import as_batch, over_background
-from anomalib_pose.render.volume import camera_rays
+from anomalib_pose.render.volume import camera_rays, render_rays
 from anomalib_pose.render.voxels import Voxels, draw_voxels, index_vertices
 
 _ROBUST_SHARE = 0.98
@@ -101,11 +100,9 @@ class VoxelScene(nn.Module):
             ValueError: if the scene has not been fitted.
         """
         voxels = self.voxels
-        several = as_batch(cameras.to(self.values.device))
-        images = [self._image(voxels, several[index]) for index in range(len(several))]
-        rgb, depth, alpha = (torch.stack(image) for image in zip(*images, strict=True))
-        output = RenderOutput(over_background(rgb, alpha, background), depth, alpha)
-        return output if cameras.batch_shape else output[0]
+        return render_rays(
+            lambda rays: draw_voxels(voxels, rays, self.step), cameras.to(self.values.device), background
+        )
 
     def render_pixels(self, camera: Camera, pixels: Tensor, background: Tensor) -> Float[Tensor, "n 3"]:
         """Colours of some pixels; differentiable in the camera's pose.
@@ -117,13 +114,6 @@ class VoxelScene(nn.Module):
         """
         rgb, _, alpha = draw_voxels(self.voxels, camera_rays(camera, pixels), self.step)
         return rgb + (1 - alpha)[:, None] * background
-
-    def _image(self, voxels: Voxels, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-        rays = camera_rays(camera)
-        rgb, distance, alpha = draw_voxels(voxels, rays, self.step)
-        depth = torch.where(alpha > 0, distance * rays.cosines / alpha.clamp_min(1e-8), 0)
-        size = (camera.height, camera.width)
-        return rgb.unflatten(0, size), depth.unflatten(0, size), alpha.unflatten(0, size)
 
     def _solid(self) -> Float[Tensor, "n 3"]:
         solid = self.vertices[F.softplus(self.values[:, 0]) > _SOLID]
