@@ -67,16 +67,21 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], t
     assert difference.max() < 100 * tolerance
 
 
+@pytest.fixture(scope="module")
+def runtimes(onnx_path) -> tuple[onnxruntime.InferenceSession, openvino.CompiledModel]:
+    compiled = openvino.Core().compile_model(str(onnx_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return onnxruntime.InferenceSession(str(onnx_path)), compiled
+
+
 @pytest.mark.parametrize(("size", "count"), [(80, 1), (80, 3), (100, 2)])
-def test_onnx_and_openvino_say_what_the_module_says(exported, onnx_path, size, count):
+def test_onnx_and_openvino_say_what_the_module_says(exported, runtimes, size, count):
     images = photographs(size)[:count]
     expected = outputs(exported, images)
-    session = onnxruntime.InferenceSession(str(onnx_path))
+    session, compiled = runtimes
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
     assert_same(found, expected, 1e-4)
     assert np.array_equal(found["pred_label"], expected["pred_label"])
-    compiled = openvino.Core().compile_model(str(onnx_path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert_same({name: compiled(images.numpy())[name] for name in names}, expected, 1e-4)
 
 

@@ -157,25 +157,27 @@ class PosedDataset(AnomalibDataset):
         return PoseBatch.collate
 
 
-def common_size(frames: Sequence[PosedFrame], image_size: int | None) -> tuple[int, int]:
+def common_size(frames: Sequence[PosedFrame], image_size: int | tuple[int, int] | None) -> tuple[int, int]:
     """Width and height that all frames are given in: that of most frames, scaled.
 
     Args:
         frames: at least one frame.
-        image_size: longer side in pixels, or None to keep the size.
+        image_size: longer side in pixels, or None to keep the size. anomalib's ``get_datamodule``, and with it its
+            benchmark, makes a pair of any number; such a pair counts as that number.
 
     Raises:
-        ValueError: if ``image_size`` is below 1, or a frame's aspect differs from that of most.
+        ValueError: if ``image_size`` is below 1 or names two lengths, or a frame's aspect differs from that of most.
     """
-    if image_size is not None and image_size < 1:
+    side = image_size[0] if isinstance(image_size, tuple) else image_size
+    if image_size not in (side, (side, side)) or (side is not None and side < 1):
         msg = f"image_size is the longer side of the images in pixels, 1 or more, got {image_size}."
         raise ValueError(msg)
     width, height = Counter((frame.width, frame.height) for frame in frames).most_common(1)[0][0]
     for frame in frames:
         _check_aspect(frame, (width, height))
-    if image_size is None:
+    if side is None:
         return width, height
-    scale = image_size / max(width, height)
+    scale = side / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

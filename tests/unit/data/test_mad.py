@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from anomalib.data import AnomalibDataModule
+from anomalib.data import AnomalibDataModule, get_datamodule
 from PIL import Image
 from torchvision.transforms.v2 import Compose, Resize
 
+import anomalib_pose
 from anomalib_pose.data import MAD, PoseBatch
 from anomalib_pose.geometry import Camera, mad_lattice
 
@@ -290,6 +291,16 @@ def test_bad_data_is_named_before_training(root, spoil, error, message):
     spoil(root / "01Gorilla")
     with pytest.raises(error, match=message):
         _mad(root)
+
+
+def test_anomalibs_benchmark_makes_a_pair_of_the_image_size(root):
+    anomalib_pose.register()
+    arguments = {"root": str(root), "category": "01Gorilla", "image_size": 8, "num_workers": 0}
+    datamodule = get_datamodule({"class_path": "MAD", "init_args": arguments})
+    datamodule.setup()
+    assert datamodule.train_data[0].image.shape == (3, 8, 8)
+    with pytest.raises(ValueError, match=r"image_size is the longer side .* got \(16, 24\)"):
+        _mad(root, image_size=(16, 24))
 
 
 def test_an_image_size_of_nothing_is_refused(root):
