@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from anomalib_pose.scene.gaussian_scene import GaussianScene
-
-_HEADER_LIMIT = 1 << 16
-_DTYPES = {"float": "<f4", "float32": "<f4", "double": "<f8", "uchar": "u1", "uint8": "u1", "int": "<i4", "uint": "<u4"}
+from anomalib_pose.scene.ply_table import read_ply_vertices
 
 
 def _columns(coefficients: int) -> list[str]:
@@ -61,28 +59,6 @@ def save_ply(scene: GaussianScene, path: str | Path) -> None:
     os.replace(temporary, path)  # noqa: PTH105 - atomic on every platform
 
 
-def _read_header(path: Path) -> tuple[int, list[tuple[str, str]], int]:
-    head = path.read_bytes()[:_HEADER_LIMIT]
-    end = head.find(b"end_header\n")
-    if not head.startswith(b"ply") or end < 0:
-        msg = f"{path} is no .ply file: it has no ply header."
-        raise ValueError(msg)
-    lines = head[:end].decode("ascii", "replace").splitlines()
-    if "format binary_little_endian 1.0" not in lines:
-        msg = f"{path} should be a binary little-endian .ply, its header says: {lines[1:2]}."
-        raise ValueError(msg)
-    elements = [line.split() for line in lines if line.startswith("element ")]
-    if not elements or elements[0][1] != "vertex":
-        msg = f"{path} should begin with its vertices, its elements are {elements}."
-        raise ValueError(msg)
-    properties = [line.split()[1:] for line in lines if line.startswith("property ") and "list" not in line]
-    unknown = [kind for kind, _ in properties if kind not in _DTYPES]
-    if unknown:
-        msg = f"{path} has columns of types {sorted(set(unknown))}; known are {sorted(_DTYPES)}."
-        raise ValueError(msg)
-    return int(elements[0][2]), [(name, _DTYPES[kind]) for kind, name in properties], end + len(b"end_header\n")
-
-
 def load_ply(path: str | Path, rasterizer: str = "auto") -> GaussianScene:
     """Read Gaussians from a .ply that any trainer of 3D Gaussian splatting wrote.
 
@@ -92,32 +68,22 @@ def load_ply(path: str | Path, rasterizer: str = "auto") -> GaussianScene:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a binary .ply of Gaussians, or is cut short.
+        ValueError: if it is not a .ply of Gaussians, or is cut short.
     """
-    path = Path(path)
-    if not path.is_file():
-        msg = f"No .ply at {path}."
-        raise FileNotFoundError(msg)
-    count, columns, offset = _read_header(path)
-    dtype = np.dtype(columns)
-    names = [name for name, _ in columns]
+    table = read_ply_vertices(Path(path))
+    names = table.dtype.names or ()
     rest = sum(name.startswith("f_rest_") for name in names)
     coefficients = 1 + rest // 3
     missing = sorted(set(_columns(coefficients)) - set(names) - {"nx", "ny", "nz"})
     if missing or coefficients not in {1, 4, 9, 16}:
         msg = f"{path} holds no Gaussians: missing columns {missing}, {coefficients} coefficients a channel."
         raise ValueError(msg)
-    data = path.read_bytes()[offset:]
-    if len(data) < count * dtype.itemsize:
-        msg = f"{path} is cut short: {count} Gaussians need {count * dtype.itemsize} bytes, it has {len(data)}."
-        raise ValueError(msg)
-    table = np.frombuffer(data, dtype, count)
 
     def stack(*wanted: str) -> Tensor:
         return torch.from_numpy(np.stack([table[name].astype(np.float32) for name in wanted], 1))
 
-    higher = stack(*(f"f_rest_{i}" for i in range(rest))) if rest else torch.zeros(count, 0)
-    higher = higher.reshape(count, 3, coefficients - 1).transpose(1, 2)
+    higher = stack(*(f"f_rest_{i}" for i in range(rest))) if rest else torch.zeros(len(table), 0)
+    higher = higher.reshape(len(table), 3, coefficients - 1).transpose(1, 2)
     scene = GaussianScene(int(coefficients**0.5) - 1, rasterizer)
     scene.set_raw(
         {

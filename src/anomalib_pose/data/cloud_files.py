@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and writing clouds: organised .tiff, .ply and .pcd, with errors that name the file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+from torch import Tensor
+
+from anomalib_pose.scene.ply_table import read_ply_vertices
+
+MINIMUM_POINTS = 100
+"""A cloud with fewer points is taken to be a mistake."""
+
+_PCD_KINDS = {
+    **{("F", 4): "<f4", ("F", 8): "<f8", ("U", 1): "u1", ("U", 2): "<u2", ("U", 4): "<u4"},
+    **{("I", 1): "i1", ("I", 2): "<i2", ("I", 4): "<i4", ("U", 8): "<u8", ("I", 8): "<i8"},
+}
+_PCD_HEADER_LIMIT = 1 << 14
+
+
+@dataclass(frozen=True)
+class PointFile:
+    """Points of a file in the order they are stored in.
+
+    Args:
+        points: positions (n, 3), float32; NaN where a sensor saw nothing.
+        colors: RGB (n, 3) in [0, 1], or None if there are none.
+    """
+
+    points: Tensor
+    colors: Tensor | None
+
+
+def read_xyz(path: Path) -> Tensor:
+    """Organised cloud (H, W, 3) of a .tiff, float32; cells without a point are 0.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, holds no three channels of floats, or fewer than 100 points. A point that is
+            not finite, or whose z is 0, is no point.
+    """
+    if not path.is_file():
+        msg = f"There is no file {path}: expected a .tiff with x, y and z of every pixel."
+        raise FileNotFoundError(msg)
+    try:
+        array = np.asarray(tifffile.imread(path))
+    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError) as error:
+        msg = f"{path} cannot be read as a .tiff ({error}): copy it again, or remove it from the data set."
+        raise ValueError(msg) from error
+    if array.dtype.kind != "f" or array.ndim != 3 or array.shape[2] != 3:
+        msg = f"{path} should hold floats of shape (height, width, 3), x, y and z; it has {array.dtype} {array.shape}."
+        raise ValueError(msg)
+    xyz = torch.from_numpy(array.astype(np.float32))
+    xyz = torch.where(torch.isfinite(xyz).all(-1, keepdim=True), xyz, 0.0)
+    _check_count(path, int((xyz[..., 2] != 0).sum()))
+    return xyz
+
+
+def read_points(path: Path) -> PointFile:
+    """Cloud of a .ply or .pcd file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it has another suffix, cannot be read, has no x, y and z, or fewer than 100 finite points.
+    """
+    if path.suffix.lower() == ".ply":
+        table = read_ply_vertices(path)
+    elif path.suffix.lower() == ".pcd":
+        table = _read_pcd(path)
+    else:
+        msg = f"{path} should be a .ply or .pcd file."
+        raise ValueError(msg)
+    names = table.dtype.names or ()
+    if not {"x", "y", "z"} <= set(names):
+        msg = f"{path} should have x, y and z of its points; it has {', '.join(names)}."
+        raise ValueError(msg)
+    points = np.stack([table[name].astype(np.float32) for name in "xyz"], 1)
+    _check_count(path, int(np.isfinite(points).all(1).sum()))
+    colors = _colors(table)
+    return PointFile(torch.from_numpy(points), None if colors is None else torch.from_numpy(colors))
+
+
+def write_pcd(path: Path, points: Tensor, colors: Tensor) -> None:
+    """Write points (n, 3) and colours (n, 3) in [0, 1] as a binary .pcd."""
+    dtype = np.dtype([("xyz", "<f4", 3), ("rgb", "<u4")])
+    channels = (colors.clamp(0, 1) * 255).round().to(torch.int64).numpy().astype(np.uint32)
+    table = np.empty(len(points), dtype)
+    table["xyz"] = points.numpy()
+    table["rgb"] = channels[:, 0] << 16 | channels[:, 1] << 8 | channels[:, 2]
+    header = (
+        "# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\nFIELDS x y z rgb\nSIZE 4 4 4 4\nTYPE F F F F\n"
+        f"COUNT 1 1 1 1\nWIDTH {len(points)}\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(points)}\nDATA binary\n"
+    )
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(header.encode() + table.tobytes())
+    temporary.replace(path)
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count < MINIMUM_POINTS:
+        msg = f"{path} has {count} points; a cloud should have {MINIMUM_POINTS} or more: record it again, or remove it."
+        raise ValueError(msg)
+
+
+def _colors(table: np.ndarray) -> np.ndarray | None:
+    """RGB (n, 3) in [0, 1] of separate bytes, or of the three bytes that .pcd files pack into one number."""
+    names = set(table.dtype.names or ())
+    if {"red", "green", "blue"} <= names:
+        channels = np.stack([table[name].astype(np.float32) for name in ("red", "green", "blue")], 1)
+        return channels / (255 if table.dtype["red"].kind in "iu" else 1)
+    packed = next((name for name in ("rgb", "rgba") if name in names), None)
+    if packed is None or table.dtype[packed].itemsize != 4:
+        return None
+    bits = np.ascontiguousarray(table[packed]).view(np.uint32)
+    return np.stack([bits >> shift & 255 for shift in (16, 8, 0)], 1).astype(np.float32) / 255
+
+
+def _read_pcd(path: Path) -> np.ndarray:
+    """Points of a .pcd file, text or binary, as a structured array."""
+    if not path.is_file():
+        msg = f"No .pcd at {path}."
+        raise FileNotFoundError(msg)
+    data = path.read_bytes()
+    header, offset = _pcd_header(path, data[:_PCD_HEADER_LIMIT])
+    layout = header["DATA"][0]
+    try:
+        counts = [int(value) for value in header.get("COUNT", ["1"] * len(header["FIELDS"]))]
+        sizes = [int(value) for value in header["SIZE"]]
+        kinds = [_PCD_KINDS[kind, size] for kind, size in zip(header["TYPE"], sizes, strict=True)]
+        # fields named "_" are padding; two of them would be one name twice
+        names = [f"_{i}" if name == "_" else name for i, name in enumerate(header["FIELDS"])]
+        dtype = np.dtype([(n, k, (c,)) if c != 1 else (n, k) for n, k, c in zip(names, kinds, counts, strict=True)])
+        count = int(header["POINTS"][0])
+    except (KeyError, ValueError, IndexError) as error:
+        msg = (
+            f"{path} has a .pcd header that does not say FIELDS, SIZE, TYPE, COUNT and POINTS as it should: {error!r}."
+        )
+        raise ValueError(msg) from error
+    if layout == "ascii":
+        return _pcd_text(path, data[offset:], dtype, count)
+    if layout != "binary":
+        msg = f"{path} has .pcd data of the kind {layout!r}; known are ascii and binary: save it uncompressed."
+        raise ValueError(msg)
+    if count < 0 or len(data) - offset < count * dtype.itemsize:
+        msg = f"{path} is cut short: {count} points need {count * dtype.itemsize} bytes, it has {len(data) - offset}."
+        raise ValueError(msg)
+    return np.frombuffer(data, dtype, count, offset)
+
+
+def _pcd_header(path: Path, head: bytes) -> tuple[dict[str, list[str]], int]:
+    header: dict[str, list[str]] = {}
+    offset = 0
+    for line in head.splitlines(keepends=True):
+        offset += len(line)
+        words = line.decode("ascii", "replace").split()
+        if words and not words[0].startswith("#"):
+            header[words[0].upper()] = words[1:]
+        if words[:1] == ["DATA"] and len(words) == 2:
+            return header, offset
+    msg = f"{path} is no .pcd file: its header has no line DATA."
+    raise ValueError(msg)
+
+
+def _pcd_text(path: Path, data: bytes, dtype: np.dtype, count: int) -> np.ndarray:
+    """Points of a text file; a packed colour is written as a float there, whose bits are the bytes."""
+    lines = data.decode("ascii", "replace").splitlines()[: max(count, 0)]
+    try:
+        table = np.loadtxt(lines, dtype, ndmin=1) if lines else np.empty(0, dtype)
+    except ValueError as error:
+        msg = f"{path} has a line that is no point: {error}."
+        raise ValueError(msg) from error
+    if len(table) != count:
+        msg = f"{path} is cut short: it should have {count} points, it has {len(table)}."
+        raise ValueError(msg)
+    return table

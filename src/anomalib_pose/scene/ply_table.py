@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vertices of a .ply file as a table, whatever they are."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+_HEADER_LIMIT = 1 << 16
+_KINDS = {
+    **{"char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2"},
+    **{"ushort": "u2", "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4"},
+    **{"float": "f4", "float32": "f4", "double": "f8", "float64": "f8"},
+}
+_ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
+
+
+def read_ply_vertices(path: Path) -> np.ndarray:
+    """Vertices of a .ply file, text or binary: a structured array with one field for each property.
+
+    Other elements, as faces, are left out; vertices have to come first, as all programs write them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no .ply file with its vertices first, or is cut short.
+    """
+    if not path.is_file():
+        msg = f"No .ply at {path}."
+        raise FileNotFoundError(msg)
+    data = path.read_bytes()
+    layout, count, dtype, offset = _read_header(path, data[:_HEADER_LIMIT])
+    if layout == "ascii":
+        return _read_text(path, data[offset:], count, dtype)
+    if len(data) - offset < count * dtype.itemsize:
+        msg = f"{path} is cut short: {count} vertices need {count * dtype.itemsize} bytes, it has {len(data) - offset}."
+        raise ValueError(msg)
+    return np.frombuffer(data, dtype, count, offset)
+
+
+def _read_header(path: Path, head: bytes) -> tuple[str, int, np.dtype, int]:
+    """Format, number of vertices, their fields, and where the data begin."""
+    mark = head.find(b"end_header")
+    end = head.find(b"\n", mark)
+    if not head.startswith(b"ply") or mark < 0 or end < 0:
+        msg = f"{path} is no .ply file: it has no ply header."
+        raise ValueError(msg)
+    lines = [line.split() for line in head[:mark].decode("ascii", "replace").splitlines() if line.strip()]
+    layout = next((line[1] for line in lines if line[0] == "format" and len(line) > 1), "")
+    if layout not in _ORDERS:
+        msg = f"{path} has the format {layout!r}; known are {', '.join(_ORDERS)}."
+        raise ValueError(msg)
+    elements = [number for number, line in enumerate(lines) if line[0] == "element"]
+    first = lines[elements[0]] if elements else []
+    if first[:2] != ["element", "vertex"] or len(first) != 3 or not first[2].isdigit():
+        msg = f"{path} should begin with its vertices, its first element is {' '.join(first) or 'none'}."
+        raise ValueError(msg)
+    stop = elements[1] if len(elements) > 1 else len(lines)
+    properties = [line[1:] for line in lines[elements[0] : stop] if line[0] == "property"]
+    unknown = sorted({entry[0] for entry in properties if len(entry) != 2 or entry[0] not in _KINDS})
+    if unknown or not properties:
+        msg = f"{path} has vertex properties of types {unknown}; known are {sorted(_KINDS)}."
+        raise ValueError(msg)
+    try:
+        dtype = np.dtype([(name, _ORDERS[layout] + _KINDS[kind]) for kind, name in properties])
+    except ValueError as error:
+        msg = f"{path} has two vertex properties of one name: {error}."
+        raise ValueError(msg) from error
+    return layout, int(first[2]), dtype, end + 1
+
+
+def _read_text(path: Path, data: bytes, count: int, dtype: np.dtype) -> np.ndarray:
+    lines = io.StringIO("\n".join(data.decode("ascii", "replace").splitlines()[:count]))
+    try:
+        table = np.loadtxt(lines, dtype, ndmin=1) if count else np.empty(0, dtype)
+    except ValueError as error:
+        msg = f"{path} has a line that is no vertex: {error}."
+        raise ValueError(msg) from error
+    if len(table) != count:
+        msg = f"{path} is cut short: it should have {count} vertices, it has {len(table)}."
+        raise ValueError(msg)
+    return table
