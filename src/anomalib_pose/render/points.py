@@ -32,7 +32,7 @@ _FOCAL = WINDOW / 2 / _HALF_TANGENT
 _ZOOM = 0.7
 # Squares this many spacings of points wide leave no holes, and are the sizes that the paper chose by hand.
 _SQUARE_IN_SPACINGS = 2.75
-_SQUARE_LIMITS = (3.0, 24.0)
+_SMALLEST_SQUARE = 3.0
 _ALBEDO, _DIFFUSE, _SPECULAR, _SHININESS = 0.7, 1.32, 0.4, 100
 _LIGHT_DISTANCE = 2.0
 _BACKGROUND = 1.0
@@ -116,8 +116,7 @@ def render_views(
     xy, nearness = _project(turned, cameras)
     pixels, visible = _seen_at(xy, nearness, size, depth_tolerance)
     if point_size is None:
-        wanted = _SQUARE_IN_SPACINGS * spacing * _FOCAL / cameras.distance.median().item()
-        point_size = min(max(wanted, _SQUARE_LIMITS[0]), _SQUARE_LIMITS[1])
+        point_size = max(_SQUARE_IN_SPACINGS * spacing * _FOCAL / cameras.distance.min().item(), _SMALLEST_SQUARE)
     resolution = size * samples
     owners = _draw(xy, nearness, point_size, resolution)
     grey = _shade(turned, normals.double() @ rotations.double().transpose(1, 2), cameras)

@@ -119,7 +119,7 @@ def test_other_and_missing_files(tmp_path):
     with pytest.raises(ValueError, match=r"\.ply or \.pcd"):
         read_points(tmp_path / "a.obj")
     for name in ("a.ply", "a.pcd"):
-        with pytest.raises(FileNotFoundError, match="a.p"):
+        with pytest.raises(FileNotFoundError, match=r"a\.p"):
             read_points(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"a\.tiff"):
         read_xyz(tmp_path / "a.tiff")
