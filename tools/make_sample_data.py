@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a small data set of a toy built of bricks: ``python tools/make_sample_data.py mad data --category car``."""
+"""Write a small data set of toys.
+
+``python tools/make_sample_data.py mad data --category car``: images of bricks, for pose-agnostic detection.
+``python tools/make_sample_data.py clouds data``: clouds of solids, for detection in clouds.
+"""
 
 import argparse
 import logging
 import sys
 
-from anomalib_pose.data.sample import write_mad, write_mip
+from anomalib_pose.data.sample import write_clouds, write_mad, write_mip
+from anomalib_pose.data.sample.solids import SOLIDS
 
-_WRITERS = {"mad": write_mad, "mip": write_mip}
+_WRITERS = {"clouds": write_clouds, "mad": write_mad, "mip": write_mip}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     layouts = parser.add_subparsers(dest="layout", required=True)
     mad = layouts.add_parser("mad", help="MAD's layout: posed training views, test views with three kinds of defect")
     _add_common(mad, test_good=10, test_per_defect=10)
@@ -24,6 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--lights", type=int, default=3, help="lights of the test views, at most 6; the first is training's"
     )
     mip.add_argument("--colmap", action="store_true", help="MIP-Real's layout: photographs of 4:3 and a COLMAP model")
+    clouds = layouts.add_parser("clouds", help="raw MVTec 3D-AD's layout: solids on a table, four kinds of defect")
+    clouds.add_argument("out", help="folder of the data set")
+    clouds.add_argument("--categories", nargs="+", default=list(SOLIDS), choices=list(SOLIDS), help="solids")
+    clouds.add_argument("--seed", type=int, default=0, help="chooses solids, defects and noise")
+    clouds.add_argument("--size", type=int, default=200, help="width and height of clouds and images")
+    clouds.add_argument("--train", type=int, default=4, help="good clouds in train")
+    clouds.add_argument("--test-good", type=int, default=5, help="test clouds without defect")
+    clouds.add_argument("--test-per-defect", type=int, default=3, help="test clouds of each kind of defect")
+    clouds.add_argument("--overwrite", action="store_true", help="replace categories that exist")
     options = vars(parser.parse_args(arguments))
     writer = _WRITERS[options.pop("layout")]
     logging.basicConfig(level=logging.INFO, format="%(message)s")

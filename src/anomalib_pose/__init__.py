@@ -9,7 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anomalib_pose.data import MAD, MIP, PoseBatch, PosedFolder, PoseItem
+    from anomalib_pose.data import (
+        MAD,
+        MIP,
+        CloudBatch,
+        CloudItem,
+        EyecandiesRendered,
+        MVTec3DRendered,
+        PoseBatch,
+        PosedFolder,
+        PoseItem,
+        Real3DADRendered,
+    )
     from anomalib_pose.models import PIAD, OmniposeAD, SplatPose
     from anomalib_pose.plugin import register
 
@@ -17,23 +28,33 @@ __all__ = [
     "MAD",
     "MIP",
     "PIAD",
+    "CloudBatch",
+    "CloudItem",
+    "EyecandiesRendered",
+    "MVTec3DRendered",
     "OmniposeAD",
     "PoseBatch",
     "PoseItem",
     "PosedFolder",
+    "Real3DADRendered",
     "SplatPose",
     "__version__",
     "register",
 ]
 
 _HOMES = {
+    "CloudBatch": "anomalib_pose.data",
+    "CloudItem": "anomalib_pose.data",
+    "EyecandiesRendered": "anomalib_pose.data",
     "MAD": "anomalib_pose.data",
     "MIP": "anomalib_pose.data",
+    "MVTec3DRendered": "anomalib_pose.data",
     "OmniposeAD": "anomalib_pose.models",
     "PIAD": "anomalib_pose.models",
     "PoseBatch": "anomalib_pose.data",
     "PoseItem": "anomalib_pose.data",
     "PosedFolder": "anomalib_pose.data",
+    "Real3DADRendered": "anomalib_pose.data",
     "SplatPose": "anomalib_pose.models",
     "register": "anomalib_pose.plugin",
 }

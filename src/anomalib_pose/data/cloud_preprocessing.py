@@ -21,6 +21,7 @@ _TRIALS = 300
 _MOST_BORDER_POINTS = 4000
 _REACH = 0.006
 _CORE_POINTS = 30
+_COARSE_SHARE = 0.4  # of the usual number of points around one: in coarse clouds this is enough
 _SIDE_STEP = 100
 _MOST_VOXELS = 30_000_000
 
@@ -66,7 +67,7 @@ def largest_component(xyz: Tensor) -> Tensor:
 
     Points are gathered in voxels of half of the reach of 6 mm; voxels that touch and have enough points around them
     belong together, and those that only touch one of these belong to it too. This is close to DBSCAN with that reach
-    and 30 points; a jump in depth parts what only looks connected in the image.
+    and 30 points, or fewer in coarse clouds; a jump in depth parts what only looks connected in the image.
 
     Args:
         xyz: organised cloud (H, W, 3) in metres.
@@ -91,7 +92,8 @@ def largest_component(xyz: Tensor) -> Tensor:
     around = count
     for axis in range(3):
         around = convolve1d(around, np.ones(3, np.int32), axis, mode="constant")
-    parts, found = label((count > 0) & (around >= _CORE_POINTS), np.ones((3, 3, 3)))
+    enough = min(_CORE_POINTS, _COARSE_SHARE * float(np.median(around[tuple(index.T)])))
+    parts, found = label((count > 0) & (around >= enough), np.ones((3, 3, 3)))
     if not found:
         return kept
     part = parts[tuple(index.T)]

@@ -4,59 +4,22 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName
 
 from anomalib_pose.data.images import check_mask_size, image_files
 from anomalib_pose.data.posed_dataset import PosedDataset
+from anomalib_pose.data.whole_test_datamodule import WholeTestDataModule
 
-_VAL_SPLIT_MODES = ("same_as_test", "from_test", "from_train")
 
-
-class PosedDataModule(AnomalibDataModule):
+class PosedDataModule(WholeTestDataModule):
     """Datamodule whose images are resized together with their intrinsics, and whose test set is complete as it is.
 
-    Args:
-        train_batch_size: images in a training batch.
-        eval_batch_size: images in a batch of validation, test and prediction.
-        num_workers: processes that load images.
-        val_split_mode: ``same_as_test``, ``from_test`` or ``from_train``.
-        val_split_ratio: share of the images that ``from_test`` and ``from_train`` take.
-        seed: makes that choice repeatable.
-
-    Raises:
-        ValueError: if ``val_split_mode`` is another: ``none`` leaves the host without thresholds, and the host's
-            synthetic defects lose the poses.
+    See ``WholeTestDataModule`` for the arguments.
     """
 
     train_data: PosedDataset
     val_data: PosedDataset
     test_data: PosedDataset
-
-    def __init__(
-        self,
-        train_batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        val_split_mode: str = "same_as_test",
-        val_split_ratio: float = 0.5,
-        seed: int | None = None,
-    ) -> None:
-        if str(getattr(val_split_mode, "value", val_split_mode)) not in _VAL_SPLIT_MODES:
-            msg = f"val_split_mode should be one of {', '.join(_VAL_SPLIT_MODES)}, got {val_split_mode!r}."
-            raise ValueError(msg)
-        super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            test_split_mode="from_dir",
-            seed=seed,
-        )
-
-    def _create_test_split(self) -> None:
-        """Keep the test set: the host would take normal images from the training set where it has none."""
 
 
 def labelled_images(

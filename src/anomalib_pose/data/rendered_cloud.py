@@ -40,8 +40,15 @@ class RenderSettings:
     depth_tolerance: float | None = None
 
     @classmethod
-    def of_views(cls, views: int, **others: float | None) -> "RenderSettings":
-        """Settings with the angles of five, nine or eleven views.
+    def of_views(
+        cls,
+        views: int,
+        size: int = 336,
+        *,
+        point_size: float | None = None,
+        depth_tolerance: float | None = None,
+    ) -> "RenderSettings":
+        """Settings with the angles of five, nine or eleven views; see the class for the other arguments.
 
         Raises:
             ValueError: if there are no angles for that number.
@@ -50,7 +57,7 @@ class RenderSettings:
             msg = f"views should be one of {', '.join(map(str, VIEW_ANGLES))}, got {views}."
             raise ValueError(msg)
         about_x, about_y = VIEW_ANGLES[views]
-        return cls(about_x=about_x, about_y=about_y, **others)  # type: ignore[arg-type]
+        return cls(size, about_x, about_y, point_size=point_size, depth_tolerance=depth_tolerance)
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,11 @@ def resample(points: Tensor, labels: Tensor, count: int, seed: int = 0) -> tuple
         return _with_points_between(points, labels, count - len(points), rng)
     kept = torch.from_numpy(_spread(points.double().numpy(), count, rng))
     return points[kept], labels[kept]
+
+
+def front_view(views: int) -> int:
+    """Index of the view from the front: of five, nine and eleven views, the middle one of those about x."""
+    return views // 4
 
 
 def to_bytes(image: Tensor) -> Tensor:
