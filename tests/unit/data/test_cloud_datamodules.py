@@ -317,8 +317,8 @@ def test_a_real_recording(shared, tmp_path):
         cover = (item.views < 1).all(1).float().mean((1, 2))
         assert (cover > 0.08).all()
         assert bool(item.gt_mask.any()) == bool(item.view_masks.any()) == bool(item.gt_label)
-        # points that are seen lie on drawn pixels, but for half a pixel's difference of the two grids and highlights
-        drawn = torch.nn.functional.max_pool2d((item.views < 1).all(1).float(), 3, 1, 1)
         for view in range(9):
-            row, column = item.pixels[view][item.visible[view]].long().T
-            assert drawn[view, row, column].mean() > 0.96
+            seen = item.pixels[view][item.visible[view]]
+            drawn = (item.views[view] < 1).all(0).nonzero()
+            assert (seen.amin(0) - drawn.amin(0)).abs().max() <= 3  # half of a square
+            assert (seen.amax(0) - drawn.amax(0)).abs().max() <= 3

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raw data sets are drawn to the published layouts, and the datamodules read what was drawn."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalib_pose.data import EyecandiesRendered, MVTec3DRendered, Real3DADRendered
+from anomalib_pose.data.cloud_files import write_pcd
+from anomalib_pose.data.sample import write_clouds
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = Path(__file__).resolve().parents[3] / "tools" / "render_clouds.py"
+    spec = importlib.util.spec_from_file_location("render_clouds", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    out = tmp_path_factory.mktemp("raw")
+    return write_clouds(out, ("ring",), 1, 80, train=0, test_good=1, test_per_defect=1, progress=False)
+
+
+def fails(tool, capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        tool.main([str(word) for word in words])
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def items(datamodule):
+    datamodule.setup()
+    return {"/".join(Path(item.image_path).parts[-3:]): item for item in datamodule.test_data}
+
+
+def test_mvtec3d_is_what_is_drawn_in_memory(tool, raw, tmp_path):
+    assert tool.main([str(raw), str(tmp_path), "--size", str(SIZE), "--views", "5"]) == 0
+    arguments = {"category": "ring", "train_category": None, "size": SIZE, "views": 5, "num_workers": 0}
+    memory, disk = items(MVTec3DRendered(raw, **arguments)), items(MVTec3DRendered(tmp_path, **arguments))
+    assert (sorted(memory), len(memory)) == (sorted(disk), 5)
+    for name, item in memory.items():
+        for field in ("gt_mask", "points", "valid", "views", "view_masks", "pixels", "visible", "gt_label"):
+            assert torch.equal(getattr(item, field), getattr(disk[name], field)), (name, field)
+        torch.testing.assert_close(item.image, disk[name].image, atol=1.5 / 255, rtol=0)
+    content = json.loads((tmp_path / "all_meta.json").read_text())["test"]["ring"]
+    assert sorted(entry["specie_name"] for entry in content) == ["bump", "contamination", "dent", "good", "hole"]
+    assert sum(entry["anomaly"] for entry in content) == 4
+
+
+def test_nothing_is_written_of_a_category_that_fails(tool, raw, tmp_path, capsys):
+    broken = tmp_path / "raw" / "ring" / "test" / "good"
+    for part in ("xyz", "rgb", "gt"):
+        (broken / part).mkdir(parents=True)
+    (broken / "xyz" / "000.tiff").write_bytes(b"nothing")
+    Image.new("RGB", (80, 80)).save(broken / "rgb" / "000.png")
+    assert "000.tiff cannot be read" in fails(tool, capsys, tmp_path / "raw", tmp_path / "out", "--size", SIZE)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_exists_is_kept(tool, raw, tmp_path, capsys):
+    (tmp_path / "ring").mkdir()
+    assert "exists already" in fails(tool, capsys, raw, tmp_path)
+
+
+def test_what_is_not_there_is_named(tool, raw, tmp_path, capsys):
+    assert "There is no folder" in fails(tool, capsys, tmp_path / "none", tmp_path / "out")
+    assert "no categories" in fails(tool, capsys, tmp_path, tmp_path / "out")
+    assert "look at --dataset" in fails(tool, capsys, raw, tmp_path / "out", "--dataset", "real3d")
+
+
+def ball(count, seed):
+    points = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(points, dim=1) * 30
+
+
+@pytest.fixture
+def real3d(tmp_path):
+    """Plain clouds in Real3D-AD's layout."""
+    folder = tmp_path / "raw" / "shell"
+    for part in ("train", "test", "gt"):
+        (folder / part).mkdir(parents=True)
+    for number, name in enumerate(("1_good", "2_bulge", "3_sink_cut")):
+        points = ball(1500, number)
+        write_pcd(folder / "test" / f"{name}.pcd", points.float(), torch.ones(1500, 3))
+        if number:
+            np.savetxt(folder / "gt" / f"{name}.txt", torch.cat([points, (points[:, :1] > 22).double()], 1).numpy())
+    return tmp_path / "raw"
+
+
+def test_real3d(tool, real3d, tmp_path):
+    out = tmp_path / "out"
+    assert tool.main([str(real3d), str(out), "--dataset", "real3d", "--size", str(SIZE)]) == 0
+    found = items(Real3DADRendered(out, "shell", None, size=SIZE, num_workers=0))
+    assert sorted(found) == [f"2d_rendering/{name}/view_2.png" for name in ("1_good", "2_bulge", "3_sink_cut")]
+    for name, item in found.items():
+        points = item.points.reshape(-1, 3)
+        assert len(torch.unique(points, dim=0)) == SIZE * SIZE
+        assert torch.equal(item.gt_mask.flatten(), (points[:, 0] > 22) & ("good" not in name))
+        assert (int(item.gt_label), len(item.views)) == ("good" not in name, 9)
+    entry = json.loads((out / "shell_meta.json").read_text())["test"]["shell"][0]
+    assert "d2_img_path" not in entry
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "There is no file"), ("1 2 3 0\n", "100 or more"), ("1 2 3\n" * 200, "four"), ("a b c d\n", "a line")],
+)
+def test_labels_of_real3d_are_checked(tool, real3d, tmp_path, capsys, content, words):
+    path = real3d / "shell" / "gt" / "2_bulge.txt"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    error = fails(tool, capsys, real3d, tmp_path / "out", "--dataset", "real3d", "--size", SIZE)
+    assert words in error
+    assert "2_bulge.txt" in error
+
+
+def write_ply(path, points):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n"
+    head += "".join(f"property float {axis}\n" for axis in "xyz") + "end_header\n"
+    path.write_bytes(head.encode() + points.astype("<f4").tobytes())
+
+
+@pytest.fixture
+def eyecandies(tmp_path):
+    """Organised clouds of a box on a table, a tenth of whose axes x, -z, y face the viewer."""
+    side = 64
+    y, x = np.mgrid[:side, :side] * 0.001
+    z = np.full((side, side), 0.5)
+    z[20:44, 22:42] -= 0.02
+    mask = np.zeros((side, side), np.uint8)
+    mask[24:34, 24:34] = 255
+    camera = np.stack([x, y, z], -1).reshape(-1, 3)
+    stored = np.stack([camera[:, 0], -camera[:, 2], camera[:, 1]], 1) * 10
+    for kind in ("good", "anomaly"):
+        folder = tmp_path / "raw" / "Lollipop" / "test" / kind
+        write_ply(folder / "pcd" / "7.ply", stored)
+        for part, array in (("rgb", np.full((side, side, 3), 90, np.uint8)), ("gt", mask * (kind != "good"))):
+            (folder / part).mkdir()
+            Image.fromarray(array).save(folder / part / "7.png")
+    return tmp_path / "raw"
+
+
+def test_eyecandies(tool, eyecandies, tmp_path):
+    out = tmp_path / "out"
+    assert tool.main([str(eyecandies), str(out), "--dataset", "eyecandies", "--size", str(SIZE)]) == 0
+    found = items(EyecandiesRendered(out, "Lollipop", None, size=SIZE, num_workers=0))
+    item = found["anomaly/rgb/7.png"]
+    points = item.points[item.valid]
+    assert points[:, 2].amax() == pytest.approx(0.48, abs=1e-5)  # the box without the table
+    assert points[:, 0].amin() == pytest.approx(0.022, abs=2e-3)
+    assert (item.gt_mask & item.valid).sum() == item.gt_mask.sum() > 0
+    assert item.view_masks.any()
+    assert not found["good/rgb/7.png"].gt_mask.any()
+
+
+def test_points_of_eyecandies_are_counted(tool, eyecandies, tmp_path, capsys):
+    write_ply(eyecandies / "Lollipop" / "test" / "good" / "pcd" / "7.ply", np.ones((200, 3)))
+    assert "200 points" in fails(tool, capsys, eyecandies, tmp_path / "out", "--dataset", "eyecandies", "--size", SIZE)
