@@ -46,6 +46,25 @@ def draw_squares(x, y, nearness, half, best, owner):  # noqa: ANN001, ANN201
 
 @kernel(_STRICT)
 @no_type_check
+def average_samples(owner, values, background, out):  # noqa: ANN001, ANN201
+    """Pixels ``out`` (h, w) as means over square blocks of samples: the value of the point drawn, or the background.
+
+    ``owner`` has a multiple of the rows and columns of ``out``.
+    """
+    height, width = out.shape
+    side = owner.shape[0] // height
+    for row in range(height):
+        for column in range(width):
+            total = 0.0
+            for y in range(row * side, (row + 1) * side):
+                for x in range(column * side, (column + 1) * side):
+                    n = owner[y, x]
+                    total += values[n] if n >= 0 else background
+            out[row, column] = total / (side * side)
+
+
+@kernel(_STRICT)
+@no_type_check
 def find_lenders(index, seen, lender):  # noqa: ANN001, ANN201
     """For each point the seen one whose visibility it takes: itself, or the nearest in the order of ``index``.
 

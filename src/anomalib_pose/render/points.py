@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anomalib_pose.geometry import so3_exp
 from anomalib_pose.render.compiled import announced_compilation, for_ranges
-from anomalib_pose.render.point_kernels import draw_squares, find_nearest
+from anomalib_pose.render.point_kernels import average_samples, draw_squares, find_nearest
 
 VIEW_ANGLES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     5: ((-45.0, 0.0, 45.0), (-30.0, 30.0)),
@@ -57,8 +57,8 @@ class PointViews:
 
     def masks(self, labels: Bool[Tensor, "n"]) -> Bool[Tensor, "v s s"]:
         """Pixels of which more than half of the samples show points with the label."""
-        drawn = self.owners.long()
-        return _downsample(((drawn >= 0) & labels[drawn.clamp_min(0)]).float(), self.images.shape[-1]) > 0.5
+        shares = labels.float().expand(len(self.owners), -1)
+        return _average(self.owners, shares, 0.0, self.images.shape[-1]) > 0.5
 
 
 def facing_viewer(points: Float[Tensor, "*shape 3"]) -> Float[Tensor, "*shape 3"]:
@@ -120,9 +120,7 @@ def render_views(
     resolution = size * samples
     owners = _draw(xy, nearness, point_size, resolution)
     grey = _shade(turned, normals.double() @ rotations.double().transpose(1, 2), cameras)
-    samples_grey = grey.gather(1, owners.reshape(len(owners), -1).long().clamp_min(0)).reshape(owners.shape)
-    images = _downsample(torch.where(owners >= 0, samples_grey, _BACKGROUND), size)
-    return PointViews(images, owners, pixels, visible)
+    return PointViews(_average(owners, grey, _BACKGROUND, size), owners, pixels, visible)
 
 
 @dataclass(frozen=True)
@@ -223,6 +221,15 @@ def _shade(turned: Tensor, normals: Tensor, cameras: _Cameras) -> Tensor:
     return (_ALBEDO * _DIFFUSE * diffuse + _SPECULAR * highlight).clamp(0, 1)
 
 
-def _downsample(samples: Tensor, size: int) -> Tensor:
-    """Means of square blocks of samples (v, r, r)."""
-    return torch.nn.functional.avg_pool2d(samples[:, None], samples.shape[-1] // size)[:, 0]
+def _average(owners: Tensor, values: Tensor, background: float, size: int) -> Tensor:
+    """Images (v, s, s) of the values (v, n) of the points drawn at each sample."""
+    images = torch.empty(len(owners), size, size)
+    drawn, of_points, out = owners.numpy(), values.numpy(), images.numpy()
+
+    def work(start: int, stop: int) -> None:
+        for view in range(start, stop):
+            average_samples(drawn[view], of_points[view], background, out[view])
+
+    with announced_compilation("the point renderer"):
+        for_ranges(work, len(drawn))
+    return images
