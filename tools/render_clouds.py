@@ -29,7 +29,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from anomalib_pose.data.cloud_files import MINIMUM_POINTS, read_points
+from anomalib_pose.data.cloud_files import MINIMUM_POINTS, naming, read_points
 from anomalib_pose.data.cloud_preprocessing import isolate_object
 from anomalib_pose.data.cloud_sources import RawSource
 from anomalib_pose.data.images import read_image, read_mask
@@ -57,7 +57,9 @@ def mvtec3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterato
         def draw(out: Path, sample=sample) -> None:  # noqa: ANN001
             xyz, rgb, gt_mask = source.original(sample)
             folder = out / "test" / sample.folder.name
-            write_rendered(folder, sample.name, render_organised(xyz, settings, gt_mask, rgb))
+            with naming(sample.folder / "xyz" / sample.name):
+                cloud = render_organised(xyz, settings, gt_mask, rgb)
+            write_rendered(folder, sample.name, cloud)
             write_original(folder, sample.name, xyz, rgb, gt_mask)
 
         yield draw
@@ -72,13 +74,11 @@ def eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Iter
             rgb, _ = read_image(kind / "rgb" / f"{path.stem}.png")
             gt_mask = None if kind.name == "good" else read_mask(kind / "gt" / f"{path.stem}.png")
             xyz = eyecandies_grid(path, rgb.shape[1], rgb.shape[2])
-            try:
+            with naming(path):
                 xyz, image, mask = isolate_object(xyz, rgb, gt_mask, seed)
-            except ValueError as error:
-                msg = f"{path}: {error}"
-                raise ValueError(msg) from error
+                cloud = render_organised(xyz, settings, mask, image)
             folder = out / "test" / kind.name
-            write_rendered(folder, path.stem, render_organised(xyz, settings, mask, image))
+            write_rendered(folder, path.stem, cloud)
             write_original(folder, path.stem, xyz, image, mask)
 
         yield draw
@@ -103,7 +103,9 @@ def real3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterator
             good = "good" in path.stem.split("_")
             points, labels = real3d_good(path) if good else real3d_labelled(category / "gt" / f"{path.stem}.txt")
             folder = out / "test" / ("good" if good else "anomaly")
-            write_rendered(folder, path.stem, render_unorganised(points, labels, settings, seed))
+            with naming(path):
+                cloud = render_unorganised(points, labels, settings, seed)
+            write_rendered(folder, path.stem, cloud)
 
         yield draw
 

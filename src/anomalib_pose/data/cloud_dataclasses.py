@@ -48,7 +48,7 @@ class NumpyCloudBatch(NumpyImageBatch):
 class CloudItem(ImageItem):
     """A cloud of one object on a square grid of cells, its photograph and its views.
 
-    ``image`` is the photograph on the same grid, or the front view where there is none; ``gt_mask`` lies on the grid.
+    ``image`` is the photograph on the same grid, or one of the views where there is none; ``gt_mask`` lies on the grid.
     All sizes are one, 336 unless it was set otherwise.
 
     Args:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and writing clouds: organised .tiff, .ply and .pcd, with errors that name the file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +42,16 @@ class PointFile:
 
     points: Tensor
     colors: Tensor | None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have what is raised about a cloud's content name its file."""
+    try:
+        yield
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise ValueError(msg) from error
 
 
 def read_xyz(path: Path) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from anomalib.data.utils import LabelName
 from torch import Tensor
 
-from anomalib_pose.data.cloud_files import read_xyz
+from anomalib_pose.data.cloud_files import naming, read_xyz
 from anomalib_pose.data.cloud_preprocessing import isolate_object
 from anomalib_pose.data.images import image_files, read_image, read_mask
 from anomalib_pose.data.rendered_cloud import RenderedCloud, RenderSettings, front_view, render_organised
@@ -60,13 +60,11 @@ class RawSource:
 
     Args:
         settings: how clouds are drawn.
-        isolate: remove the plane that the object lies on; False if the recordings have the object alone.
         seed: makes the search for the plane repeatable.
         cache: folder that keeps drawn clouds; None to draw them each time.
     """
 
     settings: RenderSettings
-    isolate: bool = True
     seed: int = 0
     cache: Path | None = None
 
@@ -103,35 +101,37 @@ class RawSource:
         if kept is not None and kept.is_file():
             return _read_cached(kept)
         xyz, rgb, gt_mask = self.original(sample)
-        cloud = render_organised(xyz, self.settings, gt_mask, rgb)
+        with naming(_cloud_path(sample)):
+            cloud = render_organised(xyz, self.settings, gt_mask, rgb)
         if kept is not None:
             _write_cached(kept, cloud)
         return cloud
 
     def original(self, sample: CloudSample) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The object's cloud (H, W, 3), photograph (3, H, W) and mask (H, W), before they are brought to the grid."""
-        xyz = read_xyz(sample.folder / "xyz" / f"{sample.name}.tiff")
+        """The object's cloud (H, W, 3), photograph (3, H, W) and mask (H, W), before they are brought to the grid.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if a file cannot be read, sizes differ, or nothing but the plane is there.
+        """
+        path = _cloud_path(sample)
+        xyz = read_xyz(path)
         rgb, _ = read_image(sample.image_path)
         gt_mask = None if sample.mask_path is None else read_mask(sample.mask_path)
-        for path, channels in ((sample.image_path, rgb), (sample.mask_path, gt_mask)):
+        for other, channels in ((sample.image_path, rgb), (sample.mask_path, gt_mask)):
             if channels is not None and channels.shape[-2:] != xyz.shape[:2]:
                 msg = (
-                    f"{path} is {channels.shape[-1]} x {channels.shape[-2]}, but its cloud {sample.name}.tiff is "
+                    f"{other} is {channels.shape[-1]} x {channels.shape[-2]}, but its cloud {path} is "
                     f"{xyz.shape[1]} x {xyz.shape[0]}: both should have one size."
                 )
                 raise ValueError(msg)
-        if not self.isolate:
-            return xyz, rgb, gt_mask
-        try:
+        with naming(path):
             return isolate_object(xyz, rgb, gt_mask, self.seed)
-        except ValueError as error:
-            msg = f"{sample.folder / 'xyz' / sample.name}.tiff: {error}"
-            raise ValueError(msg) from error
 
     def _key(self, sample: CloudSample) -> str:
-        paths = [sample.folder / "xyz" / f"{sample.name}.tiff", sample.image_path, sample.mask_path]
+        paths = [_cloud_path(sample), sample.image_path, sample.mask_path]
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path]
-        content = repr((_CACHE_VERSION, stats, sorted(asdict(self.settings).items()), self.isolate, self.seed))
+        content = repr((_CACHE_VERSION, stats, sorted(asdict(self.settings).items()), self.seed))
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
@@ -177,6 +177,10 @@ def _kinds(folder: Path, part: str) -> list[Path]:
         msg = f"There is no folder {test}: expected subfolders 'good' and one for each kind of defect in it."
         raise FileNotFoundError(msg)
     return [kind for kind in sorted(test.iterdir()) if (kind / part).is_dir()]
+
+
+def _cloud_path(sample: CloudSample) -> Path:
+    return sample.folder / "xyz" / f"{sample.name}.tiff"
 
 
 def _label(kind: Path) -> LabelName:

@@ -11,7 +11,7 @@ class MVTec3DRendered(CloudDataModule):
     """MVTec 3D-AD, raw or rendered, and anything in either layout.
 
     Raw is ``<root>/<category>/test/<kind>`` with ``rgb``, ``xyz`` and ``gt``: the plane below the object is removed
-    and the object drawn when it is read, which takes a fraction of a second a cloud. ``cache_dir`` keeps what was drawn;
+    and the object drawn when it is read, in a fraction of a second. ``cache_dir`` keeps what was drawn;
     ``tools/render_clouds.py`` writes the layout that PointAD published, which is recognised by its ``2d_rendering``.
 
     One-vs-rest: train on the labelled test part of ``train_category``, test on another one. Cross-dataset: name the

@@ -11,7 +11,7 @@ class Real3DADRendered(CloudDataModule):
     """Real3D-AD in the layout that PointAD published, as ``tools/render_clouds.py --dataset real3d`` writes it.
 
     ``<root>/<category>/test/good`` and ``test/anomaly`` have ``2d_rendering``, ``2d_gt``, ``2d_3d_cor`` and
-    ``gt_pcd``. There are no photographs: ``image`` is the front view. Cells of the grid are no neighbours in space
+    ``gt_pcd``. There are no photographs: ``image`` is one of the views. Cells of the grid are no neighbours in space
     (``organised`` is False).
 
     One-vs-rest: train on the labelled test part of ``train_category``, test on another one. Cross-dataset: name the

@@ -267,6 +267,11 @@ def save(path, array):
         ("xyz/000.tiff", np.zeros((RAW, RAW, 3), np.float32), "0 points"),
         ("xyz/000.tiff", np.full((RAW, RAW, 3), np.nan, np.float32), "0 points"),
         ("xyz/000.tiff", np.ones((RAW, RAW, 3), np.uint8), "uint8"),
+        (
+            "xyz/000.tiff",
+            recording(0)[0] * np.float32([1, 1, 0]) + np.float32([0, 0, 1]),
+            r"000\.tiff: Nothing is left",
+        ),
         ("xyz/000.tiff", recording(0)[0] * np.float32(1000), r"000\.tiff.*metres"),
     ],
 )
