@@ -126,6 +126,17 @@ def test_organised_layout_there_and_back(tmp_path, views):
     same(read_rendered(folder, "007", SIZE), cloud)
 
 
+def test_views_are_in_the_order_of_their_numbers(tmp_path):
+    xyz, mask, rgb = dome(SIZE, SIZE)
+    rgb = (rgb * 255).round() / 255
+    cloud = render_organised(xyz, RenderSettings.of_views(11, size=SIZE), mask, rgb)
+    write_rendered(tmp_path, "007", cloud)
+    write_original(tmp_path, "007", xyz, rgb, mask)
+    for path in sorted(tmp_path.rglob("view_0*")):  # the published files are not padded: view_10 sorts before view_2
+        path.rename(path.with_name(path.name.replace("view_0", "view_")))
+    same(read_rendered(tmp_path, "007", SIZE), cloud)
+
+
 def test_organised_layout_is_the_published_one(tmp_path):
     xyz, mask, rgb = dome()
     cloud = render_organised(xyz, SETTINGS, mask, rgb)
