@@ -66,8 +66,8 @@ class CloudDataModule(WholeTestDataModule):
         seed: int | None,
     ) -> None:
         super().__init__(train_batch_size, eval_batch_size, num_workers, val_split_mode, val_split_ratio, seed)
-        self.root = Path(resolve_dataset_root(root, self.dataset_name))
-        self.train_root = self.root if train_root is None else Path(train_root)
+        self.root = Path(resolve_dataset_root(root, self.dataset_name)).absolute()
+        self.train_root = self.root if train_root is None else Path(train_root).absolute()
         self.category = category
         self.train_category = train_category
         self.settings = settings
@@ -81,6 +81,15 @@ class CloudDataModule(WholeTestDataModule):
         if train_category is None and str(getattr(val_split_mode, "value", val_split_mode)) == "from_train":
             msg = "val_split_mode 'from_train' needs a train_category."
             raise ValueError(msg)
+
+    @property
+    def name(self) -> str:
+        """Name of the root folder.
+
+        The host names its pictures by what comes after this name in an image's path, and by one folder alone where the
+        path has no such name: photographs of all kinds lie in folders ``rgb``, and would overwrite each other.
+        """
+        return self.root.name
 
     def prepare_data(self) -> None:
         """Check that the categories are there.

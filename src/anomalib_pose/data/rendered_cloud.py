@@ -14,7 +14,7 @@ from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neigh
 from anomalib_pose.render.points import VIEW_ANGLES, facing_viewer, render_views, view_rotations
 
 _PLAIN_NEIGHBOURS = 30
-_STRAY_NEIGHBOURS = 3
+_NEIGHBOURS_BETWEEN = 3
 _SHARES = (0.25, 0.5, 0.75)
 
 
@@ -231,7 +231,7 @@ def _with_points_between(
     points: Tensor, labels: Tensor, missing: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     xyz = points.double().numpy()
-    neighbours = min(_STRAY_NEIGHBOURS, len(xyz) - 1)
+    neighbours = min(_NEIGHBOURS_BETWEEN, len(xyz) - 1)
     anchor = rng.integers(0, len(xyz), missing)
     _, near = cKDTree(xyz).query(xyz[anchor], np.arange(2, neighbours + 2))
     other = near[np.arange(missing), rng.integers(0, neighbours, missing)]

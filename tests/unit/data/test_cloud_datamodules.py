@@ -10,6 +10,7 @@ import pytest
 import tifffile
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.utils.path import generate_output_filename
 from PIL import Image
 from torchvision.transforms.v2 import Compose, Resize
 
@@ -128,6 +129,18 @@ def test_training_category_is_never_tested(written):
     assert {int(item.gt_label) for item in datamodule.train_data} == {0, 1}
     with pytest.raises(ValueError, match="uses the labels"):
         MVTec3DRendered(written, "carrot", "carrot")
+
+
+@pytest.mark.parametrize("category", ["bagel", "rest"])
+def test_pictures_of_results_do_not_overwrite_each_other(written, tmp_path, monkeypatch, category):
+    for root in (written, "."):
+        monkeypatch.chdir(written)
+        datamodule = mvtec(root, category)
+        names = {
+            generate_output_filename(item.image_path, tmp_path, datamodule.name, datamodule.category, mkdir=False)
+            for item in datamodule.test_data
+        }
+        assert len(names) == len(datamodule.test_data)
 
 
 def test_a_link_does_not_hide_the_training_category(root, tmp_path):
