@@ -135,8 +135,8 @@ def render_unorganised(points: Tensor, labels: Tensor, settings: RenderSettings,
 def resample(points: Tensor, labels: Tensor, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Exactly ``count`` points and their labels.
 
-    Of more points, one is kept in each occupied cell of the coarsest lattice with enough of them: as evenly spread
-    over the surface as farthest points, in a fraction of their time. To fewer, points between neighbours are added,
+    Of more points, one is kept in each occupied cell of the coarsest lattice with enough of them: spread evenly
+    over the surface, much faster than farthest points are found. To fewer, points between neighbours are added,
     with the label of the nearer one.
 
     Args:
