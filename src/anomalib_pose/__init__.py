@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anomalib_pose.data import MAD, MIP, PoseBatch, PosedFolder, PoseItem
+    from anomalib_pose.data import MAD, MIP, BrokenChairs, PoseBatch, PosedFolder, PoseItem, ViewBatch, ViewItem
     from anomalib_pose.models import PIAD, OmniposeAD, SplatPose
     from anomalib_pose.plugin import register
 
@@ -17,16 +17,20 @@ __all__ = [
     "MAD",
     "MIP",
     "PIAD",
+    "BrokenChairs",
     "OmniposeAD",
     "PoseBatch",
     "PoseItem",
     "PosedFolder",
     "SplatPose",
+    "ViewBatch",
+    "ViewItem",
     "__version__",
     "register",
 ]
 
 _HOMES = {
+    "BrokenChairs": "anomalib_pose.data",
     "MAD": "anomalib_pose.data",
     "MIP": "anomalib_pose.data",
     "OmniposeAD": "anomalib_pose.models",
@@ -35,6 +39,8 @@ _HOMES = {
     "PoseItem": "anomalib_pose.data",
     "PosedFolder": "anomalib_pose.data",
     "SplatPose": "anomalib_pose.models",
+    "ViewBatch": "anomalib_pose.data",
+    "ViewItem": "anomalib_pose.data",
     "register": "anomalib_pose.plugin",
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Posed images as anomalib items, batches and datamodules.
+"""Posed images, and queries with reference views, as anomalib items, batches and datamodules.
 
 Names are looked up on first use: ``anomalib_pose.data.sample`` draws its data sets without waiting for anomalib.
 """
@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anomalib_pose.data.broken_chairs import BrokenChairs
     from anomalib_pose.data.colmap import read_colmap, read_colmap_points
     from anomalib_pose.data.dataclasses import PoseBatch, PoseItem
     from anomalib_pose.data.mad import MAD
@@ -15,21 +16,26 @@ if TYPE_CHECKING:
     from anomalib_pose.data.posed_dataset import PosedDataset
     from anomalib_pose.data.posed_folder import PosedFolder
     from anomalib_pose.data.transforms_json import PosedFrame, read_transforms
+    from anomalib_pose.data.view_batch import ViewBatch, ViewItem
 
 __all__ = [
     "MAD",
     "MIP",
+    "BrokenChairs",
     "PoseBatch",
     "PoseItem",
     "PosedDataset",
     "PosedFolder",
     "PosedFrame",
+    "ViewBatch",
+    "ViewItem",
     "read_colmap",
     "read_colmap_points",
     "read_transforms",
 ]
 
 _MODULES = {
+    "BrokenChairs": "broken_chairs",
     "MAD": "mad",
     "MIP": "mip",
     "PoseBatch": "dataclasses",
@@ -37,6 +43,8 @@ _MODULES = {
     "PosedDataset": "posed_dataset",
     "PosedFolder": "posed_folder",
     "PosedFrame": "transforms_json",
+    "ViewBatch": "view_batch",
+    "ViewItem": "view_batch",
     "read_colmap": "colmap",
     "read_colmap_points": "colmap",
     "read_transforms": "transforms_json",

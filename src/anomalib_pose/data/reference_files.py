@@ -128,11 +128,11 @@ def find_reference_views(folder: Path) -> list[ReferenceFile]:
         FileNotFoundError: if there is no such folder, no view in it, or a view without correspondences.
         ValueError: if a picture's name is another.
     """
-    pictures = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    pictures = sorted(folder / name for name in names if name.endswith(".png"))
     if not pictures:
         msg = f"There are no reference views <id>_<distance>_<azimuth>_<elevation>.png in {folder}."
         raise FileNotFoundError(msg)
-    names = {path.name for path in folder.iterdir()}
     views: dict[tuple[float, float, float], ReferenceFile] = {}
     for path in pictures:
         view = _parsed(path)

@@ -43,7 +43,9 @@ def seen_by_rays(mesh: Mesh, eye: np.ndarray, points: np.ndarray) -> np.ndarray:
 def test_visible_points_are_those_that_rays_reach(seed: int, width: int, height: int) -> None:
     mesh = soup(seed, 60)
     eye = torch.tensor([1.5, -2.0, 1.2])
-    camera = Camera.from_fov(look_at(eye, torch.zeros(3), UP), 0.3, width, height)  # much of the mesh is outside the image
+    camera = Camera.from_fov(
+        look_at(eye, torch.zeros(3), UP), 0.3, width, height
+    )  # much of the mesh is outside the image
     on_surface = sample_surface(mesh, 600, np.random.default_rng(seed))
     in_space = torch.rand((200, 3), generator=torch.Generator().manual_seed(seed)).double() - 0.5
     points = torch.cat([on_surface, in_space])
