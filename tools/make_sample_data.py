@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a small data set of a toy built of bricks: ``python tools/make_sample_data.py mad data --category car``."""
+"""Write a small data set of a toy built of bricks, or of chairs.
+
+``python tools/make_sample_data.py mad data --category car``, ``python tools/make_sample_data.py chairs data/chairs``.
+"""
 
 import argparse
 import logging
 import sys
 
 from anomalib_pose.data.sample import write_mad, write_mip
+from anomalib_pose.data.sample.chairs import write_chairs
 
-_WRITERS = {"mad": write_mad, "mip": write_mip}
+_WRITERS = {"mad": write_mad, "mip": write_mip, "chairs": write_chairs}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--lights", type=int, default=3, help="lights of the test views, at most 6; the first is training's"
     )
     mip.add_argument("--colmap", action="store_true", help="MIP-Real's layout: photographs of 4:3 and a COLMAP model")
+    chairs = layouts.add_parser("chairs", help="BrokenChairs' layout: whole and broken chairs, views of the whole ones")
+    chairs.add_argument("out", help="folder of the data set")
+    chairs.add_argument("--shapes", type=int, default=12, help="number of chairs, 3 or more")
+    chairs.add_argument("--queries", type=int, default=10, help="photographs of each chair; every other one is broken")
+    chairs.add_argument("--seed", type=int, default=0, help="chooses everything that is random")
+    chairs.add_argument("--size", type=int, default=512, help="side of the photographs in pixels")
+    chairs.add_argument("--views", type=int, default=20, help="reference views of each chair")
+    chairs.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
     options = vars(parser.parse_args(arguments))
     writer = _WRITERS[options.pop("layout")]
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from anomalib_pose.render.mesh import Mesh
+from anomalib_pose.render.reference_views import FITTING_RADIUS
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,8 @@ def read_mesh(path: str | Path, *, normalise: bool = True) -> Mesh:
 
     Args:
         path: a file ``.obj``, ``.ply``, ``.glb``, ``.gltf``, ``.stl`` or ``.off``.
-        normalise: move the middle of the bounding box to the origin and scale the mesh into the unit sphere, which
-            fills a reference view at distance 3.
+        normalise: move the middle of the bounding box to the origin and scale the mesh into a sphere of radius 0.9,
+            which fills reference views from distance 3.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -38,7 +39,7 @@ def read_mesh(path: str | Path, *, normalise: bool = True) -> Mesh:
         if radius == 0:
             msg = f"All vertices of {path} are the same point: expected a mesh with an extent."
             raise ValueError(msg)
-        vertices = vertices / radius
+        vertices = vertices * (FITTING_RADIUS / radius)
     logger.info("%s has %d faces%s.", path, len(faces), "" if watertight else ", which leave holes")
     triangles = torch.from_numpy(faces.astype(np.int32))
     return Mesh.flat(torch.from_numpy(vertices).float(), triangles, torch.full((len(faces), 3), _GREY))

@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.progress import Progress
 
 from anomalib_pose.data.sample.files import new_category, opengl_matrix, write_image, write_json
 from anomalib_pose.data.sample.views import one_thread
-from anomalib_pose.geometry import rigid_inverse
+from anomalib_pose.geometry import Camera, rigid_inverse
 from anomalib_pose.render.mesh import Mesh
 from anomalib_pose.render.reference_views import ReferenceView, render_reference_views
 
@@ -77,13 +78,15 @@ def write_reference_view(folder: Path, name: str, view: ReferenceView) -> None:
     stem = "_".join([name, str(float(view.distance)), *degrees])
     grey = (view.grey * 255).round().byte().numpy()
     write_image(folder / f"{stem}.png", np.repeat(grey[..., None], 3, 2))
-    pose = view.camera.camera_to_world
-    # The camera-to-world matrix with OpenGL axes, and its inverse
-    camera_to_world = opengl_matrix(pose)
-    world_to_camera = rigid_inverse(pose.new_tensor(camera_to_world))
-    content = {"K": view.camera.K.tolist(), "RT": world_to_camera.tolist(), "RT_": camera_to_world}
-    write_json(folder / f"{stem}.json", content)
+    write_json(folder / f"{stem}.json", camera_matrices(view.camera))
     np.save(folder / f"{stem}_depth.npy", view.depth.numpy().astype(np.float32))
     table = {"pxy": view.pixels.numpy(), "is_visible": view.visible.numpy(), "xyz": view.xyz.numpy()}
     # A pickled dictionary, because the published files are; this package's reader runs nothing of a pickle.
     np.save(folder / f"{stem}.npy", np.array(table, dtype=object), allow_pickle=True)
+
+
+def camera_matrices(camera: Camera) -> dict[str, list[list[float]]]:
+    """A camera as the data set stores it: ``K`` in pixels, ``RT`` world to camera, ``RT_`` back, with OpenGL axes."""
+    camera_to_world = opengl_matrix(camera.camera_to_world)
+    world_to_camera = rigid_inverse(torch.tensor(camera_to_world, dtype=torch.float64))
+    return {"K": camera.K.tolist(), "RT": world_to_camera.tolist(), "RT_": camera_to_world}

@@ -21,6 +21,8 @@ IMAGE_SIZE = 256
 GRID_SIZE = 32
 CELL = IMAGE_SIZE // GRID_SIZE
 EMPTY = -1.0
+FITTING_RADIUS = 0.9
+"""Radius of a mesh around the origin that fits into views from distance 3, although they aim at its centroid."""
 SHARED_POINTS, CELL_POINTS = 2000, 10_000
 
 _FOCAL = 355.0
