@@ -123,7 +123,9 @@ def inside(solid: Solid, points: np.ndarray) -> np.ndarray:
     corners = solid.vertices[solid.faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     length = np.linalg.norm(normals, axis=1)
-    corners, normals = corners[length > 0], normals[length > 0] / length[length > 0, None]
+    # the normal of a face without area is nothing but rounding
+    real = length > 1e-9 * length.max()
+    corners, normals = corners[real], normals[real] / length[real, None]
     # whichever way round the corners are, outwards is away from the middle
     normals *= np.sign(((corners[:, 0] - solid.vertices.mean(0)) * normals).sum(1))[:, None]
     offsets = (corners[:, 0] * normals).sum(1)
