@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--elevation", type=float, default=20.0, help="of the cameras, degrees")
     parser.add_argument("--distance", type=float, default=3.0, help="of the cameras from the origin")
     parser.add_argument("--seed", type=int, default=0, help="chooses the points of the correspondences")
-    parser.add_argument("--keep-scale", action="store_true", help="do not move and scale the mesh to fit into the views")
+    parser.add_argument(
+        "--keep-scale", action="store_true", help="do not move and scale the mesh to fit into the views"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -25,7 +25,7 @@ def test_an_image_on_white_is_taken_as_it_is() -> None:
 
 
 def test_another_background_is_refused_with_what_to_do() -> None:
-    with pytest.raises(ValueError, match="only 0% of the border.*cut the object out"):
+    with pytest.raises(ValueError, match=r"only 0% of the border.*cut the object out"):
         query_on_white(photograph(0.85))
     coloured = photograph(1.0)
     coloured[2] = 0.6  # yellow is not white

@@ -42,7 +42,7 @@ def test_the_layout_is_the_published_one(folder: Path) -> None:
     for query in queries:
         with Image.open(query.image_path) as image:
             assert (image.mode, image.size) == ("RGB", (SIZE, SIZE))
-        _, shape, texture, radius, azimuth, elevation, light, label = query.image_path.stem.split("_", 7)
+        _, shape, _, radius, azimuth, elevation, light, label = query.image_path.stem.split("_", 7)
         assert shape == query.shape_id
         assert 2.9 <= float(radius) <= 3.5
         assert (0 <= int(azimuth) < 360, 5 <= int(elevation) <= 45, 0 <= int(light) < 6) == (True, True, True)
@@ -141,6 +141,10 @@ def test_what_changes_is_inside_the_mask() -> None:
         # where the part was in front of white, or is now, the image has to change
         alone = change.union & ((images[0] == 255).all(2) | (images[1] == 255).all(2))
         assert not (alone & ~differs).any()
+        # and where one surface is behind the other, the mask has to be set, whatever their colours
+        depths = [rasterize_mesh(one.mesh, pose.chair_camera, 1) for one in (chair, anomaly.chair)]
+        before, after = (depth.grid(depth.depth, 0.0).numpy() for depth in depths)
+        assert not ((np.abs(before - after) > 0.021) & ~change.union).any()
         found += 1
     assert found > 5
 

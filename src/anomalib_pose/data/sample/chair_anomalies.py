@@ -129,7 +129,10 @@ def inside(solid: Solid, points: np.ndarray) -> np.ndarray:
     # whichever way round the corners are, outwards is away from the middle
     normals *= np.sign(((corners[:, 0] - solid.vertices.mean(0)) * normals).sum(1))[:, None]
     offsets = (corners[:, 0] * normals).sum(1)
-    found: np.ndarray = (points @ normals.T < offsets + 1e-9).all(1)
+    planes = np.unique(np.column_stack([normals, offsets]).round(9), axis=0)
+    near = ((points >= solid.vertices.min(0)) & (points <= solid.vertices.max(0))).all(1)
+    found = np.zeros(len(points), bool)
+    found[near] = (points[near] @ planes[:, :3].T < planes[:, 3] + 1e-8).all(1)
     return found
 
 
