@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from anomalib_pose.data.mip import MIP
     from anomalib_pose.data.posed_dataset import PosedDataset
     from anomalib_pose.data.posed_folder import PosedFolder
+    from anomalib_pose.data.queries import evaluation_view, query_on_white, read_query
+    from anomalib_pose.data.reference_files import find_reference_views, read_views, spread_views
     from anomalib_pose.data.transforms_json import PosedFrame, read_transforms
     from anomalib_pose.data.view_batch import ViewBatch, ViewItem
 
@@ -29,9 +31,15 @@ __all__ = [
     "PosedFrame",
     "ViewBatch",
     "ViewItem",
+    "evaluation_view",
+    "find_reference_views",
+    "query_on_white",
     "read_colmap",
     "read_colmap_points",
+    "read_query",
     "read_transforms",
+    "read_views",
+    "spread_views",
 ]
 
 _MODULES = {
@@ -45,9 +53,15 @@ _MODULES = {
     "PosedFrame": "transforms_json",
     "ViewBatch": "view_batch",
     "ViewItem": "view_batch",
+    "evaluation_view": "queries",
+    "find_reference_views": "reference_files",
+    "query_on_white": "queries",
     "read_colmap": "colmap",
     "read_colmap_points": "colmap",
+    "read_query": "queries",
     "read_transforms": "transforms_json",
+    "read_views": "reference_files",
+    "spread_views": "reference_files",
 }
 
 

@@ -143,6 +143,37 @@ def find_reference_views(folder: Path) -> list[ReferenceFile]:
     return [views[key] for key in sorted(views)]
 
 
+def spread_views(files: list[ReferenceFile], count: int) -> list[ReferenceFile]:
+    """Views that are spread over all, in their order.
+
+    Args:
+        files: the views of one shape.
+        count: how many to take.
+
+    Raises:
+        ValueError: if there are not as many.
+    """
+    if not 1 <= count <= len(files):
+        folder = files[0].image_path.parent if files else "the folder"
+        msg = (
+            f"{folder} has {len(files)} different views, {count} are asked for: draw more with tools/render_views.py, "
+            "or ask for fewer."
+        )
+        raise ValueError(msg)
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+def read_views(files: list[ReferenceFile]) -> tuple[Tensor, Tensor]:
+    """Pictures (n, 3, 256, 256) in [0, 1] and positions on the shape (n, 32, 32, 3), -1 where none is known.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file cannot be read; it is named.
+    """
+    images = torch.stack([file.image() for file in files])
+    return images, torch.stack([file.correspondences().xyz for file in files])
+
+
 def read_correspondences(path: Path) -> Correspondences:
     """Read a view's correspondences, from ``.npz``, or from a pickled dictionary of arrays in ``.npy``.
 

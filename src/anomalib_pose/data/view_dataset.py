@@ -17,7 +17,13 @@ from anomalib_pose.data.broken_chairs_files import BOX_UNIT, GOOD, QueryFile
 from anomalib_pose.data.images import check_mask_size, read_image, read_mask
 from anomalib_pose.data.queries import QUERY_SIZE, cropped, resized
 from anomalib_pose.data.query_crops import box_in_crop, choose_crop, mirrored_box, random_light
-from anomalib_pose.data.reference_files import Correspondences, ReferenceFile, find_reference_views
+from anomalib_pose.data.reference_files import (
+    Correspondences,
+    ReferenceFile,
+    find_reference_views,
+    read_views,
+    spread_views,
+)
 from anomalib_pose.data.transforms_json import read_json
 from anomalib_pose.data.view_batch import ViewBatch, ViewItem
 from anomalib_pose.geometry import farthest_point_sampling
@@ -99,7 +105,7 @@ class ViewDataset(AnomalibDataset):
             # a resizing moves neither the box, which is in shares, nor what the image shows
             image, mask = self.augmentations(Image(image), Mask(mask))
         files = find_reference_views(query.references)
-        images, xyz = _views(self._chosen(files, query))
+        images, xyz = read_views(self._chosen(files))
         pair_images, pair_points = self._pair(files, query) if self.training else (None, None)
         return ViewItem(
             image=Image(image),
@@ -127,17 +133,12 @@ class ViewDataset(AnomalibDataset):
             image = random_light(image)
         return image, mask, shown
 
-    def _chosen(self, files: list[ReferenceFile], query: QueryFile) -> list[ReferenceFile]:
+    def _chosen(self, files: list[ReferenceFile]) -> list[ReferenceFile]:
         """Distinct views: random in training, otherwise spread over all in their order."""
-        if len(files) < self.views:
-            msg = (
-                f"{query.references} has {len(files)} different views, {self.views} are asked for: draw more, or ask "
-                "for fewer (train_views, eval_views)."
-            )
-            raise ValueError(msg)
-        if self.training:
-            return [files[i] for i in torch.randperm(len(files))[: self.views].tolist()]
-        return [files[i * len(files) // self.views] for i in range(self.views)]
+        if not self.training:
+            return spread_views(files, self.views)
+        order = torch.randperm(len(files)).tolist()
+        return spread_views([files[i] for i in order], self.views)
 
     def _pair(self, files: list[ReferenceFile], query: QueryFile) -> tuple[Tensor, Tensor]:
         """Two random views (2, 3, 256, 256) and points that both see (32, 2, 2)."""
@@ -167,12 +168,6 @@ class ViewDataset(AnomalibDataset):
     def collate_fn(self) -> Callable:
         """Collation to a ``ViewBatch``."""
         return ViewBatch.collate
-
-
-def _views(files: list[ReferenceFile]) -> tuple[Tensor, Tensor]:
-    """Pictures (n, 3, 256, 256) and positions (n, 32, 32, 3)."""
-    images = torch.stack([file.image() for file in files])
-    return images, torch.stack([file.correspondences().xyz for file in files])
 
 
 def _common_points(first: Correspondences, second: Correspondences) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_pose.data.reference_files import find_reference_views, read_correspondences
+from anomalib_pose.data.reference_files import find_reference_views, read_correspondences, read_views, spread_views
 from anomalib_pose.data.reference_writer import write_reference_views
 from anomalib_pose.render.mesh import Mesh
 from anomalib_pose.render.reference_views import reference_camera, render_reference_views
@@ -150,6 +150,17 @@ def test_folders_without_views_are_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "7_3.0_0_20.npy").touch()
     with pytest.raises(ValueError, match="is named <id>_<distance>"):
         find_reference_views(tmp_path)
+
+
+def test_some_views_are_spread_over_all(folder: Path) -> None:
+    files = find_reference_views(folder)
+    assert [file.azimuth for file in spread_views(files, 2)] == [0, 120]
+    images, xyz = read_views(files)
+    assert torch.equal(images[1], files[1].image())
+    assert torch.equal(xyz[2], files[2].correspondences().xyz)
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"has 3 different views, {count} are asked for"):
+            spread_views(files, count)
 
 
 def test_published_views_are_twenty_without_the_one_that_is_there_twice(published: Path) -> None:

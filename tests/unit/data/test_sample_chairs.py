@@ -108,6 +108,18 @@ def test_wrong_numbers_and_folders_that_exist_are_refused(folder: Path, tmp_path
         write_chairs(folder, 3, 1, progress=False)
 
 
+def test_the_program_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[3] / "tools")
+    import make_sample_data
+
+    numbers = ["--shapes", "3", "--queries", "1", "--views", "1", "--size", "64"]
+    assert make_sample_data.main(["chairs", str(tmp_path / "chairs"), *numbers]) == 0
+    assert len(find_queries(tmp_path / "chairs")) == 3
+    with pytest.raises(SystemExit, match="2"):
+        make_sample_data.main(["chairs", str(tmp_path / "chairs")])
+    assert "exists already" in capsys.readouterr().err
+
+
 def test_chairs_fit_into_their_views_and_stand_upright() -> None:
     for seed in range(12):
         chair = build_chair(np.random.default_rng(seed))
