@@ -14,16 +14,14 @@ from PIL import Image
 from anomalib_pose.data import BrokenChairs, ViewBatch
 from anomalib_pose.data.broken_chairs_files import ANOMALY_TYPES, find_queries, split_queries
 from anomalib_pose.data.reference_files import find_reference_views
-from anomalib_pose.data.sample.chairs import write_chairs
 from anomalib_pose.data.view_dataset import PAIR_POINTS, ViewDataset
 
 VIEWS = 12
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "chairs"
-    return write_chairs(out, 3, 4, 1, size=128, views=VIEWS, progress=False)
+@pytest.fixture
+def root(chairs: Path) -> Path:
+    return chairs
 
 
 @pytest.fixture

@@ -19,13 +19,12 @@ from anomalib_pose.data.sample.chair_views import Material, Pose, find_change, p
 from anomalib_pose.data.sample.chairs import write_chairs
 from anomalib_pose.render.mesh import BakedLight, Light, rasterize_mesh
 
-SHAPES, QUERIES, SIZE, VIEWS, SEED = 3, 4, 96, 3, 1
+SHAPES, QUERIES, SIZE, VIEWS, SEED = 3, 4, 128, 12, 1
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sample") / "chairs"
-    return write_chairs(out, SHAPES, QUERIES, SEED, size=SIZE, views=VIEWS, progress=False)
+@pytest.fixture
+def folder(chairs: Path) -> Path:
+    return chairs
 
 
 def test_the_layout_is_the_published_one(folder: Path) -> None:
