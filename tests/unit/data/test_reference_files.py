@@ -154,7 +154,7 @@ def test_folders_without_views_are_named(folder: Path, tmp_path: Path) -> None:
 
 def test_some_views_are_spread_over_all(folder: Path) -> None:
     files = find_reference_views(folder)
-    assert [file.azimuth for file in spread_views(files, 2)] == [0, 120]
+    assert [file.azimuth for file in spread_views([*files, *files], 3)] == [0, 240, 120]
     images, xyz = read_views(files)
     assert torch.equal(images[1], files[1].image())
     assert torch.equal(xyz[2], files[2].correspondences().xyz)

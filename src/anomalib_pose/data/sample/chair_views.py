@@ -225,7 +225,7 @@ def find_change(chair: Chair, anomaly: Anomaly, camera: Camera) -> Change | None
         None if too little or too much of the image differs.
     """
     right, wrong = (rasterize_mesh(one.mesh, camera) for one in (chair, anomaly.chair))
-    was, became = (_seen(one, part, anomaly.number) for one, part in ((right, chair), (wrong, anomaly.chair)))
+    was, became = _seen(right, chair, anomaly.number), _seen(wrong, anomaly.chair, anomaly.number)
     deeper = (right.grid(right.depth, 0.0) - wrong.grid(wrong.depth, 0.0)).abs() > _DEEPER
     differs = deeper | (was != became)
     new, old = (_pixels(differs & mask, right.supersampling) for mask in (became, was))

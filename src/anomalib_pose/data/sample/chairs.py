@@ -89,8 +89,8 @@ def write_chairs(
                 bar.advance(task)
             write_text(folder / "shapes" / f"shape_{number}" / "model_id.txt", f"procedural_{seed}_{number}\n")
             for query in range(queries):
-                broken = number * queries + query
-                kind = ANOMALY_TYPES[broken // 2 % len(ANOMALY_TYPES)] if broken % 2 else None
+                index = number * queries + query
+                kind = ANOMALY_TYPES[index // 2 % len(ANOMALY_TYPES)] if index % 2 else None
                 _write_query(folder, model, query, kind)
                 bar.advance(task)
         write_json(folder / "split.json", _splits(shapes))
