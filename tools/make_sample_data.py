@@ -3,6 +3,7 @@
 
 ``python tools/make_sample_data.py mad data --category car``: images of bricks, for pose-agnostic detection.
 ``python tools/make_sample_data.py clouds data``: clouds of solids, for detection in clouds.
+``python tools/make_sample_data.py chairs data/chairs``: whole and broken chairs, with views of the whole ones.
 """
 
 import argparse
@@ -10,9 +11,10 @@ import logging
 import sys
 
 from anomalib_pose.data.sample import write_clouds, write_mad, write_mip
+from anomalib_pose.data.sample.chairs import write_chairs
 from anomalib_pose.data.sample.solids import SOLIDS
 
-_WRITERS = {"clouds": write_clouds, "mad": write_mad, "mip": write_mip}
+_WRITERS = {"chairs": write_chairs, "clouds": write_clouds, "mad": write_mad, "mip": write_mip}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     clouds.add_argument("--test-good", type=int, default=5, help="test clouds without defect")
     clouds.add_argument("--test-per-defect", type=int, default=3, help="test clouds of each kind of defect")
     clouds.add_argument("--overwrite", action="store_true", help="replace categories that exist")
+    chairs = layouts.add_parser("chairs", help="BrokenChairs' layout: whole and broken chairs, views of the whole ones")
+    chairs.add_argument("out", help="folder of the data set")
+    chairs.add_argument("--shapes", type=int, default=12, help="number of chairs, 3 or more")
+    chairs.add_argument("--queries", type=int, default=10, help="photographs of each chair; every other one is broken")
+    chairs.add_argument("--seed", type=int, default=0, help="chooses everything that is random")
+    chairs.add_argument("--size", type=int, default=512, help="side of the photographs in pixels")
+    chairs.add_argument("--views", type=int, default=20, help="reference views of each chair")
+    chairs.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
     options = vars(parser.parse_args(arguments))
     writer = _WRITERS[options.pop("layout")]
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from anomalib_pose.data import (
         MAD,
         MIP,
+        BrokenChairs,
         CloudBatch,
         CloudItem,
         EyecandiesRendered,
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
         PosedFolder,
         PoseItem,
         Real3DADRendered,
+        ViewBatch,
+        ViewItem,
     )
     from anomalib_pose.models import PIAD, OmniposeAD, SplatPose
     from anomalib_pose.plugin import register
@@ -28,6 +31,7 @@ __all__ = [
     "MAD",
     "MIP",
     "PIAD",
+    "BrokenChairs",
     "CloudBatch",
     "CloudItem",
     "EyecandiesRendered",
@@ -38,6 +42,8 @@ __all__ = [
     "PosedFolder",
     "Real3DADRendered",
     "SplatPose",
+    "ViewBatch",
+    "ViewItem",
     "__version__",
     "register",
 ]
@@ -46,6 +52,7 @@ _HOMES = {
     "CloudBatch": "anomalib_pose.data",
     "CloudItem": "anomalib_pose.data",
     "EyecandiesRendered": "anomalib_pose.data",
+    "BrokenChairs": "anomalib_pose.data",
     "MAD": "anomalib_pose.data",
     "MIP": "anomalib_pose.data",
     "MVTec3DRendered": "anomalib_pose.data",
@@ -56,6 +63,8 @@ _HOMES = {
     "PosedFolder": "anomalib_pose.data",
     "Real3DADRendered": "anomalib_pose.data",
     "SplatPose": "anomalib_pose.models",
+    "ViewBatch": "anomalib_pose.data",
+    "ViewItem": "anomalib_pose.data",
     "register": "anomalib_pose.plugin",
 }
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from anomalib.data import ImageBatch, ImageItem
@@ -99,10 +99,22 @@ class PoseBatch(ImageBatch):
         Raises:
             ValueError: if image sizes differ.
         """
-        sizes = {tuple(item.image.shape[-2:]) for item in items}
-        if len(sizes) > 1:
-            msg = f"Images of one batch should have one (height, width), got {sorted(sizes)}: use a batch size of 1."
-            raise ValueError(msg)
-        columns = {field.name: [getattr(item, field.name) for item in items] for field in fields(items[0])}
-        known = {name: values for name, values in columns.items() if all(value is not None for value in values)}
-        return cls(**{name: default_collate(values) for name, values in known.items()})
+        return cls(**stacked_fields(items))
+
+
+def stacked_fields(items: Sequence[ImageItem]) -> dict[str, Any]:
+    """Fields that every item has, stacked, by name.
+
+    Args:
+        items: items of one class, at least one.
+
+    Raises:
+        ValueError: if image sizes differ.
+    """
+    sizes = {tuple(item.image.shape[-2:]) for item in items}
+    if len(sizes) > 1:
+        msg = f"Images of one batch should have one (height, width), got {sorted(sizes)}: use a batch size of 1."
+        raise ValueError(msg)
+    columns = {field.name: [getattr(item, field.name) for item in items] for field in fields(items[0])}
+    known = {name: values for name, values in columns.items() if all(value is not None for value in values)}
+    return {name: default_collate(values) for name, values in known.items()}

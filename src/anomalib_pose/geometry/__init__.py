@@ -9,10 +9,12 @@ from anomalib_pose.geometry.camera import (
     resize_intrinsics,
 )
 from anomalib_pose.geometry.lattice import look_at, mad_lattice, view_sphere
+from anomalib_pose.geometry.sampling import farthest_point_sampling
 from anomalib_pose.geometry.se3 import rigid_inverse, rotation_angle, se3_exp, se3_log, skew, so3_exp, so3_log
 
 __all__ = [
     "Camera",
+    "farthest_point_sampling",
     "look_at",
     "mad_lattice",
     "pose_error",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled loops of the triangle renderer: scan conversion, gathering of covered samples, visibility of lights."""
+"""Compiled loops of the triangle renderer: scan conversion, gathering of samples, visibility of lights and points."""
 
 from typing import no_type_check
 
@@ -91,3 +91,42 @@ def add_visible(xy, nearness, cosine, blocker, out):  # noqa: ANN001, ANN201
                 if xi < 0 or yi < 0 or xi >= width or yi >= height or blocker[yi, xi] <= nearness[n]:
                     share += weight
         out[n] += cosine[n] * share
+
+
+@kernel(_STRICT)
+@no_type_check
+def mark_hidden(xy, nearness, faces, points, start, least, hidden):  # noqa: ANN001, ANN201
+    """Mark in ``hidden`` (N,) the points (N, 2) that a triangle covers which is nearer there than ``least`` (N,).
+
+    ``xy`` and ``nearness`` are those of ``scan``. Points are sorted by pixel, row by row, in a grid whose corner is the
+    origin: those of pixel (y, x) are ``start[y, x]`` to the next entry, and ``start`` has one column more than pixels.
+    """
+    height, width = start.shape[0], start.shape[1] - 1
+    for t in range(faces.shape[0]):
+        i, j, k = faces[t, 0], faces[t, 1], faces[t, 2]
+        qi, qj, qk = nearness[i], nearness[j], nearness[k]
+        if not (qi > 0.0 and qj > 0.0 and qk > 0.0):
+            continue
+        ax, ay = xy[i, 0], xy[i, 1]
+        bx, by = xy[j, 0] - ax, xy[j, 1] - ay
+        cx, cy = xy[k, 0] - ax, xy[k, 1] - ay
+        area = bx * cy - by * cx
+        if area == 0.0:
+            continue
+        left, right = ax + min(0.0, bx, cx), ax + max(0.0, bx, cx)
+        top, bottom = ay + min(0.0, by, cy), ay + max(0.0, by, cy)
+        if right < 0.0 or bottom < 0.0 or left >= width or top >= height:
+            continue
+        x_first, x_last = int(max(left, 0.0)), int(min(right, width - 1.0))
+        y_first, y_last = int(max(top, 0.0)), int(min(bottom, height - 1.0))
+        inverse = 1.0 / area
+        for y in range(y_first, y_last + 1):
+            for n in range(start[y, x_first], start[y, x_last + 1]):
+                if hidden[n]:
+                    continue
+                px, py = points[n, 0] - ax, points[n, 1] - ay
+                v = (px * cy - py * cx) * inverse
+                w = (bx * py - by * px) * inverse
+                u = 1.0 - v - w
+                if u >= 0.0 and v >= 0.0 and w >= 0.0 and u * qi + v * qj + w * qk > least[n]:
+                    hidden[n] = True

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BrokenChairs: photographs of chairs with wrong parts, and views of the right shape (Looking3D, CVPR 2024)."""
+
+import logging
+from pathlib import Path
+
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import Split
+from anomalib.utils.path import resolve_dataset_root
+
+from anomalib_pose.data.broken_chairs_files import find_queries, split_queries, summary
+from anomalib_pose.data.view_dataset import ViewDataset
+
+logger = logging.getLogger(__name__)
+
+_VAL_SPLIT_MODES = ("from_dir", "same_as_test", "from_test")
+
+
+class BrokenChairs(AnomalibDataModule):
+    """BrokenChairs-180K, its first release, and anything in their layouts.
+
+    ``<root>/images/<folder>/render_<shape>_...png`` are queries on white, anomalous if ``anomaly`` is in their names;
+    ``annotations/<folder>/info_<shape>_...json`` has the box of an anomaly, ``2d_bbox`` (x, y, width, height in an
+    image of 512 x 512), with ``mask_new_...png`` and ``mask_old_...png`` where they are; ``shapes/shape_<shape>/
+    mv_images`` the views of the right shape; ``split.json`` the shapes of each split. The first release has
+    ``normals/<shape>/{renders,rendered_mesh}`` and ``anomalies/A<shape>_<type>/{renders,annotation}`` instead; shapes
+    that its ``split.json`` does not name are for training. Training images have anomalies, with labels.
+
+    Queries are resized to 256 pixels, a part of 224 is shown, enlarged to 256 again: a random one in training,
+    otherwise the middle, with views that are the same each time. The paper draws both at random in its tests, too.
+
+    The data set is not downloaded: its authors offer it at https://huggingface.co/datasets/ankankbhunia/brokenchairs180k
+    (CC BY-NC-SA 4.0).
+
+    Args:
+        root: folder of the data set; None for anomalib's folder of data sets.
+        train_views: random reference views of a training image.
+        eval_views: reference views of an image in evaluation; distinct ones, spread over all that a shape has.
+        flip: exchange left and right of half the training queries, but not of their reference views. Switch it off
+            for shapes that are not like their mirror image.
+        light: change brightness and contrast of a fifth of the training queries.
+        train_batch_size: images in a training batch.
+        eval_batch_size: images in a batch of validation, test and prediction.
+        num_workers: processes that load images.
+        val_split_mode: what thresholds are chosen on: ``from_dir`` (the split ``val``; the test set where there is
+            none), ``same_as_test`` or ``from_test`` (a part of the test set, which loses it).
+        val_split_ratio: share of the test images that ``from_test`` takes.
+        seed: makes that choice repeatable.
+
+    Raises:
+        ValueError: if ``val_split_mode`` is another, or a number of views is below 1.
+
+    Example:
+        >>> datamodule = BrokenChairs(root="./datasets/BrokenChairs")
+        >>> datamodule.setup()
+        >>> next(iter(datamodule.train_dataloader())).reference_images.shape
+        torch.Size([6, 5, 3, 256, 256])
+    """
+
+    def __init__(
+        self,
+        root: Path | str | None = "./datasets/BrokenChairs",
+        train_views: int = 5,
+        eval_views: int = 20,
+        flip: bool = True,
+        light: bool = True,
+        train_batch_size: int = 6,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        val_split_mode: str = "from_dir",
+        val_split_ratio: float = 0.5,
+        seed: int | None = None,
+    ) -> None:
+        mode = str(getattr(val_split_mode, "value", val_split_mode))
+        if mode not in _VAL_SPLIT_MODES:
+            msg = f"val_split_mode should be one of {', '.join(_VAL_SPLIT_MODES)}, got {val_split_mode!r}."
+            raise ValueError(msg)
+        if train_views < 1 or eval_views < 1:
+            msg = f"train_views and eval_views should be 1 or more, got {train_views} and {eval_views}."
+            raise ValueError(msg)
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            val_split_mode=mode,
+            val_split_ratio=val_split_ratio,
+            test_split_mode="from_dir",
+            seed=seed,
+        )
+        self.root = Path(resolve_dataset_root(root, "BrokenChairs"))
+        self.train_views = train_views
+        self.eval_views = eval_views
+        self.flip = flip
+        self.light = light
+
+    def prepare_data(self) -> None:
+        """Check that the data set is there.
+
+        Raises:
+            FileNotFoundError: if it is not.
+        """
+        if not self.root.is_dir():
+            msg = (
+                f"There is no folder {self.root}: download BrokenChairs from "
+                "https://huggingface.co/datasets/ankankbhunia/brokenchairs180k and give its folder as root, or make a "
+                "sample with tools/make_sample_data.py chairs."
+            )
+            raise FileNotFoundError(msg)
+
+    def _setup(self, _stage: str | None = None) -> None:
+        """Find queries, annotations and views, and log how many there are in each split."""
+        self.prepare_data()
+        parts = split_queries(self.root, find_queries(self.root))
+        for name, queries in parts.items():
+            logger.info("BrokenChairs, %s: %s.", name, summary(queries))
+        self.train_data = ViewDataset(
+            parts["train"], Split.TRAIN, self.train_views, training=True, flip=self.flip, light=self.light
+        )
+        self.test_data = ViewDataset(parts["test"], Split.TEST, self.eval_views)
+        if self.val_split_mode == "from_dir":
+            validation = parts["val"]
+            if not validation:
+                logger.warning("%s names no shapes for validation: thresholds are chosen on the test set.", self.root)
+            self.val_data = ViewDataset(validation or parts["test"], Split.VAL, self.eval_views)
+
+    def _create_test_split(self) -> None:
+        """Keep the test set: the host would take normal images from the training set where it has none."""
