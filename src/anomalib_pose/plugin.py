@@ -11,8 +11,9 @@ A distribution names its classes in the entry-point groups ``anomalib.models`` a
 
 :func:`register` imports them and makes them known wherever anomalib 2.7 looks a class up: the short names of its
 command line, ``list_models``, ``get_model``, ``get_datamodule``, and through these the benchmark. It also teaches the
-image visualiser the batch field ``reference``. The class's own name is the short name; the entry point's name serves
-for messages alone. Classes of anomalib itself keep their names, and so does the first of two plug-ins.
+image visualiser the batch field ``reference``, and the benchmark to put models with different metrics in one table. The
+class's own name is the short name; the entry point's name serves for messages alone. Classes of anomalib itself keep
+their names, and so does the first of two plug-ins.
 """
 
 import importlib
@@ -26,6 +27,7 @@ from threading import Event, Lock
 from types import ModuleType
 from typing import Any
 
+from anomalib_pose.benchmark_table import register_benchmark_table
 from anomalib_pose.visualization import HOST, register_reference_panel
 
 __all__ = ["register"]
@@ -86,6 +88,7 @@ def register(*, import_host: bool = True) -> None:
         while _called.is_set():
             _called.clear()
             _register_visualiser()
+            register_benchmark_table()
             _register_classes(tried)
     finally:
         _lock.release()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every configuration says its command in line 1, and that command runs."""
 
+import csv
 import json
 import re
 import shlex
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from anomalib.cli import AnomalibCLI
 from anomalib.deploy import OpenVINOInferencer
 
@@ -15,7 +17,8 @@ import anomalib_pose
 from anomalib_pose.data.sample import write_mad, write_mip
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+BENCHMARK = ROOT / "configs" / "benchmark" / "mad.yaml"
+CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - {BENCHMARK})
 
 anomalib_pose.register()
 
@@ -90,19 +93,43 @@ def test_the_command_of_a_configuration_runs(config, mad_root, mip_root, tmp_pat
     assert list(tmp_path.rglob("images/**/*.png"))
 
 
-@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
-def test_subcommands_with_short_names(subcommand, mad_root, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def quick_arguments(mad_root: Path) -> list[str]:
+    """A small SplatPose on a small MAD, by their short names."""
     arguments = ["--model", "SplatPose", "--data", "MAD", "--data.root", str(mad_root), "--data.category", "toy"]
     arguments += ["--data.num_workers", "0", "--model.max_gaussians", "50"]
     for name, value in QUICK_MODEL.items():
         arguments += [f"--model.{name}", str(value)]
-    AnomalibCLI(args=["fit", *arguments, *QUICK_TRAINER])
-    (checkpoint,) = tmp_path.rglob("v0/**/model.ckpt")
-    if subcommand != "fit":
-        AnomalibCLI(args=[subcommand, *arguments, "--ckpt_path", str(checkpoint), *QUICK_TRAINER])
+    return arguments
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
+def test_subcommands_with_short_names(subcommand, mad_root, fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = [] if subcommand == "fit" else ["--ckpt_path", str(fitted)]
+    AnomalibCLI(args=[subcommand, *quick_arguments(mad_root), *checkpoint, *QUICK_TRAINER])
+    assert bool(list(tmp_path.rglob("v0/**/model.ckpt"))) == (subcommand == "fit")
     if subcommand == "test":
         assert list(tmp_path.rglob("images/**/*.png"))
+
+
+@pytest.mark.slow
+def test_the_benchmark_beside_patchcore(mad_root, tmp_path, monkeypatch):
+    assert BENCHMARK.read_text().startswith(f"# anomalib benchmark --config {BENCHMARK.relative_to(ROOT)}\n")
+    config = yaml.safe_load(BENCHMARK.read_text())
+    splat_pose, patchcore = config["benchmark"]["model"]["grid"]
+    splat_pose["init_args"] = {**QUICK_MODEL, "max_gaussians": 50}
+    patchcore["init_args"] |= {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False}
+    places = {"root": str(mad_root), "image_size": 32, "category": {"grid": ["toy"]}, "num_workers": 0}
+    config["benchmark"]["data"]["init_args"] |= places
+    quick = tmp_path / "benchmark.yaml"
+    quick.write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    AnomalibCLI(args=["benchmark", "--config", str(quick)])
+    (table,) = tmp_path.rglob("results.csv")
+    rows = list(csv.DictReader(table.open()))
+    assert [row["model.class_path"] for row in rows] == ["SplatPose", "Patchcore"]
+    assert all(0 <= float(row["image_AUROC"]) <= 1 for row in rows)
+    assert [bool(row["pixel_AUPRO"]) for row in rows] == [True, False], "PatchCore has metrics of its own"
 
 
 @pytest.mark.parametrize(("kind", "file"), [("torch", "model.pt"), ("openvino", "model.xml")])
@@ -125,9 +152,5 @@ def test_export_by_the_command_line(kind, file, fitted, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def fitted(mad_root, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
-    arguments = ["--model", "SplatPose", "--model.max_gaussians", "50", "--default_root_dir", str(folder)]
-    for name, value in QUICK_MODEL.items():
-        arguments += [f"--model.{name}", str(value)]
-    data = ["--data", "MAD", "--data.root", str(mad_root), "--data.category", "toy", "--data.num_workers", "0"]
-    AnomalibCLI(args=["train", *arguments, *data, *QUICK_TRAINER])
+    AnomalibCLI(args=["train", *quick_arguments(mad_root), "--default_root_dir", str(folder), *QUICK_TRAINER])
     return next(folder.rglob("v0/**/model.ckpt"))

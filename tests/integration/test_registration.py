@@ -198,6 +198,11 @@ from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
 grid = {"seed": 1, "model": {"class_path": "TinyPose"}, "data": {"class_path": "TinyData", "init_args": {"size": 2}}}
 (job,) = BenchmarkJobGenerator("cpu").generate_jobs(grid, None)
 assert type(job.model).__name__ == "TinyPose" and job.datamodule.size == 2
+
+# one table for models whose settings and metrics differ
+table = job.collect([{"model": "A", "seconds": 1.0}, {"model": "B", "coreset": 0.1}])
+assert list(table.columns) == ["model", "seconds", "coreset"] and table["model"].tolist() == ["A", "B"], table
+assert table.isna().to_numpy().tolist() == [[False, False, True], [False, True, False]], table
 """,
     )
 
