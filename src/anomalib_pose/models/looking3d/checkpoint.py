@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from anomalib_pose.models.looking3d.decoder import Decoder
+from anomalib_pose.models.looking3d.encoder import Encoder, Projector
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +76,7 @@ def read_checkpoint(path: str | Path) -> Weights:
     return {part: used(weights) for part, weights in given.items()}
 
 
-def load_part(module: torch.nn.Module, weights: dict[str, Tensor], part: str) -> None:
+def load_part(module: nn.Module, weights: dict[str, Tensor], part: str) -> None:
     """Fill in one part; every name has to fit.
 
     A query's positions, which no published weights know, keep what they have.
@@ -102,6 +105,17 @@ def load_part(module: torch.nn.Module, weights: dict[str, Tensor], part: str) ->
     module.load_state_dict(weights)
 
 
+def modules() -> dict[str, nn.Module]:
+    """A new network of every part, to hold weights against."""
+    return {
+        "encoder": Encoder(),
+        "projector": Projector(),
+        "attention_decoder": Decoder(),
+        "encoder_ema": Encoder(),
+        "projector_ema": Projector(),
+    }
+
+
 def convert(source: str | Path, target: str | Path, *, training: bool = False) -> None:
     """Write what inference needs of a published file; the target is there whole or not at all.
 
@@ -120,6 +134,9 @@ def convert(source: str | Path, target: str | Path, *, training: bool = False) -
         msg = f"{source} should hold {' and '.join(AVERAGES)} to train on, but {missing[0]} is missing."
         raise ValueError(msg)
     kept = {part: weights[part] for part in (*PARTS, *(AVERAGES if training else ()))}
+    for part, module in modules().items():
+        if part in kept:
+            load_part(module, kept[part], part)
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")

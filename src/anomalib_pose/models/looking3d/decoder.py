@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The correspondence-guided attention decoder and its heads; the names are those of the published weights."""
 
+import itertools
 import math
 
 import torch
@@ -208,7 +209,7 @@ class Head(nn.Module):
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the last map."""

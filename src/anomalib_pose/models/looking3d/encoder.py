@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature network and projector that queries and reference views share; the names are those of the published weights."""
+"""Feature network and projector that queries and reference views share; names as in the published weights."""
 
 from pathlib import Path
 
@@ -162,17 +162,6 @@ def cells(grid: Tensor) -> Tensor:
         grid: of features, descriptors or weights.
     """
     return grid.flatten(2).transpose(1, 2)
-
-
-def gather_cells(features: Tensor, points: Tensor) -> Tensor:
-    """What a grid (B, C, 32, 32) holds at pixels, (B, C, m, 1): a narrow image, which a projector takes too.
-
-    Args:
-        features: the grid.
-        points: integer (row, col) pixel coordinates (B, m, 2) in the image of 256 x 256 pixels; those outside count as
-            the nearest pixel inside.
-    """
-    return features.flatten(2).gather(2, cell_index(points)[:, None].expand(-1, features.shape[1], -1))[..., None]
 
 
 def cell_index(points: Tensor) -> Tensor:

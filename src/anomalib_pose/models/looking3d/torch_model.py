@@ -18,10 +18,30 @@ class ReferenceShape(NamedTuple):
     Args:
         descriptors: of the reference cells, times their foreground weights (B or 1, M, 256); M = 1024 a view.
         context: of the reference cells: features and codes of their positions (B or 1, M, 256).
+        chosen: numbers of the cells that ``descriptors`` holds (P,), or None if it holds all.
     """
 
     descriptors: Tensor
     context: Tensor
+    chosen: Tensor | None = None
+
+    def compact(self, topk: int) -> "ReferenceShape":
+        """One shape with the descriptors alone that can ever be among the keys; nothing changes by it.
+
+        Background cells have no affinity to anything, and of those the first ``topk`` go first.
+
+        Args:
+            topk: reference cells that each query cell attends to.
+
+        Raises:
+            ValueError: if there are several shapes, or the shape is compact already.
+        """
+        if len(self.descriptors) != 1 or self.chosen is not None:
+            msg = f"One whole shape can be made compact, got {len(self.descriptors)} of them, chosen: {self.chosen}."
+            raise ValueError(msg)
+        empty = (self.descriptors[0] == 0).all(-1)
+        chosen = (~empty | (empty.cumsum(0) <= max(topk, 1))).nonzero()[:, 0]
+        return ReferenceShape(self.descriptors[:, chosen], self.context, chosen)
 
 
 class Looking3DOutput(NamedTuple):
@@ -127,6 +147,7 @@ class Looking3DModel(nn.Module):
         affinities = affinity(descriptors, shape.descriptors)
         if keys is None and self.topk:
             keys = top_keys(affinities, self.topk)
+            keys = keys if shape.chosen is None else shape.chosen[keys]
         decode = self.attention_decoder.published if published else self.attention_decoder
         logit, raw = decode(cells(features), shape.context, keys)
         return Looking3DOutput(logit, raw.sigmoid(), match_residual(affinities, weights))
