@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalib_pose.data import MAD, MIP, PoseBatch, PosedFolder, PoseItem
-    from anomalib_pose.models import PIAD, OmniposeAD, SplatPose
+    from anomalib_pose.models import PIAD, Looking3D, OmniposeAD, SplatPose
     from anomalib_pose.plugin import register
 
 __all__ = [
     "MAD",
     "MIP",
     "PIAD",
+    "Looking3D",
     "OmniposeAD",
     "PoseBatch",
     "PoseItem",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Looking3D": "anomalib_pose.models",
     "MAD": "anomalib_pose.data",
     "MIP": "anomalib_pose.data",
     "OmniposeAD": "anomalib_pose.models",

@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ HEADS = 8
 CONTEXT = 2 * CHANNELS
 """Channels of a reference cell: its feature and the code of its position."""
 _FREQUENCIES = 10
-_CHUNK = 64
+_CHUNK = 128
 """Query cells that are attended for at once: what they gather stays in the processor's cache."""
 
 
@@ -199,6 +200,11 @@ class Transformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(Block() for _ in range(3))
         self.proj_out = nn.Linear(WIDTH, CHANNELS)
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The three blocks."""
+        return cast("list[Block]", list(self.transformer_blocks))
+
 
 class Head(nn.Module):
     """Linear maps with ReLU between them.
@@ -252,7 +258,9 @@ class Decoder(nn.Module):
             features: (..., M, 128).
             xyz: coordinates in the frame of the mesh (..., M, 3), -1 where a cell is empty.
         """
-        return torch.cat([features, self.map_to_pos_enc(position_code(xyz))], -1)
+        # half precision has no digits left at the highest frequency
+        code = self.map_to_pos_enc(position_code(xyz.float()))
+        return torch.cat([features, code.to(features)], -1)
 
     def tokens(self, features: Tensor) -> Tensor:
         """Class token and query cells (B, 1025, 512).
@@ -275,7 +283,7 @@ class Decoder(nn.Module):
             context: of the reference's cells (B or 1, M, 256).
             keys: numbers of the reference cells that each query cell attends to (B, 1024, k), or None for all.
         """
-        *blocks, last = self.crossatten.transformer_blocks
+        *blocks, last = self.crossatten.blocks
         tokens = self.tokens(features)
         for block in blocks:
             tokens = block(tokens, context, None) if keys is None else block.gathered(tokens, context, keys)
@@ -297,7 +305,7 @@ class Decoder(nn.Module):
             # the class token sees everything
             mask = functional.pad(mask.scatter(2, keys, value=True), (0, 0, 1, 0), value=True)
         tokens = self.tokens(features)
-        for block in self.crossatten.transformer_blocks:
+        for block in self.crossatten.blocks:
             tokens = block(tokens, context, mask)
         return self.heads(self.crossatten.proj_out(tokens)[:, 0])
 

@@ -38,7 +38,7 @@ class FeaturePyramid(nn.Module):
             {str(level): nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)) for level, _ in levels}
         )
         for part in self.modules():
-            if isinstance(part, nn.Conv2d):
+            if isinstance(part, nn.Conv2d) and part.bias is not None:
                 nn.init.kaiming_uniform_(part.weight, a=1)
                 nn.init.zeros_(part.bias)
 
@@ -63,7 +63,6 @@ def _convolutions(count: int, *, upsample: bool) -> nn.Sequential:
     for _ in range(count):
         convolution = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        nn.init.zeros_(convolution.bias)
         parts += [convolution, nn.BatchNorm2d(CHANNELS), nn.ReLU()]
         if upsample:
             parts.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))

@@ -117,7 +117,7 @@ class Looking3DModel(nn.Module):
         descriptors, _ = self.describe(images, found)
         count = len(views)
         context = self.attention_decoder.context(
-            cells(found).reshape(count, -1, found.shape[1]), xyz.flatten(1, 3).to(found)
+            cells(found).reshape(count, -1, found.shape[1]), xyz.flatten(1, 3).to(found.device)
         )
         return ReferenceShape(descriptors.reshape(count, -1, descriptors.shape[-1]), context)
 

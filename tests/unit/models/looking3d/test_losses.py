@@ -126,7 +126,10 @@ def test_alignment_trains_encoder_and_projector_and_no_average(networks):
     images = object_images(6, 4)
     alignment(encoder, projector, images[:2], images[2:].unflatten(0, (2, 2)), points).backward()
     for part in (encoder, projector):
-        assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in part.parameters()
-                   if parameter.ndim > 1)
+        assert all(
+            parameter.grad is not None and parameter.grad.abs().sum() > 0
+            for parameter in part.parameters()
+            if parameter.ndim > 1
+        )
     assert all(parameter.grad is None for parameter in alignment.parameters())
     assert not torch.equal(alignment.encoder_ema.backbone.bn1.running_mean, torch.zeros(64))
