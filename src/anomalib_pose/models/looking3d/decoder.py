@@ -65,7 +65,10 @@ class Attention(nn.Module):
         """
         q, k, v = (_heads(part) for part in (self.to_q(queries), self.to_k(context), self.to_v(context)))
         read = functional.scaled_dot_product_attention(
-            q, k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1), None if mask is None else mask[:, None]
+            q,
+            k.expand(q.shape[0], -1, -1, -1),
+            v.expand(q.shape[0], -1, -1, -1),
+            None if mask is None else mask[:, None],
         )
         return self.to_out(read.transpose(1, 2).flatten(2))
 
@@ -268,7 +271,7 @@ class Decoder(nn.Module):
         Args:
             features: of the query's cells (B, 1024, 128).
         """
-        token = self.token.weight.expand(len(features), 1, -1).to(features)
+        token = self.token.weight.expand(features.shape[0], 1, -1).to(features)
         tokens = self.crossatten.proj_in(torch.cat([token, features], 1))
         if self.query_position is None:
             return tokens

@@ -120,14 +120,15 @@ class ExportedReference(ExportedDetector):
             export_root: folder that ``weights/openvino`` is made in.
             model_file_name: name without suffix.
             input_size: (256, 256), or None for the same.
-            compression_type: None for single precision, FP16, or INT8 for the weights alone.
+            compression_type: None for single precision, or FP16.
             kwargs: see anomalib's ``to_openvino``.
 
         Raises:
-            ValueError: if another size is asked for, or a compression that runs the network in eight bits.
+            ValueError: if another size or eight bits are asked for.
         """
-        if compression_type in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}:
-            msg = f"Looking3D's matching needs more than eight bits: export FP16 or INT8, got {compression_type}."
+        if compression_type not in {None, CompressionType.FP16}:
+            # the shape is a constant of the graph, which would be compressed like weights
+            msg = f"Looking3D's matching needs more than eight bits: export FP16 or none, got {compression_type}."
             raise ValueError(msg)
         size = _checked(input_size)
         return super().to_openvino(export_root, model_file_name, size, compression_type, **kwargs)

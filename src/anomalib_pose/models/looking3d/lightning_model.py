@@ -379,7 +379,7 @@ class Looking3D(AnomalibModule):
             export_root: folder that ``weights/openvino`` is made in.
             model_file_name: name without suffix.
             input_size: (256, 256), or None for the same.
-            compression_type: None for single precision, FP16, or INT8 for the weights alone.
+            compression_type: None for single precision, or FP16.
             onnx_kwargs: ``reference`` and ``box`` of ``feed_forward``, and arguments of ``torch.onnx.export``.
             kwargs: see anomalib's ``to_openvino``.
         """
