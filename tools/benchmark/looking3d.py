@@ -74,7 +74,7 @@ def main() -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"A shape takes {megabytes(compact):.1f} MB, whole {megabytes(whole):.1f} MB; logits differ by {difference:.1e}."
+        f"A shape takes {megabytes(compact):.1f} MB, whole {megabytes(whole):.1f}; logits differ by {difference:.1e}."
     )
     if arguments.json:
         sizes = {"whole": megabytes(whole), "compact": megabytes(compact)}

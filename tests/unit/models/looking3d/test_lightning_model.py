@@ -257,7 +257,7 @@ def test_photographs_alone_are_compared_with_the_models_own_shape(network, own_r
 
 def test_photographs_without_any_shape_are_refused(network):
     network._shapes.clear()
-    with pytest.raises(ValueError, match="give --model.reference"):
+    with pytest.raises(ValueError, match=r"give --model\.reference"):
         network(images_on_white(1, 0))
 
 
