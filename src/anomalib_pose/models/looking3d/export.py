@@ -2,6 +2,7 @@
 """The network with one shape baked in, as a graph that takes single photographs."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,6 +135,81 @@ class ExportedReference(ExportedDetector):
         return super().to_openvino(export_root, model_file_name, size, compression_type, **kwargs)
 
 
+class ReferenceExportMixin:
+    """Export of a model that owns a ``Looking3DModel`` as ``self.model`` and encodes shapes."""
+
+    model: Looking3DModel
+    post_processor: Any
+    eval: Callable[[], Any]
+    encode_reference: Callable[[str | Path], ReferenceShape]
+
+    def feed_forward(self, reference: str | Path = "", *, box: bool = False) -> ExportedReference:
+        """Network and shape as one graph.
+
+        Args:
+            reference: folder of rendered views, or empty for the model's.
+            box: give the box as a further output, which anomalib's inferencers do not know.
+
+        Raises:
+            FileNotFoundError: if there is no view in the folder.
+            ValueError: if no folder is given.
+        """
+        self.eval()
+        detector = ExportableReference(self.model, self.encode_reference(reference))
+        return ExportedReference(detector.cpu(), copy.deepcopy(self.post_processor), box=box).cpu()
+
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Write network and shape as ``weights/torch/<name>.pt``.
+
+        Args:
+            export_root: folder that ``weights/torch`` is made in.
+            model_file_name: name without suffix.
+        """
+        return self.feed_forward().to_torch(export_root, model_file_name)
+
+    def to_onnx(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Write network and shape as ONNX.
+
+        Args:
+            export_root: folder that ``weights/onnx`` is made in.
+            model_file_name: name without suffix.
+            input_size: (256, 256), or None for the same.
+            kwargs: ``reference`` and ``box`` of ``feed_forward``, and arguments of ``torch.onnx.export``.
+        """
+        settings, kwargs = _split(kwargs)
+        return self.feed_forward(**settings).to_onnx(export_root, model_file_name, input_size, **kwargs)
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: Any = None,
+        onnx_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Write network and shape as OpenVINO model.
+
+        Args:
+            export_root: folder that ``weights/openvino`` is made in.
+            model_file_name: name without suffix.
+            input_size: (256, 256), or None for the same.
+            compression_type: None for single precision, or FP16.
+            onnx_kwargs: ``reference`` and ``box`` of ``feed_forward``, and arguments of ``torch.onnx.export``.
+            kwargs: see anomalib's ``to_openvino``.
+        """
+        settings, onnx_kwargs = _split(onnx_kwargs or {})
+        return self.feed_forward(**settings).to_openvino(
+            export_root, model_file_name, input_size, compression_type, onnx_kwargs=onnx_kwargs, **kwargs
+        )
+
+
 def _checked(input_size: tuple[int, int] | None) -> tuple[int, int]:
     """The one size that the network knows."""
     size = (IMAGE_SIZE, IMAGE_SIZE)
@@ -141,3 +217,9 @@ def _checked(input_size: tuple[int, int] | None) -> tuple[int, int]:
         msg = f"Looking3D takes photographs of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got input_size {input_size}."
         raise ValueError(msg)
     return size
+
+
+def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What ``feed_forward`` takes, and the rest."""
+    settings = {name: value for name, value in kwargs.items() if name in {"reference", "box"}}
+    return settings, {name: value for name, value in kwargs.items() if name not in settings}

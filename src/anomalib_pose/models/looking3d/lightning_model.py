@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looking3D as an anomalib model: training, evaluation, export."""
 
-import copy
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from anomalib_pose.models.components.metrics import AUROC
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
-from anomalib_pose.models.looking3d.export import ExportableReference, ExportedReference
+from anomalib_pose.models.looking3d.export import ReferenceExportMixin
 from anomalib_pose.models.looking3d.losses import Alignment, task_loss
 from anomalib_pose.models.looking3d.metrics import Accuracy, BoxAccuracy, BoxIoU
 from anomalib_pose.models.looking3d.photograph import inspect
@@ -32,7 +31,7 @@ SCHEDULES = ("cosine", "step")
 _KEPT_SHAPES = 8
 
 
-class Looking3D(AnomalibModule):
+class Looking3D(ReferenceExportMixin, AnomalibModule):
     """Anomalies of a photographed object, given views of the shape it should have (Bhunia et al., CVPR 2024).
 
     The photograph's pose is not known. Its cells attend to the cells of the reference views that they match, and a
@@ -322,74 +321,3 @@ class Looking3D(AnomalibModule):
         """Score one batch of queries."""
         del args, kwargs
         return self._step(batch)
-
-    def feed_forward(self, reference: str | Path = "", *, box: bool = False) -> ExportedReference:
-        """Network and shape as one graph.
-
-        Args:
-            reference: folder of rendered views, or empty for the model's.
-            box: give the box as a further output, which anomalib's inferencers do not know.
-
-        Raises:
-            FileNotFoundError: if there is no view in the folder.
-            ValueError: if no folder is given.
-        """
-        detector = ExportableReference(self.eval().model, self.encode_reference(reference))
-        return ExportedReference(detector.cpu(), copy.deepcopy(self.post_processor), box=box).cpu()
-
-    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
-        """Write network and shape as ``weights/torch/<name>.pt``.
-
-        Args:
-            export_root: folder that ``weights/torch`` is made in.
-            model_file_name: name without suffix.
-        """
-        return self.feed_forward().to_torch(export_root, model_file_name)
-
-    def to_onnx(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Write network and shape as ONNX.
-
-        Args:
-            export_root: folder that ``weights/onnx`` is made in.
-            model_file_name: name without suffix.
-            input_size: (256, 256), or None for the same.
-            kwargs: ``reference`` and ``box`` of ``feed_forward``, and arguments of ``torch.onnx.export``.
-        """
-        settings, kwargs = _split(kwargs)
-        return self.feed_forward(**settings).to_onnx(export_root, model_file_name, input_size, **kwargs)
-
-    def to_openvino(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        compression_type: Any = None,
-        onnx_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Write network and shape as OpenVINO model.
-
-        Args:
-            export_root: folder that ``weights/openvino`` is made in.
-            model_file_name: name without suffix.
-            input_size: (256, 256), or None for the same.
-            compression_type: None for single precision, or FP16.
-            onnx_kwargs: ``reference`` and ``box`` of ``feed_forward``, and arguments of ``torch.onnx.export``.
-            kwargs: see anomalib's ``to_openvino``.
-        """
-        settings, onnx_kwargs = _split(onnx_kwargs or {})
-        return self.feed_forward(**settings).to_openvino(
-            export_root, model_file_name, input_size, compression_type, onnx_kwargs=onnx_kwargs, **kwargs
-        )
-
-
-def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What ``feed_forward`` takes, and the rest."""
-    settings = {name: value for name, value in kwargs.items() if name in {"reference", "box"}}
-    return settings, {name: value for name, value in kwargs.items() if name not in settings}
