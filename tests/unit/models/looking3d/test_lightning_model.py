@@ -188,20 +188,19 @@ def test_training_in_processes_that_wait_for_each_other(tmp_path, two_steps):
 
 
 @pytest.mark.slow
-def test_training_learns_four_queries(tmp_path):
+def test_descriptors_of_four_queries_are_learned():
     torch.manual_seed(0)
     model = Looking3D(topk=20, visualizer=False, learning_rate=1e-4)
     (batch,) = DataLoader(Queries(4), batch_size=4, collate_fn=ViewBatch.collate)
     optimizer = torch.optim.Adam([part for part in model.parameters() if part.requires_grad], 1e-4, betas=(0.0, 0.999))
     losses = []
-    for _ in range(15):
+    for _ in range(10):
         loss = torch.stack([model.alignment_loss(batch), model.task_loss(batch)])
         losses.append(loss.detach())
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()
-    assert losses[-1][0] < losses[0][0]
-    assert losses[-1][1] < 0.5 * losses[0][1]
+    assert losses[-1][0] < 0.7 * losses[0][0]
 
 
 def test_evaluation_encodes_each_shape_once_and_reports(network, tmp_path, monkeypatch):
