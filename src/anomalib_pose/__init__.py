@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ViewBatch,
         ViewItem,
     )
-    from anomalib_pose.models import PIAD, OmniposeAD, SplatPose
+    from anomalib_pose.models import PIAD, Looking3D, OmniposeAD, SplatPose
     from anomalib_pose.plugin import register
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "CloudBatch",
     "CloudItem",
     "EyecandiesRendered",
+    "Looking3D",
     "MVTec3DRendered",
     "OmniposeAD",
     "PoseBatch",
@@ -53,6 +54,7 @@ _HOMES = {
     "CloudItem": "anomalib_pose.data",
     "EyecandiesRendered": "anomalib_pose.data",
     "BrokenChairs": "anomalib_pose.data",
+    "Looking3D": "anomalib_pose.models",
     "MAD": "anomalib_pose.data",
     "MIP": "anomalib_pose.data",
     "MVTec3DRendered": "anomalib_pose.data",

@@ -14,8 +14,6 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from anomalib_pose.deploy.detector import FeedForwardDetector
-
 logger = logging.getLogger(__name__)
 
 _OPSET = 18
@@ -26,11 +24,11 @@ class ExportedDetector(ExportMixin, LightningModule):
     """Detector and post-processor as one graph: an image of any size in, score, label, map and mask out.
 
     Args:
-        detector: built and calibrated.
+        detector: built and calibrated; gives ``pred_score`` and ``anomaly_map``.
         post_processor: with thresholds on the detector's scale, or None for raw scores.
     """
 
-    def __init__(self, detector: FeedForwardDetector, post_processor: nn.Module | None) -> None:
+    def __init__(self, detector: nn.Module, post_processor: nn.Module | None) -> None:
         super().__init__()
         self.model = detector
         self.post_processor = post_processor

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feature network and projector that queries and reference views share; names as in the published weights."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import resnet18
+
+CHANNELS = 128
+"""Of a feature."""
+GRID = 32
+"""Cells along a side of the feature grid."""
+IMAGE_SIZE = 256
+"""Side in pixels of every image the network sees."""
+DESCRIPTOR = 256
+"""Channels of a projected feature."""
+
+
+class FeaturePyramid(nn.Module):
+    """Feature pyramid network over the last three stages of a ResNet, nearest-neighbour upsampling.
+
+    The levels are numbered as in a pyramid over all four stages, whose finest level nothing reads.
+
+    Args:
+        widths: channels of the three stages, fine to coarse.
+        channels: channels of every level.
+    """
+
+    def __init__(self, widths: tuple[int, int, int], channels: int) -> None:
+        super().__init__()
+        levels = list(enumerate(widths, start=1))
+        self.inner_blocks = nn.ModuleDict(
+            {str(level): nn.Sequential(nn.Conv2d(width, channels, 1)) for level, width in levels}
+        )
+        self.layer_blocks = nn.ModuleDict(
+            {str(level): nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)) for level, _ in levels}
+        )
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d) and part.bias is not None:
+                nn.init.kaiming_uniform_(part.weight, a=1)
+                nn.init.zeros_(part.bias)
+
+    def forward(self, stages: list[Tensor]) -> list[Tensor]:
+        """The three levels, fine to coarse.
+
+        Args:
+            stages: outputs of the three stages (B, C, H, W), fine to coarse.
+        """
+        merged = self.inner_blocks["3"](stages[2])
+        levels = [self.layer_blocks["3"](merged)]
+        for level in (2, 1):
+            lateral = self.inner_blocks[str(level)](stages[level - 1])
+            merged = lateral + functional.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+            levels.insert(0, self.layer_blocks[str(level)](merged))
+        return levels
+
+
+def _convolutions(count: int, *, upsample: bool) -> nn.Sequential:
+    """``count`` times convolution, batch normalisation, ReLU and, if wanted, upsampling to twice the size."""
+    parts: list[nn.Module] = []
+    for _ in range(count):
+        convolution = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        parts += [convolution, nn.BatchNorm2d(CHANNELS), nn.ReLU()]
+        if upsample:
+            parts.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+    return nn.Sequential(*parts)
+
+
+class Encoder(nn.Module):
+    """ResNet-18 with a feature pyramid, summed on a grid of 32 x 32 cells of 8 x 8 pixels (Looking3D, section 4.1).
+
+    The weights are random (He), as in the paper; ``load_backbone`` fills in others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = resnet18(weights=None)
+        del self.backbone.fc, self.backbone.avgpool
+        self.fpn = FeaturePyramid((128, 256, 512), CHANNELS)
+        self.panoptic_1 = _convolutions(3, upsample=False)
+        self.panoptic_2 = _convolutions(1, upsample=True)
+        self.panoptic_3 = _convolutions(2, upsample=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, 128, 32, 32).
+
+        Args:
+            images: RGB (B, 3, 256, 256) in [-1, 1].
+        """
+        net = self.backbone
+        x = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))
+        stages = []
+        for stage in (net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            stages.append(x)
+        fine, middle, coarse = self.fpn(stages)
+        return self.panoptic_1(fine) + self.panoptic_2(middle) + self.panoptic_3(coarse)
+
+    def load_backbone(self, path: str | Path) -> None:
+        """Start the ResNet from other weights, such as ImageNet's.
+
+        Args:
+            path: file with the state dict of torchvision's or timm's ``resnet18``.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it does not hold these weights.
+        """
+        path = Path(path)
+        if not path.is_file():
+            msg = f"encoder_weights should be a file with the weights of a ResNet-18, found none at {path}."
+            raise FileNotFoundError(msg)
+        given = torch.load(path, map_location="cpu", weights_only=True)
+        weights = {name: value for name, value in given.items() if not name.startswith("fc.")}
+        own = self.backbone.state_dict()
+        wrong = sorted(
+            name
+            for name in {*own, *weights}
+            if name not in own or name not in weights or own[name].shape != weights[name].shape
+        )
+        if wrong:
+            msg = (
+                f"{path} should hold the weights of torchvision's or timm's resnet18, but {len(wrong)} entries are "
+                f"missing, unknown or of another shape, {wrong[0]!r} first."
+            )
+            raise ValueError(msg)
+        self.backbone.load_state_dict(weights)
+
+
+class Projector(nn.Module):
+    """Turns features into unit-length descriptors, by whose dot products cells are matched (section 4.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Conv2d(CHANNELS, 1024, 1),
+            nn.ReLU(),
+            nn.Conv2d(1024, 1024, 1),
+            nn.ReLU(),
+            nn.Conv2d(1024, 1024, 1),
+            nn.ReLU(),
+            nn.Conv2d(1024, DESCRIPTOR, 1, bias=False),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Descriptors (B, 256, h, w).
+
+        Args:
+            features: of the encoder (B, 128, h, w), the grid or cells gathered from it.
+        """
+        return functional.normalize(self.mlp(features).float(), dim=1)
+
+
+def cells(grid: Tensor) -> Tensor:
+    """A grid (B, C, 32, 32) as a list of cells (B, 1024, C), row by row.
+
+    Args:
+        grid: of features, descriptors or weights.
+    """
+    return grid.flatten(2).transpose(1, 2)
+
+
+def cell_index(points: Tensor) -> Tensor:
+    """Numbers (..., m) of the cells that pixels lie in.
+
+    Args:
+        points: integer (row, col) pixel coordinates (..., m, 2); those outside count as the nearest pixel inside.
+    """
+    inside = points.clamp(0, IMAGE_SIZE - 1) // (IMAGE_SIZE // GRID)
+    return inside[..., 0] * GRID + inside[..., 1]

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published files are read strictly, converted whole, and never unpickled."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from anomalib_pose.models.looking3d.checkpoint import convert, load_part, modules, read_checkpoint
+from anomalib_pose.models.looking3d.encoder import Encoder
+
+TOOL = Path(__file__).resolve().parents[4] / "tools" / "convert_checkpoint.py"
+
+
+def run(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+    runpy.run_path(str(TOOL), run_name="__main__")
+
+
+def test_every_published_entry_is_loaded_or_known_never_to_be_used(published, published_weights, shared):
+    import json
+
+    layout = json.loads((shared / "reference" / "looking3d_checkpoint_layout.json").read_text())["state_dicts"]
+    weights = read_checkpoint(published)
+    for part, module in modules().items():
+        load_part(module, weights[part], part)
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, published_weights[part][name])
+        dropped = {*published_weights[part]} - {*weights[part]}
+        unused = {
+            entry["key"] for entry in layout[part.removesuffix("_ema")]["entries"] if not entry["used_in_inference"]
+        }
+        assert dropped == {name for name in unused if not name.endswith("num_batches_tracked")}
+
+
+def test_the_tool_writes_what_inference_needs(published, tmp_path, monkeypatch):
+    target = tmp_path / "new" / "weights.pt"
+    run(monkeypatch, "looking3d", published, target)
+    given, found = read_checkpoint(published), read_checkpoint(target)
+    assert {*found} == {"encoder", "projector", "attention_decoder"}
+    for part, weights in found.items():
+        assert {*weights} == {*given[part]}
+        assert all(torch.equal(value, given[part][name]) for name, value in weights.items())
+    # 4 bytes a number that inference reads, and little more
+    assert target.stat().st_size == pytest.approx(4 * 30_356_293, rel=0.01)
+    assert [path.name for path in target.parent.iterdir()] == ["weights.pt"]
+
+
+def test_averages_are_kept_to_train_on(published, tmp_path, monkeypatch):
+    target = tmp_path / "weights.pt"
+    run(monkeypatch, "looking3d", published, target, "--training")
+    assert {"encoder_ema", "projector_ema"} < {*read_checkpoint(target)}
+    run(monkeypatch, "looking3d", target, tmp_path / "again.pt")
+    with pytest.raises(ValueError, match="encoder_ema is missing"):
+        convert(tmp_path / "again.pt", tmp_path / "third.pt", training=True)
+    assert not (tmp_path / "third.pt").exists()
+
+
+def test_older_names_of_the_pyramid(published_weights, tmp_path):
+    older = {
+        part: {
+            ".".join(words[:3] + words[4:]) if (words := name.split("."))[0] == "fpn" else name: value
+            for name, value in weights.items()
+        }
+        for part, weights in published_weights.items()
+    }
+    torch.save(older, tmp_path / "old.pt")
+    load_part(Encoder(), read_checkpoint(tmp_path / "old.pt")["encoder"], "encoder")
+
+
+def test_other_files_are_refused(published_weights, tmp_path):
+    with pytest.raises(FileNotFoundError, match="found none at"):
+        read_checkpoint(tmp_path / "none.pt")
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="give Looking3D's published"):
+        read_checkpoint(tmp_path / "other.pt")
+    torch.save(nn.Linear(1, 1), tmp_path / "pickle.pt")
+    with pytest.raises(Exception, match="weights_only"):
+        read_checkpoint(tmp_path / "pickle.pt")
+    changed = {part: dict(weights) for part, weights in published_weights.items()}
+    changed["attention_decoder"]["token2.weight"] = torch.zeros(1)
+    torch.save(changed, tmp_path / "changed.pt")
+    with pytest.raises(ValueError, match=r"attention_decoder do not fit: 1 entries .* 'token2\.weight' first"):
+        convert(tmp_path / "changed.pt", tmp_path / "out.pt")
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_imagenet_weights_start_the_encoder(tmp_path):
+    from torchvision.models import resnet18
+
+    source = resnet18(weights=None)
+    torch.save(source.state_dict(), tmp_path / "resnet18.pth")
+    encoder = Encoder()
+    encoder.load_backbone(tmp_path / "resnet18.pth")
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.backbone.layer1(encoder.backbone.conv1(x)), source.layer1(source.conv1(x)))
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="weights of torchvision's or timm's resnet18"):
+        encoder.load_backbone(tmp_path / "bad.pth")
+    with pytest.raises(FileNotFoundError, match="encoder_weights"):
+        encoder.load_backbone(tmp_path / "none.pth")

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training, evaluation and files of Looking3D, on batches as the datamodule gives them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from anomalib.data import ImageBatch, ImageItem
+from anomalib.data.dataclasses.numpy import NumpyImageBatch, NumpyImageItem
+from anomalib.engine import Engine
+from torch.utils.data import DataLoader, Dataset
+
+from anomalib_pose.models import Looking3D
+from anomalib_pose.models.looking3d import lightning_model
+from anomalib_pose.models.looking3d.checkpoint import PARTS
+from anomalib_pose.models.looking3d.photograph import inspect
+
+
+@dataclass
+class NumpyViewItem(NumpyImageItem):
+    reference_images: object = None
+    reference_xyz: object = None
+    box: object = None
+    pair_images: object = None
+    pair_points: object = None
+    shape_id: str | None = None
+    pred_box: object = None
+
+
+@dataclass
+class NumpyViewBatch(NumpyImageBatch):
+    item_class: ClassVar[type[NumpyViewItem]] = NumpyViewItem
+    reference_images: object = None
+    reference_xyz: object = None
+    box: object = None
+    pair_images: object = None
+    pair_points: object = None
+    shape_id: list[str] | None = None
+    pred_box: object = None
+
+
+@dataclass
+class ViewItem(ImageItem):
+    numpy_class: ClassVar[type[NumpyViewItem]] = NumpyViewItem
+    reference_images: torch.Tensor | None = None
+    reference_xyz: torch.Tensor | None = None
+    box: torch.Tensor | None = None
+    pair_images: torch.Tensor | None = None
+    pair_points: torch.Tensor | None = None
+    shape_id: str | None = None
+    pred_box: torch.Tensor | None = None
+
+
+@dataclass
+class ViewBatch(ImageBatch):
+    item_class: ClassVar[type[ViewItem]] = ViewItem
+    numpy_class: ClassVar[type[NumpyViewBatch]] = NumpyViewBatch
+    reference_images: torch.Tensor | None = None
+    reference_xyz: torch.Tensor | None = None
+    box: torch.Tensor | None = None
+    pair_images: torch.Tensor | None = None
+    pair_points: torch.Tensor | None = None
+    shape_id: list[str] | None = None
+    pred_box: torch.Tensor | None = None
+
+
+def images_on_white(count: int, seed: int) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    images = torch.ones(count, 3, 256, 256)
+    images[..., 80:180, 70:200] = 0.2 + 0.6 * torch.rand(count, 3, 1, 1, generator=g)
+    images[..., 100:140, 90:150] = 0.7 * torch.rand(count, 3, 40, 60, generator=g)
+    return images
+
+
+class Queries(Dataset):
+    """Queries of two shapes; every other one is anomalous."""
+
+    def __init__(self, count: int = 4) -> None:
+        g = torch.Generator().manual_seed(5)
+        views = images_on_white(4, 1).unflatten(0, (2, 2))
+        xyz = 2 * torch.rand(2, 2, 32, 32, 3, generator=g) - 1
+        points = torch.randint(70, 190, (2, 8, 2, 2), generator=g)
+        self.items = [
+            ViewItem(
+                image=image,
+                gt_label=torch.tensor(index % 2),
+                reference_images=views[index // 2 % 2],
+                reference_xyz=xyz[index // 2 % 2],
+                box=torch.tensor([0.5, 0.4, 0.2, 0.3]) * (index % 2),
+                pair_images=views[index // 2 % 2],
+                pair_points=points[index // 2 % 2],
+                shape_id=f"chair{index // 2 % 2}",
+            )
+            for index, image in enumerate(images_on_white(count, 2))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> ViewItem:
+        return self.items[index]
+
+
+def loader(count: int = 4) -> DataLoader:
+    return DataLoader(Queries(count), batch_size=2, collate_fn=ViewBatch.collate)
+
+
+def make_engine(folder: Path, **changes: object) -> Engine:
+    settings = {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+    return Engine(default_root_dir=folder, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def network() -> Looking3D:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Looking3D(topk=20, visualizer=False)
+
+
+def test_one_summed_step_reaches_every_parameter(network):
+    """Whatever a batch holds: processes that train together would otherwise wait for what never comes."""
+    network.train()
+    (first, *_) = loader()
+    first.gt_label, first.box = torch.zeros(2, dtype=torch.long), torch.zeros(2, 4)
+    with torch.random.fork_rng():
+        alignment, task = network.alignment_loss(first), network.task_loss(first)
+        (alignment + task).backward()
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    network.zero_grad()
+
+
+@pytest.mark.slow
+def test_half_precision_says_nearly_the_same(network):
+    """Matching stays in single precision, so it chooses the same keys of the same features."""
+    network.eval()
+    (first, *_) = loader(2)
+    query, views = first.image[:1], first.reference_images[:1, :1]
+    with torch.no_grad():
+        features, others = network.model.encoder(query), network.model.encoder(views[0])[None]
+
+        def found() -> tuple[torch.Tensor, ...]:
+            shape = network.model.reference(views, first.reference_xyz[:1, :1], others)
+            return network.model(query, shape, features)
+
+        single = found()
+        with torch.autocast("cpu", torch.bfloat16):
+            half = found()
+    assert half[0].dtype == torch.bfloat16
+    for one, other in zip(half, single, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0, atol=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("two_steps", [False, True])
+def test_training_leaves_a_checkpoint_with_its_weights(tmp_path, two_steps):
+    torch.manual_seed(0)
+    model = Looking3D(topk=20, visualizer=False, two_steps=two_steps, schedule="step", learning_rate=1e-4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    engine = make_engine(tmp_path)
+    engine.fit(model, train_dataloaders=loader())
+    assert engine.trainer.global_step == (4 if two_steps else 2)
+    after = model.state_dict()
+    for part in ("model.encoder.", "model.projector.", "model.attention_decoder.", "alignment.encoder_ema.backbone.c"):
+        assert any(not torch.equal(after[name], before[name]) for name in after if name.startswith(part)), part
+    moved = (after["alignment.projector_ema.mlp.0.weight"] - before["alignment.projector_ema.mlp.0.weight"]).abs().max()
+    trained = (after["model.projector.mlp.0.weight"] - before["model.projector.mlp.0.weight"]).abs().max()
+    assert 0 < moved < 0.01 * trained
+    assert {"train_alignment_loss", "train_task_loss"} <= {*engine.trainer.callback_metrics}
+    again = Looking3D.load_from_checkpoint(engine.trainer.checkpoint_callback.best_model_path, visualizer=False)
+    assert again.automatic_optimization is not two_steps
+    for part in ("model", "alignment"):
+        loaded, trained = (getattr(one, part).state_dict() for one in (again, model))
+        assert all(torch.equal(value, trained[name]) for name, value in loaded.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("two_steps", [False, True])
+def test_training_in_processes_that_wait_for_each_other(tmp_path, two_steps):
+    """One process is enough to find out that a gradient never comes, or comes twice."""
+    model = Looking3D(topk=20, visualizer=False, two_steps=two_steps, schedule="step")
+    strategy = "ddp_find_unused_parameters_true" if two_steps else "ddp"
+    engine = make_engine(tmp_path, strategy=strategy)
+    engine.fit(model, train_dataloaders=loader())
+    assert engine.trainer.global_step == (4 if two_steps else 2)
+
+
+@pytest.mark.slow
+def test_descriptors_of_four_queries_are_learned():
+    torch.manual_seed(0)
+    model = Looking3D(topk=20, visualizer=False, learning_rate=1e-4)
+    (batch,) = DataLoader(Queries(4), batch_size=4, collate_fn=ViewBatch.collate)
+    optimizer = torch.optim.Adam([part for part in model.parameters() if part.requires_grad], 1e-4, betas=(0.0, 0.999))
+    losses = []
+    for _ in range(10):
+        loss = torch.stack([model.alignment_loss(batch), model.task_loss(batch)])
+        losses.append(loss.detach())
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+    assert losses[-1][0] < 0.7 * losses[0][0]
+
+
+def test_evaluation_encodes_each_shape_once_and_reports(network, tmp_path, monkeypatch):
+    encoded = []
+    encode = network._encode
+    monkeypatch.setattr(network, "_encode", lambda *given: encoded.append(1) or encode(*given))
+    (found,) = make_engine(tmp_path).test(network, dataloaders=loader(3))
+    boxes = {f"{prefix}{name}" for prefix in ("detected_", "anomalous_") for name in ("BoxIoU", "BoxAccuracy")}
+    assert {"image_AUROC", "image_Accuracy"} | boxes <= {*found}
+    assert len(encoded) == 2
+    batches = make_engine(tmp_path / "predict").predict(network, dataloaders=loader(3))
+    items = Queries(3).items
+    network.eval()
+    with torch.no_grad():
+        shapes = [network.model.reference(item.reference_images[None], item.reference_xyz[None]) for item in items[::2]]
+    for index, item in enumerate(items):
+        batch, at = batches[index // 2], index % 2
+        with torch.no_grad():
+            truth = network.model(item.image[None], shapes[index // 2])
+        torch.testing.assert_close(batch.pred_score[at], truth.logit.sigmoid()[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(batch.pred_box[at], truth.box[0], rtol=0, atol=1e-5)
+        residual = torch.nn.functional.interpolate(truth.residual[None], (256, 256), mode="bilinear")[0]
+        torch.testing.assert_close(batch.anomaly_map[at].squeeze(), residual[0], rtol=0, atol=1e-5)
+        assert bool(batch.pred_label[at]) == bool(batch.pred_score[at] > 0.5)
+
+
+@pytest.fixture
+def own_reference(monkeypatch):
+    views, xyz = images_on_white(2, 7), torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(8))
+    monkeypatch.setattr(lightning_model, "load_reference", lambda path: (views, xyz))
+    return views, xyz
+
+
+def test_photographs_alone_are_compared_with_the_models_own_shape(network, own_reference, tmp_path):
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(network, "reference", "views")
+    photographs = torch.nn.functional.interpolate(images_on_white(2, 9), (300, 280), mode="bilinear")
+    items = [ImageItem(image=image) for image in photographs]
+    batches = make_engine(tmp_path).predict(
+        network, dataloaders=DataLoader(items, batch_size=2, collate_fn=ImageBatch.collate)
+    )
+    network.eval()
+    with torch.no_grad():
+        shape = network.model.reference(*(part[None] for part in own_reference))
+        truth = inspect(network.model, photographs, shape)
+        alone = network(photographs)
+    torch.testing.assert_close(batches[0].pred_score, truth.pred_score, rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone.pred_score, truth.pred_score, rtol=0, atol=1e-5)
+    assert batches[0].anomaly_map.shape[-2:] == (300, 280)
+    torch.testing.assert_close(alone.anomaly_map, truth.anomaly_map, rtol=0, atol=1e-5)
+    monkey.undo()
+
+
+def test_photographs_without_any_shape_are_refused(network):
+    network._shapes.clear()
+    with pytest.raises(ValueError, match=r"give --model\.reference"):
+        network(images_on_white(1, 0))
+
+
+def test_weights_are_loaded_once_and_live_on_in_the_checkpoint(published, published_weights, tmp_path):
+    model = Looking3D(weights_path=str(published), visualizer=False)
+    assert model.hparams["weights_path"] == ""
+    for part in PARTS:
+        for name, value in getattr(model.model, part).state_dict().items():
+            if not name.startswith("query_position"):
+                assert torch.equal(value, published_weights[part][name])
+    for name, value in model.alignment.projector_ema.state_dict().items():
+        assert torch.equal(value, published_weights["projector_ema"][name])
+
+
+def test_settings_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="schedule should be one of 'cosine', 'step', got 'linear'"):
+        Looking3D(schedule="linear")
+    with pytest.raises(FileNotFoundError, match="Weights of Looking3D"):
+        Looking3D(weights_path=str(tmp_path / "none.pt"))
+    with pytest.raises(ValueError, match="set max_epochs to 1 or more"):
+        make_engine(tmp_path, max_epochs=-1, max_steps=1).fit(Looking3D(), train_dataloaders=loader(2))

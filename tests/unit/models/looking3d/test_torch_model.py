@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fast form against the published one on queries of several shapes, and matching against loops and sorts."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import nn
+
+from anomalib_pose.models.looking3d.decoder import Attention, grid_code
+from anomalib_pose.models.looking3d.matching import affinity, foreground_weights, match_residual, top_keys
+from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map
+
+
+@pytest.fixture(scope="module")
+def small() -> Looking3DModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Looking3DModel(topk=20).eval().requires_grad_(False)
+
+
+def photographs(count: int, seed: int) -> torch.Tensor:
+    """Noise with large spots on white."""
+    g = torch.Generator().manual_seed(seed)
+    images = torch.ones(count, 3, 256, 256)
+    spots = nn.functional.interpolate(torch.rand(count, 3, 12, 10, generator=g), size=(130, 120), mode="bicubic")
+    images[..., 70:200, 50:170] = spots.clamp(0, 0.85)
+    return images
+
+
+def coordinates(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return 2 * torch.rand(*shape, 32, 32, 3, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def test_foreground_against_scipy():
+    images = (torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0)) * 0.16 + 0.86) * 2 - 1
+    images[:, :, 100:180, 90:200] -= 0.3
+    images[:, :, :70] = 1
+    for image, found in zip(images.numpy(), foreground_weights(images), strict=True):
+        gray = 0.2989 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+        dark = ndimage.binary_dilation(gray < 0.8, np.ones((3, 3)), iterations=2).astype(float)
+        expected = nn.functional.interpolate(torch.from_numpy(dark)[None, None], size=(32, 32), mode="bilinear")
+        np.testing.assert_array_equal(found, expected[0, 0])
+    assert {0.0, 1.0} < set(foreground_weights(images).unique().tolist())
+
+
+def test_keys_are_those_of_a_stable_sort():
+    """Zeros, partly and everywhere, are taken in the order of their numbers; negative affinities come after them."""
+    affinities = torch.randn(1, 6, 50, generator=torch.Generator().manual_seed(0))
+    affinities[0, 1] = 0
+    affinities[0, 2, 5:] = -0.0
+    affinities[0, 3, ::2] = 0
+    affinities[0, 4] = -affinities[0, 4].abs()
+    affinities[0, 4, 30:] = 0
+    found = top_keys(affinities, 25)[0].sort(1).values
+    expected = np.argsort(-affinities[0].numpy(), axis=1, kind="stable")[:, :25]
+    np.testing.assert_array_equal(found, np.sort(expected, 1))
+    assert top_keys(affinities, 80).shape == (1, 6, 50)
+
+
+def test_absorbed_attention_against_a_loop():
+    """Softmax over what each query gathered, head by head, key by key."""
+    attention = Attention(6)
+    g = torch.Generator().manual_seed(0)
+    queries, gathered = torch.randn(1, 3, 512, generator=g), torch.randn(1, 3, 4, 6, generator=g)
+    found = attention.absorbed(queries, gathered)
+    with torch.no_grad():
+        for row in range(3):
+            q, keys, values = (
+                attention.to_q(queries[0, row]),
+                *(part(gathered[0, row]) for part in (attention.to_k, attention.to_v)),
+            )
+            heads = []
+            for head in range(8):
+                at = slice(64 * head, 64 * head + 64)
+                logits = [float(q[at] @ key[at]) / 8 for key in keys]
+                weights = [math.exp(one) / sum(map(math.exp, logits)) for one in logits]
+                heads.append(sum(weight * value[at] for weight, value in zip(weights, values, strict=True)))
+            torch.testing.assert_close(found[0, row], attention.to_out(torch.cat(heads)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("query_position", [False, True])
+def test_fast_form_with_a_shape_for_each_query(small, query_position):
+    model = Looking3DModel(topk=20, query_position=query_position).eval().requires_grad_(False)
+    model.load_state_dict(small.state_dict(), strict=False)
+    if query_position:
+        nn.init.normal_(
+            model.attention_decoder.query_position.weight, std=0.05, generator=torch.Generator().manual_seed(2)
+        )
+    query, shape = photographs(2, 0), model.reference(photographs(2, 1)[:, None], coordinates((2, 1), 2))
+    fast, plain = model(query, shape), model(query, shape, published=True)
+    torch.testing.assert_close(fast.logit, plain.logit, rtol=0, atol=1e-4)
+    torch.testing.assert_close(fast.box, plain.box, rtol=0, atol=1e-4)
+    for index in range(2):
+        alone = model(query[index, None], ReferenceShape(*(part[index, None] for part in shape[:2])))
+        torch.testing.assert_close(alone.logit, fast.logit[index, None], rtol=0, atol=1e-5)
+    if query_position:
+        assert (small(query, shape).logit - fast.logit).abs().min() > 1e-4
+
+
+def test_query_positions_begin_with_what_the_paper_says(small):
+    model = Looking3DModel(topk=20, query_position=True).eval().requires_grad_(False)
+    model.load_state_dict(small.state_dict(), strict=False)
+    query, shape = photographs(1, 0), small.reference(photographs(2, 1)[None], coordinates((1, 2), 2))
+    torch.testing.assert_close(model(query, shape), small(query, shape), rtol=0, atol=0)
+    assert len(grid_code().unique(dim=0)) == 1024
+
+
+def test_a_compact_shape_changes_nothing(small):
+    query, whole = photographs(1, 0), small.reference(photographs(2, 1)[None], coordinates((1, 2), 2))
+    compact = whole.compact(small.topk)
+    assert compact.descriptors.shape[1] < 0.5 * whole.descriptors.shape[1]
+    torch.testing.assert_close(small(query, compact), small(query, whole), rtol=0, atol=1e-5)
+    index = [
+        top_keys(affinity(small.describe(2 * query - 1, small.encoder(2 * query - 1))[0], shape.descriptors), 20)
+        for shape in (whole, compact)
+    ]
+    assert torch.equal(index[0].sort().values, compact.chosen[index[1]].sort().values)
+    with pytest.raises(ValueError, match="One whole shape can be made compact"):
+        compact.compact(20)
+
+
+def test_residual_is_one_less_the_best_cosine_on_the_object(small):
+    query = photographs(1, 0)
+    shape = small.reference(photographs(2, 1)[None], coordinates((1, 2), 2))
+    found = small(query, shape).residual
+    weights = foreground_weights(2 * query - 1)[0].flatten()
+    unit = small.projector(small.encoder(2 * query - 1))[0].flatten(1).T
+    expected = torch.stack(
+        [
+            w * (1 - max(float(one @ d) for d in shape.descriptors[0]))
+            for w, one in zip(weights[::37], unit[::37], strict=True)
+        ]
+    )
+    torch.testing.assert_close(found.flatten()[::37], expected.clamp(min=0), rtol=0, atol=1e-5)
+    assert found.max() > 0.01
+    assert float(anomaly_map(found).max()) <= float(found.max())
+    itself = small(query, small.reference(query[None], coordinates((1, 1), 3))).residual
+    # partly covered cells hold their weight twice: once of the query, once of the view
+    assert float(itself[foreground_weights(2 * query - 1) == 1].max()) < 1e-5
+
+
+def test_wrong_sizes_are_refused(small):
+    shape = small.reference(photographs(1, 1)[None], coordinates((1, 1), 2))
+    with pytest.raises(ValueError, match="RGB images of 256 x 256 pixels, got"):
+        small(torch.rand(1, 3, 128, 256), shape)
+    with pytest.raises(ValueError, match="topk should be"):
+        Looking3DModel(topk=-1)
+    assert match_residual(torch.zeros(1, 1024, 4), torch.ones(1, 32, 32)).min() == 1
