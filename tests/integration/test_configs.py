@@ -15,6 +15,7 @@ from anomalib.deploy import OpenVINOInferencer
 
 import anomalib_pose
 from anomalib_pose.data.sample import write_mad, write_mip
+from anomalib_pose.data.sample.chairs import write_chairs
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = ROOT / "configs" / "benchmark" / "mad.yaml"
@@ -48,6 +49,13 @@ def mip_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def chairs_root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "chairs"
+    write_chairs(root, shapes=3, queries=2, size=128, views=5, progress=False)
+    return root
+
+
 def command_of(config: Path) -> list[str]:
     first = config.read_text().splitlines()[0]
     assert first.startswith("# anomalib train --config configs/"), f"{config} should begin with its command"
@@ -56,6 +64,8 @@ def command_of(config: Path) -> list[str]:
 
 # The same model's same settings run on the other data set in the fast tests.
 REPEATED = {"omniposead_mip.yaml", "piad_mad.yaml", "paper/omniposead_mip.yaml", "paper/piad_mad.yaml"}
+REPEATED |= {"paper/looking3d_brokenchairs.yaml"}  # the parts of its training step are tested one by one
+CHAIRS = ["--data.init_args.train_views", "2", "--data.init_args.eval_views", "2", "--trainer.max_epochs", "1"]
 
 
 def configurations() -> list:
@@ -68,7 +78,7 @@ def configurations() -> list:
 
 
 @pytest.mark.parametrize("config", configurations())
-def test_the_command_of_a_configuration_runs(config, mad_root, mip_root, tmp_path, monkeypatch):
+def test_the_command_of_a_configuration_runs(config, request, tmp_path, monkeypatch):
     command = command_of(config)
     assert ROOT / command[3] == config
     # The config is found from any directory; root and category are those of the small data set.
@@ -76,11 +86,21 @@ def test_the_command_of_a_configuration_runs(config, mad_root, mip_root, tmp_pat
     arguments = ["train", "--config", str(config)]
     text = config.read_text()
     data = re.findall(r"class_path: anomalib_pose\.(\w+)", text)[1]
-    roots = {"MAD": mad_root, "MIP": mip_root, "PosedFolder": mad_root / "toy"}
-    arguments += ["--data.init_args.root", str(roots[data])]
+    fixtures = {"MAD": "mad_root", "MIP": "mip_root", "PosedFolder": "mad_root", "BrokenChairs": "chairs_root"}
+    root = request.getfixturevalue(fixtures[data])
+    arguments += ["--data.init_args.root", str(root / "toy" if data == "PosedFolder" else root)]
+    arguments += ["--data.init_args.num_workers", "0"]
+    arguments += CHAIRS if data == "BrokenChairs" else scene_arguments(text, data)
+    AnomalibCLI(args=[*arguments, *QUICK_TRAINER])
+    assert list(tmp_path.rglob("model.ckpt"))
+    assert list(tmp_path.rglob("images/**/*.png"))
+
+
+def scene_arguments(text: str, data: str) -> list[str]:
+    """What makes the run of a scene model small, whose configuration has a text and names a datamodule."""
+    arguments = ["--data.init_args.image_size", "32"]
     if data != "PosedFolder":
         arguments += ["--data.init_args.category", "toy"]
-    arguments += ["--data.init_args.image_size", "32", "--data.init_args.num_workers", "0"]
     for name, value in QUICK_MODEL.items():
         arguments += [f"--model.init_args.{name}", str(value)]
     if "OmniposeAD" in text:
@@ -88,9 +108,7 @@ def test_the_command_of_a_configuration_runs(config, mad_root, mip_root, tmp_pat
         arguments += ["--model.init_args.field", "grid"]
     elif "recipe: paper" not in text:
         arguments += ["--model.init_args.max_gaussians", "50"]
-    AnomalibCLI(args=[*arguments, *QUICK_TRAINER])
-    assert list(tmp_path.rglob("model.ckpt"))
-    assert list(tmp_path.rglob("images/**/*.png"))
+    return arguments
 
 
 def quick_arguments(mad_root: Path) -> list[str]:

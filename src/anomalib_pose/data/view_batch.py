@@ -23,6 +23,7 @@ class NumpyViewItem(NumpyImageItem):
     pair_images: np.ndarray | None = None
     pair_points: np.ndarray | None = None
     shape_id: str | None = None
+    pred_box: np.ndarray | None = None
 
 
 @dataclass
@@ -37,6 +38,7 @@ class NumpyViewBatch(NumpyImageBatch):
     pair_images: np.ndarray | None = None
     pair_points: np.ndarray | None = None
     shape_id: list[str] | None = None
+    pred_box: np.ndarray | None = None
 
 
 @dataclass
@@ -52,6 +54,7 @@ class ViewItem(ImageItem):
         pair_points: points of the shape that both of them see (m, 2, 2), int64: for each point its (row, column) in
             the first and in the second of ``pair_images``.
         shape_id: name of the shape.
+        pred_box: box that a model found (4,), as ``box``.
     """
 
     numpy_class: ClassVar[type[NumpyViewItem]] = NumpyViewItem
@@ -62,6 +65,7 @@ class ViewItem(ImageItem):
     pair_images: Tensor | None = None
     pair_points: Tensor | None = None
     shape_id: str | None = None
+    pred_box: Tensor | None = None
 
 
 @dataclass
@@ -75,6 +79,7 @@ class ViewBatch(ImageBatch):
         pair_images: two views of each shape (B, 2, 3, 256, 256).
         pair_points: points that both see (B, m, 2, 2).
         shape_id: names of the shapes, a list of B.
+        pred_box: boxes that a model found (B, 4).
     """
 
     item_class: ClassVar[type[ViewItem]] = ViewItem
@@ -86,6 +91,7 @@ class ViewBatch(ImageBatch):
     pair_images: Tensor | None = None
     pair_points: Tensor | None = None
     shape_id: list[str] | None = None
+    pred_box: Tensor | None = None
 
     @classmethod
     def collate(cls, items: Sequence[ViewItem]) -> "ViewBatch":

@@ -15,15 +15,17 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
+from anomalib_pose.data.queries import read_query
 from anomalib_pose.models.components.metrics import AUROC
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
 from anomalib_pose.models.looking3d.export import ReferenceExportMixin
 from anomalib_pose.models.looking3d.losses import Alignment, task_loss
 from anomalib_pose.models.looking3d.metrics import Accuracy, BoxAccuracy, BoxIoU
-from anomalib_pose.models.looking3d.photograph import inspect
+from anomalib_pose.models.looking3d.photograph import PhotographOutput, inspect
 from anomalib_pose.models.looking3d.reference import load_reference
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map, normalise
 
@@ -41,7 +43,8 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
 
     Args:
         weights_path: published ``model.pt``, or what ``tools/convert_checkpoint.py`` made of it; empty for random ones.
-        reference: folder of rendered views of the shape that photographs without reference views are compared with.
+        reference: shape that photographs without reference views are compared with: a mesh (.glb, .obj, .ply, .stl), or
+            a folder of its rendered views.
         encoder_weights: file with torchvision's or timm's ``resnet18`` to begin training with; empty for random ones,
             as in the paper.
         query_position: tell the photograph's cells where they are, which helps the box; the paper does not.
@@ -256,17 +259,17 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
         """The shape that photographs without reference views are compared with.
 
         Args:
-            reference: folder of rendered views, or empty for the model's.
+            reference: mesh or folder of rendered views, or empty for the model's.
 
         Raises:
-            FileNotFoundError: if there is no view in the folder.
-            ValueError: if no folder is given.
+            FileNotFoundError: if there is no such file, or no view in the folder.
+            ValueError: if neither is given, or a file cannot be read.
         """
         reference = reference or self.reference
         if not reference:
             msg = (
                 "Looking3D compares with views of a shape, and these photographs bring none: give --model.reference, "
-                "a folder that tools/render_views.py wrote."
+                "a mesh or a folder that tools/render_views.py wrote."
             )
             raise ValueError(msg)
         return self._encode(*load_reference(reference))
@@ -292,7 +295,7 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
     def _step(self, batch: Batch) -> Batch:
         """Scores, maps and boxes of queries with reference views, or of whole photographs without."""
         if getattr(batch, "reference_images", None) is None:
-            found = inspect(self.model, batch.image, self._own())
+            found = self._inspected(batch)
             batch.update(pred_score=found.pred_score, anomaly_map=found.anomaly_map, pred_box=found.box)
             return batch
         names = getattr(batch, "shape_id", None) or [None] * len(batch.image)
@@ -306,6 +309,18 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
             pred_box=torch.cat([one.box for one in each]),
         )
         return batch
+
+    def _inspected(self, batch: Batch) -> PhotographOutput:
+        """Photographs against the model's own shape, read again from their files, whose transparency a batch lacks."""
+        paths = getattr(batch, "image_path", None)
+        if paths is None:
+            return inspect(self.model, batch.image, self._own())
+        size = tuple(batch.image.shape[-2:])
+        parts = []
+        for path in paths:
+            found = inspect(self.model, read_query(path)[None].to(self.device), self._own())
+            parts.append(found._replace(anomaly_map=functional.interpolate(found.anomaly_map, size, mode="bilinear")))
+        return PhotographOutput(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Batch:
         """Score one batch of queries."""

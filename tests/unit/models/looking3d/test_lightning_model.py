@@ -1,69 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, evaluation and files of Looking3D, on batches as the datamodule gives them."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 from anomalib.data import ImageBatch, ImageItem
-from anomalib.data.dataclasses.numpy import NumpyImageBatch, NumpyImageItem
 from anomalib.engine import Engine
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from anomalib_pose.data import ViewBatch, ViewItem
 from anomalib_pose.models import Looking3D
 from anomalib_pose.models.looking3d import lightning_model
 from anomalib_pose.models.looking3d.checkpoint import PARTS
 from anomalib_pose.models.looking3d.photograph import inspect
-
-
-@dataclass
-class NumpyViewItem(NumpyImageItem):
-    reference_images: object = None
-    reference_xyz: object = None
-    box: object = None
-    pair_images: object = None
-    pair_points: object = None
-    shape_id: str | None = None
-    pred_box: object = None
-
-
-@dataclass
-class NumpyViewBatch(NumpyImageBatch):
-    item_class: ClassVar[type[NumpyViewItem]] = NumpyViewItem
-    reference_images: object = None
-    reference_xyz: object = None
-    box: object = None
-    pair_images: object = None
-    pair_points: object = None
-    shape_id: list[str] | None = None
-    pred_box: object = None
-
-
-@dataclass
-class ViewItem(ImageItem):
-    numpy_class: ClassVar[type[NumpyViewItem]] = NumpyViewItem
-    reference_images: torch.Tensor | None = None
-    reference_xyz: torch.Tensor | None = None
-    box: torch.Tensor | None = None
-    pair_images: torch.Tensor | None = None
-    pair_points: torch.Tensor | None = None
-    shape_id: str | None = None
-    pred_box: torch.Tensor | None = None
-
-
-@dataclass
-class ViewBatch(ImageBatch):
-    item_class: ClassVar[type[ViewItem]] = ViewItem
-    numpy_class: ClassVar[type[NumpyViewBatch]] = NumpyViewBatch
-    reference_images: torch.Tensor | None = None
-    reference_xyz: torch.Tensor | None = None
-    box: torch.Tensor | None = None
-    pair_images: torch.Tensor | None = None
-    pair_points: torch.Tensor | None = None
-    shape_id: list[str] | None = None
-    pred_box: torch.Tensor | None = None
 
 
 def images_on_white(count: int, seed: int) -> torch.Tensor:
@@ -252,6 +203,27 @@ def test_photographs_alone_are_compared_with_the_models_own_shape(network, own_r
     assert batches[0].anomaly_map.shape[-2:] == (300, 280)
     torch.testing.assert_close(alone.anomaly_map, truth.anomaly_map, rtol=0, atol=1e-5)
     monkey.undo()
+
+
+def test_photographs_from_files_are_seen_on_white(network, own_reference, tmp_path, monkeypatch):
+    """Where they are transparent; a batch of anomalib has lost that."""
+    monkeypatch.setattr(network, "reference", "views")
+    network._shapes.clear()
+    (image,) = images_on_white(1, 9)
+    alpha = (image.amin(0) < 1).float()
+    rgba = (torch.cat([image * alpha, alpha[None]]) * 255).round().to(torch.uint8)
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    Image.fromarray(rgba.permute(1, 2, 0).numpy()).save(folder / "chair.png")
+    (batch,) = make_engine(tmp_path / "one").predict(network, data_path=folder)
+    network.eval()
+    with torch.no_grad():
+        truth = network((image * 255).round()[None] / 255)
+    torch.testing.assert_close(batch.pred_score, truth.pred_score, rtol=0, atol=1e-5)
+    torch.testing.assert_close(batch.anomaly_map.squeeze(), truth.anomaly_map.squeeze(), rtol=0, atol=1e-5)
+    Image.fromarray(rgba[:3].permute(1, 2, 0).numpy()).save(folder / "chair.png")
+    with pytest.raises(ValueError, match=r"chair\.png is no query: The background should be white"):
+        make_engine(tmp_path / "two").predict(network, data_path=folder)
 
 
 def test_photographs_without_any_shape_are_refused(network):
