@@ -2,18 +2,21 @@
 """The table that anomalib's benchmark writes, for models with different settings or metrics.
 
 anomalib 2.7 expects of every run the columns of the first one, and loses all results where a run has others: a model
-that finds poses has metrics that PatchCore has not. Nothing of anomalib is imported here, as in ``visualization``.
+that finds poses has metrics that PatchCore has not. Nothing is imported before it is needed, as in
+``visualization``.
 """
 
+import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 HOST = "anomalib.pipelines.benchmark.job"
 
 
-def collect(results: list[dict[str, Any]]) -> pd.DataFrame:
+def collect(results: list[dict[str, Any]]) -> "pd.DataFrame":
     """One row a run, with the columns of all runs; empty where a run has nothing to say.
 
     Args:
@@ -25,7 +28,7 @@ def collect(results: list[dict[str, Any]]) -> pd.DataFrame:
     if not results:
         msg = "No run of the benchmark succeeded; runs/pipeline.log says why."
         raise ValueError(msg)
-    return pd.DataFrame(results)
+    return importlib.import_module("pandas").DataFrame(results)
 
 
 def register_benchmark_table() -> None:

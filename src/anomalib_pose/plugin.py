@@ -11,9 +11,9 @@ A distribution names its classes in the entry-point groups ``anomalib.models`` a
 
 :func:`register` imports them and makes them known wherever anomalib 2.7 looks a class up: the short names of its
 command line, ``list_models``, ``get_model``, ``get_datamodule``, and through these the benchmark. It also teaches the
-image visualiser the batch field ``reference``, and the benchmark to put models with different metrics in one table. The
-class's own name is the short name; the entry point's name serves for messages alone. Classes of anomalib itself keep
-their names, and so does the first of two plug-ins.
+image visualiser our batch fields that are images, and the benchmark to put models with different metrics in one table.
+The class's own name is the short name; the entry point's name serves for messages alone. Classes of anomalib itself
+keep their names, and so does the first of two plug-ins.
 """
 
 import importlib
@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from anomalib_pose.benchmark_table import register_benchmark_table
-from anomalib_pose.visualization import HOST, register_reference_panel
+from anomalib_pose.visualization import HOST, register_panels
 
 __all__ = ["register"]
 
@@ -96,7 +96,7 @@ def register(*, import_host: bool = True) -> None:
 
 def _register_visualiser() -> None:
     if not _half_imported(HOST):
-        register_reference_panel()
+        register_panels()
 
 
 def _register_classes(tried: set[EntryPoint]) -> None:

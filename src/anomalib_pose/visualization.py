@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The panel that anomalib's visualiser draws of the batch field ``reference``.
+"""The panels that anomalib's visualiser draws of our batch fields which are images.
 
 anomalib looks a field's function up by name in one of its own modules, so it is put there. Nothing of anomalib is
 imported before it is needed: the plug-in calls this in the middle of anomalib's own import.
@@ -10,26 +10,29 @@ import sys
 from typing import Any
 
 HOST = "anomalib.visualization.image.functional"
+PANELS = ("reference", "boxed_query")
+"""The view the query is compared with; the query with the box that was found in it."""
 
 
-def visualize_reference(reference: Any) -> Any:
-    """Draw the batch field ``reference``, the view the query is compared with, as anomalib draws images.
+def visualize_panel(image: Any) -> Any:
+    """Draw a batch field as anomalib draws images.
 
     Args:
-        reference: Image (3, H, W) in [0, 1] as a tensor, or what ``visualize_image`` of anomalib takes.
+        image: Image (3, H, W) in [0, 1] as a tensor, or what ``visualize_image`` of anomalib takes.
 
     Returns:
         The image as ``PIL.Image.Image``.
     """
     functional = importlib.import_module(HOST)
-    if hasattr(reference, "clamp"):
+    if hasattr(image, "clamp"):
         # beyond [0, 1] the conversion to bytes would wrap around
-        reference = reference.detach().clamp(0, 1)
-    return functional.visualize_image(reference)
+        image = image.detach().clamp(0, 1)
+    return functional.visualize_image(image)
 
 
-def register_reference_panel() -> None:
-    """Make the visualiser know the field ``reference``, if its module is imported."""
+def register_panels() -> None:
+    """Make the visualiser know our fields, if its module is imported."""
     functional = sys.modules.get(HOST)
-    if functional is not None and not hasattr(functional, "visualize_reference"):
-        functional.visualize_reference = visualize_reference  # type: ignore[attr-defined]
+    for name in PANELS if functional is not None else ():
+        if not hasattr(functional, f"visualize_{name}"):
+            setattr(functional, f"visualize_{name}", visualize_panel)

@@ -24,6 +24,7 @@ class NumpyViewItem(NumpyImageItem):
     pair_points: np.ndarray | None = None
     shape_id: str | None = None
     pred_box: np.ndarray | None = None
+    boxed_query: np.ndarray | None = None
 
 
 @dataclass
@@ -39,6 +40,7 @@ class NumpyViewBatch(NumpyImageBatch):
     pair_points: np.ndarray | None = None
     shape_id: list[str] | None = None
     pred_box: np.ndarray | None = None
+    boxed_query: np.ndarray | None = None
 
 
 @dataclass
@@ -55,6 +57,7 @@ class ViewItem(ImageItem):
             the first and in the second of ``pair_images``.
         shape_id: name of the shape.
         pred_box: box that a model found (4,), as ``box``.
+        boxed_query: ``image`` with the true box and the one found drawn in (3, H, W).
     """
 
     numpy_class: ClassVar[type[NumpyViewItem]] = NumpyViewItem
@@ -66,6 +69,7 @@ class ViewItem(ImageItem):
     pair_points: Tensor | None = None
     shape_id: str | None = None
     pred_box: Tensor | None = None
+    boxed_query: Tensor | None = None
 
 
 @dataclass
@@ -80,6 +84,7 @@ class ViewBatch(ImageBatch):
         pair_points: points that both see (B, m, 2, 2).
         shape_id: names of the shapes, a list of B.
         pred_box: boxes that a model found (B, 4).
+        boxed_query: ``image`` with boxes drawn in (B, 3, H, W).
     """
 
     item_class: ClassVar[type[ViewItem]] = ViewItem
@@ -92,6 +97,7 @@ class ViewBatch(ImageBatch):
     pair_points: Tensor | None = None
     shape_id: list[str] | None = None
     pred_box: Tensor | None = None
+    boxed_query: Tensor | None = None
 
     @classmethod
     def collate(cls, items: Sequence[ViewItem]) -> "ViewBatch":

@@ -31,7 +31,7 @@ from anomalib_pose.models.components.metrics import (
     PosesWithinOneDegree,
 )
 from anomalib_pose.models.components.scene_detector import FitScene, SceneDetector
-from anomalib_pose.visualization import register_reference_panel
+from anomalib_pose.visualization import register_panels
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class PoseMixin(DetectorExportMixin):
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:
         """Query, rendered reference, true mask where there is one, heat map, predicted mask."""
-        register_reference_panel()  # a dotted class path comes here without the plug-in
+        register_panels()  # a dotted class path comes here without the plug-in
         return ImageVisualizer(
             fields=["image", "reference", "gt_mask"],
             overlay_fields=[("image", ["anomaly_map"]), ("image", ["pred_mask"])],

@@ -2,35 +2,40 @@
 """Looking3D as an anomalib model: training, evaluation, export."""
 
 from collections import OrderedDict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from anomalib import LearningType
 from anomalib import metrics as stock
-from anomalib.data import Batch, InferenceBatch
+from anomalib.data import Batch, ImageBatch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from anomalib.visualization import Visualizer
+from anomalib.visualization import ImageVisualizer, Visualizer
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
+from anomalib_pose.data import ViewBatch
 from anomalib_pose.data.queries import read_query
 from anomalib_pose.models.components.metrics import AUROC
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
+from anomalib_pose.models.looking3d.drawing import draw_boxes
 from anomalib_pose.models.looking3d.export import ReferenceExportMixin
 from anomalib_pose.models.looking3d.losses import Alignment, task_loss
 from anomalib_pose.models.looking3d.metrics import Accuracy, BoxAccuracy, BoxIoU
 from anomalib_pose.models.looking3d.photograph import PhotographOutput, inspect
 from anomalib_pose.models.looking3d.reference import load_reference
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map, normalise
+from anomalib_pose.visualization import register_panels
 
 SCHEDULES = ("cosine", "step")
 _KEPT_SHAPES = 8
+_THRESHOLD = 0.5  # of probabilities, as the post-processor's
 
 
 class Looking3D(ReferenceExportMixin, AnomalibModule):
@@ -153,6 +158,19 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
                 stock.AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
             ]
         )
+
+    @classmethod
+    def configure_visualizer(cls) -> ImageVisualizer:
+        """What the network saw of the query with boxes, true mask where there is one, map over the query."""
+        register_panels()  # a dotted class path comes here without the plug-in
+        return ImageVisualizer(fields=["boxed_query", "gt_mask"], overlay_fields=[("boxed_query", ["anomaly_map"])])
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn a stock ``ImageBatch`` into a ``ViewBatch``, so that there is room for the box."""
+        del dataloader_idx
+        if isinstance(batch, ImageBatch) and not isinstance(batch, ViewBatch):
+            return ViewBatch(**{field.name: getattr(batch, field.name) for field in fields(batch)})
+        return batch
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
         """Adam with the paper's settings, and the schedule.
@@ -296,18 +314,20 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
         """Scores, maps and boxes of queries with reference views, or of whole photographs without."""
         if getattr(batch, "reference_images", None) is None:
             found = self._inspected(batch)
-            batch.update(pred_score=found.pred_score, anomaly_map=found.anomaly_map, pred_box=found.box)
-            return batch
+            return self._told(batch, found)
         names = getattr(batch, "shape_id", None) or [None] * len(batch.image)
         each = [
             self.model(image[None], self._kept(name, batch, index))
             for index, (image, name) in enumerate(zip(batch.image, names, strict=True))
         ]
-        batch.update(
-            pred_score=torch.cat([one.logit for one in each]).sigmoid(),
-            anomaly_map=anomaly_map(torch.cat([one.residual for one in each])),
-            pred_box=torch.cat([one.box for one in each]),
-        )
+        logit, box, residual = (torch.cat(part) for part in zip(*each, strict=True))
+        return self._told(batch, PhotographOutput(logit.sigmoid(), anomaly_map(residual), box))
+
+    @staticmethod
+    def _told(batch: Batch, found: PhotographOutput) -> Batch:
+        """The batch with what was found in it."""
+        boxed = draw_boxes(batch.image, found.box, found.pred_score > _THRESHOLD, getattr(batch, "box", None))
+        batch.update(pred_score=found.pred_score, anomaly_map=found.anomaly_map, pred_box=found.box, boxed_query=boxed)
         return batch
 
     def _inspected(self, batch: Batch) -> PhotographOutput:
