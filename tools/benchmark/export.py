@@ -64,16 +64,21 @@ def build(detector: SceneDetector, views: int, window: int) -> ExportedDetector:
 
 
 def run(path: Path, test: dict[str, Tensor]) -> tuple[dict[str, float], Tensor, Tensor]:
-    """Size and speed of a file, and the scores and maps it gives."""
+    """Size and speed of a file, and the scores and maps it gives.
+
+    A file that takes only batches of several images gets each image as often.
+    """
     core = openvino.Core()
     compiled = core.compile_model(path, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
-    images = [image[None].numpy() for image in test["image"]]
+    batch = compiled.input(0).get_partial_shape()[0]
+    copies = batch.get_length() if batch.is_static else 1
+    images = [image[None].repeat(copies, 1, 1, 1).numpy() for image in test["image"]]
     compiled(images[0])
     start = time.perf_counter()
     found = [compiled(image) for image in images]
     latency = (time.perf_counter() - start) / len(images)
-    scores = torch.from_numpy(np.concatenate([one["pred_score"].reshape(1) for one in found]))
-    maps = torch.from_numpy(np.concatenate([one["anomaly_map"] for one in found]))
+    scores = torch.from_numpy(np.concatenate([one["pred_score"].reshape(-1)[:1] for one in found]))
+    maps = torch.from_numpy(np.concatenate([one["anomaly_map"][:1] for one in found]))
     queue = openvino.AsyncInferQueue(core.compile_model(path, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"}))
     start = time.perf_counter()
     for image in images:
@@ -82,7 +87,7 @@ def run(path: Path, test: dict[str, Tensor]) -> tuple[dict[str, float], Tensor, 
     result = {
         "megabytes": path.with_suffix(".bin").stat().st_size / 1e6,
         "latency_s": latency,
-        "images_per_s": len(images) / (time.perf_counter() - start),
+        "images_per_s": copies * len(images) / (time.perf_counter() - start),
     }
     return result, scores, maps
 
