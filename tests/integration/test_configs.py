@@ -64,7 +64,8 @@ def command_of(config: Path) -> list[str]:
 
 # The same model's same settings run on the other data set in the fast tests.
 REPEATED = {"omniposead_mip.yaml", "piad_mad.yaml", "paper/omniposead_mip.yaml", "paper/piad_mad.yaml"}
-REPEATED |= {"paper/looking3d_brokenchairs.yaml"}  # the parts of its training step are tested one by one
+# The parts of their training are tested one by one, or run in other configurations.
+REPEATED |= {"paper/looking3d_brokenchairs.yaml", "paper/piad_mip.yaml"}
 CHAIRS = ["--data.init_args.train_views", "2", "--data.init_args.eval_views", "2", "--trainer.max_epochs", "1"]
 
 
@@ -150,7 +151,9 @@ def test_the_benchmark_beside_patchcore(mad_root, tmp_path, monkeypatch):
     assert [bool(row["pixel_AUPRO"]) for row in rows] == [True, False], "PatchCore has metrics of its own"
 
 
-@pytest.mark.parametrize(("kind", "file"), [("torch", "model.pt"), ("openvino", "model.xml")])
+@pytest.mark.parametrize(
+    ("kind", "file"), [("torch", "model.pt"), pytest.param("openvino", "model.xml", marks=pytest.mark.slow)]
+)
 def test_export_by_the_command_line(kind, file, fitted, tmp_path, monkeypatch):
     if kind != "torch":
         pytest.importorskip("openvino", reason="the extra openvino is not installed")

@@ -26,6 +26,8 @@ SMALL = {
     "SplatPose": {"steps": 150, "max_gaussians": 800, "bank_spacing": 25.0, "starts": 2, "holdout_every": 8},
 }
 MODELS = sorted(SMALL)
+# What a shared part does is tested with one model; with the others when there is time.
+ONE_QUICKLY = [pytest.param(name, marks=[] if name == "SplatPose" else [pytest.mark.slow]) for name in MODELS]
 
 
 def make_engine(folder: Path) -> Engine:
@@ -150,6 +152,7 @@ def test_a_query_without_an_object(trained, tmp_path):
     assert batch.pred_score.isfinite().all()
 
 
+@pytest.mark.parametrize("trained", ONE_QUICKLY, indirect=True)
 def test_a_second_object_in_the_same_engine(trained, mad_root, tmp_path):
     name, first, *_ = trained
     engine = make_engine(tmp_path)
@@ -161,6 +164,7 @@ def test_a_second_object_in_the_same_engine(trained, mad_root, tmp_path):
     assert not torch.equal(numbers_of(second), numbers_of(first))
 
 
+@pytest.mark.parametrize("trained", ONE_QUICKLY, indirect=True)
 def test_a_model_can_be_fitted_again(trained, mad_root, tmp_path):
     """Fitting the same instance to another object forgets the first."""
     name, *_ = trained
