@@ -164,7 +164,7 @@ def test_a_second_object_in_the_same_engine(trained, mad_root, tmp_path):
     assert not torch.equal(numbers_of(second), numbers_of(first))
 
 
-@pytest.mark.parametrize("trained", ONE_QUICKLY, indirect=True)
+@pytest.mark.slow
 def test_a_model_can_be_fitted_again(trained, mad_root, tmp_path):
     """Fitting the same instance to another object forgets the first."""
     name, *_ = trained

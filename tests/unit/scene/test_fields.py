@@ -128,6 +128,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_end(fit, fitter, settings, posed
         torch.testing.assert_close(resumed.state_dict()[name], tensor, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_network_learns_and_survives_a_checkpoint(posed):
     images, cameras, output = posed
     mask = masks(output)
