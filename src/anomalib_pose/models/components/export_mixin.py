@@ -4,8 +4,9 @@
 import copy
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rich.progress import track
@@ -20,12 +21,66 @@ from anomalib_pose.models.components.scene_detector import SceneDetector
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = tuple(field.name for field in dataclasses.fields(DetectorSettings))
+
+class FeedForwardExportMixin:
+    """ONNX and OpenVINO export of a model by the graph that its ``feed_forward`` builds."""
+
+    graph_settings: ClassVar[tuple[str, ...]]
+    """Arguments of ``feed_forward`` that a user gives among those of the export."""
+    feed_forward: Callable[..., ExportedDetector]
+
+    def to_onnx(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Write the graph as ONNX.
+
+        Args:
+            export_root: folder that ``weights/onnx`` is made in.
+            model_file_name: name without suffix.
+            input_size: fixed (height, width) of the images, or None for what the graph takes.
+            kwargs: ``graph_settings``, and arguments of ``torch.onnx.export``.
+        """
+        settings, kwargs = self._split(kwargs)
+        return self.feed_forward(**settings).to_onnx(export_root, model_file_name, input_size, **kwargs)
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: Any = None,
+        onnx_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Path:
+        """Write the graph as OpenVINO model.
+
+        Args:
+            export_root: folder that ``weights/openvino`` is made in.
+            model_file_name: name without suffix.
+            input_size: fixed (height, width) of the images, or None for what the graph takes.
+            compression_type: None for single precision; see anomalib's ``CompressionType``.
+            onnx_kwargs: ``graph_settings``, and arguments of ``torch.onnx.export``.
+            kwargs: see anomalib's ``to_openvino``.
+        """
+        settings, onnx_kwargs = self._split(onnx_kwargs or {})
+        return self.feed_forward(**settings).to_openvino(
+            export_root, model_file_name, input_size, compression_type, onnx_kwargs=onnx_kwargs, **kwargs
+        )
+
+    def _split(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What ``feed_forward`` takes, and the rest."""
+        settings = {name: value for name, value in kwargs.items() if name in self.graph_settings}
+        return settings, {name: value for name, value in kwargs.items() if name not in settings}
 
 
-class DetectorExportMixin:
+class DetectorExportMixin(FeedForwardExportMixin):
     """ONNX and OpenVINO export of a model that owns a fitted ``SceneDetector`` as ``self.model``."""
 
+    graph_settings = tuple(field.name for field in dataclasses.fields(DetectorSettings))
     model: SceneDetector
     post_processor: Any
 
@@ -40,6 +95,8 @@ class DetectorExportMixin:
             ValueError: if the model is not fitted, if its comparison cannot be exported, or if the bank would be larger
                 than allowed.
         """
+        if "steps" in settings:
+            settings["steps"] = tuple(settings["steps"])  # a list on the command line
         model, chosen = self.model, DetectorSettings(**settings)
         if not len(model.bank):
             msg = "Nothing is fitted that could be exported: train the model first, or give its checkpoint."
@@ -85,53 +142,3 @@ class DetectorExportMixin:
             for part in (0, 1)
         )
         return carry_over(self.post_processor, scores, pixels).cpu()
-
-    def to_onnx(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Write the detector as ONNX.
-
-        Args:
-            export_root: folder that ``weights/onnx`` is made in.
-            model_file_name: name without suffix.
-            input_size: fixed (height, width) of the images, or None for any.
-            kwargs: fields of ``DetectorSettings``, and arguments of ``torch.onnx.export``.
-        """
-        settings, kwargs = _split(kwargs)
-        return self.feed_forward(**settings).to_onnx(export_root, model_file_name, input_size, **kwargs)
-
-    def to_openvino(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        compression_type: Any = None,
-        onnx_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Write the detector as OpenVINO model.
-
-        Args:
-            export_root: folder that ``weights/openvino`` is made in.
-            model_file_name: name without suffix.
-            input_size: fixed (height, width) of the images, or None for any.
-            compression_type: None for single precision; see anomalib's ``CompressionType``.
-            onnx_kwargs: fields of ``DetectorSettings``, and arguments of ``torch.onnx.export``.
-            kwargs: see anomalib's ``to_openvino``.
-        """
-        settings, onnx_kwargs = _split(onnx_kwargs or {})
-        return self.feed_forward(**settings).to_openvino(
-            export_root, model_file_name, input_size, compression_type, onnx_kwargs=onnx_kwargs, **kwargs
-        )
-
-
-def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The detector's settings, and the rest."""
-    settings = {name: value for name, value in kwargs.items() if name in _SETTINGS}
-    if "steps" in settings:
-        settings["steps"] = tuple(settings["steps"])
-    return settings, {name: value for name, value in kwargs.items() if name not in _SETTINGS}

@@ -11,6 +11,7 @@ from anomalib.deploy import CompressionType
 from torch import Tensor, nn
 
 from anomalib_pose.deploy import ExportedDetector
+from anomalib_pose.models.components.export_mixin import FeedForwardExportMixin
 from anomalib_pose.models.looking3d.encoder import IMAGE_SIZE
 from anomalib_pose.models.looking3d.photograph import PhotographOutput, inspect
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape
@@ -135,9 +136,10 @@ class ExportedReference(ExportedDetector):
         return super().to_openvino(export_root, model_file_name, size, compression_type, **kwargs)
 
 
-class ReferenceExportMixin:
+class ReferenceExportMixin(FeedForwardExportMixin):
     """Export of a model that owns a ``Looking3DModel`` as ``self.model`` and encodes shapes."""
 
+    graph_settings = ("reference", "box")
     model: Looking3DModel
     post_processor: Any
     eval: Callable[[], Any]
@@ -167,48 +169,6 @@ class ReferenceExportMixin:
         """
         return self.feed_forward().to_torch(export_root, model_file_name)
 
-    def to_onnx(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Write network and shape as ONNX.
-
-        Args:
-            export_root: folder that ``weights/onnx`` is made in.
-            model_file_name: name without suffix.
-            input_size: (256, 256), or None for the same.
-            kwargs: ``reference`` and ``box`` of ``feed_forward``, and arguments of ``torch.onnx.export``.
-        """
-        settings, kwargs = _split(kwargs)
-        return self.feed_forward(**settings).to_onnx(export_root, model_file_name, input_size, **kwargs)
-
-    def to_openvino(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        compression_type: Any = None,
-        onnx_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Path:
-        """Write network and shape as OpenVINO model.
-
-        Args:
-            export_root: folder that ``weights/openvino`` is made in.
-            model_file_name: name without suffix.
-            input_size: (256, 256), or None for the same.
-            compression_type: None for single precision, or FP16.
-            onnx_kwargs: ``reference`` and ``box`` of ``feed_forward``, and arguments of ``torch.onnx.export``.
-            kwargs: see anomalib's ``to_openvino``.
-        """
-        settings, onnx_kwargs = _split(onnx_kwargs or {})
-        return self.feed_forward(**settings).to_openvino(
-            export_root, model_file_name, input_size, compression_type, onnx_kwargs=onnx_kwargs, **kwargs
-        )
-
 
 def _checked(input_size: tuple[int, int] | None) -> tuple[int, int]:
     """The one size that the network knows."""
@@ -217,9 +177,3 @@ def _checked(input_size: tuple[int, int] | None) -> tuple[int, int]:
         msg = f"Looking3D takes photographs of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got input_size {input_size}."
         raise ValueError(msg)
     return size
-
-
-def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What ``feed_forward`` takes, and the rest."""
-    settings = {name: value for name, value in kwargs.items() if name in {"reference", "box"}}
-    return settings, {name: value for name, value in kwargs.items() if name not in settings}
