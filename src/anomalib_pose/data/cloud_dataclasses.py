@@ -2,14 +2,15 @@
 """anomalib's image items and batches with room for a cloud and its views."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from anomalib.data import ImageBatch, ImageItem
 from anomalib.data.dataclasses.numpy import NumpyImageBatch, NumpyImageItem
 from torch import Tensor
-from torch.utils.data import default_collate
+
+from anomalib_pose.data.dataclasses import stacked_fields
 
 
 @dataclass
@@ -120,6 +121,4 @@ class CloudBatch(ImageBatch):
         if len(shapes) > 1:
             msg = f"Clouds of one batch should have views of one shape, got {sorted(shapes)}: use a batch size of 1."
             raise ValueError(msg)
-        columns = {field.name: [getattr(item, field.name) for item in items] for field in fields(items[0])}
-        known = {name: values for name, values in columns.items() if all(value is not None for value in values)}
-        return cls(**{name: default_collate(values) for name, values in known.items()})
+        return cls(**stacked_fields(items))

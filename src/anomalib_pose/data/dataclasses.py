@@ -102,6 +102,18 @@ class PoseBatch(ImageBatch):
         return cls(**stacked_fields(items))
 
 
+def widened(batch: Any, batch_class: type[ImageBatch]) -> Any:
+    """A stock ``ImageBatch`` as one of a class with room for more; anything else as it is.
+
+    Args:
+        batch: what a data loader gave.
+        batch_class: subclass of ``ImageBatch``.
+    """
+    if isinstance(batch, ImageBatch) and not isinstance(batch, batch_class):
+        return batch_class(**{field.name: getattr(batch, field.name) for field in fields(batch)})
+    return batch
+
+
 def stacked_fields(items: Sequence[ImageItem]) -> dict[str, Any]:
     """Fields that every item has, stacked, by name.
 

@@ -5,21 +5,20 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from anomalib import LearningType
 from anomalib import metrics as stock
-from anomalib.data import ImageBatch, InferenceBatch
+from anomalib.data import InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
 from torch import Tensor
 
 from anomalib_pose.compare import FeatureExtractor
-from anomalib_pose.data.dataclasses import PoseBatch
+from anomalib_pose.data.dataclasses import PoseBatch, widened
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
 from anomalib_pose.models.components.metrics import (
@@ -124,9 +123,7 @@ class PoseMixin(DetectorExportMixin):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turn a stock ``ImageBatch`` into a ``PoseBatch``, so that there is room for the reference and the pose."""
         del dataloader_idx
-        if isinstance(batch, ImageBatch) and not isinstance(batch, PoseBatch):
-            return PoseBatch(**{field.name: getattr(batch, field.name) for field in fields(batch)})
-        return batch
+        return widened(batch, PoseBatch)
 
     def training_step(self, batch: PoseBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Collect the posed views of one batch.

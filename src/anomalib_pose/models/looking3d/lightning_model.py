@@ -2,14 +2,13 @@
 """Looking3D as an anomalib model: training, evaluation, export."""
 
 from collections import OrderedDict
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from anomalib import LearningType
 from anomalib import metrics as stock
-from anomalib.data import Batch, ImageBatch, InferenceBatch
+from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -21,6 +20,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from anomalib_pose.data import ViewBatch
+from anomalib_pose.data.dataclasses import widened
 from anomalib_pose.data.queries import read_query
 from anomalib_pose.models.components.metrics import AUROC
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
@@ -168,9 +168,7 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turn a stock ``ImageBatch`` into a ``ViewBatch``, so that there is room for the box."""
         del dataloader_idx
-        if isinstance(batch, ImageBatch) and not isinstance(batch, ViewBatch):
-            return ViewBatch(**{field.name: getattr(batch, field.name) for field in fields(batch)})
-        return batch
+        return widened(batch, ViewBatch)
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
         """Adam with the paper's settings, and the schedule.
