@@ -4,19 +4,17 @@
 import logging
 from pathlib import Path
 
-from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import Split
 from anomalib.utils.path import resolve_dataset_root
 
 from anomalib_pose.data.broken_chairs_files import find_queries, split_queries, summary
 from anomalib_pose.data.view_dataset import ViewDataset
+from anomalib_pose.data.whole_test_datamodule import WholeTestDataModule
 
 logger = logging.getLogger(__name__)
 
-_VAL_SPLIT_MODES = ("from_dir", "same_as_test", "from_test")
 
-
-class BrokenChairs(AnomalibDataModule):
+class BrokenChairs(WholeTestDataModule):
     """BrokenChairs-180K, its first release, and anything in their layouts.
 
     ``<root>/images/<folder>/render_<shape>_...png`` are queries on white, anomalous if ``anomaly`` is in their names;
@@ -57,6 +55,8 @@ class BrokenChairs(AnomalibDataModule):
         torch.Size([6, 5, 3, 256, 256])
     """
 
+    val_split_modes = ("from_dir", "same_as_test", "from_test")
+
     def __init__(
         self,
         root: Path | str | None = "./datasets/BrokenChairs",
@@ -71,22 +71,10 @@ class BrokenChairs(AnomalibDataModule):
         val_split_ratio: float = 0.5,
         seed: int | None = None,
     ) -> None:
-        mode = str(getattr(val_split_mode, "value", val_split_mode))
-        if mode not in _VAL_SPLIT_MODES:
-            msg = f"val_split_mode should be one of {', '.join(_VAL_SPLIT_MODES)}, got {val_split_mode!r}."
-            raise ValueError(msg)
         if train_views < 1 or eval_views < 1:
             msg = f"train_views and eval_views should be 1 or more, got {train_views} and {eval_views}."
             raise ValueError(msg)
-        super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            val_split_mode=mode,
-            val_split_ratio=val_split_ratio,
-            test_split_mode="from_dir",
-            seed=seed,
-        )
+        super().__init__(train_batch_size, eval_batch_size, num_workers, val_split_mode, val_split_ratio, seed)
         self.root = Path(resolve_dataset_root(root, "BrokenChairs"))
         self.train_views = train_views
         self.eval_views = eval_views
@@ -122,6 +110,3 @@ class BrokenChairs(AnomalibDataModule):
             if not validation:
                 logger.warning("%s names no shapes for validation: thresholds are chosen on the test set.", self.root)
             self.val_data = ViewDataset(validation or parts["test"], Split.VAL, self.eval_views)
-
-    def _create_test_split(self) -> None:
-        """Keep the test set: the host would take normal images from the training set where it has none."""

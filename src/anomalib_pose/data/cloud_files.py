@@ -11,7 +11,7 @@ import tifffile
 import torch
 from torch import Tensor
 
-from anomalib_pose.scene.ply_table import read_ply_vertices
+from anomalib_pose.scene.ply_table import read_ply_vertices, read_rows
 
 MINIMUM_POINTS = 100
 """A cloud with fewer points is taken to be a mistake."""
@@ -160,7 +160,8 @@ def _read_pcd(path: Path) -> np.ndarray:
         )
         raise ValueError(msg) from error
     if layout == "ascii":
-        return _pcd_text(path, data[offset:], dtype, count)
+        # a packed colour is written as a float here, whose bits are the bytes
+        return read_rows(path, data[offset:], dtype, count, "point", "points")
     if layout != "binary":
         msg = f"{path} has .pcd data of the kind {layout!r}; known are ascii and binary: save it uncompressed."
         raise ValueError(msg)
@@ -182,17 +183,3 @@ def _pcd_header(path: Path, head: bytes) -> tuple[dict[str, list[str]], int]:
             return header, offset
     msg = f"{path} is no .pcd file: its header has no line DATA."
     raise ValueError(msg)
-
-
-def _pcd_text(path: Path, data: bytes, dtype: np.dtype, count: int) -> np.ndarray:
-    """Points of a text file; a packed colour is written as a float there, whose bits are the bytes."""
-    lines = data.decode("ascii", "replace").splitlines()[: max(count, 0)]
-    try:
-        table = np.loadtxt(lines, dtype, ndmin=1) if lines else np.empty(0, dtype)
-    except ValueError as error:
-        msg = f"{path} has a line that is no point: {error}."
-        raise ValueError(msg) from error
-    if len(table) != count:
-        msg = f"{path} is cut short: it should have {count} points, it has {len(table)}."
-        raise ValueError(msg)
-    return table

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """anomalib's datamodule without the ways of splitting that would spoil our data."""
 
-from anomalib.data import AnomalibDataModule
+from typing import ClassVar
 
-_VAL_SPLIT_MODES = ("same_as_test", "from_test", "from_train")
+from anomalib.data import AnomalibDataModule
 
 
 class WholeTestDataModule(AnomalibDataModule):
@@ -22,6 +22,8 @@ class WholeTestDataModule(AnomalibDataModule):
             synthetic defects are images alone.
     """
 
+    val_split_modes: ClassVar[tuple[str, ...]] = ("same_as_test", "from_test", "from_train")
+
     def __init__(
         self,
         train_batch_size: int,
@@ -31,8 +33,8 @@ class WholeTestDataModule(AnomalibDataModule):
         val_split_ratio: float = 0.5,
         seed: int | None = None,
     ) -> None:
-        if str(getattr(val_split_mode, "value", val_split_mode)) not in _VAL_SPLIT_MODES:
-            msg = f"val_split_mode should be one of {', '.join(_VAL_SPLIT_MODES)}, got {val_split_mode!r}."
+        if str(getattr(val_split_mode, "value", val_split_mode)) not in self.val_split_modes:
+            msg = f"val_split_mode should be one of {', '.join(self.val_split_modes)}, got {val_split_mode!r}."
             raise ValueError(msg)
         super().__init__(
             train_batch_size=train_batch_size,

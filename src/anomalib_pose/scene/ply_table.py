@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vertices of a .ply file as a table, whatever they are."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ def read_ply_vertices(path: Path) -> np.ndarray:
     data = path.read_bytes()
     layout, count, dtype, offset = _read_header(path, data[:_HEADER_LIMIT])
     if layout == "ascii":
-        return _read_text(path, data[offset:], count, dtype)
+        return read_rows(path, data[offset:], dtype, count, "vertex", "vertices")
     if len(data) - offset < count * dtype.itemsize:
         msg = f"{path} is cut short: {count} vertices need {count * dtype.itemsize} bytes, it has {len(data) - offset}."
         raise ValueError(msg)
@@ -81,14 +80,27 @@ def _read_header(path: Path, head: bytes) -> tuple[str, int, np.dtype, int]:
     return layout, int(first[2]), dtype, end + 1
 
 
-def _read_text(path: Path, data: bytes, count: int, dtype: np.dtype) -> np.ndarray:
-    lines = io.StringIO("\n".join(data.decode("ascii", "replace").splitlines()[:count]))
+def read_rows(path: Path, data: bytes, dtype: np.dtype, count: int, row: str, rows: str) -> np.ndarray:
+    """Rows of a text, one a line.
+
+    Args:
+        path: of the file, for messages.
+        data: the text.
+        dtype: fields of a row.
+        count: number of rows; what follows them is not read.
+        row: what a row is, for messages.
+        rows: what several are.
+
+    Raises:
+        ValueError: if a line is no row, or there are fewer.
+    """
+    lines = data.decode("ascii", "replace").splitlines()[: max(count, 0)]
     try:
-        table = np.loadtxt(lines, dtype, ndmin=1) if count else np.empty(0, dtype)
+        table = np.loadtxt(lines, dtype, ndmin=1) if lines else np.empty(0, dtype)
     except ValueError as error:
-        msg = f"{path} has a line that is no vertex: {error}."
+        msg = f"{path} has a line that is no {row}: {error}."
         raise ValueError(msg) from error
     if len(table) != count:
-        msg = f"{path} is cut short: it should have {count} vertices, it has {len(table)}."
+        msg = f"{path} is cut short: it should have {count} {rows}, it has {len(table)}."
         raise ValueError(msg)
     return table
