@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_pose.models.looking3d.decoder import Decoder
-from anomalib_pose.models.looking3d.encoder import Encoder, Projector
+from anomalib_pose.models.looking3d.encoder import Encoder, Projector, misfits
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +91,7 @@ def load_part(module: nn.Module, weights: dict[str, Tensor], part: str) -> None:
     """
     own = module.state_dict()
     weights = {name: value for name, value in own.items() if name.startswith("query_position.")} | weights
-    wrong = sorted(
-        name
-        for name in {*own, *weights}
-        if name not in own or name not in weights or own[name].shape != weights[name].shape
-    )
+    wrong = misfits(own, weights)
     if wrong:
         msg = (
             f"The weights of Looking3D's {part} do not fit: {len(wrong)} entries are missing, unknown or of another "

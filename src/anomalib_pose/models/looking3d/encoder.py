@@ -115,12 +115,7 @@ class Encoder(nn.Module):
             raise FileNotFoundError(msg)
         given = torch.load(path, map_location="cpu", weights_only=True)
         weights = {name: value for name, value in given.items() if not name.startswith("fc.")}
-        own = self.backbone.state_dict()
-        wrong = sorted(
-            name
-            for name in {*own, *weights}
-            if name not in own or name not in weights or own[name].shape != weights[name].shape
-        )
+        wrong = misfits(self.backbone.state_dict(), weights)
         if wrong:
             msg = (
                 f"{path} should hold the weights of torchvision's or timm's resnet18, but {len(wrong)} entries are "
@@ -128,6 +123,15 @@ class Encoder(nn.Module):
             )
             raise ValueError(msg)
         self.backbone.load_state_dict(weights)
+
+
+def misfits(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
+    """Names that only one of two state dicts has, or whose shapes differ, in order."""
+    return sorted(
+        name
+        for name in {*own, *weights}
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    )
 
 
 class Projector(nn.Module):

@@ -68,7 +68,12 @@ def test_older_names_of_the_pyramid(published_weights, tmp_path):
         for part, weights in published_weights.items()
     }
     torch.save(older, tmp_path / "old.pt")
-    load_part(Encoder(), read_checkpoint(tmp_path / "old.pt")["encoder"], "encoder")
+    encoder = Encoder()
+    load_part(encoder, read_checkpoint(tmp_path / "old.pt")["encoder"], "encoder")
+    own = encoder.state_dict()
+    pyramid = [name for name in own if name.startswith("fpn.")]
+    assert pyramid
+    assert all(torch.equal(own[name], published_weights["encoder"][name]) for name in pyramid)
 
 
 def test_other_files_are_refused(published_weights, tmp_path):
