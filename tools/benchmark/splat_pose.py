@@ -132,11 +132,11 @@ def queries(test: dict[str, Tensor]) -> list[Query]:
     ]
 
 
-def references(detector: SceneDetector, found: list[Query]) -> tuple[Tensor, Tensor]:
-    """Renderings and alphas at the queries' estimated poses."""
+def references(detector: SceneDetector, found: list[Query]) -> tuple[Tensor, Tensor, Tensor]:
+    """Renderings, alphas and surface points at the queries' estimated poses."""
     cameras = [detector.estimator(detector.scene, detector.bank, query).camera for query in found]
-    rendered, alphas = zip(*(detector.render_reference(camera) for camera in cameras), strict=True)
-    return torch.stack(rendered), torch.stack(alphas)
+    rendered, alphas, points = zip(*(detector.render_reference(camera) for camera in cameras), strict=True)
+    return torch.stack(rendered), torch.stack(alphas), torch.stack(points)
 
 
 def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -145,8 +145,8 @@ def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     detector = load_detector(arguments)
     found = queries(test)
     result = {"gauss_newton": measure_refiner(detector, make_refiner("gauss_newton"), found, test, arguments.starts)}
-    reference, alpha = references(detector, found)
-    torch.save({"reference": reference, "alpha": alpha, "files": files}, kept(arguments, "references.pt"))
+    shown = dict(zip(("reference", "alpha", "points"), references(detector, found), strict=True))
+    torch.save({**shown, "files": files}, kept(arguments, "references.pt"))
     if arguments.adam:
         chosen = torch.linspace(0, len(found) - 1, min(arguments.adam, len(found))).long().tolist()
         some = {name: tensor[chosen] for name, tensor in test.items()}
@@ -204,7 +204,20 @@ def held_out_pairs(detector: SceneDetector, train: dict[str, Tensor]) -> tuple[T
     """The views that were not fitted, with references at their estimated poses."""
     left_out = slice(detector.holdout_every // 2, None, detector.holdout_every)
     views = {name: tensor[left_out] for name, tensor in train.items()}
-    return views["image"], *references(detector, queries(views))
+    return views["image"], *references(detector, queries(views))[:2]
+
+
+def calibrate(
+    detector: SceneDetector,
+    comparator: CalibratedComparator,
+    pairs: tuple[Tensor, Tensor, Tensor],
+    train: dict[str, Tensor],
+) -> None:
+    """Put a comparator into a fitted detector and calibrate it as the fit would have."""
+    detector.comparator = comparator
+    comparator.fit_calibration(*pairs)
+    height, width = train["image"].shape[-2:]
+    detector.calibrate_surface(train["image"], Camera(train["camera_to_world"], train["K"], width, height))
 
 
 def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -241,42 +254,35 @@ def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         msg = "The references belong to other test images; run `pose` again."
         raise ValueError(msg)
     pairs = held_out_pairs(detector, train)
-    return {
-        name: measure_comparator(comparator, pairs, test, at_hand["reference"], at_hand["alpha"])
-        for name, comparator in comparators(arguments).items()
-    }
+    result = {}
+    for name, comparator in comparators(arguments).items():
+        if isinstance(comparator, CalibratedComparator):
+            calibrate(detector, comparator, pairs, train)
+        start = time.perf_counter()
+        shown = zip(test["image"], at_hand["reference"], at_hand["alpha"], strict=True)
+        maps = torch.cat([comparator(image[None], ours[None], alpha[None]) for image, ours, alpha in shown])
+        seconds = (time.perf_counter() - start) / len(maps)
+        rows = {name: maps}
+        if isinstance(comparator, CalibratedComparator):
+            rows[name] = detector.surface(maps, at_hand["points"], at_hand["alpha"])
+            rows[f"{name}, whole surface alike"] = maps
+        for row, found in rows.items():
+            result[row] = {**accuracy(found, comparator.score(found, at_hand["alpha"]), test), "seconds": seconds}
+    return result
 
 
-def measure_comparator(
-    comparator: Comparator,
-    pairs: tuple[Tensor, Tensor, Tensor],
-    test: dict[str, Tensor],
-    reference: Tensor,
-    alpha: Tensor,
-) -> dict[str, float]:
-    if isinstance(comparator, CalibratedComparator):
-        comparator.fit_calibration(*pairs)
-    start = time.perf_counter()
-    maps = torch.cat(
-        [
-            comparator(image[None], ours[None], opacity[None])
-            for image, ours, opacity in zip(test["image"], reference, alpha, strict=True)
-        ]
-    )
-    seconds = (time.perf_counter() - start) / len(maps)
-    scores = comparator.score(maps, alpha)
+def accuracy(maps: Tensor, scores: Tensor, test: dict[str, Tensor]) -> dict[str, float]:
     scores = scores / scores.max()  # torchmetrics takes what is above 1 for logits, whose sigmoids it cannot tell apart
     labels, masks = test["label"], (test["mask"] > 0).int()
     pixel, aupro = BinaryAUROC(thresholds=2000), AUPRO()
     scaled = (maps - maps.min()) / (maps.max() - maps.min())
-    # it sorts all pixels once a region: at 200 px the same to the third digit, at a sixth of the time
+    # it sorts all pixels once a region, which takes minutes for images of 400 px
     coarser = max(1, maps.shape[-1] // 200)
     aupro.update(functional.avg_pool2d(scaled, coarser), functional.max_pool2d(masks.float(), coarser).int())
     return {
         "image_auroc": float(BinaryAUROC()(scores, labels)),
         "pixel_auroc": float(pixel(scaled.flatten(), masks.flatten())),
         "pixel_aupro": float(aupro.compute()),
-        "seconds": seconds,
     }
 
 

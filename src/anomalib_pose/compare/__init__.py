@@ -6,5 +6,13 @@ from anomalib_pose.compare.factory import make_comparator
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.paper import PaperComparator
 from anomalib_pose.compare.protocol import Comparator
+from anomalib_pose.compare.surface import SurfaceResiduals
 
-__all__ = ["CalibratedComparator", "Comparator", "FeatureExtractor", "PaperComparator", "make_comparator"]
+__all__ = [
+    "CalibratedComparator",
+    "Comparator",
+    "FeatureExtractor",
+    "PaperComparator",
+    "SurfaceResiduals",
+    "make_comparator",
+]

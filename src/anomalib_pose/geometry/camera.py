@@ -146,6 +146,21 @@ class Camera:
         homogeneous = in_camera @ self.K.transpose(-1, -2)
         return homogeneous[..., :2] / homogeneous[..., 2:], in_camera[..., 2]
 
+    def unproject(self, depth: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w 3"]:
+        """Points in the world frame that the pixels' centres show.
+
+        Args:
+            depth: along the optical axis, one image a camera, of the camera's size.
+        """
+        u = torch.arange(self.width, dtype=depth.dtype, device=depth.device) + 0.5
+        v = torch.arange(self.height, dtype=depth.dtype, device=depth.device) + 0.5
+        focal = self.K[..., None, None, :, :]
+        x = (u - focal[..., 0, 2]) / focal[..., 0, 0] * depth
+        y = (v[:, None] - focal[..., 1, 2]) / focal[..., 1, 1] * depth
+        in_camera = torch.stack([x, y, depth], -1)
+        rotation = self.camera_to_world[..., None, :3, :3]
+        return in_camera @ rotation.transpose(-1, -2) + self.centre[..., None, None, :]
+
 
 def resize_intrinsics(
     K: Float[Tensor, "*batch 3 3"],  # noqa: N803

@@ -24,6 +24,18 @@ def test_projection_agrees_with_opencv() -> None:
     np.testing.assert_allclose(depth.numpy(), (viewmat @ np.c_[points, np.ones(20)].T)[2], atol=1e-12)
 
 
+def test_unprojected_pixels_project_to_their_centres() -> None:
+    poses = torch.stack([camera_at([0.1, -0.2, -4.0, 0.2, -0.3, 0.5]).camera_to_world, torch.eye(4).double()])
+    cameras = camera_at([0.0] * 6, width=5, height=3).with_pose(poses)
+    depth = 1 + torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    points = cameras.unproject(depth)
+    rows, columns = np.mgrid[:3, :5] + 0.5
+    for index in range(2):
+        uv, along = cameras[index].project(points[index].flatten(0, 1))
+        np.testing.assert_allclose(uv.numpy(), np.stack([columns.ravel(), rows.ravel()], 1), atol=1e-9)
+        np.testing.assert_allclose(along.numpy(), depth[index].flatten().numpy(), atol=1e-12)
+
+
 def test_field_of_view_is_the_angle_between_the_borders() -> None:
     camera = Camera.from_fov(torch.eye(4, dtype=torch.float64), 0.6911111611634243, 800, 800)
     assert camera.K[0, 0].item() == pytest.approx(1111.111, abs=1e-3)

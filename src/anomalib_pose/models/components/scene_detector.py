@@ -2,14 +2,14 @@
 """The pipeline of every scene model in plain PyTorch: fit, bank, pose, reference, comparison, score."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomalib_pose.compare import Comparator
+from anomalib_pose.compare import CalibratedComparator, Comparator, SurfaceResiduals
 from anomalib_pose.geometry import Camera, resize_intrinsics
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.scene import Scene, white_foreground
@@ -47,6 +47,8 @@ class SceneDetector(nn.Module):
         comparator: turns query and reference into an anomaly map and a score.
         bank_spacing: angle between the rendered views that the pose search starts from, degrees.
         holdout_every: every n-th training view is kept from the fitting, to measure PSNR and to calibrate with.
+        surface_views: training views whose anomaly maps say what to expect of each place of the surface, where the
+            comparator is one that is calibrated; 0 for none.
     """
 
     intrinsics: Tensor
@@ -63,15 +65,21 @@ class SceneDetector(nn.Module):
         *,
         bank_spacing: float = 8.0,
         holdout_every: int = 10,
+        surface_views: int = 60,
     ) -> None:
         super().__init__()
         if holdout_every < 2:
             msg = f"holdout_every should be 2 or more, so that views are left to fit, got {holdout_every}."
             raise ValueError(msg)
+        if surface_views < 0:
+            msg = f"surface_views should not be negative, got {surface_views}."
+            raise ValueError(msg)
         self.scene = scene
         self.bank = ViewBank(bank_spacing)
         self.estimator = estimator
         self.comparator = comparator
+        self.surface = SurfaceResiduals()
+        self.surface_views = surface_views
         self.holdout_every = holdout_every
         self.register_buffer("intrinsics", torch.eye(3))
         self.register_buffer("image_size", torch.zeros(2, dtype=torch.long))
@@ -131,7 +139,7 @@ class SceneDetector(nn.Module):
             mask = None if foreground is None else foreground[index]
             query = Query(images[index], cameras.K[index], mask)
             estimate = self.estimator(self.rendered, self.bank, query)
-            reference, alpha = self.render_reference(estimate.camera)
+            reference, alpha, _ = self.render_reference(estimate.camera)
             references.append(reference)
             alphas.append(alpha)
             residuals.append(estimate.residual)
@@ -140,16 +148,37 @@ class SceneDetector(nn.Module):
             return
         self.estimator.calibrate(torch.tensor(residuals))
         self.comparator.fit_calibration(images[list(held_out)], torch.stack(references), torch.stack(alphas))
+        if isinstance(self.comparator, CalibratedComparator):
+            self.calibrate_surface(images, cameras)
 
     @torch.no_grad()
-    def render_reference(self, camera: Camera) -> tuple[Tensor, Tensor]:
-        """Render the defect-free object over white: RGB (3, H, W) in [0, 1] and alpha (H, W).
+    def calibrate_surface(self, images: Float[Tensor, "c 3 h w"], cameras: Camera) -> None:
+        """Collect on the surface how training views, fitted ones too, differ from their renderings.
+
+        Args:
+            images: RGB in [0, 1], over white where the foreground is known.
+            cameras: of the images.
+        """
+        count = min(self.surface_views, len(images))
+        if not count:
+            return
+
+        def collected() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for index in torch.linspace(0, len(images) - 1, count).round().long().tolist():
+                reference, alpha, points = self.render_reference(cameras[index])
+                yield self.comparator(images[index][None], reference[None], alpha[None])[0], points, alpha
+
+        self.surface.fit(collected(), self.rendered.centre, self.rendered.extent)
+
+    @torch.no_grad()
+    def render_reference(self, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
+        """Render the defect-free object over white: RGB (3, H, W), alpha (H, W), surface points (H, W, 3).
 
         Args:
             camera: one camera.
         """
         output = self.rendered.render(camera, torch.ones(3, device=camera.K.device))
-        return output.rgb.permute(2, 0, 1).clamp(0, 1), output.alpha
+        return output.rgb.permute(2, 0, 1).clamp(0, 1), output.alpha, camera.unproject(output.depth)
 
     def _query(self, image: Tensor, intrinsics: Tensor | None, foreground: Tensor | None) -> Query:
         height, width = image.shape[-2:]
@@ -189,21 +218,23 @@ class SceneDetector(nn.Module):
             intrinsics: K of every image, or None for the training views'.
             foreground: masks of the object, or None.
         """
-        estimates, queries, references, alphas = [], [], [], []
+        estimates, queries, references, alphas, surfaces = [], [], [], [], []
         for index, image in enumerate(images):
             K = None if intrinsics is None else intrinsics[index]  # noqa: N806
             mask = None if foreground is None else foreground[index]
             estimate, query = self.estimate(image, K, mask)
-            reference, alpha = self.render_reference(estimate.camera)
+            reference, alpha, points = self.render_reference(estimate.camera)
             if query.foreground is None:
                 reference = reference - (1 - alpha) + (1 - alpha) * query.image
             estimates.append(estimate)
             queries.append(query.image)
             references.append(reference.clamp(0, 1))
             alphas.append(alpha)
+            surfaces.append(points)
         alpha = torch.stack(alphas)
         with torch.no_grad():
             anomaly_map = self.comparator(torch.stack(queries), torch.stack(references), alpha)
+            anomaly_map = self.surface(anomaly_map, torch.stack(surfaces), alpha)
             score = self.comparator.score(anomaly_map, alpha)
         return ScenePrediction(
             score.detach(),

@@ -36,6 +36,8 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
             needs no weights.
         weights_path: file with the backbone's weights; empty to let timm download them once.
         holdout_every: every n-th training view is kept from the fit to calibrate with.
+        surface_views: training views that tell the comparison what to expect of each place of the surface; 0 for none.
+            The papers' comparisons do without.
         rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.
@@ -59,6 +61,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         backbone: str = "",
         weights_path: str = "",
         holdout_every: int = 10,
+        surface_views: int = 60,
         rasterizer: str = "auto",
         fit_checkpoint: str = "",
         seed: int = 0,
@@ -82,6 +85,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
             make_comparator(comparator, backbone, weights_path),
             bank_spacing=bank_spacing,
             holdout_every=holdout_every,
+            surface_views=surface_views,
         )
 
     def fit_scene(self) -> GaussianFit:

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from anomalib_pose.compare import CalibratedComparator
+from anomalib_pose.geometry import Camera, view_sphere
+from anomalib_pose.models.components import SceneDetector
+from anomalib_pose.pose import make_estimator
+from sample_scenes import make_toy
+
+SIZE = 64
+CAMERA = Camera.from_fov(torch.eye(4), 0.7, SIZE, SIZE)
+POSES = view_sphere(24, 3.0, 1.0, -0.2)
+CAMERAS = CAMERA.with_pose(POSES)
+
+
+def make_detector(surface_views: int) -> SceneDetector:
+    return SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), surface_views=surface_views)
+
+
+def photographs(detector: SceneDetector, place: torch.Tensor) -> torch.Tensor:
+    """Renderings with a green spot wherever the surface is near a place."""
+    images = []
+    for index in range(len(POSES)):
+        image, alpha, points = detector.render_reference(CAMERAS[index])
+        spot = ((points - place).norm(dim=-1) < 0.25) & (alpha > 0.8)
+        images.append(torch.where(spot, torch.tensor([0.1, 0.9, 0.1])[:, None, None], image))
+    return torch.stack(images)
+
+
+def test_what_all_training_views_show_is_expected_of_a_query() -> None:
+    detector = make_detector(24)
+    image, alpha, points = detector.render_reference(CAMERAS[3])
+    usual, other = (points[row, column] for row, column in ((26, 26), (38, 38)))
+    detector.calibrate_surface(photographs(detector, usual), CAMERAS)
+    both = photographs(detector, usual)[3]
+    both = torch.where((photographs(detector, other)[3] != image).any(0), photographs(detector, other)[3], both)
+    anomaly_map = detector.comparator(both[None], image[None], alpha[None])
+    corrected = detector.surface(anomaly_map, points[None], alpha[None])[0] / anomaly_map[0].clamp(min=1e-6)
+    assert corrected[26, 26] < 0.5
+    assert corrected[38, 38] > 0.9
+
+
+def test_without_views_nothing_is_expected() -> None:
+    detector = make_detector(0)
+    detector.calibrate_surface(photographs(detector, torch.zeros(3)), CAMERAS)
+    assert not detector.surface.excess_square.any()
+    with pytest.raises(ValueError, match="surface_views"):
+        make_detector(-1)
