@@ -58,8 +58,9 @@ class CalibratedComparator(nn.Module):
         layer_weights: weight of each of ``layers``; empty for half of the one before: fine stages see small defects.
         reflectance_weight: weight of the residual of the reflectance, which is the same in all light.
         reflectance_weights_path: file of the published decomposition network; empty for the closed form.
-        self_normalisation: divide each layer by 1 + so many times its mean inside the object: other light disturbs a
-            layer everywhere, a defect in one place. 0 for none.
+        self_normalisation: divide each layer by 1 + so many times its level, the squared mean of the square roots
+            inside the object: other light, or a pose that is a little off, disturbs a layer everywhere, a defect, even
+            a large one, in one place. 0 for none.
         feature_mix: share of the network in the sum, in [0, 1]; the rest is colour, structure and reflectance.
         blur_sigma: standard deviation of the Gaussian that smooths the map, in pixels of the resized window.
         top_fraction: the score is the mean of so many pixels, as a fraction of the object's.
@@ -85,7 +86,7 @@ class CalibratedComparator(nn.Module):
         layer_weights: tuple[float, ...] = (),
         reflectance_weight: float = 0.0,
         reflectance_weights_path: str = "",
-        self_normalisation: float = 0.0,
+        self_normalisation: float = 1.0,
         feature_mix: float = 0.7,
         blur_sigma: float = 2.0,
         top_fraction: float = 0.001,
@@ -223,8 +224,8 @@ class CalibratedComparator(nn.Module):
         deviations = self.statistics(self._residuals(query, reference), _contrast(reference), alpha)
         if self.self_normalisation:
             inside = (alpha > 0.5).to(deviations)[:, None]
-            level = (deviations.abs() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
-            deviations = deviations / (1 + self.self_normalisation * level)[:, :, None, None]
+            root = (deviations.sqrt() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+            deviations = deviations / (1 + self.self_normalisation * root.square())[:, :, None, None]
         total = torch.einsum("blhw,l->bhw", deviations, deviations.new_tensor(self.weights))
         return gaussian_blur(total, self.blur_sigma)
 

@@ -15,7 +15,6 @@ _OTHER_LIGHT: dict[str, Any] = {
     "colour_weight": 0.0,
     "structure_weight": 1.0,
     "reflectance_weight": 4.0,
-    "self_normalisation": 1.0,
 }
 
 

@@ -170,7 +170,10 @@ def test_state_dict_keeps_scores(comparator):
 
 
 def test_light_correction_forgives_another_exposure():
-    plain, corrected = CalibratedComparator(crop_size=96), CalibratedComparator(crop_size=96, light_correction=True)
+    plain, corrected = (
+        CalibratedComparator(crop_size=96, self_normalisation=0.0, light_correction=correction)
+        for correction in (False, True)
+    )
     queries, references, alphas = _pairs([70, 71])
     usual = plain.score(plain(queries, references, alphas), alphas)
     queries = torch.where(alphas[:, None] > 0, queries * 0.8, queries)
