@@ -21,7 +21,7 @@ import openvino
 import torch
 from anomalib.deploy import CompressionType
 from scipy.stats import spearmanr
-from splat_pose import held_out_pairs, kept, load_detector, network_options, show, stacked
+from splat_pose import calibrate, held_out_pairs, kept, load_detector, network_options, show, stacked
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 
@@ -50,9 +50,8 @@ class Exporter(DetectorExportMixin):
 def fitted(arguments: argparse.Namespace, train: dict[str, Tensor]) -> SceneDetector:
     """The detector that was kept, its comparison calibrated with the given network on the views the fit left out."""
     detector = load_detector(arguments)
-    detector.comparator = CalibratedComparator(**network_options(arguments))
     pairs = held_out_pairs(detector, train)
-    detector.comparator.fit_calibration(*pairs)
+    calibrate(detector, CalibratedComparator(**network_options(arguments)), pairs, train)
     detector.calibration_views = (pairs[0] * 255).round().to(torch.uint8)
     return detector
 
@@ -145,7 +144,7 @@ def main() -> None:
     for views, window in itertools.product(arguments.views, arguments.window):
         exported = build(detector, views, window)
         with torch.no_grad():
-            poses = torch.cat([exported.model.reference(image[None])[3] for image in test["image"]])
+            poses = torch.cat([exported.model.reference(image[None]).pose for image in test["image"]])
         for precision in arguments.precision:
             folder = kept(arguments, f"export_{views}_{window}_{precision}")
             path = exported.to_openvino(folder, compression_type=PRECISIONS[precision], datamodule=data)

@@ -5,7 +5,7 @@ import logging
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anomalib_pose.compare import Comparator
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _SMALL = 64
 _MARGIN = 0.08
 _STRIDES = {4: 1, 2: 2, 1: 2}  # a part of the pixels says as much where there are many
+_APART = 0.035  # views nearer to a calibration view than this part of the distance are better than what queries get
 _MULTIPLE = 8  # the pyramid halves twice, and networks like it
 
 
@@ -35,6 +36,22 @@ class DetectorOutput(NamedTuple):
 
     pred_score: Tensor
     anomaly_map: Tensor
+
+
+class DetectorReference(NamedTuple):
+    """What queries are compared with, in the detector's window.
+
+    Args:
+        query: windows of the images (B, 3, h, w), RGB in [0, 1].
+        rgb: what the bank says of them (B, 3, h, w); the query itself where it says nothing.
+        alpha: opacity of the object (B, h, w).
+        pose: estimated camera-to-world poses (B, 4, 4), scene units.
+    """
+
+    query: Tensor
+    rgb: Tensor
+    alpha: Tensor
+    pose: Tensor
 
 
 class Window(NamedTuple):
@@ -128,46 +145,39 @@ class FeedForwardDetector(nn.Module):
         motion, cost = align(level, motion.flatten(0, 1), steps)
         return motion.unflatten(0, (-1, index.shape[1])), cost.unflatten(0, (-1, index.shape[1]))
 
-    def synthesise(
-        self, images: Float[Tensor, "b 3 height width"], query: Float[Tensor, "b 3 h w"], pose: Float[Tensor, "b 4 4"]
-    ) -> tuple[Tensor, Tensor]:
-        """What the views near a pose say the object looks like from there: RGB (B, 3, h, w) and alpha (B, h, w).
+    def reference(self, images: Float[Tensor, "b 3 height width"], apart: float = 0.0) -> DetectorReference:
+        """What images are compared with, at their estimated poses.
 
-        Each view is warped by its depth. Where a view cannot see what the query sees, the others fill in; where none
-        can, the query itself is put, for nothing is known to compare it with. An image that is smaller than the bank's
-        views is softer than they are; what it is compared with is resampled likewise.
+        The views near the pose are warped there by their depth. Where a view cannot see what the query sees, the others
+        fill in; where none can, the query itself is put, for nothing is known to compare it with. An image that is
+        smaller than the bank's views is softer than they are; what it is compared with is resampled likewise.
 
         Args:
-            images: of any size.
-            query: their windows, RGB in [0, 1].
-            pose: their camera-to-world poses.
-        """
-        everyone = self.bank.pose(torch.arange(len(self.bank), device=query.device))
-        offset = everyone[:, :3, 3] - pose[:, None, :3, 3]
-        near = offset.square().sum(2).topk(self.neighbours, dim=1, largest=False).indices.flatten()
-        back = rigid_inverse(self.bank.pose(near)) @ pose.repeat_interleave(self.neighbours, 0)
-        rgb, known = synthesise(
-            self.bank.view(near), rigid_inverse(back), back, self.bank.intrinsics(near), self.neighbours
-        )
-        rgb, alpha = rgb[:, :3], rgb[:, 3]
-        rows = softening_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
-        columns = softening_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
-        rgb = rows @ rgb @ columns.transpose(0, 1)
-        if not self.white_background:
-            known = known * alpha
-        return query + known[:, None] * (rgb - query), alpha
-
-    def reference(self, images: Float[Tensor, "b 3 height width"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Windows of the images, their references, alphas and estimated camera-to-world poses in scene units.
-
-        Args:
-            images: RGB in [0, 1].
+            images: RGB in [0, 1], of any size.
+            apart: leave out views nearer to the pose than this, in units of the bank's depth.
         """
         query = self.cut(images)
         pose, _ = self.locate(query)
+        near = self._near(pose, apart)
+        back = rigid_inverse(self.bank.pose(near)) @ pose.repeat_interleave(self.neighbours, 0)
+        intrinsics = self.bank.intrinsics(near)
+        found = synthesise(self.bank.view(near), rigid_inverse(back), back, intrinsics, self.neighbours)
+        rows = softening_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
+        columns = softening_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
+        rgb = rows @ found.rgb @ columns.transpose(0, 1)
+        known = found.known if self.white_background else found.known * found.alpha
+        rgb = query + known[:, None] * (rgb - query)
         to_scene = torch.ones(4, 4).to(pose)
         to_scene[:3, 3] = self.bank.unit
-        return query, *self.synthesise(images, query, pose), pose * to_scene
+        return DetectorReference(query, rgb, found.alpha, pose * to_scene)
+
+    def _near(self, pose: Tensor, apart: float) -> Int[Tensor, "n"]:
+        """Indices of the views nearest to each pose, one pose after the other."""
+        everyone = self.bank.pose(torch.arange(len(self.bank), device=pose.device))
+        distance = (everyone[:, :3, 3] - pose[:, None, :3, 3]).square().sum(2)
+        if apart:
+            distance = torch.where(distance < apart**2, torch.inf, distance)
+        return distance.topk(self.neighbours, dim=1, largest=False).indices.flatten()
 
     @torch.no_grad()
     def calibrate(self, images: Float[Tensor, "n 3 height width"]) -> None:
@@ -176,8 +186,9 @@ class FeedForwardDetector(nn.Module):
         Args:
             images: good views that the scene was not fitted to.
         """
-        parts = [self.reference(image[None])[:3] for image in images]
-        query, rgb, alpha = (torch.cat(part) for part in zip(*parts, strict=True))
+        # The bank may hold a view from the very pose, which no query will have.
+        found = [self.reference(image[None], _APART) for image in images]
+        query, rgb, alpha = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:3])
         self.comparator.fit_windows(query, rgb, alpha)
 
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> DetectorOutput:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Views of an object from where no view was rendered, by warping those nearby."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy.alignment import View, project, unproject
@@ -15,6 +18,20 @@ _REACH = 9  # pixels beyond the object that take the depth of its nearest surfac
 _HIDDEN = 0.01  # a surface so much farther than what a view shows is hidden from it
 _SEEN = 0.05  # weight below which a pixel is as good as unseen
 _FIRST = 0.5
+
+
+class Synthesis(NamedTuple):
+    """What cameras see according to views nearby.
+
+    Args:
+        rgb: colour over white (C, 3, H, W).
+        alpha: opacity of the object (C, H, W).
+        known: how far the views can tell what is seen (C, H, W), in [0, 1].
+    """
+
+    rgb: Tensor
+    alpha: Tensor
+    known: Tensor
 
 
 def splat_depth(
@@ -64,8 +81,8 @@ def synthesise(
     back: Float[Tensor, "b 4 4"],
     intrinsics: Float[Tensor, "b 4"],
     count: int,
-) -> tuple[Float[Tensor, "c 4 h w"], Float[Tensor, "c h w"]]:
-    """Colour over white with alpha as cameras see them, and where any of the views can tell.
+) -> Synthesis:
+    """What cameras see.
 
     Args:
         view: views, ``count`` of them for each camera, the nearest first.
@@ -75,7 +92,7 @@ def synthesise(
         count: views a camera.
     """
     splats = splat_depth(view, motion, intrinsics, count)
-    covered = _closed((splats > 0).to(splats.dtype))
+    covered = _softened(_closed((splats > 0).to(splats.dtype)))
     depth = fill_depth(splats).repeat_interleave(count, 0)
     points, uv = project(back, unproject(depth, intrinsics).flatten(2), intrinsics)
     shape = depth.shape[1:]
@@ -88,9 +105,15 @@ def synthesise(
     # Where no surface point falls there is background, whatever the views show at the depth of the nearest surface.
     nothing = torch.tensor([1.0, 1.0, 1.0, 0.0]).to(rgba)[:, None, None]
     rgba = nothing + covered[:, None] * (rgba - nothing)
-    return rgba, torch.maximum((seen.amax(1) / _SEEN).clamp(max=1), 1 - covered)
+    known = torch.maximum((seen.amax(1) / _SEEN).clamp(max=1), 1 - covered)
+    return Synthesis(rgba[:, :3], rgba[:, 3], known)
 
 
 def _closed(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     """The mask with cracks of up to two pixels closed."""
     return -largest_around(-largest_around(mask, 3), 3)
+
+
+def _softened(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """The mask with an edge two pixels wide: that of a splat is a pixel off here and there."""
+    return functional.avg_pool2d(mask[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
