@@ -242,7 +242,7 @@ def comparators(arguments: argparse.Namespace) -> dict[str, Comparator]:
         found["product"] = ProductComparator(**network)
         found["illumination"] = make_comparator("illumination", arguments.backbone, arguments.weights, **normalised)
         found["calibrated"] = CalibratedComparator(**network)
-    return found
+    return {name: found[name] for name in arguments.comparators or found}
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("--adam", type=int, default=0, help="queries that the paper's refiner is measured on")
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--weights", help="file with the backbone's weights")
+    parser.add_argument("--comparators", nargs="+", help="names of those to measure; all by default")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     result = {"fit": fit, "pose": pose, "compare": compare}[arguments.what](arguments)
