@@ -9,7 +9,7 @@ import torch
 from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 
 from anomalib_pose.models import Looking3D
-from anomalib_pose.models.looking3d import lightning_model
+from anomalib_pose.models.looking3d import reference
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -28,7 +28,7 @@ def photographs(count: int, seed: int) -> torch.Tensor:
 def model() -> Looking3D:
     patch = pytest.MonkeyPatch()
     shape = photographs(2, 1), torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(2))
-    patch.setattr(lightning_model, "load_reference", lambda path: shape)
+    patch.setattr(reference, "load_reference", lambda path: shape)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield Looking3D(reference="views").eval()

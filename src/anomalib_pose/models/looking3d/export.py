@@ -144,6 +144,7 @@ class ReferenceExportMixin(FeedForwardExportMixin):
     post_processor: Any
     eval: Callable[[], Any]
     encode_reference: Callable[[str | Path], ReferenceShape]
+    warn_of_random_weights: Callable[[], None]
 
     def feed_forward(self, reference: str | Path = "", *, box: bool = False) -> ExportedReference:
         """Network and shape as one graph.
@@ -157,6 +158,7 @@ class ReferenceExportMixin(FeedForwardExportMixin):
             ValueError: if no folder is given.
         """
         self.eval()
+        self.warn_of_random_weights()
         detector = ExportableReference(self.model, self.encode_reference(reference))
         return ExportedReference(detector.cpu(), copy.deepcopy(self.post_processor), box=box).cpu()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, evaluation and files of Looking3D, on batches as the datamodule gives them."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anomalib_pose.data import ViewBatch, ViewItem
 from anomalib_pose.models import Looking3D
-from anomalib_pose.models.looking3d import lightning_model
+from anomalib_pose.models.looking3d import reference
 from anomalib_pose.models.looking3d.checkpoint import PARTS
 from anomalib_pose.models.looking3d.photograph import inspect
 
@@ -128,6 +129,26 @@ def test_training_leaves_a_checkpoint_with_its_weights(tmp_path, two_steps):
 
 
 @pytest.mark.slow
+def test_training_goes_on_where_it_stopped(tmp_path):
+    """Weights, averages, optimiser and schedule after an epoch, a stop and an epoch are those of two epochs."""
+
+    def trained(name: str, epochs: int, seed: int, checkpoint: str | None = None) -> tuple[Looking3D, str]:
+        torch.manual_seed(seed)
+        model = Looking3D(topk=20, visualizer=False, schedule="step", learning_rate=1e-4)
+        engine = make_engine(tmp_path / name, max_epochs=epochs)
+        engine.fit(model, train_dataloaders=loader(2), ckpt_path=checkpoint)
+        return model, engine.trainer.checkpoint_callback.best_model_path
+
+    whole, _ = trained("whole", 2, 0)
+    first, checkpoint = trained("first", 1, 0)
+    resumed, _ = trained("rest", 2, 1, checkpoint)
+    kept = first.state_dict()
+    for name, value in resumed.state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name], rtol=0, atol=1e-6, msg=name)
+    assert any(not torch.equal(value, kept[name]) for name, value in resumed.state_dict().items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("two_steps", [False, True])
 def test_training_in_processes_that_wait_for_each_other(tmp_path, two_steps):
     """One process is enough to find out that a gradient never comes, or comes twice."""
@@ -156,8 +177,8 @@ def test_descriptors_of_four_queries_are_learned():
 
 def test_evaluation_encodes_each_shape_once_and_reports(network, tmp_path, monkeypatch):
     encoded = []
-    encode = network._encode
-    monkeypatch.setattr(network, "_encode", lambda *given: encoded.append(1) or encode(*given))
+    encode = network._shapes.encode
+    monkeypatch.setattr(network._shapes, "encode", lambda *given: encoded.append(1) or encode(*given))
     (found,) = make_engine(tmp_path).test(network, dataloaders=loader(3))
     boxes = {f"{prefix}{name}" for prefix in ("detected_", "anomalous_") for name in ("BoxIoU", "BoxAccuracy")}
     assert {"image_AUROC", "image_Accuracy"} | boxes <= {*found}
@@ -181,7 +202,7 @@ def test_evaluation_encodes_each_shape_once_and_reports(network, tmp_path, monke
 @pytest.fixture
 def own_reference(monkeypatch):
     views, xyz = images_on_white(2, 7), torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(8))
-    monkeypatch.setattr(lightning_model, "load_reference", lambda path: (views, xyz))
+    monkeypatch.setattr(reference, "load_reference", lambda path: (views, xyz))
     return views, xyz
 
 
@@ -224,6 +245,31 @@ def test_photographs_from_files_are_seen_on_white(network, own_reference, tmp_pa
     Image.fromarray(rgba[:3].permute(1, 2, 0).numpy()).save(folder / "chair.png")
     with pytest.raises(ValueError, match=r"chair\.png is no query: The background should be white"):
         make_engine(tmp_path / "two").predict(network, data_path=folder)
+    monkeypatch.setattr(network, "mask_dir", str(tmp_path / "masks"))
+    with pytest.raises(FileNotFoundError, match=r"none of .*chair\.png at .*masks"):
+        make_engine(tmp_path / "three").predict(network, data_path=folder)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(rgba[3].numpy()).save(tmp_path / "masks" / "chair.png")
+    (batch,) = make_engine(tmp_path / "four").predict(network, data_path=folder)
+    torch.testing.assert_close(batch.pred_score, truth.pred_score, rtol=0, atol=1e-5)
+
+
+def test_random_weights_are_warned_of(network, own_reference, tmp_path, monkeypatch, caplog, published):
+    """At evaluation, prediction and export; not once they are trained, published, or from a checkpoint."""
+    monkeypatch.setattr(network, "reference", "views")
+    message = "weights are random, so its scores mean nothing"
+    with caplog.at_level(logging.WARNING, "anomalib_pose"):
+        for use in (network.on_test_start, network.on_predict_start, network.on_validation_start, network.feed_forward):
+            caplog.clear()
+            use()
+            assert message in caplog.text
+        caplog.clear()
+        for learn in (network.on_train_start, lambda: network.on_load_checkpoint({})):
+            monkeypatch.setattr(network, "random_weights", True)
+            learn()
+            network.on_test_start()
+        Looking3D(weights_path=str(published), visualizer=False).on_test_start()
+        assert not caplog.text
 
 
 def test_photographs_without_any_shape_are_refused(network):

@@ -9,7 +9,8 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from anomalib_pose.models.looking3d.decoder import Attention, grid_code
+from anomalib_pose.models.looking3d.attention import Attention
+from anomalib_pose.models.looking3d.decoder import grid_code
 from anomalib_pose.models.looking3d.matching import affinity, foreground_weights, match_residual, top_keys
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map
 
