@@ -2,7 +2,9 @@
 """Training, evaluation and files of Looking3D, on batches as the datamodule gives them."""
 
 import logging
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,6 +84,41 @@ def test_one_summed_step_reaches_every_parameter(network):
     for name, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     network.zero_grad()
+
+
+def test_queries_of_one_shape_share_the_views_of_the_first(network):
+    """In evaluation mode, where the number of images that are encoded makes no difference."""
+    network.eval()
+    (batch,) = DataLoader(Queries(2), batch_size=2, collate_fn=ViewBatch.collate)
+    with torch.no_grad():
+        same = network.task_loss(batch)
+        batch.reference_images[1] = images_on_white(2, 11)
+        shared = network.task_loss(batch)
+        batch.shape_id = None
+        apart = network.task_loss(batch)
+    torch.testing.assert_close(shared, same, rtol=0, atol=1e-5)
+    assert abs(float(apart - same)) > 1e-4
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_the_rate_grows_and_falls(network, monkeypatch, schedule):
+    """Over 25 epochs of 4 steps, after 9 steps of warm-up."""
+    loop = SimpleNamespace(setup_data=lambda: None)
+    trainer = SimpleNamespace(max_epochs=25, num_training_batches=8, accumulate_grad_batches=2, fit_loop=loop)
+    monkeypatch.setattr(network, "_trainer", trainer)
+    monkeypatch.setattr(network, "schedule", schedule)
+    monkeypatch.setattr(network, "warmup_steps", 9)
+    (optimizer,), (scheduler,) = network.configure_optimizers()
+    assert scheduler["interval"] == "step"
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"] / 2e-5)
+        optimizer.step()
+        scheduler["scheduler"].step()
+    later = [
+        math.cos(math.pi * step / 200) ** 2 if schedule == "cosine" else [1, 0.1][step >= 80] for step in range(100)
+    ]
+    assert rates == pytest.approx([min(1, (step + 1) / 10) * rate for step, rate in enumerate(later)])
 
 
 @pytest.mark.slow
