@@ -122,15 +122,15 @@ class ExportedReference(ExportedDetector):
             export_root: folder that ``weights/openvino`` is made in.
             model_file_name: name without suffix.
             input_size: (256, 256), or None for the same.
-            compression_type: None for single precision, FP16, or INT8, by which the network's weights have eight bits and
-                the shape sixteen.
+            compression_type: None for single precision, FP16, or INT8: the network's weights have eight bits, not
+                the shape.
             kwargs: see anomalib's ``to_openvino``.
 
         Raises:
             ValueError: if another size or another compression is asked for.
         """
         if compression_type not in {None, CompressionType.FP16, CompressionType.INT8}:
-            msg = f"Looking3D's matching needs its digits: export FP16, INT8 (weights alone) or none, got {compression_type}."
+            msg = f"Looking3D's matching needs its digits: take INT8 (weights), FP16 or none, not {compression_type}."
             raise ValueError(msg)
         size = _checked(input_size)
         return super().to_openvino(export_root, model_file_name, size, compression_type, **kwargs)

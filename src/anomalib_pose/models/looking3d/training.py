@@ -101,7 +101,7 @@ class TwoLossTraining:
         del args, kwargs
         if self.automatic_optimization:
             losses = {"alignment": self.alignment_loss(batch), "task": self.task_loss(batch)}
-            self._log_losses(losses)
+            self._log_losses(losses, len(batch.image))
             return losses["alignment"] + losses["task"]
         optimizer = self.optimizers()
         for name, loss_of in (("alignment", self.alignment_loss), ("task", self.task_loss)):
@@ -109,10 +109,10 @@ class TwoLossTraining:
             loss = loss_of(batch)
             self.manual_backward(loss)
             optimizer.step()
-            self._log_losses({name: loss})
+            self._log_losses({name: loss}, len(batch.image))
         self.lr_schedulers().step()
         return None
 
-    def _log_losses(self, losses: dict[str, Tensor]) -> None:
+    def _log_losses(self, losses: dict[str, Tensor], count: int) -> None:
         for name, loss in losses.items():
-            self.log(f"train_{name}_loss", loss.detach(), on_epoch=True, prog_bar=True)
+            self.log(f"train_{name}_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=count)
