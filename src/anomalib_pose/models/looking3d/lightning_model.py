@@ -59,6 +59,7 @@ class Looking3D(ReferenceExportMixin, TwoLossTraining, AnomalibModule):
         query_cells: cells of the photograph that attention is computed for, those with most foreground, in place of all
             1024 (256 where images are shrunk): take more than the objects cover. 0 for all, as in the paper.
         learning_rate: of Adam.
+        beta1: Adam's share of past gradients; 0 in the paper, whose boxes are learned more slowly on few queries.
         warmup_steps: steps in which the rate grows to that; rates much above the paper's saturate boxes without.
         schedule: ``"cosine"`` to zero over all epochs; ``"step"``: a tenth every 20 epochs, as in the paper.
         momentum: share of the moving averages of encoder and projector that a step keeps; for short trainings less.
@@ -84,6 +85,7 @@ class Looking3D(ReferenceExportMixin, TwoLossTraining, AnomalibModule):
         image_size: int = 256,
         query_cells: int = 0,
         learning_rate: float = 2e-5,
+        beta1: float = 0.9,
         warmup_steps: int = 0,
         schedule: str = "cosine",
         momentum: float = 0.999,
@@ -105,6 +107,7 @@ class Looking3D(ReferenceExportMixin, TwoLossTraining, AnomalibModule):
         self.reference = reference
         self.mask_dir = mask_dir
         self.learning_rate = learning_rate
+        self.beta1 = beta1
         self.warmup_steps = warmup_steps
         self.schedule = schedule
         self.automatic_optimization = not two_steps

@@ -24,6 +24,7 @@ class TwoLossTraining:
     model: Looking3DModel
     alignment: Alignment
     learning_rate: float
+    beta1: float
     schedule: str
     warmup_steps: int
     automatic_optimization: bool
@@ -40,7 +41,7 @@ class TwoLossTraining:
         self.random_weights = False
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
-        """Adam with the paper's settings, and the schedule, which goes on with every batch.
+        """Adam and the schedule, which goes on with every batch.
 
         Raises:
             ValueError: if the cosine's end is not known.
@@ -50,7 +51,7 @@ class TwoLossTraining:
             msg = f"The cosine schedule ends with the training: set max_epochs to 1 or more, it is {epochs}."
             raise ValueError(msg)
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = Adam(parameters, lr=self.learning_rate, betas=(0.0, 0.999))
+        optimizer = Adam(parameters, lr=self.learning_rate, betas=(self.beta1, 0.999))
         self.trainer.fit_loop.setup_data()
         epoch = max(1, math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches))
 
