@@ -9,7 +9,7 @@ import torch
 from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 
 from anomalib_pose.models import Looking3D
-from anomalib_pose.models.looking3d import lightning_model
+from anomalib_pose.models.looking3d import reference
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -28,7 +28,7 @@ def photographs(count: int, seed: int) -> torch.Tensor:
 def model() -> Looking3D:
     patch = pytest.MonkeyPatch()
     shape = photographs(2, 1), torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(2))
-    patch.setattr(lightning_model, "load_reference", lambda path: shape)
+    patch.setattr(reference, "load_reference", lambda path: shape)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield Looking3D(reference="views").eval()
@@ -59,11 +59,11 @@ def test_the_exported_detector_is_the_model(model):
     np.testing.assert_allclose(found["anomaly_map"], truth.anomaly_map, rtol=0, atol=1e-6)
 
 
-def test_other_sizes_and_eight_bits_are_refused(model, tmp_path):
+def test_other_sizes_and_eight_bits_of_everything_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="photographs of 256 x 256 pixels, got input_size"):
         model.to_onnx(tmp_path, input_size=(128, 128))
-    with pytest.raises(ValueError, match="needs more than eight bits"):
-        model.to_openvino(tmp_path, compression_type=CompressionType.INT8)
+    with pytest.raises(ValueError, match="matching needs its digits"):
+        model.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ)
     assert not list(tmp_path.rglob("model.*"))
 
 
@@ -79,9 +79,13 @@ def test_onnx(model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("compression", "tolerance"), [(None, 1e-4), (CompressionType.FP16, 5e-3)])
-def test_openvino(model, tmp_path, compression, tolerance):
-    path = model.to_openvino(tmp_path, compression_type=compression, onnx_kwargs={"box": True})
+@pytest.mark.parametrize(
+    ("compression", "tolerance", "megabytes"),
+    [(None, 1e-4, 130), (CompressionType.FP16, 5e-3, 65), (CompressionType.INT8, 3e-2, 40)],
+)
+def test_openvino(model, tmp_path, compression, tolerance, megabytes):
+    path = Path(model.to_openvino(tmp_path, compression_type=compression, onnx_kwargs={"box": True}))
+    assert 0.8 * megabytes < path.with_suffix(".bin").stat().st_size / 1e6 < megabytes
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     image = photographs(1, 5)
     expected = outputs(model, image)

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time Looking3D's queries as published, and with what is computed once a shape.
+"""Measure Looking3D: what a query takes, and what a training learns.
 
-    python tools/benchmark/looking3d.py --views 20 --repeats 3 --json looking3d.json
+    python tools/benchmark/looking3d.py time --views 20 --repeats 3 --json looking3d.json
+    python tools/benchmark/looking3d.py train DATA --epochs 4 --json curve.json
 
-The weights are random, which takes as long as published ones. Objects cover a third of their images. Seconds are those
-of the wall and of this process's CPU time, which hardly depends on what else is running. As published, every query
-encodes the views again and masks the keys that a cell may not attend to.
+``time`` compares queries as published with those for which a shape is encoded once. The weights are random, which takes
+as long as published ones. Objects cover a third of their images. As published, every query encodes the views again and
+masks the keys that a cell may not attend to.
+
+``train`` trains from random weights on a data set in BrokenChairs' layout by the settings of
+``configs/looking3d_sample.yaml``, and prints the AUROC of shapes it was not trained on as it goes. Minutes are those
+of this process's CPU time, without evaluations. Seconds are those of the wall and of CPU time, which hardly depends on
+what else is running.
 """
 
 import argparse
@@ -14,12 +20,24 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
+from lightning import Callback, Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import DataLoader
 
+from anomalib_pose.data import BrokenChairs
+from anomalib_pose.models import Looking3D
+from anomalib_pose.models.components.metrics import AUROC
+from anomalib_pose.models.looking3d.metrics import BoxIoU
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape
+
+console = Console()
+_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "looking3d_sample.yaml"
+_LOSSES = ("alignment", "task")
 
 
 def photographs(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -45,15 +63,8 @@ def megabytes(shape: ReferenceShape) -> float:
 
 
 @torch.inference_mode()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--views", type=int, default=20, help="reference views of the shape")
-    parser.add_argument("--repeats", type=int, default=3, help="runs that the median is taken of")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
-    parser.add_argument("--json", type=Path, help="file to write the numbers to")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
+def compare_times(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a query in all forms, printed as a table."""
     generator = torch.Generator().manual_seed(0)
     model = Looking3DModel().eval()
     query, views = photographs(1, generator), photographs(arguments.views, generator)[None]
@@ -71,16 +82,98 @@ def main() -> None:
     table = Table("", "CPU s", "wall s")
     for name, seconds in found.items():
         table.add_row(name, *(f"{seconds[key]:.2f}" for key in ("cpu_median", "wall_median")))
-    console = Console()
     console.print(table)
+    sizes = {"whole": megabytes(whole), "compact": megabytes(compact)}
     console.print(
-        f"A shape takes {megabytes(compact):.1f} MB, whole {megabytes(whole):.1f}; logits differ by {difference:.1e}."
+        f"A shape takes {sizes['compact']:.1f} MB, whole {sizes['whole']:.1f}; logits differ by {difference:.1e}."
     )
+    return {"seconds": found, "megabytes": sizes, "logit_difference": difference}
+
+
+class Curve(Callback):
+    """AUROC on the test shapes during a training.
+
+    Args:
+        loader: of test queries.
+        every: steps between evaluations.
+    """
+
+    def __init__(self, loader: DataLoader, every: int) -> None:
+        self.loader = loader
+        self.every = every
+        self.points: list[dict[str, float]] = []
+        self.losses: list[tuple[float, float]] = []
+        self.start = time.process_time()
+
+    def on_train_batch_end(self, trainer: Trainer, model: Looking3D, *_: Any) -> None:
+        """Keep the losses, evaluate now and then."""
+        self.losses.append(tuple(float(trainer.callback_metrics[f"train_{name}_loss_step"]) for name in _LOSSES))
+        if trainer.global_step % self.every == 0:
+            self.evaluate(trainer.global_step, model)
+
+    def on_train_end(self, trainer: Trainer, model: Looking3D) -> None:
+        """Evaluate what the training ended with."""
+        if trainer.global_step % self.every:
+            self.evaluate(trainer.global_step, model)
+
+    @torch.no_grad()
+    def evaluate(self, step: int, model: Looking3D) -> None:
+        """Add a point of the curve."""
+        before = time.process_time()
+        model.eval()
+        model.on_test_start()
+        metrics = [AUROC(fields=["pred_score", "gt_label"]), BoxIoU()]
+        for batch in self.loader:
+            scored = model.test_step(batch)
+            scored.update(pred_label=scored.pred_score > 0.5)
+            for metric in metrics:
+                metric.update(scored)
+        model.train()
+        alignment, task = torch.tensor(self.losses[-self.every :]).mean(0).tolist()
+        auroc, overlap = (float(metric.compute()) for metric in metrics)
+        minutes = (before - self.start) / 60
+        point = {"step": step, "minutes": minutes, "alignment": alignment, "task": task, "auroc": auroc, "iou": overlap}
+        self.points.append(point)
+        console.print(", ".join(f"{name} {value:.3f}" for name, value in point.items()))
+        self.start += time.process_time() - before
+
+
+def train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Points of the learning curve, printed as they come."""
+    seed_everything(arguments.seed)
+    settings = yaml.safe_load(_CONFIG.read_text())
+    data = BrokenChairs(**{**settings["data"]["init_args"], "root": arguments.data, "num_workers": 0})
+    data.setup()
+    model = Looking3D(**settings["model"]["init_args"], visualizer=False)
+    curve = Curve(data.test_dataloader(), arguments.every)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    trainer = Trainer(max_epochs=arguments.epochs, accelerator="cpu", limit_val_batches=0, callbacks=[curve], **quiet)
+    trainer.fit(model, train_dataloaders=data.train_dataloader())
+    return {"settings": settings, "curve": curve.points}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    times = commands.add_parser("time", help="seconds of a query")
+    times.add_argument("--views", type=int, default=20, help="reference views of the shape")
+    times.add_argument("--repeats", type=int, default=3, help="runs that the median is taken of")
+    times.set_defaults(run=compare_times)
+    learning = commands.add_parser("train", help="learning curve on shapes that are not trained on")
+    learning.add_argument("data", type=Path, help="data set, as tools/make_sample_data.py chairs writes it")
+    learning.add_argument("--epochs", type=int, default=4, help="length of the training")
+    learning.add_argument("--every", type=int, default=100, help="steps between points of the curve")
+    learning.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    learning.set_defaults(run=train)
+    for command in (times, learning):
+        command.add_argument("--threads", type=int, default=1, help="of PyTorch")
+        command.add_argument("--json", type=Path, help="file to write the numbers to")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    found = arguments.run(arguments)
     if arguments.json:
-        sizes = {"whole": megabytes(whole), "compact": megabytes(compact)}
-        arguments.json.write_text(
-            json.dumps({"seconds": found, "megabytes": sizes, "logit_difference": difference}, indent=2)
-        )
+        arguments.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

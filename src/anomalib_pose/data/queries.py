@@ -13,6 +13,8 @@ QUERY_SIZE = 256
 """Side of a query in pixels."""
 CROP_SIZE = 224
 """Side of the part of it that is shown, enlarged to the whole side again."""
+CROP_MARGIN = (QUERY_SIZE - CROP_SIZE) // 2
+"""What evaluation leaves out on each side."""
 
 # What is darker counts as the object; the network's own limit is 0.9.
 _NEAR_WHITE = 0.94
@@ -82,24 +84,23 @@ def read_query(path: str | Path, mask_path: str | Path | None = None) -> Tensor:
 
 
 def square_query(image: Tensor) -> Tensor:
-    """A query (3, H, W) on white as a square (3, 256, 256): padded with white, then resized."""
+    """Queries (..., 3, H, W) on white as squares (..., 3, 256, 256): padded with white, then resized."""
     return resized(padded(image, 1.0), QUERY_SIZE)
 
 
 def evaluation_view(image: Tensor) -> Tensor:
-    """What a network sees of a query (3, H, W) on white: the middle of the square, enlarged, (3, 256, 256).
+    """What a network sees of queries (..., 3, H, W) on white: the middle of the square, enlarged, (..., 3, 256, 256).
 
     Training shows parts of this size too, so objects are as large here as there.
     """
-    first = (QUERY_SIZE - CROP_SIZE) // 2
-    return cropped(square_query(image), first, first)
+    return cropped(square_query(image), CROP_MARGIN, CROP_MARGIN)
 
 
 def cropped(image: Tensor, top: int, left: int, *, nearest: bool = False) -> Tensor:
-    """A part of a square query (C, 256, 256), enlarged to (C, 256, 256).
+    """A part of square queries (..., C, 256, 256), enlarged to (..., C, 256, 256).
 
     Args:
-        image: the query, or a mask of it.
+        image: the queries, or masks of them.
         top: first row.
         left: first column.
         nearest: take nearest neighbours, as masks need it.
@@ -108,20 +109,29 @@ def cropped(image: Tensor, top: int, left: int, *, nearest: bool = False) -> Ten
     return resized(part, QUERY_SIZE, nearest=nearest)
 
 
+def square_margins(height: int, width: int) -> tuple[int, int]:
+    """Rows above and columns to the left that ``padded`` adds to an image."""
+    side = max(height, width)
+    return (side - height) // 2, (side - width) // 2
+
+
 def padded(image: Tensor, value: float) -> Tensor:
-    """The smallest square (C, S, S) around an image (C, H, W), filled with a value at both ends of the shorter side."""
+    """The smallest squares (..., C, S, S) around images (..., C, H, W), a value at both ends of the shorter side."""
     height, width = image.shape[-2:]
-    spare = max(height, width) - torch.tensor([width, height])
-    first = spare // 2
-    (left, top), (right, bottom) = first.tolist(), (spare - first).tolist()
-    return F.pad(image, (left, right, top, bottom), value=value)
+    side, (top, left) = max(height, width), square_margins(height, width)
+    return F.pad(image, (left, side - width - left, top, side - height - top), value=value)
 
 
 def resized(image: Tensor, size: int, *, nearest: bool = False) -> Tensor:
-    """An image (C, H, W) as a square of ``size``; bilinear with antialiasing, or nearest neighbours."""
+    """Images (..., C, H, W) as squares of ``size``; bilinear, antialiased where they shrink, or nearest neighbours."""
+    batch = image.reshape(-1, *image.shape[-3:])
     if nearest:
-        return F.interpolate(image[None], (size, size), mode="nearest-exact")[0]
-    return F.interpolate(image[None], (size, size), mode="bilinear", align_corners=False, antialias=True)[0].clamp(0, 1)
+        found = F.interpolate(batch, (size, size), mode="nearest-exact")
+    else:
+        # where nothing shrinks it makes no difference, but exported graphs do not know it
+        shrinks = max(image.shape[-2:]) > size
+        found = F.interpolate(batch, (size, size), mode="bilinear", align_corners=False, antialias=shrinks).clamp(0, 1)
+    return found.reshape(*image.shape[:-2], size, size)
 
 
 def _border(values: Tensor) -> Tensor:

@@ -64,12 +64,14 @@ class ReferenceFile:
 
     Args:
         image_path: the picture; the other files lie beside it.
+        shape: id of the shape in the files' names.
         distance: of the camera from the origin.
         azimuth: of the camera, degrees in [0, 360).
         elevation: of the camera, degrees.
     """
 
     image_path: Path
+    shape: str
     distance: float
     azimuth: float
     elevation: float
@@ -84,9 +86,13 @@ class ReferenceFile:
         """Picture (3, 256, 256) in [0, 1].
 
         Raises:
-            ValueError: if it cannot be read.
+            ValueError: if it cannot be read, or is no square.
         """
         image, _ = read_image(self.image_path)
+        height, width = image.shape[-2:]
+        if height != width:
+            msg = f"Reference views are square, {self.image_path} is {width} x {height}: draw it with render_views."
+            raise ValueError(msg)
         if image.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE):
             return image
         size = (IMAGE_SIZE, IMAGE_SIZE)
@@ -126,7 +132,7 @@ def find_reference_views(folder: Path) -> list[ReferenceFile]:
 
     Raises:
         FileNotFoundError: if there is no such folder, no view in it, or a view without correspondences.
-        ValueError: if a picture's name is another.
+        ValueError: if a picture's name is another, or there are views of several shapes.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     pictures = sorted(folder / name for name in names if name.endswith(".png"))
@@ -140,6 +146,10 @@ def find_reference_views(folder: Path) -> list[ReferenceFile]:
             msg = f"The reference view {path} has no correspondences: expected {path.with_suffix('.npy')}."
             raise FileNotFoundError(msg)
         views.setdefault((view.elevation, view.distance, view.azimuth), view)
+    shapes = sorted({view.shape for view in views.values()})
+    if len(shapes) > 1:
+        msg = f"The reference views in {folder} should be of one shape, their names begin with {', '.join(shapes)}."
+        raise ValueError(msg)
     return [views[key] for key in sorted(views)]
 
 
@@ -245,9 +255,10 @@ def _archive(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> ReferenceFile:
+    shape, *fields = path.stem.rsplit("_", 3)
     try:
-        distance, azimuth, elevation = (float(field) for field in path.stem.rsplit("_", 3)[1:])
+        distance, azimuth, elevation = (float(field) for field in fields)
     except ValueError as error:
         msg = f"A reference view is named <id>_<distance>_<azimuth>_<elevation>.png, in degrees, found {path}."
         raise ValueError(msg) from error
-    return ReferenceFile(path, distance, azimuth % 360, elevation)
+    return ReferenceFile(path, shape, distance, azimuth % 360, elevation)

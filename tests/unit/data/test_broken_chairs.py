@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """BrokenChairs in both layouts: what evaluation shows is the same each time, what training shows fits its boxes."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -14,6 +15,7 @@ from PIL import Image
 from anomalib_pose.data import BrokenChairs, ViewBatch
 from anomalib_pose.data.broken_chairs_files import ANOMALY_TYPES, find_queries, split_queries
 from anomalib_pose.data.reference_files import find_reference_views
+from anomalib_pose.data.shape_sampler import ShapeSampler
 from anomalib_pose.data.view_dataset import PAIR_POINTS, ViewDataset
 
 VIEWS = 12
@@ -222,6 +224,24 @@ def test_loaders_give_batches_of_what_the_network_wants(root: Path, caplog: pyte
     assert batch.image.max() <= 1
 
 
+def test_queries_of_a_shape_come_together() -> None:
+    """Every query once, in runs of one shape as long as asked for, in another order each time."""
+    shapes = [f"chair{i % 5}" for i in range(31)]
+    sampler = ShapeSampler(shapes, 3)
+    torch.manual_seed(0)
+    orders = [list(sampler) for _ in range(3)]
+    assert len(sampler) == 31
+    assert all(sorted(order) == list(range(31)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    for order in orders:
+        runs = [len(list(run)) for _, run in itertools.groupby(shapes[i] for i in order)]
+        assert sum(length // 3 for length in runs) >= 10
+    torch.manual_seed(0)
+    assert list(sampler) == orders[0]
+    with pytest.raises(ValueError, match="should be 1 or more, got 0"):
+        ShapeSampler(shapes, 0)
+
+
 def test_workers_draw_by_their_own_seeds(root: Path) -> None:
     module = datamodule(root, train_batch_size=1, num_workers=2)
 
@@ -251,8 +271,9 @@ def test_thresholds_come_from_where_they_are_asked_to(root: Path, copy: Path, ca
     for mode in ("none", "synthetic", "from_train"):
         with pytest.raises(ValueError, match="val_split_mode should be one of"):
             BrokenChairs(root, val_split_mode=mode)
-    with pytest.raises(ValueError, match="train_views and eval_views"):
-        BrokenChairs(root, eval_views=0)
+    for name in ("train_views", "eval_views", "queries_per_shape"):
+        with pytest.raises(ValueError, match="train_views, eval_views and queries_per_shape should be 1 or more"):
+            BrokenChairs(root, **{name: 0})
 
 
 def test_without_masks_there_are_labels_and_boxes(copy: Path) -> None:

@@ -4,6 +4,7 @@
 import json
 import math
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -150,6 +151,21 @@ def test_folders_without_views_are_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "7_3.0_0_20.npy").touch()
     with pytest.raises(ValueError, match="is named <id>_<distance>"):
         find_reference_views(tmp_path)
+
+
+def test_views_of_another_shape_or_size_are_named(folder: Path, tmp_path: Path) -> None:
+    mixed = Path(shutil.copytree(folder, tmp_path / "mixed"))
+    for path in sorted(mixed.glob("7_3.0_120_20*")):
+        path.rename(path.with_name(path.name.replace("7_", "8_", 1)))
+    with pytest.raises(ValueError, match=r"in .*mixed should be of one shape, their names begin with 7, 8\."):
+        find_reference_views(mixed)
+    wide = Path(shutil.copytree(folder, tmp_path / "wide"))
+    Image.new("RGB", (256, 200)).save(wide / "7_3.0_120_20.png")
+    with pytest.raises(ValueError, match=r"are square, .*7_3\.0_120_20\.png is 256 x 200"):
+        read_views(find_reference_views(wide))
+    Image.new("RGB", (64, 64), (100, 100, 100)).save(wide / "7_3.0_120_20.png")
+    images, _ = read_views(find_reference_views(wide))
+    torch.testing.assert_close(images[1], torch.full((3, 256, 256), 100 / 255))
 
 
 def test_some_views_are_spread_over_all(folder: Path) -> None:

@@ -10,10 +10,12 @@ from torchvision.models import resnet18
 
 CHANNELS = 128
 """Of a feature."""
-GRID = 32
-"""Cells along a side of the feature grid."""
 IMAGE_SIZE = 256
-"""Side in pixels of every image the network sees."""
+"""Side in pixels of queries and views."""
+CELL = 8
+"""Side in pixels of a cell of the feature grid."""
+GRID = IMAGE_SIZE // CELL
+"""Cells along a side of the feature grid, where images keep their size."""
 DESCRIPTOR = 256
 """Channels of a projected feature."""
 
@@ -70,7 +72,7 @@ def _convolutions(count: int, *, upsample: bool) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """ResNet-18 with a feature pyramid, summed on a grid of 32 x 32 cells of 8 x 8 pixels (Looking3D, section 4.1).
+    """ResNet-18 with a feature pyramid, summed on a grid of cells of 8 x 8 pixels (Looking3D, section 4.1).
 
     The weights are random (He), as in the paper; ``load_backbone`` fills in others.
     """
@@ -85,10 +87,10 @@ class Encoder(nn.Module):
         self.panoptic_3 = _convolutions(2, upsample=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, 128, 32, 32).
+        """Features (B, 128, g, g).
 
         Args:
-            images: RGB (B, 3, 256, 256) in [-1, 1].
+            images: RGB (B, 3, 8 g, 8 g) in [-1, 1].
         """
         net = self.backbone
         x = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))
@@ -159,7 +161,7 @@ class Projector(nn.Module):
 
 
 def cells(grid: Tensor) -> Tensor:
-    """A grid (B, C, 32, 32) as a list of cells (B, 1024, C), row by row.
+    """A grid (B, C, g, g) as a list of cells (B, g * g, C), row by row.
 
     Args:
         grid: of features, descriptors or weights.
@@ -167,11 +169,13 @@ def cells(grid: Tensor) -> Tensor:
     return grid.flatten(2).transpose(1, 2)
 
 
-def cell_index(points: Tensor) -> Tensor:
+def cell_index(points: Tensor, grid: int = GRID) -> Tensor:
     """Numbers (..., m) of the cells that pixels lie in.
 
     Args:
-        points: integer (row, col) pixel coordinates (..., m, 2); those outside count as the nearest pixel inside.
+        points: integer (row, col) pixel coordinates (..., m, 2) in the 256 x 256 image; those outside count as the
+            nearest pixel inside.
+        grid: cells along a side.
     """
-    inside = points.clamp(0, IMAGE_SIZE - 1) // (IMAGE_SIZE // GRID)
-    return inside[..., 0] * GRID + inside[..., 1]
+    inside = points.clamp(0, IMAGE_SIZE - 1) * grid // IMAGE_SIZE
+    return inside[..., 0] * grid + inside[..., 1]

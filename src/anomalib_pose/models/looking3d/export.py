@@ -122,18 +122,33 @@ class ExportedReference(ExportedDetector):
             export_root: folder that ``weights/openvino`` is made in.
             model_file_name: name without suffix.
             input_size: (256, 256), or None for the same.
-            compression_type: None for single precision, or FP16.
+            compression_type: None for single precision, FP16, or INT8: the network's weights have eight bits, not
+                the shape.
             kwargs: see anomalib's ``to_openvino``.
 
         Raises:
-            ValueError: if another size or eight bits are asked for.
+            ValueError: if another size or another compression is asked for.
         """
-        if compression_type not in {None, CompressionType.FP16}:
-            # the shape is a constant of the graph, which would be compressed like weights
-            msg = f"Looking3D's matching needs more than eight bits: export FP16 or none, got {compression_type}."
+        if compression_type not in {None, CompressionType.FP16, CompressionType.INT8}:
+            msg = f"Looking3D's matching needs its digits: take INT8 (weights), FP16 or none, not {compression_type}."
             raise ValueError(msg)
         size = _checked(input_size)
         return super().to_openvino(export_root, model_file_name, size, compression_type, **kwargs)
+
+    def _compress_ov_model(
+        self,
+        model: Any,
+        compression_type: CompressionType | None = None,
+        datamodule: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """INT8 compresses the network's weights alone: the shape is a constant too, but OpenVINO cannot run it so."""
+        if compression_type != CompressionType.INT8:
+            return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
+        import nncf
+
+        return nncf.compress_weights(model, ignored_scope=nncf.IgnoredScope(names=_products_with_shape(model)))
 
 
 class ReferenceExportMixin(FeedForwardExportMixin):
@@ -144,6 +159,7 @@ class ReferenceExportMixin(FeedForwardExportMixin):
     post_processor: Any
     eval: Callable[[], Any]
     encode_reference: Callable[[str | Path], ReferenceShape]
+    warn_of_random_weights: Callable[[], None]
 
     def feed_forward(self, reference: str | Path = "", *, box: bool = False) -> ExportedReference:
         """Network and shape as one graph.
@@ -157,6 +173,7 @@ class ReferenceExportMixin(FeedForwardExportMixin):
             ValueError: if no folder is given.
         """
         self.eval()
+        self.warn_of_random_weights()
         detector = ExportableReference(self.model, self.encode_reference(reference))
         return ExportedReference(detector.cpu(), copy.deepcopy(self.post_processor), box=box).cpu()
 
@@ -168,6 +185,19 @@ class ReferenceExportMixin(FeedForwardExportMixin):
             model_file_name: name without suffix.
         """
         return self.feed_forward().to_torch(export_root, model_file_name)
+
+
+def _products_with_shape(model: Any) -> list[str]:
+    """Names of the products with a shape's constants, which have a batch dimension as no weights do."""
+    return [
+        node.get_friendly_name()
+        for node in model.get_ops()
+        if node.get_type_name() == "MatMul"
+        and any(
+            value.get_node().get_type_name() == "Constant" and len(value.get_shape()) > 2
+            for value in node.input_values()
+        )
+    ]
 
 
 def _checked(input_size: tuple[int, int] | None) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looking3D as an anomalib model: training, evaluation, export."""
 
-from collections import OrderedDict
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,27 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer, Visualizer
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from anomalib_pose.data import ViewBatch
 from anomalib_pose.data.dataclasses import widened
-from anomalib_pose.data.queries import read_query
 from anomalib_pose.models.components.metrics import AUROC
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
 from anomalib_pose.models.looking3d.drawing import draw_boxes
 from anomalib_pose.models.looking3d.export import ReferenceExportMixin
-from anomalib_pose.models.looking3d.losses import Alignment, task_loss
+from anomalib_pose.models.looking3d.losses import Alignment
 from anomalib_pose.models.looking3d.metrics import Accuracy, BoxAccuracy, BoxIoU
-from anomalib_pose.models.looking3d.photograph import PhotographOutput, inspect
-from anomalib_pose.models.looking3d.reference import load_reference
-from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map, normalise
+from anomalib_pose.models.looking3d.photograph import PhotographOutput, inspect, read_photograph
+from anomalib_pose.models.looking3d.reference import EncodedShapes
+from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map
+from anomalib_pose.models.looking3d.training import SCHEDULES, TwoLossTraining
 from anomalib_pose.visualization import register_panels
 
-SCHEDULES = ("cosine", "step")
-_KEPT_SHAPES = 8
+logger = logging.getLogger(__name__)
+
 _THRESHOLD = 0.5  # of probabilities, as the post-processor's
 
 
-class Looking3D(ReferenceExportMixin, AnomalibModule):
+class Looking3D(ReferenceExportMixin, TwoLossTraining, AnomalibModule):
     """Anomalies of a photographed object, given views of the shape it should have (Bhunia et al., CVPR 2024).
 
     The photograph's pose is not known. Its cells attend to the cells of the reference views that they match, and a
@@ -50,12 +48,21 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
         weights_path: published ``model.pt``, or what ``tools/convert_checkpoint.py`` made of it; empty for random ones.
         reference: shape that photographs without reference views are compared with: a mesh (.glb, .obj, .ply, .stl), or
             a folder of its rendered views.
+        mask_dir: folder with a mask of the object for each photograph that is predicted, white on black, of the
+            photograph's name but ``.png``; empty if the photographs are transparent or white around the object.
         encoder_weights: file with torchvision's or timm's ``resnet18`` to begin training with; empty for random ones,
             as in the paper.
         query_position: tell the photograph's cells where they are, which helps the box; the paper does not.
         topk: reference cells that each of the photograph's cells attends to; 0 for all.
+        image_size: side in pixels that the network shrinks images to: 256 as in the paper, or 128, which takes a
+            quarter of the time.
+        query_cells: cells of the photograph that attention is computed for, those with most foreground, in place of all
+            1024 (256 where images are shrunk): take more than the objects cover. 0 for all, as in the paper.
         learning_rate: of Adam.
+        beta1: Adam's share of past gradients; 0 in the paper, whose boxes are learned more slowly on few queries.
+        warmup_steps: steps in which the rate grows to that; rates much above the paper's saturate boxes without.
         schedule: ``"cosine"`` to zero over all epochs; ``"step"``: a tenth every 20 epochs, as in the paper.
+        momentum: share of the moving averages of encoder and projector that a step keeps; for short trainings less.
         two_steps: one optimiser step for each of the two losses, as in the paper, instead of one for their sum.
         pre_processor: see ``AnomalibModule``. The network normalises by itself.
         post_processor: see ``AnomalibModule``.
@@ -71,11 +78,17 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
         self,
         weights_path: str = "",
         reference: str = "",
+        mask_dir: str = "",
         encoder_weights: str = "",
         query_position: bool = True,
         topk: int = 100,
+        image_size: int = 256,
+        query_cells: int = 0,
         learning_rate: float = 2e-5,
+        beta1: float = 0.9,
+        warmup_steps: int = 0,
         schedule: str = "cosine",
+        momentum: float = 0.999,
         two_steps: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -92,18 +105,22 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
             msg = f"schedule should be one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}."
             raise ValueError(msg)
         self.reference = reference
+        self.mask_dir = mask_dir
         self.learning_rate = learning_rate
+        self.beta1 = beta1
+        self.warmup_steps = warmup_steps
         self.schedule = schedule
         self.automatic_optimization = not two_steps
-        self.model = Looking3DModel(topk, query_position=query_position)
+        self.random_weights = True
+        self.model = Looking3DModel(topk, query_position=query_position, image_size=image_size, query_cells=query_cells)
         if encoder_weights:
             self.model.encoder.load_backbone(encoder_weights)
-        self.alignment = Alignment(self.model.encoder, self.model.projector)
+        self.alignment = Alignment(self.model.encoder, self.model.projector, momentum, image_size)
         if weights_path:
             self.load_weights(weights_path)
         # A checkpoint holds the weights: who loads it does not need these files.
         self.hparams.update(weights_path="", encoder_weights="")
-        self._shapes: OrderedDict[str, ReferenceShape] = OrderedDict()
+        self._shapes = EncodedShapes(self.model)
 
     def load_weights(self, path: str | Path) -> None:
         """Fill in published or converted weights; moving averages begin where the network is, if the file has none.
@@ -121,6 +138,7 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
         for part in ("encoder", "projector"):
             name = f"{part}_ema"
             load_part(getattr(self.alignment, name), weights.get(name, weights[part]), name)
+        self.random_weights = False
 
     @property
     def learning_type(self) -> LearningType:
@@ -170,83 +188,31 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
         del dataloader_idx
         return widened(batch, ViewBatch)
 
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """Adam with the paper's settings, and the schedule.
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What a checkpoint holds was trained."""
+        super().on_load_checkpoint(checkpoint)
+        self.random_weights = False
 
-        Raises:
-            ValueError: if the cosine's end is not known.
-        """
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = Adam(parameters, lr=self.learning_rate, betas=(0.0, 0.999))
-        if self.schedule == "step":
-            return [optimizer], [StepLR(optimizer, 20, 0.1)]
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            msg = f"The cosine schedule ends with the training: set max_epochs to 1 or more, it is {epochs}."
-            raise ValueError(msg)
-        return [optimizer], [CosineAnnealingLR(optimizer, epochs)]
-
-    def alignment_loss(self, batch: Batch) -> Tensor:
-        """Loss of the descriptors, after the averages have followed.
-
-        Args:
-            batch: with ``image``, ``pair_images`` and ``pair_points``.
-        """
-        network = self.model
-        self.alignment.update(network.encoder, network.projector)
-        return self.alignment(
-            network.encoder, network.projector, batch.image, batch.pair_images, batch.pair_points.long()
-        )
-
-    def task_loss(self, batch: Batch) -> Tensor:
-        """Loss of labels and boxes. Queries and views are encoded at once, so they share the batches' statistics.
-
-        Args:
-            batch: with ``image``, ``reference_images``, ``reference_xyz``, ``gt_label`` and ``box``.
-        """
-        views = batch.reference_images
-        features = self.model.encoder(normalise(torch.cat([batch.image, views.flatten(0, 1)])))
-        query, others = features.split([len(batch.image), views.shape[0] * views.shape[1]])
-        shape = self.model.reference(views, batch.reference_xyz, others.unflatten(0, views.shape[:2]))
-        found = self.model(batch.image, shape, query)
-        return task_loss(found.logit, found.box, batch.gt_label, batch.box)
-
-    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor | None:
-        """Both losses of a batch: their sum, or a step of the optimiser for each."""
-        del args, kwargs
-        if self.automatic_optimization:
-            losses = {"alignment": self.alignment_loss(batch), "task": self.task_loss(batch)}
-            self._log_losses(losses)
-            return losses["alignment"] + losses["task"]
-        optimizer = self.optimizers()
-        for name, loss_of in (("alignment", self.alignment_loss), ("task", self.task_loss)):
-            optimizer.zero_grad()
-            loss = loss_of(batch)
-            self.manual_backward(loss)
-            optimizer.step()
-            self._log_losses({name: loss})
-        return None
-
-    def _log_losses(self, losses: dict[str, Tensor]) -> None:
-        for name, loss in losses.items():
-            self.log(f"train_{name}_loss", loss.detach(), on_epoch=True, prog_bar=True)
-
-    def on_train_epoch_end(self) -> None:
-        """Step the schedule where Lightning leaves that to the model."""
-        if not self.automatic_optimization:
-            self.lr_schedulers().step()
+    def warn_of_random_weights(self) -> None:
+        """Say that nothing was learned, if so."""
+        if self.random_weights:
+            logger.warning(
+                "Looking3D's weights are random, so its scores mean nothing: give --ckpt_path of a trained model, or "
+                "published weights by --model.weights_path."
+            )
 
     def on_validation_start(self) -> None:
-        """Forget shapes that were encoded with other weights."""
+        """Forget shapes that were encoded with other weights, and warn if these are random."""
         self._shapes.clear()
+        self.warn_of_random_weights()
 
     def on_test_start(self) -> None:
-        """Forget shapes that were encoded with other weights."""
-        self._shapes.clear()
+        """As before a validation."""
+        self.on_validation_start()
 
     def on_predict_start(self) -> None:
-        """Forget shapes that were encoded with other weights."""
-        self._shapes.clear()
+        """As before a validation."""
+        self.on_validation_start()
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
         """Scores and maps of whole photographs; used by anomalib's inferencers.
@@ -258,21 +224,12 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
         """
         del args, kwargs
         with torch.no_grad():
-            found = inspect(self.model, self.pre_processor(batch) if self.pre_processor else batch, self._own())
+            found = self._inspect(self.pre_processor(batch) if self.pre_processor else batch)
         prediction = InferenceBatch(pred_score=found.pred_score, anomaly_map=found.anomaly_map)
         return self.post_processor(prediction) if self.post_processor else prediction
 
-    def _encode(self, views: Tensor, xyz: Tensor) -> ReferenceShape:
-        """One compact shape, its views encoded one after the other: more at once would not be faster on a CPU."""
-        device = self.device
-        with torch.no_grad():
-            encoder = self.model.encoder
-            features = torch.cat([encoder(normalise(view[None].to(device))) for view in views])
-            whole = self.model.reference(views[None].to(device), xyz[None].to(device), features[None])
-        return whole.compact(self.model.topk)
-
     def encode_reference(self, reference: str | Path = "") -> ReferenceShape:
-        """The shape that photographs without reference views are compared with.
+        """The shape that photographs without reference views are compared with, by the weights as they are now.
 
         Args:
             reference: mesh or folder of rendered views, or empty for the model's.
@@ -281,32 +238,22 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
             FileNotFoundError: if there is no such file, or no view in the folder.
             ValueError: if neither is given, or a file cannot be read.
         """
-        reference = reference or self.reference
-        if not reference:
+        return self._shapes.encode_file(self._given(reference))
+
+    def _given(self, reference: str | Path) -> str | Path:
+        """A reference, or else the model's own."""
+        found = reference or self.reference
+        if not found:
             msg = (
                 "Looking3D compares with views of a shape, and these photographs bring none: give --model.reference, "
                 "a mesh or a folder that tools/render_views.py wrote."
             )
             raise ValueError(msg)
-        return self._encode(*load_reference(reference))
+        return found
 
-    def _kept(self, name: str | None, batch: Batch, index: int) -> ReferenceShape:
-        """Shape of one query, encoded once for the queries that name it."""
-        if name is not None and name in self._shapes:
-            self._shapes.move_to_end(name)
-            return self._shapes[name]
-        shape = self._encode(batch.reference_images[index], batch.reference_xyz[index])
-        if name is not None:
-            self._shapes[name] = shape
-            if len(self._shapes) > _KEPT_SHAPES:
-                self._shapes.popitem(last=False)
-        return shape
-
-    def _own(self) -> ReferenceShape:
-        """The model's own shape, encoded once."""
-        if "" not in self._shapes:
-            self._shapes[""] = self.encode_reference()
-        return self._shapes[""]
+    def _inspect(self, images: Tensor) -> PhotographOutput:
+        """Whole photographs (B, 3, H, W) against the model's own shape."""
+        return inspect(self.model, images, self._shapes.of_file(self._given("")))
 
     def _step(self, batch: Batch) -> Batch:
         """Scores, maps and boxes of queries with reference views, or of whole photographs without."""
@@ -314,10 +261,9 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
             found = self._inspected(batch)
             return self._told(batch, found)
         names = getattr(batch, "shape_id", None) or [None] * len(batch.image)
-        each = [
-            self.model(image[None], self._kept(name, batch, index))
-            for index, (image, name) in enumerate(zip(batch.image, names, strict=True))
-        ]
+        queries = zip(names, batch.reference_images, batch.reference_xyz, strict=True)
+        shapes = (self._shapes.of_views(*query) for query in queries)
+        each = [self.model(image[None], shape) for image, shape in zip(batch.image, shapes, strict=True)]
         logit, box, residual = (torch.cat(part) for part in zip(*each, strict=True))
         return self._told(batch, PhotographOutput(logit.sigmoid(), anomaly_map(residual), box))
 
@@ -332,11 +278,11 @@ class Looking3D(ReferenceExportMixin, AnomalibModule):
         """Photographs against the model's own shape, read again from their files, whose transparency a batch lacks."""
         paths = getattr(batch, "image_path", None)
         if paths is None:
-            return inspect(self.model, batch.image, self._own())
+            return self._inspect(batch.image)
         size = tuple(batch.image.shape[-2:])
         parts = []
         for path in paths:
-            found = inspect(self.model, read_query(path)[None].to(self.device), self._own())
+            found = self._inspect(read_photograph(path, self.mask_dir)[None].to(self.device))
             parts.append(found._replace(anomaly_map=functional.interpolate(found.anomaly_map, size, mode="bilinear")))
         return PhotographOutput(*(torch.cat(part) for part in zip(*parts, strict=True)))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from anomalib_pose.models.looking3d.encoder import Encoder, Projector, cell_index, cells
+from anomalib_pose.models.looking3d.encoder import CELL, IMAGE_SIZE, Encoder, Projector, cell_index, cells
 from anomalib_pose.models.looking3d.matching import foreground_weights
 from anomalib_pose.models.looking3d.torch_model import normalise
 
@@ -56,13 +56,17 @@ class Alignment(nn.Module):
         encoder: that is trained.
         projector: that is trained.
         momentum: share of the average that a step keeps.
+        image_size: side in pixels that images are shrunk to.
     """
 
-    def __init__(self, encoder: Encoder, projector: Projector, momentum: float = 0.999) -> None:
+    def __init__(
+        self, encoder: Encoder, projector: Projector, momentum: float = 0.999, image_size: int = IMAGE_SIZE
+    ) -> None:
         super().__init__()
         self.encoder_ema = copy.deepcopy(encoder).requires_grad_(False)
         self.projector_ema = copy.deepcopy(projector).requires_grad_(False)
         self.momentum = momentum
+        self.image_size = image_size
 
     @torch.no_grad()
     def update(self, encoder: Encoder, projector: Projector) -> None:
@@ -91,16 +95,17 @@ class Alignment(nn.Module):
         """
         known = len(query) // 2
         # what the key branch sees is the second view of true pairs, and the first view of the others
-        key_images = normalise(torch.cat([pair[:known, 1], pair[known:, 0]]))
-        key_points = torch.cat([points[:known, :, 1], points[known:, :, 0]])
+        key_images = normalise(torch.cat([pair[:known, 1], pair[known:, 0]]), self.image_size)
+        grid = self.image_size // CELL
+        key_index = cell_index(torch.cat([points[:known, :, 1], points[known:, :, 0]]), grid)
         with torch.no_grad():
-            keys = _describe(self.encoder_ema(key_images), key_images, cell_index(key_points), self.projector_ema)
-        images = normalise(torch.cat([pair[:known, 0], query[known:]]))
+            keys = _describe(self.encoder_ema(key_images), key_images, key_index, self.projector_ema)
+        images = normalise(torch.cat([pair[:known, 0], query[known:]]), self.image_size)
         features = encoder(images)
         with torch.no_grad():
             everywhere = cells(projector(features[known:]) * foreground_weights(images[known:])[:, None])
             partners = (keys[known:] @ everywhere.transpose(1, 2)).argmax(-1)
-        index = torch.cat([cell_index(points[:known, :, 0]), partners])
+        index = torch.cat([cell_index(points[:known, :, 0], grid), partners])
         queries = _describe(features, images, index, projector)
         return contrast(queries.flatten(0, 1), keys.flatten(0, 1))
 
@@ -109,8 +114,8 @@ def _describe(features: Tensor, images: Tensor, index: Tensor, projector: Projec
     """Descriptors of some cells times their foreground weights (B, m, 256).
 
     Args:
-        features: (B, 128, 32, 32).
-        images: that they are of, RGB (B, 3, 256, 256) in [-1, 1].
+        features: (B, 128, g, g).
+        images: that they are of, RGB (B, 3, 8 g, 8 g) in [-1, 1].
         index: numbers of the cells (B, m).
         projector: of the features.
     """

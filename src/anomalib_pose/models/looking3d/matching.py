@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from anomalib_pose.models.looking3d.encoder import GRID
+from anomalib_pose.models.looking3d.encoder import CELL
 
 _GRAY = (0.2989, 0.587, 0.114)
 _BRIGHT = 0.8
@@ -13,29 +13,40 @@ _TIE = 1e-30
 
 
 def foreground_weights(images: Tensor) -> Tensor:
-    """How much of each cell is object, (B, 32, 32), in quarters: whatever is darker than a white background.
+    """How much of each cell is object, (B, g, g), in quarters: whatever is darker than a white background.
 
     Dark pixels are dilated by two and resized to the grid; the resize reads the four pixels around a cell's centre.
 
     Args:
-        images: RGB (B, 3, 256, 256) in [-1, 1].
+        images: RGB (B, 3, 8 g, 8 g) in [-1, 1].
     """
     gray = (images.float() * images.new_tensor(_GRAY, dtype=torch.float32)[:, None, None]).sum(1, keepdim=True)
     grown = functional.max_pool2d((gray < _BRIGHT).float(), 5, stride=1, padding=2)[:, 0]
-    step = images.shape[-1] // GRID
-    first, second = step // 2 - 1, step // 2
-    rows = grown[:, first::step] + grown[:, second::step]
-    return (rows[..., first::step] + rows[..., second::step]) / 4
+    first, second = CELL // 2 - 1, CELL // 2
+    rows = grown[:, first::CELL] + grown[:, second::CELL]
+    return (rows[..., first::CELL] + rows[..., second::CELL]) / 4
+
+
+def foreground_cells(weights: Tensor, count: int) -> Tensor:
+    """Numbers (B, n) of the cells with most foreground, in their order; of equal ones the first.
+
+    Args:
+        weights: foreground of the query (B, g, g), in quarters.
+        count: number of cells, n.
+    """
+    flat = weights.flatten(1)
+    order = torch.arange(flat.shape[1], device=flat.device) / (8 * flat.shape[1])
+    return (flat - order).topk(count, dim=1).indices.sort(dim=1).values
 
 
 @torch.no_grad()
 def affinity(query: Tensor, reference: Tensor) -> Tensor:
-    """Products (B, 1024, M) of the descriptors of query cells and reference cells.
+    """Products (B, g * g, M) of the descriptors of query cells and reference cells.
 
     Computed in single precision: half precision would change which keys are among the best.
 
     Args:
-        query: descriptors times foreground weights (B, 1024, 256).
+        query: descriptors times foreground weights (B, g * g, 256).
         reference: descriptors times foreground weights (B or 1, M, 256).
     """
     with torch.autocast(query.device.type, enabled=False):
@@ -44,14 +55,14 @@ def affinity(query: Tensor, reference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def top_keys(affinities: Tensor, count: int) -> Tensor:
-    """Numbers (B, 1024, k) of the reference cells most like each query cell (section 4.3).
+    """Numbers (B, g * g, k) of the reference cells most like each query cell (section 4.3).
 
     Background has no affinity to anything: all its products are exactly 0. Among zeros the key of the lower number goes
     first, on every device and in every runtime, so a background cell attends to keys 0 to k - 1. Another rule would
     change what published weights say a little, as their authors' devices had no rule.
 
     Args:
-        affinities: of query and reference cells (B, 1024, M).
+        affinities: of query and reference cells (B, g * g, M).
         count: keys a query cell, k; all of them where there are no more.
     """
     keys = affinities.shape[-1]
@@ -61,12 +72,12 @@ def top_keys(affinities: Tensor, count: int) -> Tensor:
 
 
 def match_residual(affinities: Tensor, weights: Tensor) -> Tensor:
-    """How little each query cell resembles any cell of the reference, (B, 32, 32), in [0, 1]; background has none.
+    """How little each query cell resembles any cell of the reference, (B, g, g), in [0, 1]; background has none.
 
     It is 1 less the largest cosine, by the cell's foreground weight: the affinities hold that weight already.
 
     Args:
-        affinities: of query and reference cells (B, 1024, M).
-        weights: foreground of the query (B, 32, 32).
+        affinities: of query and reference cells (B, g * g, M).
+        weights: foreground of the query (B, g, g).
     """
-    return (weights - affinities.amax(-1).unflatten(1, (GRID, GRID))).clamp(0, 1)
+    return (weights - affinities.amax(-1).view_as(weights)).clamp(0, 1)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, evaluation and files of Looking3D, on batches as the datamodule gives them."""
 
+import logging
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anomalib_pose.data import ViewBatch, ViewItem
 from anomalib_pose.models import Looking3D
-from anomalib_pose.models.looking3d import lightning_model
+from anomalib_pose.models.looking3d import reference
 from anomalib_pose.models.looking3d.checkpoint import PARTS
 from anomalib_pose.models.looking3d.photograph import inspect
 
@@ -83,6 +86,41 @@ def test_one_summed_step_reaches_every_parameter(network):
     network.zero_grad()
 
 
+def test_queries_of_one_shape_share_the_views_of_the_first(network):
+    """In evaluation mode, where the number of images that are encoded makes no difference."""
+    network.eval()
+    (batch,) = DataLoader(Queries(2), batch_size=2, collate_fn=ViewBatch.collate)
+    with torch.no_grad():
+        same = network.task_loss(batch)
+        batch.reference_images[1] = images_on_white(2, 11)
+        shared = network.task_loss(batch)
+        batch.shape_id = None
+        apart = network.task_loss(batch)
+    torch.testing.assert_close(shared, same, rtol=0, atol=1e-5)
+    assert abs(float(apart - same)) > 1e-4
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_the_rate_grows_and_falls(network, monkeypatch, schedule):
+    """Over 25 epochs of 4 steps, after 9 steps of warm-up."""
+    loop = SimpleNamespace(setup_data=lambda: None)
+    trainer = SimpleNamespace(max_epochs=25, num_training_batches=8, accumulate_grad_batches=2, fit_loop=loop)
+    monkeypatch.setattr(network, "_trainer", trainer)
+    monkeypatch.setattr(network, "schedule", schedule)
+    monkeypatch.setattr(network, "warmup_steps", 9)
+    (optimizer,), (scheduler,) = network.configure_optimizers()
+    assert scheduler["interval"] == "step"
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"] / 2e-5)
+        optimizer.step()
+        scheduler["scheduler"].step()
+    later = [
+        math.cos(math.pi * step / 200) ** 2 if schedule == "cosine" else [1, 0.1][step >= 80] for step in range(100)
+    ]
+    assert rates == pytest.approx([min(1, (step + 1) / 10) * rate for step, rate in enumerate(later)])
+
+
 @pytest.mark.slow
 def test_half_precision_says_nearly_the_same(network):
     """Matching stays in single precision, so it chooses the same keys of the same features."""
@@ -128,6 +166,28 @@ def test_training_leaves_a_checkpoint_with_its_weights(tmp_path, two_steps):
 
 
 @pytest.mark.slow
+def test_training_goes_on_where_it_stopped(tmp_path):
+    """Weights, averages, optimiser and schedule after an epoch, a stop and an epoch are those of two epochs."""
+
+    def trained(name: str, epochs: int, seed: int, checkpoint: str | None = None) -> tuple[Looking3D, str]:
+        torch.manual_seed(seed)
+        model = Looking3D(topk=20, image_size=128, visualizer=False, schedule="step", learning_rate=1e-4)
+        engine = make_engine(tmp_path / name, max_epochs=epochs)
+        engine.fit(model, train_dataloaders=loader(2), ckpt_path=checkpoint)
+        return model, engine.trainer.checkpoint_callback.best_model_path
+
+    whole, _ = trained("whole", 2, 0)
+    first, checkpoint = trained("first", 1, 0)
+    resumed, _ = trained("rest", 2, 1, checkpoint)
+    kept = first.state_dict()
+    for name, value in resumed.state_dict().items():
+        # thresholds that nobody has computed are NaN
+        torch.testing.assert_close(value, whole.state_dict()[name], rtol=0, atol=1e-6, equal_nan=True, msg=name)
+    weight = "model.projector.mlp.0.weight"
+    assert not torch.equal(resumed.state_dict()[weight], kept[weight])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("two_steps", [False, True])
 def test_training_in_processes_that_wait_for_each_other(tmp_path, two_steps):
     """One process is enough to find out that a gradient never comes, or comes twice."""
@@ -156,8 +216,8 @@ def test_descriptors_of_four_queries_are_learned():
 
 def test_evaluation_encodes_each_shape_once_and_reports(network, tmp_path, monkeypatch):
     encoded = []
-    encode = network._encode
-    monkeypatch.setattr(network, "_encode", lambda *given: encoded.append(1) or encode(*given))
+    encode = network._shapes.encode
+    monkeypatch.setattr(network._shapes, "encode", lambda *given: encoded.append(1) or encode(*given))
     (found,) = make_engine(tmp_path).test(network, dataloaders=loader(3))
     boxes = {f"{prefix}{name}" for prefix in ("detected_", "anomalous_") for name in ("BoxIoU", "BoxAccuracy")}
     assert {"image_AUROC", "image_Accuracy"} | boxes <= {*found}
@@ -181,7 +241,7 @@ def test_evaluation_encodes_each_shape_once_and_reports(network, tmp_path, monke
 @pytest.fixture
 def own_reference(monkeypatch):
     views, xyz = images_on_white(2, 7), torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(8))
-    monkeypatch.setattr(lightning_model, "load_reference", lambda path: (views, xyz))
+    monkeypatch.setattr(reference, "load_reference", lambda path: (views, xyz))
     return views, xyz
 
 
@@ -224,6 +284,31 @@ def test_photographs_from_files_are_seen_on_white(network, own_reference, tmp_pa
     Image.fromarray(rgba[:3].permute(1, 2, 0).numpy()).save(folder / "chair.png")
     with pytest.raises(ValueError, match=r"chair\.png is no query: The background should be white"):
         make_engine(tmp_path / "two").predict(network, data_path=folder)
+    monkeypatch.setattr(network, "mask_dir", str(tmp_path / "masks"))
+    with pytest.raises(FileNotFoundError, match=r"none of .*chair\.png at .*masks"):
+        make_engine(tmp_path / "three").predict(network, data_path=folder)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(rgba[3].numpy()).save(tmp_path / "masks" / "chair.png")
+    (batch,) = make_engine(tmp_path / "four").predict(network, data_path=folder)
+    torch.testing.assert_close(batch.pred_score, truth.pred_score, rtol=0, atol=1e-5)
+
+
+def test_random_weights_are_warned_of(network, own_reference, tmp_path, monkeypatch, caplog, published):
+    """At evaluation, prediction and export; not once they are trained, published, or from a checkpoint."""
+    monkeypatch.setattr(network, "reference", "views")
+    message = "weights are random, so its scores mean nothing"
+    with caplog.at_level(logging.WARNING, "anomalib_pose"):
+        for use in (network.on_test_start, network.on_predict_start, network.on_validation_start, network.feed_forward):
+            caplog.clear()
+            use()
+            assert message in caplog.text
+        caplog.clear()
+        for learn in (network.on_train_start, lambda: network.on_load_checkpoint({})):
+            monkeypatch.setattr(network, "random_weights", True)
+            learn()
+            network.on_test_start()
+        Looking3D(weights_path=str(published), visualizer=False).on_test_start()
+        assert not caplog.text
 
 
 def test_photographs_without_any_shape_are_refused(network):

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photographs are cropped, and what is found is put back where it is."""
+"""What evaluation shows of photographs, and what is found there put back where it is; masks of photographs."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from anomalib_pose.models.looking3d.photograph import crop_query, whole_box, whole_map
+from anomalib_pose.data.queries import evaluation_view
+from anomalib_pose.models.looking3d.photograph import read_photograph, whole_box, whole_map
 
 
-def spot(size: int, x: float, y: float) -> torch.Tensor:
-    """A Gaussian spot at a place given in parts of the image, (1, 1, size, size)."""
-    grid = (torch.arange(size) + 0.5) / size
-    return torch.exp(-(((grid[:, None] - y) ** 2 + (grid - x) ** 2) / (2 * 0.03**2)))[None, None]
+def spot(height: int, width: int, x: float, y: float) -> torch.Tensor:
+    """A round spot at a place given in parts of the image, (1, 1, height, width)."""
+    rows, columns = torch.arange(height) + 0.5 - y * height, torch.arange(width) + 0.5 - x * width
+    breadth = 0.03 * max(height, width)
+    return torch.exp(-(rows[:, None] ** 2 + columns**2) / (2 * breadth**2))[None, None]
 
 
 def centre(image: torch.Tensor) -> tuple[float, float]:
@@ -22,23 +24,48 @@ def centre(image: torch.Tensor) -> tuple[float, float]:
     return float((weights.sum(0) * across).sum()), float((weights.sum(1) * down).sum())
 
 
-@pytest.mark.parametrize("size", [256, 500])
-def test_what_is_found_in_the_crop_lies_there_in_the_photograph(size):
-    photograph = spot(size, 0.6, 0.35)
-    crop = crop_query(photograph.expand(1, 3, -1, -1))
-    assert crop.shape == (1, 3, 256, 256)
-    x, y = centre(crop[:, :1])
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (500, 500), (300, 421), (421, 300)])
+def test_what_is_found_in_the_crop_lies_there_in_the_photograph(height, width):
+    photograph = 1 - spot(height, width, 0.6, 0.35)
+    crop = 1 - evaluation_view(photograph.expand(1, 3, -1, -1))[:, :1]
+    assert crop.shape == (1, 1, 256, 256)
+    x, y = centre(crop)
     assert (x, y) != pytest.approx((0.6, 0.35), abs=5e-3)
-    back = whole_map(crop[:, :1], size, size)
+    back = whole_map(crop, height, width)
+    assert back.shape == (1, 1, height, width)
     assert centre(back) == pytest.approx((0.6, 0.35), abs=1e-3)
-    box = whole_box(torch.tensor([[x, y, 0.5, 0.25]]))
-    torch.testing.assert_close(box, torch.tensor([[0.6, 0.35, 0.5 * 224 / 256, 0.25 * 224 / 256]]), rtol=0, atol=1e-3)
-    assert torch.equal(back[..., :2, :], torch.zeros(1, 1, 2, size))
+    side = 224 / 256 * max(height, width)
+    box = whole_box(torch.tensor([[x, y, 0.5, 0.25]]), height, width)
+    expected = torch.tensor([[0.6, 0.35, 0.5 * side / width, 0.25 * side / height]])
+    torch.testing.assert_close(box, expected, rtol=0, atol=1e-3)
+    border = back if height == width else back.flip(2) if height > width else back.transpose(2, 3)
+    assert torch.equal(border[..., :2, :], torch.zeros_like(border[..., :2, :]))
 
 
-def test_crop_against_pillow():
-    pixels = (255 * torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0))).byte()
-    large = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((256, 256), Image.BILINEAR)
-    expected = large.crop((16, 16, 240, 240)).resize((256, 256), Image.BILINEAR)
-    found = crop_query(pixels[None].float() / 255)[0].permute(1, 2, 0).numpy() * 255
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (30, 50)])
+def test_crop_against_pillow(height, width):
+    """Photographs are not stretched: white is added."""
+    pixels = (255 * torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))).byte()
+    square = Image.new("RGB", (max(height, width),) * 2, (255, 255, 255))
+    square.paste(Image.fromarray(pixels.permute(1, 2, 0).numpy()), (0, (width - height) // 2))
+    expected = square.resize((256, 256), Image.BILINEAR).crop((16, 16, 240, 240)).resize((256, 256), Image.BILINEAR)
+    found = evaluation_view(pixels[None].float() / 255)[0].permute(1, 2, 0).numpy() * 255
     np.testing.assert_allclose(found, np.asarray(expected), atol=2)
+
+
+def test_masks_of_photographs_lie_in_a_folder(tmp_path):
+    grey = np.full((60, 80, 3), 90, np.uint8)
+    mask = np.zeros((60, 80), np.uint8)
+    mask[20:40, 30:50] = 255
+    photograph = tmp_path / "photographs" / "part.jpg"
+    for folder in ("photographs", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(grey).save(photograph)
+    with pytest.raises(ValueError, match=r"part\.jpg is no query: The background should be white"):
+        read_photograph(photograph)
+    with pytest.raises(FileNotFoundError, match=r"mask of every photograph.* of .*part\.jpg at .*part\.png"):
+        read_photograph(photograph, tmp_path / "masks")
+    Image.fromarray(mask).save(tmp_path / "masks" / "part.png")
+    found = read_photograph(photograph, tmp_path / "masks")
+    expected = torch.where(torch.from_numpy(mask) > 0, 90 / 255, 1.0).expand(3, -1, -1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2 / 255)

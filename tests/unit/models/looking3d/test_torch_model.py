@@ -9,9 +9,17 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from anomalib_pose.models.looking3d.decoder import Attention, grid_code
-from anomalib_pose.models.looking3d.matching import affinity, foreground_weights, match_residual, top_keys
-from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map
+from anomalib_pose.models.looking3d.attention import Attention
+from anomalib_pose.models.looking3d.decoder import grid_code
+from anomalib_pose.models.looking3d.encoder import cell_index
+from anomalib_pose.models.looking3d.matching import (
+    affinity,
+    foreground_cells,
+    foreground_weights,
+    match_residual,
+    top_keys,
+)
+from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map, coarser, normalise
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +157,60 @@ def test_wrong_sizes_are_refused(small):
     with pytest.raises(ValueError, match="topk should be"):
         Looking3DModel(topk=-1)
     assert match_residual(torch.zeros(1, 1024, 4), torch.ones(1, 32, 32)).min() == 1
+
+
+def test_smaller_images_are_means_of_pixels_and_their_cells_lie_where_they_did():
+    images = photographs(2, 4)
+    expected = nn.functional.avg_pool2d(images, 2) * 2 - 1
+    torch.testing.assert_close(normalise(images, 128), expected, rtol=0, atol=1e-6)
+    points = torch.tensor([[0, 0], [15, 16], [255, 255], [-3, 300], [100, 47]])
+    assert cell_index(points, 16).tolist() == [0, 1, 255, 15, 6 * 16 + 2]
+    code, fine = (grid_code(grid).unflatten(0, (grid, grid)) for grid in (16, 32))
+    torch.testing.assert_close(code, fine[::2, ::2])
+
+
+def test_coordinates_of_larger_cells_against_a_loop():
+    g = torch.Generator().manual_seed(0)
+    xyz = torch.rand(2, 8, 8, 3, generator=g)
+    xyz[torch.rand(2, 8, 8, generator=g) < 0.6] = -1
+    xyz[0, 2:4, 4:6] = -1
+    found = coarser(xyz, 2)
+    for image, row, column in np.ndindex(2, 4, 4):
+        # the corner that all four share is the larger cell's middle: it is the first corner of the last
+        around = [xyz[image, 2 * row + i, 2 * column + j] for i, j in ((1, 1), (1, 0), (0, 1), (0, 0))]
+        known = [position for position in around if (position != -1).any()]
+        assert torch.equal(found[image, row, column], known[0] if known else torch.full((3,), -1.0))
+    assert torch.equal(coarser(xyz, 1), xyz)
+
+
+def test_chosen_cells_are_those_of_a_stable_sort():
+    weights = torch.randint(0, 5, (3, 16, 16), generator=torch.Generator().manual_seed(0)) / 4
+    found = foreground_cells(weights, 100)
+    expected = np.argsort(-weights.flatten(1).numpy(), axis=1, kind="stable")[:, :100]
+    np.testing.assert_array_equal(found, np.sort(expected, 1))
+
+
+@pytest.mark.parametrize("query_cells", [256, 90])
+def test_fewer_cells_of_smaller_images(query_cells):
+    """All cells, chosen, are what is there without a choice; for fewer of them both forms agree, too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Looking3DModel(topk=20, query_position=True, image_size=128, query_cells=query_cells).eval()
+        nn.init.normal_(model.attention_decoder.query_position.weight, std=0.1)
+    images, views = photographs(2, 5), photographs(2, 6)[None]
+    with torch.no_grad():
+        shape = model.reference(views, coordinates((1, 2), 7))
+        found = model(images, shape.compact(model.topk))
+        published = model(images, shape, published=True)
+        model.query_cells = 0
+        every = model(images, shape, published=True)
+    assert found.residual.shape == (2, 16, 16)
+    torch.testing.assert_close(found.logit, published.logit, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.box, published.box, rtol=0, atol=1e-4)
+    assert torch.allclose(every.logit, found.logit, rtol=0, atol=1e-4) == (query_cells == 256)
+    for size, cells, message in (
+        (100, 0, "image_size should be one of 256, 128, got 100"),
+        (128, 257, "1 to 256 cells"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Looking3DModel(image_size=size, query_cells=cells)
