@@ -37,9 +37,9 @@ def patch_scores(images: Sequence[Float[Tensor, "_ c"]], share: float = 0.3) -> 
 
     .. math:: a_{ij}(p) = \min_q |f_i(p) - f_j(q)| / 2 \in [0, 1],
 
-    and the score is the mean of the lowest ``share`` of :math:`a_{ij}(p)` over the other images j: an anomalous patch is
-    far from all of them, while a good one that looks rare needs but a few like it. One product of matrices serves both
-    directions of a pair. The distances of ``m`` images with ``p`` patches take ``2 m^2 p`` bytes.
+    and the score is the mean of the lowest ``share`` of :math:`a_{ij}(p)` over the other images j: an anomalous patch
+    is far from all of them, while a good one that looks rare needs but a few like it. One product of matrices serves
+    both directions of a pair. The distances of ``m`` images with ``p`` patches take ``2 m^2 p`` bytes.
 
     Args:
         images: features of each image's patches, of any length; the numbers of patches may differ, none may be 0.
@@ -108,8 +108,8 @@ def mutual_maps(
     if not layers or not neighbourhoods:
         msg = f"Mutual scoring needs one layer and one neighbourhood or more, got {len(layers)} and {neighbourhoods}."
         raise ValueError(msg)
-    finest = max((tuple(layer.shape[-2:]) for layer in layers), key=lambda size: size[0] * size[1])
-    total = torch.zeros(len(layers[0]), *finest, device=layers[0].device)
+    height, width = max((layer.shape[-2:] for layer in layers), key=lambda size: size[0] * size[1])
+    total = torch.zeros(len(layers[0]), height, width, device=layers[0].device)
     for layer in layers:
         grid = tuple(layer.shape[-2:])
         counted = _counted(foreground, grid, len(layer)).to(layer.device)
@@ -118,7 +118,7 @@ def mutual_maps(
             scores = patch_scores([patch[here] for patch, here in zip(patches, counted, strict=True)], share)
             maps = torch.zeros(counted.shape, device=layer.device)
             maps[counted] = torch.cat(scores)
-            total += maps if grid == finest else upsample(maps, finest)
+            total += maps if grid == (height, width) else upsample(maps, (height, width))
             if step is not None:
                 step()
     return total / (len(layers) * len(neighbourhoods))

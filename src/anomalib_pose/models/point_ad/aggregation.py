@@ -113,7 +113,8 @@ def object_scores(scores: ViewScores, grid: CloudGrid, sigma: float = 4.0, top_f
     found = smooth(point_map(scores.maps, grid), grid, sigma)
     whole = scores.scores.mean()
     if scores.photograph_map is not None and scores.photograph_score is not None:
-        photograph = upsample(scores.photograph_map[None], tuple(found.shape))[0]
+        size = grid.valid.shape[-1]
+        photograph = upsample(scores.photograph_map[None], (size, size))[0]
         found = smooth((found + smooth(photograph, grid, sigma)) / 2, grid, sigma)
         whole = (whole + scores.photograph_score) / 2
     return ObjectScores(found, (peak(found, grid.valid, top_fraction) + whole) / 2)

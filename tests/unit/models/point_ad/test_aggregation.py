@@ -40,9 +40,7 @@ def view_scores(arrays, index):
 def test_maps_and_scores_of_the_reference(golden, index):
     expected = {name: values[index] for name, values in golden["score"].items()}
     grid, scores = golden_grid(golden, index), view_scores(golden, index)
-    torch.testing.assert_close(
-        point_map(scores.maps, grid), expected["point_map_unsmoothed"], atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(point_map(scores.maps, grid), expected["point_map_unsmoothed"], atol=1e-5, rtol=0)
     found = object_scores(scores, grid)
     torch.testing.assert_close(found.point_map, expected["point_map"], atol=1e-5, rtol=0)
     torch.testing.assert_close(found.score, expected["point_score"], atol=1e-5, rtol=0)

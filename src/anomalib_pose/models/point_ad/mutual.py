@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of views by comparison with the same views of all other clouds of a set; see ``compare.mutual``."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_pose.compare.features import FeatureExtractor
+from anomalib_pose.compare.mutual import mutual_maps, rescored
+from anomalib_pose.models.point_ad.types import ViewScores
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MutualSettings:
+    """How views are compared with each other.
+
+    Args:
+        neighbourhoods: sizes of the squares of patches whose features are averaged.
+        share: share of the other clouds, those most like it, that a patch is compared with.
+        windows: numbers of similar views that a view's score is averaged over, itself included; empty for none.
+        foreground_only: leave patches out that show no point of the cloud.
+        fuse_rgb: compare photographs too, where there are some.
+    """
+
+    neighbourhoods: tuple[int, ...] = (1, 3, 5)
+    share: float = 0.3
+    windows: tuple[int, ...] = ()
+    foreground_only: bool = True
+    fuse_rgb: bool = True
+
+
+@dataclass
+class _OneView:
+    """Features of one view, or of the photographs, of all clouds that have it."""
+
+    clouds: list[int] = field(default_factory=list)
+    layers: list[list[Tensor]] = field(default_factory=list)
+    foreground: list[Tensor] = field(default_factory=list)
+
+    def add(self, cloud: int, layers: list[Tensor], shown: Tensor) -> None:
+        """Add feature maps (c, h, w), and pixels (s, s) that show the object."""
+        grid = max(tuple(layer.shape[-2:]) for layer in layers)
+        self.clouds.append(cloud)
+        self.layers.append(layers)
+        self.foreground.append(functional.adaptive_max_pool2d(shown[None].float(), grid)[0] > 0)
+
+
+class MutualScorer(nn.Module):
+    """Scores a set of clouds without training: each view against the same view of all others.
+
+    Photographs are compared with photographs, as one more view. Features are kept in half precision until the set is
+    complete: for ``n`` clouds of ``v`` views, ``2 n v`` times the size of the feature maps in bytes.
+
+    Args:
+        extractor: gives the features; its finest layer is the grid of the maps.
+        settings: how views are compared.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, settings: MutualSettings | None = None) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.settings = settings or MutualSettings()
+        self._scores: dict[str, ViewScores] = {}
+        self._content: object = None
+
+    def collect(
+        self,
+        batches: Iterable[Any],
+        device: torch.device,
+        *,
+        count: int | None = None,
+        content: object = None,
+        progress: bool = True,
+    ) -> None:
+        """Score all clouds of a set; ``view_scores`` hands the scores out.
+
+        Args:
+            batches: of ``CloudBatch``, each cloud with an image path of its own.
+            device: where to compute.
+            count: how many batches there are, for the bar; None if nobody knows.
+            content: what says that two sets are the same, and need not be scored twice; None if nothing does.
+            progress: show bars.
+
+        Raises:
+            ValueError: if there are fewer than two clouds, or one has no views, or another number of them.
+        """
+        if content is not None and content == self._content:
+            return
+        start = time.monotonic()
+        # a console of its own, as Lightning may show bars on rich's
+        with Progress(console=Console(), disable=not progress, transient=True) as bar:
+            read = bar.track(batches, count, description="Reading clouds")
+            names, views, photographs = self._features(read, device)
+            if len(names) < 2:
+                msg = (
+                    "Mutual scoring compares clouds with each other and needs two or more, "
+                    f"got {len(names)}: score a whole test set, or choose another scoring."
+                )
+                raise ValueError(msg)
+            compared = [*views, photographs] if len(photographs.clouds) > 1 else views
+            steps = len(views[0].layers[0]) * len(self.settings.neighbourhoods)
+            task = bar.add_task("Comparing views", total=len(compared) * steps)
+            found = [self._compare(view, device, lambda: bar.advance(task)) for view in compared]
+        self._scores = _by_cloud(names, found[: len(views)])
+        if len(compared) > len(views):
+            self._add_photographs(names, photographs.clouds, *found[-1])
+        self._content = content
+        logger.info(
+            "Mutual scoring: %d clouds, %d views each, %d photographs, %.1f s.",
+            len(names), len(views), len(photographs.clouds), time.monotonic() - start,
+        )  # fmt: skip
+        logger.warning(
+            "Mutual scores are transductive: they depend on all %d clouds of this set, though not on their labels. "
+            "Report them apart from those of models that see one cloud at a time.",
+            len(names),
+        )
+
+    def view_scores(self, batch: Any) -> list[ViewScores]:
+        """Scores of clouds of the set.
+
+        Args:
+            batch: a ``CloudBatch`` with image paths.
+
+        Raises:
+            ValueError: if a cloud was not in the set.
+        """
+        paths = getattr(batch, "image_path", None) or [None] * len(batch.image)
+        unknown = [str(path) for path in paths if path not in self._scores]
+        if unknown:
+            msg = f"Mutual scoring knows the {len(self._scores)} clouds that it compared, but not {unknown[0]}."
+            raise ValueError(msg)
+        return [_on_device(self._scores[path], batch.views.device) for path in paths]
+
+    @torch.no_grad()
+    def _features(self, batches: Iterable[Any], device: torch.device) -> tuple[list[str], list[_OneView], _OneView]:
+        """Names of the clouds of a set, features of each view, features of the photographs."""
+        names: list[str] = []
+        views: list[_OneView] = []
+        photographs = _OneView()
+        for batch in batches:
+            check_clouds(batch)
+            for index, path in enumerate(batch.image_path):
+                images, cloud = batch.views[index], len(names)
+                views = views or [_OneView() for _ in images]
+                if len(images) != len(views):
+                    msg = f"{path} has {len(images)} views and those before it {len(views)}: they cannot be compared."
+                    raise ValueError(msg)
+                names.append(path)
+                shown = shown_pixels(batch.pixels[index], batch.visible[index], images.shape[-1])
+                layers = self._read(images.to(device))
+                for number, view in enumerate(views):
+                    view.add(cloud, [layer[number] for layer in layers], shown[number])
+                if self.settings.fuse_rgb and bool(batch.has_rgb[index]):
+                    photograph = self._read(batch.image[index][None].to(device))
+                    photographs.add(cloud, [layer[0] for layer in photograph], batch.valid[index])
+        return names, views, photographs
+
+    def _read(self, images: Tensor) -> list[Tensor]:
+        return [layer.half().cpu() for layer in self.extractor(images)]
+
+    @torch.no_grad()
+    def _compare(self, view: _OneView, device: torch.device, step: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """Maps (n, p, p) and scores (n,) of one view of all clouds."""
+        settings = self.settings
+        layers = [torch.stack(layer).to(device) for layer in zip(*view.layers, strict=True)]
+        foreground = torch.stack(view.foreground).to(device) if settings.foreground_only else None
+        maps = mutual_maps(layers, foreground, neighbourhoods=settings.neighbourhoods, share=settings.share, step=step)
+        scores = maps.amax((1, 2))
+        if settings.windows:
+            scores = rescored(scores, layers[-1].float().mean((2, 3)), settings.windows)
+        return maps.cpu(), scores.cpu()
+
+    def _add_photographs(self, names: list[str], clouds: list[int], maps: Tensor, scores: Tensor) -> None:
+        for cloud, found, score in zip(clouds, maps, scores, strict=True):
+            of_views = self._scores[names[cloud]]
+            self._scores[names[cloud]] = replace(of_views, photograph_map=found, photograph_score=score)
+
+
+def _on_device(scores: ViewScores, device: torch.device) -> ViewScores:
+    photograph = (scores.photograph_map, scores.photograph_score)
+    return ViewScores(
+        scores.maps.to(device),
+        scores.scores.to(device),
+        *(part if part is None else part.to(device) for part in photograph),
+    )
+
+
+def _by_cloud(names: list[str], found: list[tuple[Tensor, Tensor]]) -> dict[str, ViewScores]:
+    """Maps and scores of each view of all clouds as those of all views of each cloud."""
+    maps, scores = (torch.stack(part, 1) for part in zip(*found, strict=True))
+    return {name: ViewScores(*own) for name, *own in zip(names, maps, scores, strict=True)}
+
+
+def check_clouds(batch: Any) -> None:
+    """Refuse what brings no clouds and views.
+
+    Raises:
+        ValueError: if a batch has none.
+    """
+    if getattr(batch, "views", None) is None or getattr(batch, "visible", None) is None:
+        msg = (
+            "PointAD scores clouds by their views, and these images bring none: use MVTec3DRendered, "
+            "EyecandiesRendered or Real3DADRendered as data."
+        )
+        raise ValueError(msg)
+
+
+def shown_pixels(pixels: Tensor, visible: Tensor, size: int) -> Tensor:
+    """Pixels that show a point (v, size, size).
+
+    Args:
+        pixels: row and column of each point (v, n, 2).
+        visible: whether the view shows the point (v, n).
+        size: width and height of the views.
+    """
+    shown = torch.zeros(len(visible), size * size, dtype=torch.bool, device=visible.device)
+    view, point = visible.nonzero().unbind(-1)
+    row, column = pixels[view, point].long().unbind(-1)
+    shown[view, row * size + column] = True
+    return shown.reshape(-1, size, size)
