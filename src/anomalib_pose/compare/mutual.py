@@ -132,6 +132,16 @@ def _counted(foreground: Tensor | None, grid: tuple[int, ...], count: int) -> Te
     return (shares > 0) | ~(shares > 0).any((1, 2), keepdim=True)
 
 
+def above_median(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
+    """What each map is above the median of its patches with a score; 0 for the rest.
+
+    Not in the paper. An object in a pose that few others have is unlike them everywhere, and would be taken for more
+    anomalous than one with a small defect.
+    """
+    medians = [each[each > 0].median() if bool((each > 0).any()) else each.new_zeros(()) for each in maps]
+    return (maps - torch.stack(medians)[:, None, None]).clamp_min(0)
+
+
 def rescored(
     scores: Float[Tensor, "n"], descriptors: Float[Tensor, "n c"], windows: Sequence[int] = (1, 2, 3)
 ) -> Float[Tensor, "n"]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anomalib_pose.compare import mutual
-from anomalib_pose.compare.mutual import mutual_maps, neighbourhood_means, patch_scores, rescored
+from anomalib_pose.compare.mutual import above_median, mutual_maps, neighbourhood_means, patch_scores, rescored
 
 
 def patches(sizes, channels=7, seed=0):
@@ -103,6 +103,12 @@ def test_background_is_neither_scored_nor_compared_with():
     pixels = torch.zeros(3, 16, 16, dtype=torch.bool)
     pixels[:, ::4, ::4] = foreground
     torch.testing.assert_close(mutual_maps([layer], pixels, neighbourhoods=(1,)), found)
+
+
+def test_what_a_map_is_above_its_median():
+    maps = torch.tensor([[[0.0, 0.1, 0.3], [0.2, 0.9, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    expected = torch.tensor([[[0.0, 0.0, 0.1], [0.0, 0.7, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    torch.testing.assert_close(above_median(maps), expected)
 
 
 @pytest.mark.parametrize("windows", [(1,), (1, 2, 3), (4, 50)])

@@ -26,7 +26,7 @@ _COLORS = torch.from_numpy(_BGR[:, ::-1].copy())
 
 
 def heat_colors(values: Tensor) -> Tensor:
-    """Turbo's colours, from blue for 0 over green to red for 1: RGB bytes (..., 3) of values (...), cut to [0, 1]."""
+    """Turbo's colours, from dark blue for 0 to dark red for 1: RGB bytes (..., 3) of values (...), cut to [0, 1]."""
     return _COLORS[(values.detach().cpu().clamp(0, 1) * 255).round().long()]
 
 

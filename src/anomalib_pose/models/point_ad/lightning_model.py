@@ -46,6 +46,8 @@ class PointAD(AnomalibModule):
         share: share of the other clouds, those most like it, that a patch is compared with.
         windows: numbers of similar views that a view's mutual score is averaged over, itself included; empty for none.
         foreground_only: leave patches without a point of the cloud out of mutual scoring.
+        centred: score a patch by what it is above the median of its view, so that an object in a rare pose is not
+            taken for anomalous as a whole; the paper of mutual scoring does not.
         fuse_rgb: let the photograph count, where there is one.
         smoothing: width of the Gaussian that smooths maps, in cells; in mean distances of neighbouring points where
             the cells of a cloud have no order. 0 for none.
@@ -71,6 +73,7 @@ class PointAD(AnomalibModule):
         share: float = 0.3,
         windows: tuple[int, ...] = (),
         foreground_only: bool = True,
+        centred: bool = True,
         fuse_rgb: bool = True,
         smoothing: float = 4.0,
         top_fraction: float = 0.0,
@@ -90,7 +93,7 @@ class PointAD(AnomalibModule):
         scorers: dict[str, Callable[[], Any]] = {
             "mutual": lambda: MutualScorer(
                 FeatureExtractor(backbone, tuple(layers), weights_path=weights_path),
-                MutualSettings(tuple(neighbourhoods), share, tuple(windows), foreground_only, fuse_rgb),
+                MutualSettings(tuple(neighbourhoods), share, tuple(windows), foreground_only, centred, fuse_rgb),
             ),
         }
         if scoring not in scorers:
@@ -179,7 +182,7 @@ class PointAD(AnomalibModule):
             for loader in (loaders if isinstance(loaders, list | tuple) else [loaders])
         ]
         # a validation set that is the test set, as it is by default, is scored once
-        tables = [getattr(loader.dataset, "samples", None) for loader in loaders]
+        tables: list[Any] = [getattr(loader.dataset, "samples", None) for loader in loaders]
         known = all(table is not None and {"sample", "source"} <= set(table) for table in tables)
         content = [table[["sample", "source"]].values.tolist() for table in tables] if known else None
         self.model.collect(

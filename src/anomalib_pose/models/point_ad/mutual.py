@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_pose.compare.features import FeatureExtractor
-from anomalib_pose.compare.mutual import mutual_maps, rescored
+from anomalib_pose.compare.mutual import above_median, mutual_maps, rescored
 from anomalib_pose.models.point_ad.types import ViewScores
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ class MutualSettings:
         share: share of the other clouds, those most like it, that a patch is compared with.
         windows: numbers of similar views that a view's score is averaged over, itself included; empty for none.
         foreground_only: leave patches out that show no point of the cloud.
+        centred: score a patch by what it is above the median of its view; see ``above_median``.
         fuse_rgb: compare photographs too, where there are some.
     """
 
@@ -36,6 +37,7 @@ class MutualSettings:
     share: float = 0.3
     windows: tuple[int, ...] = ()
     foreground_only: bool = True
+    centred: bool = True
     fuse_rgb: bool = True
 
 
@@ -175,6 +177,8 @@ class MutualScorer(nn.Module):
         layers = [torch.stack(layer).to(device) for layer in zip(*view.layers, strict=True)]
         foreground = torch.stack(view.foreground).to(device) if settings.foreground_only else None
         maps = mutual_maps(layers, foreground, neighbourhoods=settings.neighbourhoods, share=settings.share, step=step)
+        if settings.centred:
+            maps = above_median(maps)
         scores = maps.amax((1, 2))
         if settings.windows:
             scores = rescored(scores, layers[-1].float().mean((2, 3)), settings.windows)
