@@ -88,7 +88,7 @@ def mutual_maps(
     layers: Sequence[Float[Tensor, "n _ _ _"]],
     foreground: Bool[Tensor, "n _ _"] | None = None,
     *,
-    neighbourhoods: Sequence[int] = (1, 3, 5),
+    neighbourhoods: Sequence[int] = (1,),
     share: float = 0.3,
     step: Callable[[], None] | None = None,
 ) -> Float[Tensor, "n _ _"]:

@@ -42,7 +42,8 @@ class PointAD(AnomalibModule):
         backbone: timm name of the network whose features mutual scoring compares.
         weights_path: file with the backbone's weights; empty to let timm download them once.
         layers: indices of the backbone's stages that are compared; the finest one is the grid of the patches.
-        neighbourhoods: sizes of the squares of patches whose features are averaged.
+        neighbourhoods: sizes of the squares of patches whose features are averaged. The paper of mutual scoring takes
+            1, 3 and 5 with a transformer; patches of a convolutional network have seen their neighbours already.
         share: share of the other clouds, those most like it, that a patch is compared with.
         windows: numbers of similar views that a view's mutual score is averaged over, itself included; empty for none.
         foreground_only: leave patches without a point of the cloud out of mutual scoring.
@@ -69,7 +70,7 @@ class PointAD(AnomalibModule):
         backbone: str = "mobilenetv2_100.ra_in1k",
         weights_path: str = "",
         layers: tuple[int, ...] = (2, 3),
-        neighbourhoods: tuple[int, ...] = (1, 3, 5),
+        neighbourhoods: tuple[int, ...] = (1,),
         share: float = 0.3,
         windows: tuple[int, ...] = (),
         foreground_only: bool = True,

@@ -31,14 +31,29 @@ class MutualSettings:
         foreground_only: leave patches out that show no point of the cloud.
         centred: score a patch by what it is above the median of its view; see ``above_median``.
         fuse_rgb: compare photographs too, where there are some.
+
+    Raises:
+        ValueError: if a number is out of its range.
     """
 
-    neighbourhoods: tuple[int, ...] = (1, 3, 5)
+    neighbourhoods: tuple[int, ...] = (1,)
     share: float = 0.3
     windows: tuple[int, ...] = ()
     foreground_only: bool = True
     centred: bool = True
     fuse_rgb: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers before anything is read."""
+        if not self.neighbourhoods or any(size < 1 or size % 2 == 0 for size in self.neighbourhoods):
+            msg = f"neighbourhoods should be one or more odd numbers of patches, got {self.neighbourhoods}."
+            raise ValueError(msg)
+        if not 0 < self.share <= 1:
+            msg = f"share should be in (0, 1], got {self.share}."
+            raise ValueError(msg)
+        if any(window < 1 for window in self.windows):
+            msg = f"windows should be numbers of views, 1 or more, got {self.windows}."
+            raise ValueError(msg)
 
 
 @dataclass
