@@ -136,8 +136,12 @@ class PointAD(AnomalibModule):
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
-        """Of objects AUROC and average precision, of cells AUROC over all and over those with a point, and AUPRO."""
-        image, pixel = ["pred_score", "gt_label"], ["anomaly_map", "gt_mask"]
+        """Of objects AUROC and average precision, of cells AUROC over all and over those with a point, and AUPRO.
+
+        They read the scores before normalisation, which cuts off what is far from the threshold: what ties then counts
+        for neither side.
+        """
+        image, pixel = ["object_score", "gt_label"], ["point_scores", "gt_mask"]
         return Evaluator(
             test_metrics=[
                 AUROC(fields=image, prefix="image_"),
@@ -215,14 +219,17 @@ class PointAD(AnomalibModule):
     def _step(self, batch: Batch) -> Batch:
         """The batch with maps, scores of points and scores of objects."""
         check_clouds(batch)
-        found = []
-        for index, scores in enumerate(self.model.view_scores(batch)):
-            found.append(object_scores(scores, grid_of(batch, index), self.smoothing, self.top_fraction))
+        found = [
+            object_scores(views, grid_of(batch, index), self.smoothing, self.top_fraction)
+            for index, views in enumerate(self.model.view_scores(batch))
+        ]
         maps = torch.stack([each.point_map for each in found]).to(self.device)
+        scores = torch.stack([each.score for each in found]).to(self.device)
         batch.update(
-            pred_score=torch.stack([each.score for each in found]).to(self.device),
+            pred_score=scores,
             anomaly_map=maps[:, None],
-            point_scores=maps * batch.valid,
+            point_scores=maps,
+            object_score=scores,
         )
         return batch
 

@@ -12,19 +12,19 @@ class _AmongPoints(BinaryAUROC):
 
     def update(
         self,
-        values: Float[Tensor, "*b s s"],
+        values: Float[Tensor, "b s s"],
         truth: Shaped[Tensor, "b s s"],
         valid: Shaped[Tensor, "b s s"],
     ) -> None:
         """Add maps.
 
         Args:
-            values: anomaly maps, in [0, 1]: others would be squeezed batch by batch.
+            values: scores of the cells, in [0, 1]: others would be squeezed batch by batch.
             truth: defective cells.
             valid: cells that hold a point.
         """
         counted = valid.bool()
-        super().update(values.reshape(counted.shape)[counted], truth[counted].int())
+        super().update(values[counted], truth[counted].int())
 
 
 class ForegroundAUROC(AnomalibMetric, _AmongPoints):
@@ -33,4 +33,4 @@ class ForegroundAUROC(AnomalibMetric, _AmongPoints):
     Over all cells, as papers report it, most are background at 0, which every detector gets right.
     """
 
-    default_fields = ("anomaly_map", "gt_mask", "valid")
+    default_fields = ("point_scores", "gt_mask", "valid")
