@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 from anomalib.cli import AnomalibCLI
 from anomalib.deploy import OpenVINOInferencer
 
 import anomalib_pose
-from anomalib_pose.data.sample import write_mad, write_mip
+from anomalib_pose.data.sample import write_clouds, write_mad, write_mip
 from anomalib_pose.data.sample.chairs import write_chairs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +58,15 @@ def chairs_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def clouds_root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "clouds"
+    write_clouds(root, ["ring", "peg"], 0, 64, train=0, test_good=2, test_per_defect=1, progress=False)
+    network = timm.create_model("test_resnet", pretrained=False)
+    torch.save(network.state_dict(), root / "random.pth")
+    return root
+
+
 def command_of(config: Path) -> list[str]:
     first = config.read_text().splitlines()[0]
     assert first.startswith("# anomalib train --config configs/"), f"{config} should begin with its command"
@@ -70,11 +81,20 @@ REPEATED |= {"omniposead_mad.yaml"}
 CHAIRS = ["--data.init_args.train_views", "2", "--data.init_args.eval_views", "2", "--trainer.max_epochs", "1"]
 
 
+# PointAD's network with prompts is not part of the model yet.
+TO_BE_WIRED = {"pointad_mvtec3d.yaml", "paper/pointad_mvtec3d.yaml"}
+
+
 def configurations() -> list:
     """All of them, by their names; what repeats another is slow."""
+    waiting = pytest.mark.xfail(reason="prompts are not wired into PointAD yet", strict=True)
     names = [str(config.relative_to(ROOT / "configs")) for config in CONFIGS]
     return [
-        pytest.param(config, id=name, marks=[pytest.mark.slow] if name in REPEATED else [])
+        pytest.param(
+            config,
+            id=name,
+            marks=[pytest.mark.slow] if name in REPEATED else [waiting] if name in TO_BE_WIRED else [],
+        )
         for config, name in zip(CONFIGS, names, strict=True)
     ]
 
@@ -89,13 +109,26 @@ def test_the_command_of_a_configuration_runs(config, request, tmp_path, monkeypa
     text = config.read_text()
     data = re.findall(r"class_path: anomalib_pose\.(\w+)", text)[1]
     fixtures = {"MAD": "mad_root", "MIP": "mip_root", "PosedFolder": "mad_root", "BrokenChairs": "chairs_root"}
+    fixtures["MVTec3DRendered"] = "clouds_root"
     root = request.getfixturevalue(fixtures[data])
     arguments += ["--data.init_args.root", str(root / "toy" if data == "PosedFolder" else root)]
     arguments += ["--data.init_args.num_workers", "0"]
-    arguments += CHAIRS if data == "BrokenChairs" else scene_arguments(text, data)
+    if data == "MVTec3DRendered":
+        arguments += cloud_arguments(text, root)
+    else:
+        arguments += CHAIRS if data == "BrokenChairs" else scene_arguments(text, data)
     AnomalibCLI(args=[*arguments, *QUICK_TRAINER])
     assert list(tmp_path.rglob("model.ckpt"))
     assert list(tmp_path.rglob("images/**/*.png"))
+
+
+def cloud_arguments(text: str, root: Path) -> list[str]:
+    """What makes the run of PointAD small."""
+    arguments = ["--data.init_args.size", "48", "--data.init_args.category", "ring", "--trainer.max_epochs", "1"]
+    if "scoring: mutual" in text:
+        small = {"backbone": "test_resnet", "layers": "[1, 2]", "weights_path": str(root / "random.pth")}
+        return arguments + [part for name, value in small.items() for part in (f"--model.init_args.{name}", value)]
+    return [*arguments, "--data.init_args.train_category", "peg"]
 
 
 def scene_arguments(text: str, data: str) -> list[str]:

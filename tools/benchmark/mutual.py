@@ -2,15 +2,16 @@
 """Measure mutual scoring of clouds: python tools/benchmark/mutual.py DATA --category cable_gland --weights FILE.
 
 DATA is a folder in raw MVTec 3D-AD's layout. Features of views and photographs are read once; then each setting scores
-the whole test set. The figures are transductive: they depend on the set. ``--weights`` takes MobileNetV2's as TensorFlow
-has them; without it timm downloads those of ``--backbone``.
+the whole test set. The figures are transductive: they depend on the set. ``--weights`` takes MobileNetV2's as
+TensorFlow has them; without it timm downloads those of ``--backbone``.
 """
 
 import argparse
 import json
+import logging
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class KeptFeatures(torch.nn.Module):
         self.seconds = 0.0
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """The chosen stages of images (n, 3, h, w)."""
         place = images.data_ptr()
         if place not in self.kept:
             start = time.perf_counter()
@@ -57,7 +59,7 @@ class Setting:
 
     name: str
     layers: tuple[int, ...] = (2, 3)
-    mutual: MutualSettings = MutualSettings()
+    mutual: MutualSettings = field(default_factory=MutualSettings)
     smoothing: float = 4.0
     top_fraction: float = 0.0
 
@@ -67,20 +69,18 @@ def settings(wanted: list[str]) -> list[Setting]:
     plain = MutualSettings()
     rows = [
         base,
-        replace(base, name="stride 16", layers=(3,)),
-        replace(base, name="stride 8", layers=(2,)),
-        replace(base, name="strides 8, 16, 32", layers=(2, 3, 4)),
-        replace(base, name="strides 16, 32", layers=(3, 4)),
-        replace(base, name="single patches", mutual=replace(plain, neighbourhoods=(1,))),
-        replace(base, name="neighbourhood 3", mutual=replace(plain, neighbourhoods=(3,))),
-        replace(base, name="background too", mutual=replace(plain, foreground_only=False)),
+        replace(base, name="not centred", mutual=replace(plain, centred=False)),
+        replace(base, name="neighbourhoods 1, 3, 5", mutual=replace(plain, neighbourhoods=(1, 3, 5))),
         replace(base, name="lowest 10 %", mutual=replace(plain, share=0.1)),
         replace(base, name="lowest 60 %", mutual=replace(plain, share=0.6)),
         replace(base, name="windows 1, 2, 3", mutual=replace(plain, windows=(1, 2, 3))),
+        replace(base, name="stride 8", layers=(2,)),
+        replace(base, name="stride 16", layers=(3,)),
+        replace(base, name="strides 8, 16, 32", layers=(2, 3, 4)),
         replace(base, name="smoothing 2", smoothing=2.0),
-        replace(base, name="smoothing 8", smoothing=8.0),
         replace(base, name="top 0.5 %", top_fraction=0.005),
         replace(base, name="top 5 %", top_fraction=0.05),
+        replace(base, name="background too", mutual=replace(plain, foreground_only=False)),
     ]
     return [row for row in rows if not wanted or row.name in wanted]
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="mobilenetv2_100.ra_in1k", help="timm name of the network")
     parser.add_argument("--views", type=int, default=9, help="5, 9 or 11")
     parser.add_argument("--size", type=int, default=336, help="width and height of the views")
-    parser.add_argument("--settings", nargs="*", default=[], help="names of settings; all without")
+    parser.add_argument("--settings", nargs="*", default=[], help="names of settings, as in the table; all without")
     parser.add_argument("--threads", type=int, default=1, help="threads")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
@@ -145,6 +145,7 @@ def main() -> None:
     for batch in track(batches, "Reading features", transient=True):
         features(batch.views[0])
         features(batch.image[0][None])
+    logging.getLogger("anomalib_pose").setLevel(logging.ERROR)  # it says for each setting that it is transductive
     rows = {}
     for setting in track(settings(arguments.settings), "Scoring", transient=True):
         rows[setting.name] = measure(setting, batches, features)
@@ -153,8 +154,8 @@ def main() -> None:
 
 def report(rows: dict[str, dict[str, float]], clouds: int, seconds: float, arguments: argparse.Namespace) -> None:
     title = (
-        f"{arguments.category}: {clouds} clouds, {arguments.views} views, transductive; features take {seconds:.2f} s a "
-        f"cloud, {arguments.threads} thread(s)"
+        f"{arguments.category}: {clouds} clouds, {arguments.views} views, transductive; features take {seconds:.2f} s "
+        f"a cloud, {arguments.threads} thread(s)"
     )
     table = Table(title=title)
     table.add_column("setting")

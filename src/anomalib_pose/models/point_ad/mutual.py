@@ -72,8 +72,33 @@ class _OneView:
         self.foreground.append(functional.adaptive_max_pool2d(shown[None].float(), grid)[0] > 0)
 
 
+@dataclass
+class _Category:
+    """Names of the clouds of one kind of object, features of each view, features of the photographs."""
+
+    names: list[str] = field(default_factory=list)
+    views: list[_OneView] = field(default_factory=list)
+    photographs: _OneView = field(default_factory=_OneView)
+
+    @property
+    def compared(self) -> list[_OneView]:
+        """Views, and photographs where there are two or more."""
+        return [*self.views, self.photographs] if len(self.photographs.clouds) > 1 else self.views
+
+    def scores(self, found: list[tuple[Tensor, Tensor]]) -> dict[str, ViewScores]:
+        """Maps and scores of what was compared as those of each cloud, by its name."""
+        views = found[: len(self.views)]
+        maps, scores = (torch.stack(part, 1) for part in zip(*views, strict=True))
+        own = {name: ViewScores(*each) for name, *each in zip(self.names, maps, scores, strict=True)}
+        for photograph in found[len(self.views) :]:
+            for cloud, each, score in zip(self.photographs.clouds, *photograph, strict=True):
+                name = self.names[cloud]
+                own[name] = replace(own[name], photograph_map=each, photograph_score=score)
+        return own
+
+
 class MutualScorer(nn.Module):
-    """Scores a set of clouds without training: each view against the same view of all others.
+    """Scores a set of clouds without training: each view against the same view of all others of its kind.
 
     Photographs are compared with photographs, as one more view. Features are kept in half precision until the set is
     complete: for ``n`` clouds of ``v`` views, ``2 n v`` times the size of the feature maps in bytes.
@@ -114,32 +139,29 @@ class MutualScorer(nn.Module):
         if content is not None and content == self._content:
             return
         start = time.monotonic()
+        scores: dict[str, ViewScores] = {}
         # a console of its own, as Lightning may show bars on rich's
         with Progress(console=Console(), disable=not progress, transient=True) as bar:
-            read = bar.track(batches, count, description="Reading clouds")
-            names, views, photographs = self._features(read, device)
-            if len(names) < 2:
-                msg = (
-                    "Mutual scoring compares clouds with each other and needs two or more, "
-                    f"got {len(names)}: score a whole test set, or choose another scoring."
+            found = self._features(bar.track(batches, count, description="Reading clouds"), device)
+            _check_counts(found)
+            compared = [view for category in found.values() for view in category.compared]
+            steps = sum(len(view.layers[0]) for view in compared) * len(self.settings.neighbourhoods)
+            task = bar.add_task("Comparing views", total=steps)
+            for category in found.values():
+                scores |= category.scores(
+                    [self._compare(view, device, lambda: bar.advance(task)) for view in category.compared]
                 )
-                raise ValueError(msg)
-            compared = [*views, photographs] if len(photographs.clouds) > 1 else views
-            steps = len(views[0].layers[0]) * len(self.settings.neighbourhoods)
-            task = bar.add_task("Comparing views", total=len(compared) * steps)
-            found = [self._compare(view, device, lambda: bar.advance(task)) for view in compared]
-        self._scores = _by_cloud(names, found[: len(views)])
-        if len(compared) > len(views):
-            self._add_photographs(names, photographs.clouds, *found[-1])
-        self._content = content
+        self._scores, self._content = scores, content
+        views = next(iter(found.values())).views
         logger.info(
             "Mutual scoring: %d clouds, %d views each, %d photographs, %.1f s.",
-            len(names), len(views), len(photographs.clouds), time.monotonic() - start,
+            len(scores), len(views), sum(len(each.photographs.clouds) for each in found.values()),
+            time.monotonic() - start,
         )  # fmt: skip
         logger.warning(
             "Mutual scores are transductive: they depend on all %d clouds of this set, though not on their labels. "
             "Report them apart from those of models that see one cloud at a time.",
-            len(names),
+            len(scores),
         )
 
     def view_scores(self, batch: Any) -> list[ViewScores]:
@@ -159,28 +181,29 @@ class MutualScorer(nn.Module):
         return [_on_device(self._scores[path], batch.views.device) for path in paths]
 
     @torch.no_grad()
-    def _features(self, batches: Iterable[Any], device: torch.device) -> tuple[list[str], list[_OneView], _OneView]:
-        """Names of the clouds of a set, features of each view, features of the photographs."""
-        names: list[str] = []
-        views: list[_OneView] = []
-        photographs = _OneView()
+    def _features(self, batches: Iterable[Any], device: torch.device) -> dict[str, _Category]:
+        """Features of a set, by the kind of object."""
+        categories: dict[str, _Category] = {}
         for batch in batches:
             check_clouds(batch)
-            for index, path in enumerate(batch.image_path):
-                images, cloud = batch.views[index], len(names)
-                views = views or [_OneView() for _ in images]
-                if len(images) != len(views):
-                    msg = f"{path} has {len(images)} views and those before it {len(views)}: they cannot be compared."
+            kinds = batch.category or [""] * len(batch.image_path)
+            for index, (path, kind) in enumerate(zip(batch.image_path, kinds, strict=True)):
+                images, category = batch.views[index], categories.setdefault(kind, _Category())
+                category.views = category.views or [_OneView() for _ in images]
+                if len(images) != len(category.views):
+                    before = len(category.views)
+                    msg = f"{path} has {len(images)} views and those before it {before}: they cannot be compared."
                     raise ValueError(msg)
-                names.append(path)
+                cloud = len(category.names)
+                category.names.append(path)
                 shown = shown_pixels(batch.pixels[index], batch.visible[index], images.shape[-1])
                 layers = self._read(images.to(device))
-                for number, view in enumerate(views):
+                for number, view in enumerate(category.views):
                     view.add(cloud, [layer[number] for layer in layers], shown[number])
                 if self.settings.fuse_rgb and bool(batch.has_rgb[index]):
                     photograph = self._read(batch.image[index][None].to(device))
-                    photographs.add(cloud, [layer[0] for layer in photograph], batch.valid[index])
-        return names, views, photographs
+                    category.photographs.add(cloud, [layer[0] for layer in photograph], batch.valid[index])
+        return categories
 
     def _read(self, images: Tensor) -> list[Tensor]:
         return [layer.half().cpu() for layer in self.extractor(images)]
@@ -199,11 +222,6 @@ class MutualScorer(nn.Module):
             scores = rescored(scores, layers[-1].float().mean((2, 3)), settings.windows)
         return maps.cpu(), scores.cpu()
 
-    def _add_photographs(self, names: list[str], clouds: list[int], maps: Tensor, scores: Tensor) -> None:
-        for cloud, found, score in zip(clouds, maps, scores, strict=True):
-            of_views = self._scores[names[cloud]]
-            self._scores[names[cloud]] = replace(of_views, photograph_map=found, photograph_score=score)
-
 
 def _on_device(scores: ViewScores, device: torch.device) -> ViewScores:
     photograph = (scores.photograph_map, scores.photograph_score)
@@ -214,10 +232,15 @@ def _on_device(scores: ViewScores, device: torch.device) -> ViewScores:
     )
 
 
-def _by_cloud(names: list[str], found: list[tuple[Tensor, Tensor]]) -> dict[str, ViewScores]:
-    """Maps and scores of each view of all clouds as those of all views of each cloud."""
-    maps, scores = (torch.stack(part, 1) for part in zip(*found, strict=True))
-    return {name: ViewScores(*own) for name, *own in zip(names, maps, scores, strict=True)}
+def _check_counts(found: dict[str, _Category]) -> None:
+    few = {kind: len(category.names) for kind, category in found.items() if len(category.names) < 2}
+    if few or not found:
+        got = ", ".join(f"{count} of {kind!r}" for kind, count in few.items()) or 0
+        msg = (
+            "Mutual scoring compares clouds of one kind with each other and needs two or more, "
+            f"got {got}: score a whole test set, or choose another scoring."
+        )
+        raise ValueError(msg)
 
 
 def check_clouds(batch: Any) -> None:

@@ -111,6 +111,22 @@ def test_centring_leaves_out_what_all_patches_of_a_view_have():
         torch.testing.assert_close(after.photograph_score, after.photograph_map.max())
 
 
+def test_kinds_of_objects_are_not_compared_with_each_other():
+    both = [*batches(), *batches(seed=7)]
+    for number, batch in enumerate(both):
+        batch.category = [f"kind {number // 2}"] * len(batch.image)
+        batch.image_path = [f"{number // 2}/{path}" for path in batch.image_path]
+    # in any order
+    found = collected(PLAIN, [both[0], both[2], both[1], both[3]])
+    alone = [*collected(PLAIN, batches()), *collected(PLAIN, batches(seed=7))]
+    for index, place in enumerate((0, 1, 5, 6, 2, 3, 4, 7, 8, 9)):
+        assert torch.equal(found[index].maps, alone[place].maps)
+        assert torch.equal(found[index].photograph_map, alone[place].photograph_map)
+    both[3].category = ["kind 0", "kind 0", "lonely"]
+    with pytest.raises(ValueError, match=r"two or more, got 1 of 'lonely'"):
+        collected(PLAIN, [both[0], both[3]])
+
+
 def test_the_same_set_is_scored_once():
     given, content = batches(), ["the set"]
     scorer = MutualScorer(Features(), PLAIN)
