@@ -134,7 +134,7 @@ class MutualScorer(nn.Module):
             progress: show bars.
 
         Raises:
-            ValueError: if there are fewer than two clouds, or one has no views, or another number of them.
+            ValueError: if there are fewer than two clouds of a kind, or one has no views, or another number of them.
         """
         if content is not None and content == self._content:
             return
