@@ -52,10 +52,10 @@ class TextTower(nn.Module):
         Raises:
             ValueError: if a text is longer than the tower can read.
         """
-        from open_clip.tokenizer import SimpleTokenizer
+        from open_clip import tokenize
 
         length = len(self.positional_embedding)
-        ids = SimpleTokenizer(context_length=length + 1)(list(texts))
+        ids = tokenize(list(texts), context_length=length + 1)
         used = int(ends(ids).max()) + 1
         if used > length:
             msg = f"This CLIP reads {length} tokens, and a text has more: {max(texts, key=len)!r}."

@@ -98,7 +98,8 @@ class VisionTower(nn.Module):
             vv_blocks: number of last blocks with the second path.
         """
         patches = self.conv1(prepared).flatten(2).transpose(1, 2)
-        first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        # not len(patches), which an exported graph would hold as a constant
+        first = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         x = self.ln_pre(torch.cat([first, patches], 1) + self.positional_embedding.to(patches.dtype))
         second = x
         for number, block in enumerate(self.blocks):

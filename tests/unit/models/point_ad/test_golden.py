@@ -66,10 +66,8 @@ def test_prompts(golden, golden_clip, golden_prompts):
     tokens = golden_prompts.tokens(text)
     close(tokens, arrays["prompt_embeddings"], 0)
     deep = golden_prompts.deep.half().float()
-    # what stands after an end is never read, and the reference has other tokens there
     for number, found in enumerate(text.states(tokens, deep), start=1):
-        for row, end in enumerate(arrays["end_positions"]):
-            close(found[row, : end + 1], arrays[f"block{number}"][row, : end + 1], FEATURES)
+        close(found, arrays[f"block{number}"], FEATURES)
     close(text(tokens, ends(golden_prompts.ids), deep), arrays["text_raw"], FEATURES)
     close(golden_prompts(text), arrays["text"], FEATURES)
     close(direction(golden_prompts(text)), arrays["direction"], 1e-4)
@@ -132,9 +130,9 @@ def test_losses_and_gradients(golden, golden_clip, golden_prompts, scorer, paper
     # the gradients of the corrected form are those without rounding
     golden_prompts.half_precision_prompts = paper
     prompt_loss(golden_clip.text, golden_prompts, features, given, paper_losses=paper).total.backward()
-    close(golden_prompts.normal.grad, arrays[f"grad_ctx_pos{suffix}"], 2e-5 if paper else 2e-4)
-    close(golden_prompts.abnormal.grad, arrays[f"grad_ctx_neg{suffix}"], 2e-5 if paper else 2e-4)
-    close(golden_prompts.deep.grad, arrays[f"grad_deep_tokens{suffix}"], 5e-4)
+    close(golden_prompts.normal.grad, arrays[f"grad_ctx_pos{suffix}"], 2e-5)
+    close(golden_prompts.abnormal.grad, arrays[f"grad_ctx_neg{suffix}"], 2e-5)
+    close(golden_prompts.deep.grad, arrays[f"grad_deep_tokens{suffix}"], 5e-4 if paper else 2e-5)
     assert all(value.grad is None and not value.requires_grad for value in golden_clip.parameters())
 
 
