@@ -4,8 +4,8 @@
     python tools/convert_checkpoint.py looking3d model.pt looking3d.pt
     python tools/convert_checkpoint.py pointad epoch_15.pth cookie.pt
 
-The published files load without this, too. Converted, Looking3D's ``model.pt`` is a third smaller, and PointAD's learned
-prompts take 0.2 MB in place of 23.
+The published files load without this, too. Converted, Looking3D's ``model.pt`` is a third smaller, and PointAD's
+learned prompts take 0.2 MB in place of 23.
 """
 
 import argparse

@@ -42,8 +42,9 @@ def read_weights(path: str | Path, wanted: str) -> Any:
         raise FileNotFoundError(msg)
     if is_torchscript(path):
         msg = (
-            f"{path} should hold {wanted} as tensors, but is a TorchScript program, which is not run here. If you trust "
-            f"it, save its weights first: torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), 'weights.pt')."
+            f"{path} should hold {wanted} as tensors, but is a TorchScript program, which is not run here. If you "
+            "trust it, save its weights yourself: "
+            f"torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), 'weights.pt')."
         )
         raise ValueError(msg)
     try:

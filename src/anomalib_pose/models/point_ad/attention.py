@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the blocks of both towers compute, from their weights alone.
 
-open_clip's blocks take tokens in an order that has changed between its versions, and cannot attend from values to values.
+open_clip's blocks take tokens in an order that has changed between its versions, and no values in place of queries.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,15 +21,16 @@ def check_blocks(blocks: Iterable[nn.Module], tower: str) -> nn.ModuleList:
     Raises:
         ValueError: if a block has other parts.
     """
-    blocks = nn.ModuleList(blocks)
-    for block in blocks:
-        if not isinstance(getattr(block, "attn", None), nn.MultiheadAttention) or block.attn.in_proj_weight is None:
+    found = nn.ModuleList(blocks)
+    for block in found:
+        attention = getattr(block, "attn", None)
+        if not isinstance(attention, nn.MultiheadAttention) or attention.in_proj_weight is None:
             msg = f"PointAD needs blocks of plain multi-head attention, which those of CLIP's {tower} tower are not."
             raise ValueError(msg)
-    return blocks
+    return found
 
 
-def queries_keys_values(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a block's attention makes of normalised tokens, each (b, heads, n, width of a head).
 
     Args:
@@ -41,7 +43,7 @@ def queries_keys_values(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Te
     return q, k, v
 
 
-def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+def attend(block: Any, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """What attention adds to the tokens (b, n, w).
 
     Args:
@@ -55,7 +57,7 @@ def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = 
     return block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
 
 
-def feed_forward(block: nn.Module, x: Tensor) -> Tensor:
+def feed_forward(block: Any, x: Tensor) -> Tensor:
     """Tokens and what the block's perceptron adds to them (b, n, w).
 
     Args:

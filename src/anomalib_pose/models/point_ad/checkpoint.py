@@ -145,7 +145,8 @@ def _published(weights: dict[str, Tensor], path: str | Path) -> Prompts:
     if len(shapes) != 1:
         msg = f"{path} should have as many learned tokens for every text block, got {sorted(shapes)}."
         raise ValueError(msg)
-    return Prompts(normal, abnormal, torch.stack([weights[name] for name in deep]), weights["token_prefix_pos"].flatten())
+    start = weights["token_prefix_pos"].flatten()
+    return Prompts(normal, abnormal, torch.stack([weights[name] for name in deep]), start)
 
 
 def _check_shapes(prompts: Prompts, path: str | Path) -> None:

@@ -31,7 +31,7 @@ class Clip(nn.Module):
         ValueError: if a tower is not built like OpenAI's.
     """
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: Any) -> None:
         super().__init__()
         self.vision = VisionTower(clip.visual)
         self.text = TextTower(clip)

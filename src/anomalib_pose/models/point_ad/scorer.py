@@ -22,13 +22,14 @@ class ClipFeatures(NamedTuple):
     cls: Tensor
     patches: Tensor
 
-    def to(self, *args: torch.dtype | torch.device | str) -> "ClipFeatures":
-        """The same with another type or on another device.
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> "ClipFeatures":
+        """The same in another precision.
 
         Args:
-            args: of ``torch.Tensor.to``.
+            dtype: of both parts.
+            device: to move to, or None to stay.
         """
-        return ClipFeatures(*(part.to(*args) for part in self))
+        return ClipFeatures(*(part.to(device or part.device, dtype) for part in self))
 
 
 class ClipScorer(nn.Module):

@@ -2,6 +2,7 @@
 """CLIP's text tower, run no further than the end of the text, with room for learned tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,13 @@ class TextTower(nn.Module):
         ValueError: if its texts are read in another way, or by another tokenizer.
     """
 
-    def __init__(self, clip: nn.Module) -> None:
+    positional_embedding: Tensor
+    text_projection: Tensor | nn.Linear | None
+
+    def __init__(self, clip: Any) -> None:
         super().__init__()
         if getattr(clip, "attn_mask", None) is None or getattr(clip, "text_pool_type", "argmax") != "argmax":
-            msg = "PointAD needs a text tower that reads from left to right up to an end token, and this CLIP's does not."
+            msg = "PointAD needs a text tower that reads from left to right up to an end token: this CLIP's does not."
             raise ValueError(msg)
         self.token_embedding, self.ln_final = clip.token_embedding, clip.ln_final
         if self.token_embedding.num_embeddings != _VOCABULARY:
@@ -41,7 +45,7 @@ class TextTower(nn.Module):
             raise ValueError(msg)
         self.positional_embedding, self.text_projection = clip.positional_embedding, clip.text_projection
         self.blocks = check_blocks(clip.transformer.resblocks, "text")
-        self.width = self.token_embedding.embedding_dim
+        self.width: int = self.token_embedding.embedding_dim
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Numbers of the texts' tokens (b, n), up to the end of the longest text; 0 after a text's end.

@@ -39,10 +39,10 @@ class FeatureCache:
         """
         for key, images in zip(keys, views, strict=True):
             if key not in self._known:
-                self._known[key] = self.scorer.features(images).to(torch.float16).to("cpu")
+                self._known[key] = self.scorer.features(images).to(torch.float16, "cpu")
         found = [self._known[key] for key in keys]
         stacked = ClipFeatures(torch.stack([one.cls for one in found]), torch.stack([one.patches for one in found]))
-        return stacked.to(views.device)
+        return stacked.to(torch.float16, views.device)
 
 
 def prompt_loss(
@@ -84,18 +84,13 @@ def cloud_targets(batch: CloudBatch) -> CloudTargets:
     Raises:
         ValueError: if the batch has no labels, masks or pixels, as batches of normal objects or photographs alone.
     """
-    needed = ("gt_label", "gt_mask", "view_masks", "valid", "pixels", "visible")
-    missing = [name for name in needed if getattr(batch, name, None) is None]
+    names = ("gt_label", "view_masks", "gt_mask", "valid", "pixels", "visible")
+    found = {name: getattr(batch, name) for name in names}
+    missing = [name for name, value in found.items() if value is None]
     if missing:
         msg = f"Prompts are learned from clouds with views and masks, and this batch has no {', '.join(missing)}."
         raise ValueError(msg)
-    valid = batch.valid.flatten(1)
-    borrowed = [borrow_visibility(seen.cpu(), cells.cpu()) for seen, cells in zip(batch.visible, valid, strict=True)]
-    return CloudTargets(
-        labels=batch.gt_label,
-        view_masks=batch.view_masks,
-        points=batch.gt_mask.flatten(1),
-        valid=valid,
-        pixels=batch.pixels,
-        visible=torch.stack(borrowed).to(valid.device),
-    )
+    labels, view_masks, mask, valid, pixels, visible = found.values()
+    valid = valid.flatten(1)
+    borrowed = [borrow_visibility(seen.cpu(), cells.cpu()) for seen, cells in zip(visible, valid, strict=True)]
+    return CloudTargets(labels, view_masks, mask.flatten(1), valid, pixels, torch.stack(borrowed).to(valid.device))

@@ -2,6 +2,7 @@
 """CLIP's image tower with a second path in which values attend to values (PointAD, section 3.1)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,9 @@ _VV_SHARE = 19 / 24
 class VisionTower(nn.Module):
     """Features of an image as a whole and of its patches.
 
-    The last blocks have a second path, which adds to its tokens what values of the first path gather by their likeness to
-    each other, and passes no perceptron. It keeps what lies where, so patches are read from it; the image as a whole is
-    read from the first path, which is CLIP's own.
+    The last blocks have a second path, which adds to its tokens what values of the first path gather by their likeness
+    to each other, and passes no perceptron. It keeps what lies where, so patches are read from it; the image as a whole
+    is read from the first path, which is CLIP's own.
 
     Args:
         visual: vision transformer of open_clip; its parts are used, not copied.
@@ -32,7 +33,11 @@ class VisionTower(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, visual: nn.Module) -> None:
+    class_embedding: Tensor
+    positional_embedding: Tensor
+    proj: Tensor
+
+    def __init__(self, visual: Any) -> None:
         super().__init__()
         parts = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "ln_post", "proj")
         missing = [part for part in parts if getattr(visual, part, None) is None]
@@ -44,12 +49,11 @@ class VisionTower(nn.Module):
         if height != width:
             msg = f"PointAD needs a CLIP for square images, and this one takes {height} x {width} pixels."
             raise ValueError(msg)
-        self.image_size = height
+        self.image_size: int = height
         self.conv1, self.ln_pre, self.ln_post = visual.conv1, visual.ln_pre, visual.ln_post
         self.class_embedding, self.positional_embedding = visual.class_embedding, visual.positional_embedding
         self.proj = visual.proj
         self.blocks = check_blocks(visual.transformer.resblocks, "image")
-        self.patches = height // visual.conv1.stride[0]
         for name, values in (("mean", _MEAN), ("std", _STD)):
             known = getattr(visual, f"image_{name}", None) or values
             self.register_buffer(name, torch.tensor(known, device="cpu").view(3, 1, 1), persistent=False)

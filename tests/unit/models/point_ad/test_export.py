@@ -4,11 +4,11 @@
 import pytest
 import torch
 from anomalib.deploy import CompressionType
+from torch.nn.functional import normalize
 
 from anomalib_pose.deploy import ExportedDetector
 from anomalib_pose.models.point_ad.export import ViewGraph
 from anomalib_pose.models.point_ad.scorer import ClipScorer
-from anomalib_pose.models.point_ad.text import direction, ensemble_features
 
 openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
@@ -19,8 +19,9 @@ def scorer(small) -> ClipScorer:
 
 
 @pytest.fixture
-def graph(scorer, small) -> ViewGraph:
-    return ViewGraph(scorer, direction(ensemble_features(small.text)))
+def graph(scorer) -> ViewGraph:
+    # longer than random texts make it, so that scores differ
+    return ViewGraph(scorer, 10 * normalize(torch.randn(48, generator=torch.Generator().manual_seed(0)), dim=0))
 
 
 def views(count: int) -> torch.Tensor:
@@ -38,10 +39,10 @@ def test_the_graph_is_the_scorer(graph, scorer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("compression", "tolerance"), [(None, 1e-4), (CompressionType.FP16, 5e-3), (CompressionType.INT8, 5e-2)]
+    ("compression", "count", "tolerance"),
+    [(None, 1, 1e-4), (None, 9, 1e-4), (CompressionType.FP16, 9, 5e-3), (CompressionType.INT8, 9, 5e-2)],
 )
-@pytest.mark.parametrize("count", [1, 3])
-def test_openvino(graph, tmp_path, compression, tolerance, count):
+def test_openvino(graph, tmp_path, compression, count, tolerance):
     path = ExportedDetector(graph, None).to_openvino(
         tmp_path, input_size=(64, 64), compression_type=compression, ov_kwargs={"input": [count, 3, 64, 64]}
     )
@@ -51,5 +52,5 @@ def test_openvino(graph, tmp_path, compression, tolerance, count):
     found = compiled(views(count).numpy())
     for name in ("pred_score", "anomaly_map"):
         truth = getattr(expected, name)
-        assert truth.std() > 0.01 or count == 1
+        assert count == 1 or truth.std() > 0.1
         torch.testing.assert_close(torch.from_numpy(found[name]), truth, rtol=0, atol=tolerance)

@@ -61,9 +61,7 @@ def test_prompts_are_seeded(small):
 
 
 def test_half_precision_is_an_option(small):
-    exact, rounded = (
-        PromptLearner(small.text, deep_sets=2, half_precision_prompts=half) for half in (False, True)
-    )
+    exact, rounded = (PromptLearner(small.text, deep_sets=2, half_precision_prompts=half) for half in (False, True))
     difference = (exact(small.text) - rounded(small.text)).abs().max()
     assert 0 < difference < 1e-3
     with torch.no_grad():
@@ -72,7 +70,7 @@ def test_half_precision_is_an_option(small):
 
 
 def test_prompts_that_do_not_fit(small):
-    with pytest.raises(ValueError, match="deep_sets should be 0 to 3, .* got 8"):
+    with pytest.raises(ValueError, match=r"deep_sets should be 0 to 3, .* got 8"):
         PromptLearner(small.text)
     with pytest.raises(ValueError, match="between 1 and prompt_length, got 4 and 3"):
         PromptLearner(small.text, prompt_length=3, deep_sets=1)

@@ -22,7 +22,9 @@ def values_gather_values(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
             v = values[image, :, head * each : (head + 1) * each]
             for token in range(len(v)):
                 shares = torch.softmax(torch.stack([v[token] @ other for other in v]) / each**0.5, 0)
-                out[image, token, head * each : (head + 1) * each] = sum(s * other for s, other in zip(shares, v))
+                out[image, token, head * each : (head + 1) * each] = sum(
+                    s * other for s, other in zip(shares, v, strict=True)
+                )
     return out @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
 
 
