@@ -79,8 +79,7 @@ def load_clip(
         msg = f"The weights {pretrained} need QuickGELU, but quick_gelu is False: leave it unset."
         raise ValueError(msg)
     configuration["quick_gelu"] = needs or bool(quick_gelu)
-    with torch.device("meta"):
-        Clip(open_clip.CLIP(**configuration))  # models of another kind are refused before anything is downloaded
+    _check(open_clip, name, configuration)
     if tag is not None:
         logger.info("CLIP %s: open_clip's weights %r, from %s or its cache.", name, pretrained, _origin(tag))
         built = open_clip.create_model(name, pretrained=str(pretrained), force_quick_gelu=configuration["quick_gelu"])
@@ -137,6 +136,17 @@ def _configuration(open_clip: ModuleType, model: str) -> tuple[str, dict[str, An
         msg = f"PointAD needs a CLIP of vision and text transformers built like OpenAI's, which {model} is not."
         raise ValueError(msg)
     return name, configuration
+
+
+def _check(open_clip: ModuleType, name: str, configuration: dict[str, Any]) -> None:
+    """Refuse models of another kind before anything is downloaded."""
+    with torch.device("meta"):
+        try:
+            clip = open_clip.CLIP(**configuration)
+        except TypeError as error:
+            msg = f"The configuration of {name} is not one that open_clip {open_clip.__version__} knows: {error}."
+            raise ValueError(msg) from error
+        Clip(clip)
 
 
 def _file(pretrained: str | Path | None) -> Path | None:

@@ -4,7 +4,7 @@
 import pytest
 import torch
 from anomalib.deploy import CompressionType
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from anomalib_pose.deploy import ExportedDetector
 from anomalib_pose.models.point_ad.export import ViewGraph
@@ -25,7 +25,10 @@ def graph(scorer) -> ViewGraph:
 
 
 def views(count: int) -> torch.Tensor:
-    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(count))
+    """Smooth images of different brightness and colours."""
+    g = torch.Generator().manual_seed(count)
+    images = torch.rand(count, 3, 4, 4, generator=g) * torch.rand(count, 3, 1, 1, generator=g)
+    return interpolate(images, (64, 64), mode="bilinear")
 
 
 def test_the_graph_is_the_scorer(graph, scorer):
@@ -40,7 +43,7 @@ def test_the_graph_is_the_scorer(graph, scorer):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("compression", "count", "tolerance"),
-    [(None, 1, 1e-4), (None, 9, 1e-4), (CompressionType.FP16, 9, 5e-3), (CompressionType.INT8, 9, 5e-2)],
+    [(None, 1, 1e-4), (None, 9, 1e-4), (CompressionType.FP16, 9, 2e-3), (CompressionType.INT8, 9, 3e-2)],
 )
 def test_openvino(graph, tmp_path, compression, count, tolerance):
     path = ExportedDetector(graph, None).to_openvino(
@@ -52,5 +55,5 @@ def test_openvino(graph, tmp_path, compression, count, tolerance):
     found = compiled(views(count).numpy())
     for name in ("pred_score", "anomaly_map"):
         truth = getattr(expected, name)
-        assert count == 1 or truth.std() > 0.1
+        assert count == 1 or truth.std() > 0.05
         torch.testing.assert_close(torch.from_numpy(found[name]), truth, rtol=0, atol=tolerance)
