@@ -144,7 +144,7 @@ def _check(open_clip: ModuleType, name: str, configuration: dict[str, Any]) -> N
         try:
             clip = open_clip.CLIP(**configuration)
         except TypeError as error:
-            msg = f"The configuration of {name} is not one that open_clip {open_clip.__version__} knows: {error}."
+            msg = f"The configuration of {name} is not one that the installed open_clip knows: {error}."
             raise ValueError(msg) from error
         Clip(clip)
 
