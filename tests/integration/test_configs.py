@@ -18,6 +18,7 @@ from anomalib.deploy import OpenVINOInferencer
 import anomalib_pose
 from anomalib_pose.data.sample import write_clouds, write_mad, write_mip
 from anomalib_pose.data.sample.chairs import write_chairs
+from small_clip import write_small_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = ROOT / "configs" / "benchmark" / "mad.yaml"
@@ -64,6 +65,7 @@ def clouds_root(tmp_path_factory) -> Path:
     write_clouds(root, ["ring", "peg"], 0, 64, train=0, test_good=2, test_per_defect=1, progress=False)
     network = timm.create_model("test_resnet", pretrained=False)
     torch.save(network.state_dict(), root / "random.pth")
+    write_small_clip(root)
     return root
 
 
@@ -81,19 +83,14 @@ REPEATED |= {"omniposead_mad.yaml"}
 CHAIRS = ["--data.init_args.train_views", "2", "--data.init_args.eval_views", "2", "--trainer.max_epochs", "1"]
 
 
-# PointAD's network with prompts is not part of the model yet.
-TO_BE_WIRED = {"pointad_mvtec3d.yaml", "paper/pointad_mvtec3d.yaml"}
-
-
 def configurations() -> list:
     """All of them, by their names; what repeats another is slow."""
-    waiting = pytest.mark.xfail(reason="prompts are not wired into PointAD yet", strict=True)
     names = [str(config.relative_to(ROOT / "configs")) for config in CONFIGS]
     return [
         pytest.param(
             config,
             id=name,
-            marks=[pytest.mark.slow] if name in REPEATED else [waiting] if name in TO_BE_WIRED else [],
+            marks=[pytest.mark.slow] if name in REPEATED else [],
         )
         for config, name in zip(CONFIGS, names, strict=True)
     ]
@@ -128,6 +125,9 @@ def cloud_arguments(text: str, root: Path) -> list[str]:
     if "scoring: mutual" in text:
         small = {"backbone": "test_resnet", "layers": "[1, 2]", "weights_path": str(root / "random.pth")}
         return arguments + [part for name, value in small.items() for part in (f"--model.init_args.{name}", value)]
+    small = {"clip_model": str(root / "small.json"), "pretrained": "", "deep_sets": "2", "vv_blocks": "3"}
+    arguments += [part for name, value in small.items() for part in (f"--model.init_args.{name}", value)]
+    arguments += ["--data.init_args.cache_dir", "null", "--trainer.check_val_every_n_epoch", "1"]
     return [*arguments, "--data.init_args.train_category", "peg"]
 
 

@@ -71,8 +71,19 @@ def write_prompts(path: str | Path, learner: PromptLearner, text: TextTower) -> 
         learner: the prompts.
         text: tower that they were learned for.
     """
+    return _write(path, prompts_of(learner, text))
+
+
+def prompts_of(learner: PromptLearner, text: TextTower) -> Prompts:
+    """What a learner holds, on the CPU.
+
+    Args:
+        learner: the prompts.
+        text: tower that they were learned for.
+    """
     start = text.embed(learner.ids[0, :1])[0]
-    return _write(path, Prompts(learner.normal, learner.abnormal, learner.deep, start))
+    parts = (learner.normal, learner.abnormal, learner.deep, start)
+    return Prompts(*(part.detach().cpu().clone() for part in parts))
 
 
 def load_prompts(learner: PromptLearner, prompts: Prompts, text: TextTower) -> None:
@@ -117,7 +128,7 @@ def convert(source: str | Path, target: str | Path) -> None:
 
 def _write(path: str | Path, prompts: Prompts) -> Path:
     """Write prompts in our own format."""
-    return write_weights(path, {_OWN: {name: part.detach().cpu().clone() for name, part in prompts._asdict().items()}})
+    return write_weights(path, {_OWN: {name: part.detach().clone() for name, part in prompts._asdict().items()}})
 
 
 def _published(weights: dict[str, Tensor], path: str | Path) -> Prompts:

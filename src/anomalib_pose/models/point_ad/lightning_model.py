@@ -2,43 +2,79 @@
 """PointAD as an anomalib model: scores of clouds from their views, points and pixels."""
 
 import itertools
+import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib import metrics as stock
 from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import Visualizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from anomalib_pose.compare.features import FeatureExtractor
-from anomalib_pose.models.components.metrics import AUPR, AUROC, F1Score
+from anomalib_pose.compare.maps import upsample
 from anomalib_pose.models.point_ad.aggregation import object_scores
-from anomalib_pose.models.point_ad.drawing import write_scored_cloud
-from anomalib_pose.models.point_ad.metrics import ForegroundAUROC
+from anomalib_pose.models.point_ad.checkpoint import Prompts
+from anomalib_pose.models.point_ad.clip_scorers import (
+    ClipSettings,
+    ClipViewScorer,
+    EnsembleScorer,
+    PromptScorer,
+    PromptSettings,
+)
+from anomalib_pose.models.point_ad.export import ViewExportMixin
+from anomalib_pose.models.point_ad.metrics import cloud_evaluator
 from anomalib_pose.models.point_ad.mutual import MutualScorer, MutualSettings, check_clouds
+from anomalib_pose.models.point_ad.outputs import CloudOutputMixin
+from anomalib_pose.models.point_ad.training import prompt_optimizer
 from anomalib_pose.models.point_ad.visualizer import CloudVisualizer, grid_of
 from anomalib_pose.visualization import register_panels
 
+logger = logging.getLogger(__name__)
 
-class PointAD(AnomalibModule):
+_NETWORK = "model."
+"""What the names of the scorer's weights begin with."""
+_PROMPTS = "point_ad_prompts"
+"""Where a checkpoint holds the prompts."""
+
+
+class PointAD(ViewExportMixin, CloudOutputMixin, AnomalibModule):
     """Anomalies of clouds, found in drawn views of them (Zhou et al., NeurIPS 2024).
 
     A cloud is drawn from several sides; patches and views are scored, patch scores are averaged onto the points that
     they show, and smoothed. A photograph counts as one more view. The data are one of ``MVTec3DRendered``,
     ``EyecandiesRendered`` and ``Real3DADRendered``.
 
+    CLIP is read when the model is set up, and is no part of checkpoints, which hold the prompts alone.
+
     Args:
-        scoring: ``"mutual"``: compare each view with the same view of all other clouds of the test set (Li et al.,
-            MuSc, ICLR 2024), which trains nothing but needs the whole set, so that its figures are to be kept apart.
+        scoring: ``"prompts"``: by CLIP and two texts that are learned on one labelled category and serve all others, as
+            the paper. ``"ensemble"``: by CLIP and WinCLIP's texts, which trains nothing. ``"mutual"``: compare each
+            view with the same view of all other clouds of the test set (Li et al., MuSc, ICLR 2024), which trains
+            nothing but needs the whole set, so that its figures are to be kept apart.
+        clip_model: name of a vision transformer in open_clip, or a .json file with a configuration like open_clip's.
+        pretrained: tag of open_clip, whose weights are downloaded once; or a file of weights; empty for random ones,
+            which only tests can use.
+        vv_blocks: number of CLIP's last blocks in whose second path values attend to values; 0 for 19 of 24, or the
+            same share of another number.
+        prompt_path: published or own prompts (``tools/convert_checkpoint.py pointad``), whose sizes then count; nothing
+            is trained then. Empty to learn them.
+        prompt_length: learned words of each text.
+        deep_sets: blocks of the text tower, from the second on, that read learned tokens.
+        deep_length: learned tokens that each of these blocks reads.
+        learning_rate: of Adam.
+        paper_losses: compute the losses as published: the loss of objects averages views of different ones, and cells
+            without a point count as points.
+        half_precision_prompts: let the tokens of blocks pass through half precision, as published.
+        object_word: what the ensemble's texts call an object; empty for each cloud's category. ``object`` for any.
+        seed: of the prompts' first values.
         backbone: timm name of the network whose features mutual scoring compares.
         weights_path: file with the backbone's weights; empty to let timm download them once.
         layers: indices of the backbone's stages that are compared; the finest one is the grid of the patches.
@@ -67,6 +103,18 @@ class PointAD(AnomalibModule):
     def __init__(
         self,
         scoring: str = "prompts",
+        clip_model: str = "ViT-L-14-336",
+        pretrained: str = "openai",
+        vv_blocks: int = 0,
+        prompt_path: str = "",
+        prompt_length: int = 12,
+        deep_sets: int = 8,
+        deep_length: int = 4,
+        learning_rate: float = 1e-3,
+        paper_losses: bool = False,
+        half_precision_prompts: bool = False,
+        object_word: str = "",
+        seed: int = 0,
         backbone: str = "mobilenetv2_100.ra_in1k",
         weights_path: str = "",
         layers: tuple[int, ...] = (2, 3),
@@ -91,7 +139,15 @@ class PointAD(AnomalibModule):
             visualizer=visualizer,
         )
         # How views are scored: each makes a module with view_scores(batch), which gives ViewScores of each cloud.
+        clip = ClipSettings(clip_model, pretrained, vv_blocks, fuse_rgb, seed)
         scorers: dict[str, Callable[[], Any]] = {
+            "prompts": lambda: PromptScorer(
+                clip,
+                PromptSettings(
+                    prompt_path, prompt_length, deep_sets, deep_length, half_precision_prompts, paper_losses
+                ),
+            ),
+            "ensemble": lambda: EnsembleScorer(clip, object_word),
             "mutual": lambda: MutualScorer(
                 FeatureExtractor(backbone, tuple(layers), weights_path=weights_path),
                 MutualSettings(tuple(neighbourhoods), share, tuple(windows), foreground_only, centred, fuse_rgb),
@@ -100,28 +156,84 @@ class PointAD(AnomalibModule):
         if scoring not in scorers:
             msg = f"scoring should be one of {', '.join(map(repr, scorers))}, got {scoring!r}."
             raise ValueError(msg)
+        if learning_rate <= 0:
+            msg = f"learning_rate should be above 0, got {learning_rate}."
+            raise ValueError(msg)
         if smoothing < 0 or not 0 <= top_fraction <= 1:
             msg = f"smoothing should be 0 or more and top_fraction in [0, 1], got {smoothing} and {top_fraction}."
             raise ValueError(msg)
         self.scoring = scoring
+        self.prompt_path = prompt_path
+        self.learning_rate = learning_rate
         self.smoothing = smoothing
         self.top_fraction = top_fraction
         self.point_cloud_dir = point_cloud_dir
+        self.fuse_rgb = fuse_rgb
         self.model = scorers[scoring]()
 
     @property
     def learning_type(self) -> LearningType:
-        """Mutual scoring learns nothing."""
-        return LearningType.ZERO_SHOT
+        """Prompts are trained, which is all that anomalib asks by this; nothing is learned where there are some."""
+        trained = self.scoring == "prompts" and not self.prompt_path
+        return LearningType.ONE_CLASS if trained else LearningType.ZERO_SHOT
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """One device: each has to see the whole set."""
         return {"devices": 1, "num_sanity_val_steps": 0}
 
-    @staticmethod
-    def configure_optimizers() -> None:
-        """Nothing is trained."""
+    def setup(self, stage: str) -> None:
+        """Read CLIP, if it is needed.
+
+        Args:
+            stage: is not used.
+        """
+        del stage
+        if isinstance(self.model, ClipViewScorer):
+            self.model.load()
+
+    def configure_optimizers(self) -> Optimizer | None:
+        """The paper's Adam for prompts, and nothing else."""
+        prompts = getattr(self.model, "prompts", None)
+        return None if prompts is None else prompt_optimizer(prompts, self.learning_rate)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep prompts in the place of CLIP, which everybody has.
+
+        Args:
+            checkpoint: of Lightning; changed.
+        """
+        super().on_save_checkpoint(checkpoint)
+        if not isinstance(self.model, ClipViewScorer):
+            return
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weights[name] for name in weights if not name.startswith(_NETWORK)}
+        prompts = self.model.learned_prompts() if isinstance(self.model, PromptScorer) else None
+        if prompts is not None:
+            checkpoint[_PROMPTS] = prompts._asdict()
+            # who loads the checkpoint does not need the file
+            checkpoint["hyper_parameters"]["prompt_path"] = ""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take prompts up; CLIP stays as it is.
+
+        Args:
+            checkpoint: of Lightning; changed.
+
+        Raises:
+            ValueError: if it is of another scoring, or its prompts were learned for another CLIP.
+        """
+        super().on_load_checkpoint(checkpoint)
+        theirs = checkpoint.get("hyper_parameters", {}).get("scoring", self.scoring)
+        if theirs != self.scoring:
+            msg = f"The checkpoint is of scoring {theirs!r}, this model's is {self.scoring!r}: give --model.scoring."
+            raise ValueError(msg)
+        if not isinstance(self.model, ClipViewScorer):
+            return
+        if isinstance(self.model, PromptScorer) and _PROMPTS in checkpoint:
+            self.model.adopt(Prompts(**checkpoint[_PROMPTS]))
+        own = {name: value for name, value in self.state_dict().items() if name.startswith(_NETWORK)}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
@@ -136,23 +248,8 @@ class PointAD(AnomalibModule):
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
-        """Of objects AUROC and average precision, of cells AUROC over all and over those with a point, and AUPRO.
-
-        They read the scores before normalisation, which cuts off what is far from the threshold: what ties then counts
-        for neither side.
-        """
-        image, pixel = ["object_score", "gt_label"], ["point_scores", "gt_mask"]
-        return Evaluator(
-            test_metrics=[
-                AUROC(fields=image, prefix="image_"),
-                AUPR(fields=image, prefix="image_"),
-                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
-                stock.AUROC(fields=pixel, prefix="pixel_", strict=False),
-                ForegroundAUROC(prefix="pixel_", strict=False),
-                stock.AUPRO(fields=pixel, prefix="pixel_", strict=False),
-                stock.F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
-            ]
-        )
+        """See ``cloud_evaluator``."""
+        return cloud_evaluator()
 
     @classmethod
     def configure_visualizer(cls) -> CloudVisualizer:
@@ -199,22 +296,40 @@ class PointAD(AnomalibModule):
         )
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
-        """Scores of single images, which mutual scoring cannot give.
+        """Scores and maps of single images, as probabilities; those of clouds need ``PointADInferencer``.
 
         Args:
-            batch: RGB (B, 3, H, W) in [0, 1].
+            batch: square RGB (B, 3, H, W) in [0, 1].
             args: not used.
             kwargs: not used.
 
         Raises:
-            ValueError: always.
+            ValueError: for mutual scoring, which knows no single images, and if prompts are not learned.
         """
-        del batch, args, kwargs
-        msg = (
-            "Mutual scoring compares the views of a whole set of clouds: there is no graph of a single image that "
-            "could be called or exported."
-        )
-        raise ValueError(msg)
+        del args, kwargs
+        scorer = self.clip_scorer()
+        with torch.no_grad():
+            found = scorer.scorer(batch, None, scorer.direction().to(batch.device))
+        maps = upsample(found.maps, (batch.shape[-2], batch.shape[-1]))
+        return InferenceBatch(pred_score=found.scores, anomaly_map=maps[:, None])
+
+    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:
+        """Loss of the prompts on one batch of clouds."""
+        del args, kwargs
+        check_clouds(batch)
+        found = self.model.loss(batch)
+        self.log("train_loss", found.total.detach(), on_epoch=True, prog_bar=True, batch_size=len(batch.image))
+        for name, term in found._asdict().items():
+            self.log(f"train_{name}_loss", term.detach(), on_epoch=True, batch_size=len(batch.image))
+        return found.total
+
+    def on_train_start(self) -> None:
+        """Say why the first epoch is slow."""
+        logger.info("CLIP's features are computed once a view, in the first epoch, which takes the longest.")
+
+    def on_train_end(self) -> None:
+        """Free the memory of what only training needs."""
+        self.model.forget_features()
 
     def _step(self, batch: Batch) -> Batch:
         """The batch with maps, scores of points and scores of objects."""
@@ -249,37 +364,3 @@ class PointAD(AnomalibModule):
         """Score one batch of clouds."""
         del args, kwargs
         return self._step(batch)
-
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Write clouds, if a folder is given; scores are normalised by now.
-
-        Args:
-            outputs: not used.
-            batch: a ``CloudBatch`` with maps.
-            batch_idx: not used.
-            dataloader_idx: not used.
-        """
-        del outputs, batch_idx, dataloader_idx
-        if self.point_cloud_dir:
-            self._write_clouds(batch, Path(self.point_cloud_dir))
-
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Write clouds to the given folder or beside the other results; scores are normalised by now.
-
-        Args:
-            outputs: not used.
-            batch: a ``CloudBatch`` with maps.
-            batch_idx: not used.
-            dataloader_idx: not used.
-        """
-        del outputs, batch_idx, dataloader_idx
-        self._write_clouds(batch, Path(self.point_cloud_dir or Path(self.trainer.default_root_dir) / "point_clouds"))
-
-    def _write_clouds(self, batch: Any, folder: Path) -> None:
-        """One .ply for each cloud, named as its picture."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        place = {name: getattr(datamodule, name, None) for name in ("name", "category")}
-        for index, values in enumerate(batch.anomaly_map.reshape(batch.valid.shape)):
-            path = generate_output_filename(batch.image_path[index], folder, place["name"], place["category"])
-            valid = batch.valid[index]
-            write_scored_cloud(path.with_suffix(".ply"), batch.points[index][valid], values[valid])

@@ -80,11 +80,7 @@ class VisionTower(nn.Module):
         Args:
             images: square, RGB (b, 3, s, s) in [0, 1].
         """
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            images = functional.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
-            images = images.clamp(0, 1)
-        return self.normalise(images)
+        return self.normalise(resized(images, self.image_size))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images with the mean and deviation that the tower was trained with.
@@ -129,3 +125,15 @@ class VisionTower(nn.Module):
         """
         *_, (x, second) = self.paths(prepared, vv_blocks)
         return self.project(x[:, 0]), self.project(second[:, 1:])
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Images in CLIP's size (b, 3, size, size), without aliasing.
+
+    Args:
+        images: square, RGB (b, 3, s, s) in [0, 1].
+        size: CLIP's.
+    """
+    if images.shape[-2:] == (size, size):
+        return images
+    return functional.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)

@@ -5,7 +5,6 @@ There is a backbone with random weights, and the small CLIP that the reference's
 weights or those of the formula.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,21 +19,16 @@ from anomalib_pose.data.sample import write_clouds
 from anomalib_pose.models import PointAD
 from anomalib_pose.models.point_ad.clip import Clip, load_clip
 from anomalib_pose.models.point_ad.prompts import PromptLearner
+from small_clip import SMALL, write_small_clip
 
 _BACKBONE, _LAYERS = "test_resnet", (1, 2)
-SMALL = {
-    "embed_dim": 48,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 64, "layers": 4, "width": 64, "patch_size": 8, "head_width": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 4},
-}
 
 
 @pytest.fixture(scope="session")
 def clouds_root(tmp_path_factory) -> Path:
-    """Raw recordings of three good and four defective rings."""
+    """Raw recordings of three good and four defective rings, and of as many pegs."""
     root = tmp_path_factory.mktemp("data") / "clouds"
-    return write_clouds(root, ["ring"], 0, 64, train=0, test_good=3, test_per_defect=1, progress=False)
+    return write_clouds(root, ["ring", "peg"], 0, 64, train=0, test_good=3, test_per_defect=1, progress=False)
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +45,8 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def make_clouds(clouds_root) -> Callable[..., MVTec3DRendered]:
     """The datamodule of the rings, with what is changed."""
-    return lambda **changes: MVTec3DRendered(
-        clouds_root, "ring", None, **{"views": 5, "size": 48, "num_workers": 0, **changes}
-    )
+    small = {"train_category": None, "views": 5, "size": 48, "num_workers": 0}
+    return lambda **changes: MVTec3DRendered(clouds_root, "ring", **{**small, **changes})
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +57,14 @@ def make_mutual(weights) -> Callable[..., PointAD]:
 
 @pytest.fixture(scope="session")
 def configuration(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("clip") / "small.json"
-    path.write_text(json.dumps(SMALL))
-    return path
+    return write_small_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def make_clip(configuration) -> Callable[..., PointAD]:
+    """A model with the small random CLIP, with what is changed."""
+    small = {"clip_model": str(configuration), "pretrained": "", "prompt_length": 4, "deep_sets": 2, "deep_length": 2}
+    return lambda scoring="prompts", **changes: PointAD(scoring, **{**small, **changes})
 
 
 @pytest.fixture(scope="session")
