@@ -201,7 +201,7 @@ class PromptScorer(ClipViewScorer):
         Raises:
             ValueError: if they were learned for another CLIP.
         """
-        self._given, self.prompts = given, None
+        self._given, self.prompts = Prompts(*(part.cpu() for part in given)), None
         self._directions.clear()
         if self.clip is not None:
             self.load()

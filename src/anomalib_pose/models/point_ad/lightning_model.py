@@ -179,7 +179,7 @@ class PointAD(ViewExportMixin, CloudOutputMixin, AnomalibModule):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """One device: each has to see the whole set."""
+        """One device: mutual scoring has to see the whole set, and training keeps the features that it has seen."""
         return {"devices": 1, "num_sanity_val_steps": 0}
 
     def setup(self, stage: str) -> None:

@@ -83,7 +83,7 @@ def test_a_checkpoint_holds_prompts_and_no_clip(trained, make_clip, make_clouds,
     assert not [name for name in checkpoint["state_dict"] if name.startswith("model.")]
     assert {*checkpoint["point_ad_prompts"]} == {"normal", "abnormal", "deep", "start"}
     assert path.stat().st_size < 200_000
-    # other sizes are those of the checkpoint; the seed is that of the random CLIP and has to be the same
+    # the sizes are those of the checkpoint
     again = make_clip(visualizer=False, prompt_length=5, deep_sets=1)
     found = make_engine(tmp_path / "a").predict(again, datamodule=one_vs_rest(make_clouds), ckpt_path=str(path))
     expected = make_engine(tmp_path / "b").predict(model, datamodule=one_vs_rest(make_clouds))
@@ -176,6 +176,13 @@ def test_a_checkpoint_of_another_scoring_is_refused(trained, make_clip, make_clo
         make_engine(tmp_path).predict(
             make_clip("ensemble", visualizer=False), datamodule=make_clouds(), ckpt_path=str(trained[2])
         )
+
+
+def test_prompts_of_another_clip_are_refused(trained, make_clip, make_clouds, tmp_path):
+    # the seed is that of the random CLIP too
+    other = make_clip(visualizer=False, seed=1)
+    with pytest.raises(ValueError, match="learned for another CLIP"):
+        make_engine(tmp_path).predict(other, datamodule=make_clouds(), ckpt_path=str(trained[2]))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anomalib.deploy import CompressionType, OpenVINOInferencer
+from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from torch.nn.functional import interpolate, normalize
 
 from anomalib_pose.data import CloudBatch
@@ -142,12 +142,15 @@ def test_small_weights_score_nearly_the_same(learned, make_clouds, ring, tmp_pat
 
 
 @pytest.mark.slow
-def test_anomalibs_inferencer_takes_single_images(learned, tmp_path, monkeypatch):
+def test_anomalibs_inferencers_take_single_images(learned, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     image = views(1)
-    found = OpenVINOInferencer(learned.to_openvino(tmp_path), device="CPU").predict(image[0].permute(1, 2, 0).numpy())
-    expected = learned(image)
-    np.testing.assert_allclose(np.ravel(found.pred_score), expected.pred_score, atol=1e-4)
+    openvino_path, torch_path = learned.to_openvino(tmp_path), learned.to_torch(tmp_path)
+    by_openvino = OpenVINOInferencer(openvino_path, device="CPU").predict(image[0].permute(1, 2, 0).numpy())
+    by_torch = TorchInferencer(torch_path, device="cpu").predict(image[0])
+    for found in (by_openvino, by_torch):
+        np.testing.assert_allclose(np.ravel(found.pred_score), learned(image).pred_score, atol=1e-4)
 
 
 def test_what_cannot_be_exported_is_refused(learned, make_clip, tmp_path):
