@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ViewBatch,
         ViewItem,
     )
-    from anomalib_pose.models import PIAD, Looking3D, OmniposeAD, SplatPose
+    from anomalib_pose.models import PIAD, Looking3D, OmniposeAD, PointAD, SplatPose
     from anomalib_pose.plugin import register
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Looking3D",
     "MVTec3DRendered",
     "OmniposeAD",
+    "PointAD",
     "PoseBatch",
     "PoseItem",
     "PosedFolder",
@@ -60,6 +61,7 @@ _HOMES = {
     "MVTec3DRendered": "anomalib_pose.data",
     "OmniposeAD": "anomalib_pose.models",
     "PIAD": "anomalib_pose.models",
+    "PointAD": "anomalib_pose.models",
     "PoseBatch": "anomalib_pose.data",
     "PoseItem": "anomalib_pose.data",
     "PosedFolder": "anomalib_pose.data",

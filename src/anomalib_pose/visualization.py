@@ -10,8 +10,9 @@ import sys
 from typing import Any
 
 HOST = "anomalib.visualization.image.functional"
-PANELS = ("reference", "boxed_query")
-"""The view the query is compared with; the query with the box that was found in it."""
+PANELS = ("reference", "boxed_query", "photograph", "view_sheet", "scored_cloud")
+"""The view the query is compared with; the query with the box that was found in it; a cloud's photograph as the model
+saw it, its views with heat, and itself in the colours of its scores."""
 
 
 def visualize_panel(image: Any) -> Any:

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 from anomalib.cli import AnomalibCLI
 from anomalib.deploy import OpenVINOInferencer
 
 import anomalib_pose
-from anomalib_pose.data.sample import write_mad, write_mip
+from anomalib_pose.data.sample import write_clouds, write_mad, write_mip
 from anomalib_pose.data.sample.chairs import write_chairs
+from small_clip import write_small_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = ROOT / "configs" / "benchmark" / "mad.yaml"
@@ -56,6 +59,16 @@ def chairs_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def clouds_root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "clouds"
+    write_clouds(root, ["ring", "peg"], 0, 64, train=0, test_good=2, test_per_defect=1, progress=False)
+    network = timm.create_model("test_resnet", pretrained=False)
+    torch.save(network.state_dict(), root / "random.pth")
+    write_small_clip(root)
+    return root
+
+
 def command_of(config: Path) -> list[str]:
     first = config.read_text().splitlines()[0]
     assert first.startswith("# anomalib train --config configs/"), f"{config} should begin with its command"
@@ -74,7 +87,11 @@ def configurations() -> list:
     """All of them, by their names; what repeats another is slow."""
     names = [str(config.relative_to(ROOT / "configs")) for config in CONFIGS]
     return [
-        pytest.param(config, id=name, marks=[pytest.mark.slow] if name in REPEATED else [])
+        pytest.param(
+            config,
+            id=name,
+            marks=[pytest.mark.slow] if name in REPEATED else [],
+        )
         for config, name in zip(CONFIGS, names, strict=True)
     ]
 
@@ -89,13 +106,29 @@ def test_the_command_of_a_configuration_runs(config, request, tmp_path, monkeypa
     text = config.read_text()
     data = re.findall(r"class_path: anomalib_pose\.(\w+)", text)[1]
     fixtures = {"MAD": "mad_root", "MIP": "mip_root", "PosedFolder": "mad_root", "BrokenChairs": "chairs_root"}
+    fixtures["MVTec3DRendered"] = "clouds_root"
     root = request.getfixturevalue(fixtures[data])
     arguments += ["--data.init_args.root", str(root / "toy" if data == "PosedFolder" else root)]
     arguments += ["--data.init_args.num_workers", "0"]
-    arguments += CHAIRS if data == "BrokenChairs" else scene_arguments(text, data)
+    if data == "MVTec3DRendered":
+        arguments += cloud_arguments(text, root)
+    else:
+        arguments += CHAIRS if data == "BrokenChairs" else scene_arguments(text, data)
     AnomalibCLI(args=[*arguments, *QUICK_TRAINER])
     assert list(tmp_path.rglob("model.ckpt"))
     assert list(tmp_path.rglob("images/**/*.png"))
+
+
+def cloud_arguments(text: str, root: Path) -> list[str]:
+    """What makes the run of PointAD small."""
+    arguments = ["--data.init_args.size", "48", "--data.init_args.category", "ring", "--trainer.max_epochs", "1"]
+    if "scoring: mutual" in text:
+        small = {"backbone": "test_resnet", "layers": "[1, 2]", "weights_path": str(root / "random.pth")}
+        return arguments + [part for name, value in small.items() for part in (f"--model.init_args.{name}", value)]
+    small = {"clip_model": str(root / "small.json"), "pretrained": "", "deep_sets": "2", "vv_blocks": "3"}
+    arguments += [part for name, value in small.items() for part in (f"--model.init_args.{name}", value)]
+    arguments += ["--data.init_args.cache_dir", "null", "--trainer.check_val_every_n_epoch", "1"]
+    return [*arguments, "--data.init_args.train_category", "peg"]
 
 
 def scene_arguments(text: str, data: str) -> list[str]:

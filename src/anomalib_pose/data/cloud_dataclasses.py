@@ -26,6 +26,11 @@ class NumpyCloudItem(NumpyImageItem):
     pixels: np.ndarray | None = None
     visible: np.ndarray | None = None
     category: str | None = None
+    point_scores: np.ndarray | None = None
+    object_score: np.ndarray | None = None
+    photograph: np.ndarray | None = None
+    view_sheet: np.ndarray | None = None
+    scored_cloud: np.ndarray | None = None
 
 
 @dataclass
@@ -43,6 +48,11 @@ class NumpyCloudBatch(NumpyImageBatch):
     pixels: np.ndarray | None = None
     visible: np.ndarray | None = None
     category: list[str] | None = None
+    point_scores: np.ndarray | None = None
+    object_score: np.ndarray | None = None
+    photograph: np.ndarray | None = None
+    view_sheet: np.ndarray | None = None
+    scored_cloud: np.ndarray | None = None
 
 
 @dataclass
@@ -63,6 +73,12 @@ class CloudItem(ImageItem):
         pixels: row and column in each view of each cell's point (v, size * size, 2), int16; cells are taken row by row.
         visible: whether the view shows the cell's point (v, size * size), bool.
         category: name of the kind of object.
+        point_scores: what a model found for each cell (size, size), in [0, 1] and never normalised: metrics read these,
+            as normalisation cuts scores off and makes ties. Cells without a point have what smoothing leaves there.
+        object_score: the same for the object, a scalar.
+        photograph: picture of ``image`` as the model saw it (3, h, w) in [0, 1].
+        view_sheet: picture of all views with the scores of their points (3, h, w).
+        scored_cloud: picture of the cloud, coloured by its scores (3, h, w).
     """
 
     numpy_class: ClassVar[type[NumpyCloudItem]] = NumpyCloudItem
@@ -76,6 +92,11 @@ class CloudItem(ImageItem):
     pixels: Tensor | None = None
     visible: Tensor | None = None
     category: str | None = None
+    point_scores: Tensor | None = None
+    object_score: Tensor | None = None
+    photograph: Tensor | None = None
+    view_sheet: Tensor | None = None
+    scored_cloud: Tensor | None = None
 
 
 @dataclass
@@ -92,6 +113,11 @@ class CloudBatch(ImageBatch):
         pixels: row and column in each view of each cell's point (B, v, size * size, 2).
         visible: whether the view shows the cell's point (B, v, size * size).
         category: names of the kinds of objects, B of them.
+        point_scores: what a model found for each cell (B, size, size).
+        object_score: what it found for the objects (B,).
+        photograph: pictures of ``image`` (B, 3, h, w).
+        view_sheet: pictures of all views with scores (B, 3, h, w).
+        scored_cloud: pictures of the scored clouds (B, 3, h, w).
     """
 
     item_class: ClassVar[type[CloudItem]] = CloudItem
@@ -106,6 +132,11 @@ class CloudBatch(ImageBatch):
     pixels: Tensor | None = None
     visible: Tensor | None = None
     category: list[str] | None = None
+    point_scores: Tensor | None = None
+    object_score: Tensor | None = None
+    photograph: Tensor | None = None
+    view_sheet: Tensor | None = None
+    scored_cloud: Tensor | None = None
 
     @classmethod
     def collate(cls, items: Sequence[CloudItem]) -> "CloudBatch":

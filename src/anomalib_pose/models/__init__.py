@@ -4,6 +4,7 @@
 from anomalib_pose.models.looking3d import Looking3D
 from anomalib_pose.models.omnipose_ad import OmniposeAD
 from anomalib_pose.models.piad import PIAD
+from anomalib_pose.models.point_ad import PointAD
 from anomalib_pose.models.splat_pose import SplatPose
 
-__all__ = ["PIAD", "Looking3D", "OmniposeAD", "SplatPose"]
+__all__ = ["PIAD", "Looking3D", "OmniposeAD", "PointAD", "SplatPose"]

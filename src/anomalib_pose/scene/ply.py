@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gaussians in the .ply layout that splat viewers read: raw values, one float32 column each."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anomalib_pose.scene.gaussian_scene import GaussianScene
-from anomalib_pose.scene.ply_table import read_ply_vertices
+from anomalib_pose.scene.ply_table import read_ply_vertices, write_ply_vertices
 
 
 def _columns(coefficients: int) -> list[str]:
@@ -49,14 +48,9 @@ def save_ply(scene: GaussianScene, path: str | Path) -> None:
         ],
         1,
     )
-    names = _columns(coefficients)
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
-    header += [f"property float {name}" for name in names] + ["end_header", ""]
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write("\n".join(header).encode())
-        file.write(table.detach().cpu().numpy().astype("<f4").tobytes())
-    os.replace(temporary, path)  # noqa: PTH105 - atomic on every platform
+    values = np.ascontiguousarray(table.detach().cpu().numpy(), np.float32)
+    dtype = np.dtype([(name, np.float32) for name in _columns(coefficients)])
+    write_ply_vertices(path, values.view(dtype)[:, 0])
 
 
 def load_ply(path: str | Path, rasterizer: str = "auto") -> GaussianScene:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vertices of a .ply file as a table, whatever they are."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,24 @@ def read_ply_vertices(path: Path) -> np.ndarray:
         msg = f"{path} is cut short: {count} vertices need {count * dtype.itemsize} bytes, it has {len(data) - offset}."
         raise ValueError(msg)
     return np.frombuffer(data, dtype, count, offset)
+
+
+def write_ply_vertices(path: Path, table: np.ndarray) -> None:
+    """Write vertices as a binary little-endian .ply, under a temporary name that becomes the file's at the end.
+
+    Args:
+        path: the file.
+        table: structured array; its fields are the properties.
+    """
+    kinds = {kind: name for name, kind in reversed(_KINDS.items())}
+    fields = [(name, table.dtype[name].str[1:]) for name in table.dtype.names or ()]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
+    header += [f"property {kinds[kind]} {name}" for name, kind in fields] + ["end_header", ""]
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        file.write("\n".join(header).encode())
+        file.write(table.astype([(name, "<" + kind) for name, kind in fields]).tobytes())
+    os.replace(temporary, path)  # noqa: PTH105 - atomic on every platform
 
 
 def _read_header(path: Path, head: bytes) -> tuple[str, int, np.dtype, int]:

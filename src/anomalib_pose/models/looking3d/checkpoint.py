@@ -2,14 +2,13 @@
 """Published and converted weights of Looking3D, read without running anything that a file may hold."""
 
 import logging
-import os
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from anomalib_pose.models.components.weights import misfits, read_weights, write_weights
 from anomalib_pose.models.looking3d.decoder import Decoder
-from anomalib_pose.models.looking3d.encoder import Encoder, Projector, misfits
+from anomalib_pose.models.looking3d.encoder import Encoder, Projector
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +58,9 @@ def read_checkpoint(path: str | Path) -> Weights:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it does not hold these parts.
+        ValueError: if it does not hold these parts, or more than tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        msg = f"Weights of Looking3D should be in a file, found none at {path}."
-        raise FileNotFoundError(msg)
-    given = torch.load(path, map_location="cpu", weights_only=True)
+    given = read_weights(path, "weights of Looking3D")
     found = sorted(map(str, given)) if isinstance(given, dict) else type(given).__name__
     if not isinstance(given, dict) or not {*PARTS} <= {*given} <= {*PARTS, *AVERAGES}:
         msg = (
@@ -133,12 +128,5 @@ def convert(source: str | Path, target: str | Path, *, training: bool = False) -
     for part, module in modules().items():
         if part in kept:
             load_part(module, kept[part], part)
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        torch.save(kept, partial)
-        os.replace(partial, target)  # noqa: PTH105 - atomic on every platform
-    finally:
-        partial.unlink(missing_ok=True)
+    target = write_weights(target, kept)
     logger.info("Wrote %s: %.1f MB, was %.1f MB.", target, *(Path(p).stat().st_size / 1e6 for p in (target, source)))

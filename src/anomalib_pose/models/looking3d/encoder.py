@@ -3,10 +3,11 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
+
+from anomalib_pose.models.components.weights import misfits, read_weights
 
 CHANNELS = 128
 """Of a feature."""
@@ -109,13 +110,9 @@ class Encoder(nn.Module):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it does not hold these weights.
+            ValueError: if it does not hold these weights, or more than tensors.
         """
-        path = Path(path)
-        if not path.is_file():
-            msg = f"encoder_weights should be a file with the weights of a ResNet-18, found none at {path}."
-            raise FileNotFoundError(msg)
-        given = torch.load(path, map_location="cpu", weights_only=True)
+        given = read_weights(path, "the weights of a ResNet-18 as encoder_weights")
         weights = {name: value for name, value in given.items() if not name.startswith("fc.")}
         wrong = misfits(self.backbone.state_dict(), weights)
         if wrong:
@@ -125,15 +122,6 @@ class Encoder(nn.Module):
             )
             raise ValueError(msg)
         self.backbone.load_state_dict(weights)
-
-
-def misfits(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
-    """Names that only one of two state dicts has, or whose shapes differ, in order."""
-    return sorted(
-        name
-        for name in {*own, *weights}
-        if name not in own or name not in weights or own[name].shape != weights[name].shape
-    )
 
 
 class Projector(nn.Module):

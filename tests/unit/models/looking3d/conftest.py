@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights and inputs that the reference's numbers were computed with, made by formula."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,14 +11,6 @@ import torch
 
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel
-
-
-@pytest.fixture(scope="session")
-def formula(shared) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden_formula", shared / "reference" / "golden_formula.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of clouds by an exported graph: views are drawn here, the graph scores them, points take their mean."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomalib_pose.data.cloud_files import naming, read_xyz
+from anomalib_pose.data.cloud_preprocessing import isolate_object
+from anomalib_pose.data.images import read_image
+from anomalib_pose.data.rendered_cloud import RenderedCloud, RenderSettings, render_organised
+from anomalib_pose.models.point_ad.aggregation import CloudGrid, object_scores
+from anomalib_pose.models.point_ad.drawing import write_scored_cloud
+from anomalib_pose.models.point_ad.export import Aggregation
+from anomalib_pose.models.point_ad.types import ViewScores
+from anomalib_pose.models.point_ad.vision import resized
+
+
+@dataclass(frozen=True)
+class CloudPrediction:
+    """What was found in one cloud.
+
+    Args:
+        score: of the object, in [0, 1].
+        defective: whether the score is above the threshold, or None if there is no threshold.
+        point_map: scores of the grid's cells (s, s).
+        points: positions of the cells (s, s, 3).
+        valid: cells that hold a point (s, s).
+    """
+
+    score: float
+    defective: bool | None
+    point_map: Tensor
+    points: Tensor
+    valid: Tensor
+
+    def write(self, path: str | Path) -> None:
+        """Write the points with their scores and colours as .ply.
+
+        Args:
+            path: the file.
+        """
+        write_scored_cloud(Path(path), self.points[self.valid], self.point_map[self.valid])
+
+
+class PointADInferencer:
+    """Scores clouds by what ``anomalib export --model PointAD`` wrote, through OpenVINO; CLIP itself is not needed.
+
+    Args:
+        path: ``model.xml`` or ``model.onnx``, with ``model.json`` beside it.
+        settings: how views are drawn, as when the model was validated; None for nine views of 336 pixels.
+        device: OpenVINO's name of the device.
+        seed: makes the search for the plane that objects lie on repeatable.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a graph of PointAD's.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        settings: RenderSettings | None = None,
+        device: str = "CPU",
+        seed: int = 0,
+    ) -> None:
+        import openvino
+
+        path = Path(path)
+        if not path.is_file():
+            msg = f"Expected an exported graph, found no file {path}."
+            raise FileNotFoundError(msg)
+        self.aggregation = Aggregation.read(path)
+        self.settings = settings or RenderSettings()
+        self.seed = seed
+        self._graph = openvino.Core().compile_model(path, device)
+        count, _, height, _ = self._graph.input(0).get_partial_shape()
+        if not {"pred_score", "anomaly_map"} <= {name for output in self._graph.outputs for name in output.names}:
+            msg = f"{path} should give pred_score and anomaly_map, as PointAD's exported graphs do."
+            raise ValueError(msg)
+        self._count = count.get_length() if count.is_static else 0
+        self._size: int = height.get_length()
+
+    def predict(self, xyz: str | Path, rgb: str | Path | None = None) -> CloudPrediction:
+        """Scores of a recording as MVTec 3D-AD has them: an object on a plane.
+
+        Args:
+            xyz: organised cloud in metres, a .tiff.
+            rgb: its photograph, or None if there is none.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if a file cannot be read, sizes differ, or nothing but the plane is there.
+        """
+        path = Path(xyz)
+        cells, image = read_xyz(path), None if rgb is None else read_image(Path(rgb))[0]
+        with naming(path):
+            points, photograph, _ = isolate_object(cells, image, seed=self.seed)
+            cloud = render_organised(points, self.settings, rgb=photograph)
+        return self.predict_views(cloud)
+
+    def predict_views(self, cloud: RenderedCloud) -> CloudPrediction:
+        """Scores of a cloud whose views are drawn.
+
+        Args:
+            cloud: with views, and a photograph if it is to count.
+        """
+        fused = self.aggregation.fuse_rgb and cloud.rgb is not None
+        images = torch.cat([cloud.views, cloud.rgb[None]]) if fused and cloud.rgb is not None else cloud.views
+        scores, maps = self._scored(resized(images.float() / 255, self._size))
+        count = len(cloud.views)
+        photograph = (maps[count], scores[count]) if fused else (None, None)
+        found = object_scores(
+            ViewScores(maps[:count], scores[:count], *photograph),
+            CloudGrid(cloud.points, cloud.valid, cloud.organised, cloud.pixels, cloud.visible),
+            self.aggregation.smoothing,
+            self.aggregation.top_fraction,
+        )
+        score, threshold = float(found.score), self.aggregation.threshold
+        defective = None if threshold is None else score > threshold
+        return CloudPrediction(score, defective, found.point_map, cloud.points, cloud.valid)
+
+    def _scored(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (n,) and maps (n, p, p); the last call is filled up with copies of an image."""
+        scores, maps = [], []
+        for part in images.split(self._count or len(images)):
+            missing = max(0, self._count - len(part))
+            found = self._graph(torch.cat([part, part[:1].expand(missing, -1, -1, -1)]).numpy())
+            scores.append(np.asarray(found["pred_score"])[: len(part)])
+            maps.append(np.asarray(found["anomaly_map"])[: len(part)])
+        return torch.from_numpy(np.concatenate(scores)), torch.from_numpy(np.concatenate(maps))

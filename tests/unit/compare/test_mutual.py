@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutual scoring against loops over images and patches."""
+
+import numpy as np
+import pytest
+import torch
+
+from anomalib_pose.compare import mutual
+from anomalib_pose.compare.mutual import above_median, mutual_maps, neighbourhood_means, patch_scores, rescored
+
+
+def patches(sizes, channels=7, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, channels, generator=g) for size in sizes]
+
+
+def by_loop(images, share):
+    """The definition: one distance for each pair of patches."""
+    scores = []
+    for i, one in enumerate(images):
+        of_image = []
+        for p in one.double().numpy():
+            nearest = []
+            for j, other in enumerate(images):
+                if j != i:
+                    units = [q / np.linalg.norm(q) for q in other.double().numpy()]
+                    nearest.append(min(np.linalg.norm(p / np.linalg.norm(p) - q) / 2 for q in units))
+            kept = max(1, round(share * len(nearest)))
+            of_image.append(np.mean(sorted(nearest)[:kept]))
+        scores.append(of_image)
+    return scores
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 1.0])
+def test_patch_scores_are_those_of_the_double_loop(share):
+    images = patches([5, 9, 3, 8, 6])
+    for found, expected in zip(patch_scores(images, share), by_loop(images, share), strict=True):
+        # distances are kept in half precision
+        np.testing.assert_allclose(found.numpy(), expected, atol=5e-4)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    images = patches([11, 7, 10])
+    whole = patch_scores(images)
+    monkeypatch.setattr(mutual, "_ROWS", 4)
+    for one, other in zip(whole, patch_scores(images), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_copy_scores_nothing_and_a_stranger_most():
+    """A patch that each image has is good, the one that a single image has is not."""
+    common = torch.eye(4)[:3]
+    images = [common * (i + 1) for i in range(4)] + [torch.eye(4)]
+    scores = patch_scores(images)
+    assert all(float(score[:3].max()) < 1e-3 for score in scores)
+    assert float(scores[-1][3]) == pytest.approx(np.sqrt(2) / 2, abs=1e-3)
+
+
+def test_means_over_neighbourhoods_leave_out_what_is_outside():
+    features = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(1))
+    for size in (1, 3, 5):
+        found, reach = neighbourhood_means(features, size), size // 2
+        for row in range(5):
+            for column in range(6):
+                around = features[
+                    ..., max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1
+                ]
+                torch.testing.assert_close(found[..., row, column], around.mean((-2, -1)))
+
+
+def test_maps_are_means_over_layers_and_sizes():
+    g = torch.Generator().manual_seed(2)
+    layers = [torch.randn(4, 5, 6, 6, generator=g), torch.randn(4, 8, 3, 3, generator=g)]
+    expected = torch.zeros(4, 6, 6)
+    steps = []
+    for layer in layers:
+        for size in (1, 3):
+            means = neighbourhood_means(layer, size)
+            scores = by_loop([image.flatten(1).T for image in means], 0.5)
+            maps = torch.tensor(np.array(scores)).reshape(4, 1, *layer.shape[-2:]).float()
+            expected += torch.nn.functional.interpolate(maps, (6, 6), mode="bilinear")[:, 0] / 4
+    found = mutual_maps(layers, neighbourhoods=(1, 3), share=0.5, step=lambda: steps.append(1))
+    torch.testing.assert_close(found, expected, atol=5e-4, rtol=0)
+    assert len(steps) == 4
+    halves = mutual_maps([layer.half() for layer in layers], neighbourhoods=(1, 3), share=0.5)
+    torch.testing.assert_close(halves, expected, atol=2e-3, rtol=0)
+
+
+def test_background_is_neither_scored_nor_compared_with():
+    g = torch.Generator().manual_seed(3)
+    layer = torch.randn(3, 5, 4, 4, generator=g)
+    foreground = torch.rand(3, 4, 4, generator=g) > 0.5
+    foreground[2] = False
+    found = mutual_maps([layer], foreground, neighbourhoods=(1,))
+    images = [image.permute(1, 2, 0)[here] for image, here in zip(layer[:2], foreground[:2], strict=True)]
+    images.append(layer[2].flatten(1).T)
+    expected = by_loop(images, 0.3)
+    for index in (0, 1):
+        np.testing.assert_allclose(found[index][foreground[index]], expected[index], atol=5e-4)
+        assert not found[index][~foreground[index]].any()
+    np.testing.assert_allclose(found[2].flatten(), expected[2], atol=5e-4)
+    # a patch counts if one of its pixels does
+    pixels = torch.zeros(3, 16, 16, dtype=torch.bool)
+    pixels[:, ::4, ::4] = foreground
+    torch.testing.assert_close(mutual_maps([layer], pixels, neighbourhoods=(1,)), found)
+
+
+def test_what_a_map_is_above_its_median():
+    maps = torch.tensor([[[0.0, 0.1, 0.3], [0.2, 0.9, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    expected = torch.tensor([[[0.0, 0.0, 0.1], [0.0, 0.7, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    torch.testing.assert_close(above_median(maps), expected)
+
+
+@pytest.mark.parametrize("windows", [(1,), (1, 2, 3), (4, 50)])
+def test_rescoring_is_the_weighted_mean_of_the_most_similar(windows):
+    g = torch.Generator().manual_seed(4)
+    scores, descriptors = torch.rand(9, generator=g), torch.randn(9, 5, generator=g)
+    found = rescored(scores, descriptors, windows)
+    units = [d / np.linalg.norm(d) for d in descriptors.double().numpy()]
+    for i in range(9):
+        means = []
+        for window in windows:
+            similar = sorted(((max(float(units[i] @ units[j]), 0.0), j) for j in range(9)), reverse=True)[:window]
+            means.append(sum(w * float(scores[j]) for w, j in similar) / sum(w for w, _ in similar))
+        assert float(found[i]) == pytest.approx(np.mean(means), abs=1e-5)
+
+
+def test_a_window_of_one_changes_nothing():
+    scores = torch.rand(5, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(rescored(scores, torch.zeros(5, 3), (1,)), scores)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: patch_scores(patches([4])), "1 images"),
+        (lambda: patch_scores(patches([4, 0])), r"\[0, 4\] patches"),
+        (lambda: patch_scores(patches([4, 4]), 0.0), "share of 0.0"),
+        (lambda: neighbourhood_means(torch.zeros(1, 1, 2, 2), 2), "odd"),
+        (lambda: mutual_maps([]), "needs one layer"),
+        (lambda: rescored(torch.zeros(2), torch.zeros(2, 1), (0,)), "1 or more"),
+    ],
+)
+def test_senseless_arguments_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

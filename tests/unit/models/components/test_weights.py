@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of weights are read without running what they hold, and written whole."""
+
+import pytest
+import torch
+
+from anomalib_pose.models.components import weights as module
+from anomalib_pose.models.components.weights import is_torchscript, misfits, read_weights, write_weights
+
+
+def test_misfits_are_named_in_order():
+    own = {"a": torch.zeros(1), "b": torch.zeros(2), "d": torch.zeros(1)}
+    assert misfits(own, {"b": torch.zeros(3), "a": torch.ones(1), "c": torch.zeros(1)}) == ["b", "c", "d"]
+    assert misfits(own, dict(own)) == []
+
+
+def test_what_is_written_comes_back(tmp_path):
+    path = write_weights(tmp_path / "new" / "weights.pt", {"part": {"a": torch.arange(3)}})
+    assert torch.equal(read_weights(path, "weights")["part"]["a"], torch.arange(3))
+    assert [file.name for file in path.parent.iterdir()] == ["weights.pt"]
+
+
+def test_an_interrupted_file_leaves_the_old_one(tmp_path, monkeypatch):
+    path = write_weights(tmp_path / "weights.pt", {"a": torch.zeros(1)})
+
+    def stop(content, target):
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.torch, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_weights(path, {"a": torch.ones(1)})
+    assert read_weights(path, "weights")["a"].item() == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"]
+
+
+class Unsafe:
+    ran = False
+
+    def __setstate__(self, state):
+        Unsafe.ran = True
+
+
+def test_nothing_that_a_file_holds_is_run(tmp_path):
+    unsafe = Unsafe()
+    unsafe.value = 1
+    torch.save({"a": unsafe}, tmp_path / "unsafe.pt")
+    with pytest.raises(
+        ValueError, match=r"unsafe\.pt should hold prompts as tensors, .* but: Weights only load failed"
+    ):
+        read_weights(tmp_path / "unsafe.pt", "prompts")
+    assert not Unsafe.ran
+    torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1)).save(tmp_path / "program.pt")
+    assert is_torchscript(tmp_path / "program.pt")
+    with pytest.raises(ValueError, match="TorchScript program"):
+        read_weights(tmp_path / "program.pt", "prompts")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(40)])
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "bad.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad\.pt should hold prompts"):
+        read_weights(tmp_path / "bad.pt", "prompts")
+    with pytest.raises(FileNotFoundError, match="Expected prompts in a file, found none at"):
+        read_weights(tmp_path / "none.pt", "prompts")

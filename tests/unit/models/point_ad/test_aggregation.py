@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Points' and objects' scores against the arrays of PointAD's own program, and against loops."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from anomalib_pose.models.point_ad.aggregation import CloudGrid, object_scores, peak, point_map, smooth
+from anomalib_pose.models.point_ad.types import ViewScores
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    arrays = {}
+    for name in ("score", "losses", "maps"):
+        path = shared / "reference" / f"pointad_golden_{name}.npz"
+        if not path.is_file():
+            pytest.skip(f"there is no {path}")
+        with np.load(path) as found:
+            arrays[name] = {key: torch.from_numpy(found[key]) for key in found}
+    return arrays
+
+
+def golden_grid(arrays, index):
+    cor = arrays["losses"]["cor"][index]
+    valid = arrays["losses"]["valid"][index].reshape(SIZE, SIZE)
+    return CloudGrid(torch.zeros(SIZE, SIZE, 3), valid, True, cor[..., [1, 0]], cor[..., 2] > 0)
+
+
+def view_scores(arrays, index):
+    """Scores of an object's three views as the reference found them: its first patch is the class token."""
+    probabilities = arrays["maps"]["patch_prob"][3 * index : 3 * index + 3, 1:, 1].reshape(3, 8, 8)
+    return ViewScores(probabilities, arrays["maps"]["view_prob"][3 * index : 3 * index + 3, 1])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_maps_and_scores_of_the_reference(golden, index):
+    expected = {name: values[index] for name, values in golden["score"].items()}
+    grid, scores = golden_grid(golden, index), view_scores(golden, index)
+    torch.testing.assert_close(point_map(scores.maps, grid), expected["point_map_unsmoothed"], atol=1e-5, rtol=0)
+    found = object_scores(scores, grid)
+    torch.testing.assert_close(found.point_map, expected["point_map"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.score, expected["point_score"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.scores.mean(), expected["mean_view_prob"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_fusion_of_the_reference(golden, index):
+    """The photograph's patches are not among the arrays: its smoothed map and its score are given."""
+    expected = {name: values[index] for name, values in golden["score"].items()}
+    grid = golden_grid(golden, index)
+    fused = smooth((expected["point_map"] + expected["rgb_map"]) / 2, grid, 4.0)
+    torch.testing.assert_close(fused, expected["fused_map"], atol=1e-5, rtol=0)
+    photograph_score = expected["rgb_score"] - expected["rgb_map"].max()
+    published = fused.max() + (photograph_score + expected["mean_view_prob"]) / 2
+    torch.testing.assert_close(published, expected["fused_score"], atol=1e-5, rtol=0)
+
+
+def random_grid(seed=0, size=12, views=3, organised=True):
+    g = torch.Generator().manual_seed(seed)
+    valid = torch.rand(size, size, generator=g) > 0.3
+    visible = (torch.rand(views, size * size, generator=g) > 0.5) & valid.flatten()
+    pixels = torch.randint(0, size, (views, size * size, 2), generator=g, dtype=torch.int16)
+    points = torch.rand(size, size, 3, generator=g) * valid[..., None]
+    return CloudGrid(points, valid, organised, pixels, visible)
+
+
+def random_scores(seed=1, views=3, patches=4, photograph=True):
+    g = torch.Generator().manual_seed(seed)
+    maps, scores = torch.rand(views, patches, patches, generator=g), torch.rand(views, generator=g)
+    if not photograph:
+        return ViewScores(maps, scores)
+    return ViewScores(maps, scores, torch.rand(patches, patches, generator=g), torch.rand((), generator=g))
+
+
+def enlarged(patches, size):
+    return torch.nn.functional.interpolate(patches[None, None], (size, size), mode="bilinear")[0, 0]
+
+
+def test_fusion_smooths_each_map_and_their_mean():
+    grid, scores = random_grid(), random_scores()
+    found = object_scores(scores, grid, sigma=1.5)
+
+    def blurred(values):
+        return gaussian_filter(values.numpy().astype(np.float64), 1.5)
+
+    cloud = blurred(point_map(scores.maps, grid))
+    photograph = blurred(enlarged(scores.photograph_map, 12))
+    fused = gaussian_filter((cloud + photograph) / 2, 1.5)
+    np.testing.assert_allclose(found.point_map.numpy(), fused, atol=1e-6)
+    published = fused.max() + (float(scores.photograph_score) + float(scores.scores.mean())) / 2
+    assert float(found.score) == pytest.approx(published / 2, abs=1e-6)
+
+
+def test_cells_without_a_point_are_zero_before_smoothing():
+    grid, scores = random_grid(), random_scores()
+    found = point_map(scores.maps, grid)
+    assert not found[~grid.valid].any()
+    assert found[grid.valid].all()
+
+
+def test_clouds_without_order_are_smoothed_in_space():
+    """Shuffling the cells changes nothing but their places; smoothing over the grid would mix strangers."""
+    grid = random_grid(organised=False)
+    values = torch.rand(12, 12, generator=torch.Generator().manual_seed(2)) * grid.valid
+    found = smooth(values, grid, 2.0)
+    order = torch.randperm(144, generator=torch.Generator().manual_seed(3))
+    moved = CloudGrid(
+        grid.points.reshape(144, 3)[order].reshape(12, 12, 3),
+        grid.valid.flatten()[order].reshape(12, 12),
+        False,
+        grid.pixels,
+        grid.visible,
+    )
+    other = smooth(values.flatten()[order].reshape(12, 12), moved, 2.0)
+    torch.testing.assert_close(other.flatten(), found.flatten()[order])
+    assert not found[~grid.valid].any()
+    assert found[grid.valid].std() < 0.9 * values[grid.valid].std()
+    assert not torch.allclose(found, smooth(values, random_grid(organised=True), 2.0))
+
+
+def test_no_smoothing():
+    values = torch.rand(12, 12)
+    for organised in (True, False):
+        assert torch.equal(smooth(values, random_grid(organised=organised), 0.0), values)
+
+
+def test_the_peak_is_the_largest_or_the_mean_of_the_largest():
+    values, valid = torch.arange(100.0).reshape(10, 10), torch.ones(10, 10, dtype=torch.bool)
+    valid[:5] = False
+    assert float(peak(values, valid, 0.0)) == 99
+    assert float(peak(values, valid, 0.1)) == np.mean([95, 96, 97, 98, 99])
+    assert float(peak(values, valid, 1.0)) == np.mean(np.arange(50, 100))

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PointAD with mutual scoring in anomalib's engine."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import ImageBatch
+from anomalib.engine import Engine
+from anomalib.metrics import AUPRO
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from anomalib_pose.data import CloudBatch
+from anomalib_pose.models import PointAD
+from anomalib_pose.models.point_ad.aggregation import object_scores
+from anomalib_pose.models.point_ad.mutual import MutualScorer
+from anomalib_pose.models.point_ad.visualizer import grid_of
+from anomalib_pose.scene.ply_table import read_ply_vertices
+
+
+def make_engine(folder: Path, **changes) -> Engine:
+    settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+    return Engine(default_root_dir=folder, **{**settings, **changes})
+
+
+def numbers(batches, name) -> np.ndarray:
+    return torch.cat([getattr(batch, name) for batch in batches]).numpy()
+
+
+@pytest.fixture(scope="module")
+def predicted(make_clouds, make_mutual, tmp_path_factory):
+    """Predictions without post-processing, and where the results are."""
+    folder = tmp_path_factory.mktemp("predicted")
+    batches = make_engine(folder).predict(make_mutual(post_processor=False), datamodule=make_clouds())
+    return batches, folder
+
+
+def test_scores_are_those_of_the_parts(predicted, make_clouds, make_mutual):
+    batches, _ = predicted
+    data, model = make_clouds(), make_mutual()
+    data.setup()
+    scorer = MutualScorer(model.model.extractor, model.model.settings)
+    loaded = list(data.test_dataloader())
+    scorer.collect(loaded, torch.device("cpu"), progress=False)
+    assert len(batches) == len(loaded) == 7
+    for found, batch in zip(batches, loaded, strict=True):
+        expected = object_scores(scorer.view_scores(batch)[0], grid_of(batch, 0))
+        assert isinstance(found, CloudBatch)
+        torch.testing.assert_close(found.pred_score[0], expected.score)
+        torch.testing.assert_close(found.anomaly_map.squeeze(), expected.point_map)
+        assert found.anomaly_map.shape[-2:] == found.gt_mask.shape[-2:]
+        torch.testing.assert_close(found.point_scores[0], expected.point_map)
+        torch.testing.assert_close(found.object_score, found.pred_score)
+        assert 0 < float(found.pred_score) < 1, "metrics squeeze other scores, batch by batch"
+
+
+def test_predictions_leave_clouds_and_pictures(predicted):
+    batches, folder = predicted
+    files = {path.relative_to(path.parents[4]): path for path in folder.rglob("point_clouds/**/*.ply")}
+    assert len(files) == 7
+    for batch in batches:
+        kind, name = Path(batch.image_path[0]).parts[-3], Path(batch.image_path[0]).stem
+        (path,) = [each for each in files.values() if each.parts[-3] == kind and each.stem == name]
+        table, valid = read_ply_vertices(path), batch.valid[0]
+        found = np.stack([table[axis] for axis in "xyz"], 1)
+        np.testing.assert_array_equal(found, batch.points[0][valid].numpy())
+        np.testing.assert_array_equal(table["score"], batch.point_scores[0][valid].numpy())
+    pictures = list(folder.rglob("images/**/*.png"))
+    assert len(pictures) == 7
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (5 * 256, 256)
+
+
+@pytest.fixture(scope="module")
+def tested(make_clouds, make_mutual, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tested")
+    model = make_mutual(point_cloud_dir=str(folder / "clouds"))
+    reads = []
+    features = model.model.extractor.forward
+    model.model.extractor.forward = lambda images: reads.append(len(images)) or features(images)
+    (found,) = make_engine(folder).test(model, datamodule=make_clouds(eval_batch_size=3))
+    return found, folder, reads
+
+
+def test_metrics_are_those_of_other_programs(tested, predicted):
+    found, _, _ = tested
+    batches, _ = predicted
+    labels, scores = numbers(batches, "gt_label"), numbers(batches, "pred_score")
+    assert found["image_AUROC"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+    assert found["image_AUPR"] == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
+    masks, maps = numbers(batches, "gt_mask"), numbers(batches, "anomaly_map").reshape(7, 48, 48)
+    valid = numbers(batches, "valid")
+    assert found["pixel_AUROC"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-6)
+    assert found["pixel_ForegroundAUROC"] == pytest.approx(roc_auc_score(masks[valid], maps[valid]), abs=1e-6)
+    aupro = AUPRO(fields=["anomaly_map", "gt_mask"])
+    for batch in batches:
+        aupro.update(batch)
+    assert found["pixel_AUPRO"] == pytest.approx(float(aupro.compute()), abs=1e-6)
+
+
+def test_results_say_that_they_are_transductive(tested):
+    assert tested[0]["transductive"] == 1.0
+
+
+def test_clouds_are_written_when_a_folder_is_given(tested):
+    files = list((tested[1] / "clouds").rglob("*.ply"))
+    assert len(files) == 7
+    assert all(read_ply_vertices(path)["score"].min() >= 0 for path in files)
+    assert max(read_ply_vertices(path)["score"].max() for path in files) <= 1
+
+
+def test_validation_and_test_on_one_set_read_it_once(tested):
+    # five views, then the photograph, of seven clouds
+    assert tested[2] == [5, 1] * 7
+
+
+def test_a_test_without_a_folder_leaves_no_clouds(make_clouds, make_mutual, tmp_path):
+    model = make_mutual(fuse_rgb=False, visualizer=False)
+    make_engine(tmp_path).test(model, datamodule=make_clouds())
+    assert not list(tmp_path.rglob("*.ply"))
+    assert all(scores.photograph_map is None for scores in model.model._scores.values())
+
+
+def test_the_set_counts_even_where_the_trainer_stops_early(make_clouds, make_mutual, predicted, tmp_path):
+    batches, _ = predicted
+    some = make_engine(tmp_path, limit_predict_batches=2, limit_val_batches=2).predict(
+        make_mutual(post_processor=False, visualizer=False), datamodule=make_clouds()
+    )
+    torch.testing.assert_close(numbers(some, "pred_score"), numbers(batches, "pred_score")[:2])
+
+
+def test_training_is_skipped_and_a_checkpoint_is_left(make_clouds, make_mutual, predicted, tmp_path):
+    engine = make_engine(tmp_path)
+    engine.fit(make_mutual(visualizer=False), datamodule=make_clouds())
+    (checkpoint,) = [path for path in tmp_path.rglob("model.ckpt") if "latest" not in path.parts]
+    # the checkpoint holds the backbone: its file is not needed any more
+    again = make_mutual(visualizer=False)
+    again.model.extractor.weights_path = "gone.pth"
+    found = make_engine(tmp_path / "b").predict(again, datamodule=make_clouds(), ckpt_path=str(checkpoint))
+    assert len(found) == 7
+    np.testing.assert_array_equal(numbers(found, "object_score"), numbers(predicted[0], "object_score"))
+    # what predictions are normalised by comes from the checkpoint too
+    assert set(numbers(found, "pred_label").tolist()) == {False, True}
+
+
+def test_images_without_views_are_refused(make_mutual):
+    with pytest.raises(ValueError, match="these images bring none: use MVTec3DRendered"):
+        make_mutual().test_step(ImageBatch(image=torch.rand(1, 3, 8, 8)))
+
+
+def test_mutual_scoring_has_no_graph(make_mutual, tmp_path):
+    with pytest.raises(ValueError, match="no graph of a single image"):
+        make_mutual()(torch.rand(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="no graph of a single image"):
+        make_mutual().to_onnx(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scoring": "magic"}, "scoring should be one of .*'mutual'.*, got 'magic'"),
+        ({"scoring": "mutual", "backbone": "magic"}, "backbone should be"),
+        ({"scoring": "mutual", "layers": (9,)}, "layers should be"),
+        ({"scoring": "mutual", "smoothing": -1.0}, "smoothing should be 0 or more"),
+        ({"scoring": "mutual", "top_fraction": 2.0}, "top_fraction in"),
+        ({"scoring": "mutual", "share": 0.0}, "share should be"),
+        ({"scoring": "mutual", "neighbourhoods": (2,)}, "neighbourhoods should be"),
+        ({"scoring": "mutual", "windows": (0,)}, "windows should be"),
+    ],
+)
+def test_arguments_are_checked(change, words):
+    with pytest.raises(ValueError, match=words):
+        PointAD(**change)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which views are compared with which, on features that are made up."""
+
+import pytest
+import torch
+from torch import nn
+
+from anomalib_pose.compare.mutual import mutual_maps
+from anomalib_pose.data import CloudBatch
+from anomalib_pose.models.point_ad.mutual import MutualScorer, MutualSettings, shown_pixels
+
+VIEWS, SIZE, CLOUDS = 3, 8, 5
+CPU = torch.device("cpu")
+PLAIN = MutualSettings(foreground_only=False, centred=False)
+
+
+class Features(nn.Module):
+    """Two layers: the image at half its size, and at a quarter."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [nn.functional.avg_pool2d(images, size) for size in (2, 4)]
+
+
+def batches(clouds=CLOUDS, photographs=None, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    views = torch.rand(clouds, VIEWS, 3, SIZE, SIZE, generator=g)
+    images = torch.rand(clouds, 3, SIZE, SIZE, generator=g)
+    visible = torch.rand(clouds, VIEWS, SIZE * SIZE, generator=g) > 0.7
+    pixels = torch.randint(0, SIZE, (clouds, VIEWS, SIZE * SIZE, 2), generator=g, dtype=torch.int16)
+    valid = torch.rand(clouds, SIZE, SIZE, generator=g) > 0.4
+    with_rgb = torch.tensor(photographs or [True] * clouds)
+    return [
+        CloudBatch(
+            image=images[part],
+            image_path=[f"{index}.png" for index in range(clouds)][part],
+            views=views[part],
+            pixels=pixels[part],
+            visible=visible[part],
+            valid=valid[part],
+            has_rgb=with_rgb[part],
+        )
+        for part in (slice(0, 2), slice(2, None))
+    ]
+
+
+def layers_of(images):
+    return [layer.half() for layer in Features()(images)]
+
+
+def collected(settings, given):
+    scorer = MutualScorer(Features(), settings)
+    scorer.collect(given, CPU, progress=False)
+    return [scores for batch in given for scores in scorer.view_scores(batch)]
+
+
+def test_each_view_is_compared_with_the_same_view_of_the_others():
+    given = batches()
+    found = collected(PLAIN, given)
+    views, images = (torch.cat([getattr(batch, name) for batch in given]) for name in ("views", "image"))
+    for view in range(VIEWS):
+        expected = mutual_maps(layers_of(views[:, view]))
+        for cloud in range(CLOUDS):
+            torch.testing.assert_close(found[cloud].maps[view], expected[cloud])
+            torch.testing.assert_close(found[cloud].scores[view], expected[cloud].max())
+    photographs = mutual_maps(layers_of(images))
+    for cloud in range(CLOUDS):
+        torch.testing.assert_close(found[cloud].photograph_map, photographs[cloud])
+        torch.testing.assert_close(found[cloud].photograph_score, photographs[cloud].max())
+
+
+def test_photographs_are_compared_where_there_are_some():
+    given = batches(photographs=[True, False, True, True, False])
+    found = collected(PLAIN, given)
+    images = torch.cat([batch.image for batch in given])
+    photographs = mutual_maps(layers_of(images[[0, 2, 3]]))
+    for place, cloud in enumerate((0, 2, 3)):
+        torch.testing.assert_close(found[cloud].photograph_map, photographs[place])
+    assert found[1].photograph_map is None
+    assert found[4].photograph_score is None
+    without = MutualSettings(foreground_only=False, fuse_rgb=False)
+    for settings, data in ((without, batches()), (PLAIN, batches(photographs=[True] + [False] * 4))):
+        assert all(scores.photograph_map is None for scores in collected(settings, data))
+
+
+def test_foreground_is_what_shows_points():
+    given = batches()
+    found = collected(MutualSettings(centred=False), given)
+    views = torch.cat([batch.views for batch in given])
+    shown = torch.zeros(CLOUDS, SIZE, SIZE, dtype=torch.bool)
+    pixels, visible = (torch.cat([getattr(batch, name) for batch in given])[:, 1] for name in ("pixels", "visible"))
+    for cloud in range(CLOUDS):
+        for (row, column), seen in zip(pixels[cloud].tolist(), visible[cloud].tolist(), strict=True):
+            shown[cloud, row, column] |= seen
+    expected = mutual_maps(layers_of(views[:, 1]), shown)
+    torch.testing.assert_close(torch.stack([scores.maps[1] for scores in found]), expected)
+    assert torch.equal(shown_pixels(pixels, visible, SIZE), shown)
+    images, valid = (torch.cat([getattr(batch, name) for batch in given]) for name in ("image", "valid"))
+    photographs = mutual_maps(layers_of(images), valid)
+    torch.testing.assert_close(torch.stack([scores.photograph_map for scores in found]), photographs)
+
+
+def test_centring_leaves_out_what_all_patches_of_a_view_have():
+    given = batches()
+    plain = collected(MutualSettings(centred=False), given)
+    centred = collected(MutualSettings(), given)
+    for before, after in zip(plain, centred, strict=True):
+        for one, other in zip([*before.maps, before.photograph_map], [*after.maps, after.photograph_map], strict=True):
+            counted = one[one > 0]
+            torch.testing.assert_close(other, (one - counted.median()).clamp_min(0))
+        torch.testing.assert_close(after.scores, after.maps.amax((1, 2)))
+        torch.testing.assert_close(after.photograph_score, after.photograph_map.max())
+
+
+def test_kinds_of_objects_are_not_compared_with_each_other():
+    both = [*batches(), *batches(seed=7)]
+    for number, batch in enumerate(both):
+        batch.category = [f"kind {number // 2}"] * len(batch.image)
+        batch.image_path = [f"{number // 2}/{path}" for path in batch.image_path]
+    # in any order
+    found = collected(PLAIN, [both[0], both[2], both[1], both[3]])
+    alone = [*collected(PLAIN, batches()), *collected(PLAIN, batches(seed=7))]
+    for index, place in enumerate((0, 1, 5, 6, 2, 3, 4, 7, 8, 9)):
+        assert torch.equal(found[index].maps, alone[place].maps)
+        assert torch.equal(found[index].photograph_map, alone[place].photograph_map)
+    both[3].category = ["kind 0", "kind 0", "lonely"]
+    with pytest.raises(ValueError, match=r"two or more, got 1 of 'lonely'"):
+        collected(PLAIN, [both[0], both[3]])
+
+
+def test_the_same_set_is_scored_once():
+    given, content = batches(), ["the set"]
+    scorer = MutualScorer(Features(), PLAIN)
+    scorer.collect(given, CPU, content=content, progress=False)
+    first = scorer.view_scores(given[0])[0].maps
+    scorer.collect(None, CPU, content=["the set"], progress=False)
+    assert torch.equal(scorer.view_scores(given[0])[0].maps, first)
+    others = batches(seed=1)
+    scorer.collect(others, CPU, content=["another"], progress=False)
+    assert not torch.equal(scorer.view_scores(others[0])[0].maps, first)
+
+
+def test_what_cannot_be_compared_is_refused(caplog):
+    scorer = MutualScorer(Features(), PLAIN)
+    given = batches()
+    with pytest.raises(ValueError, match="needs two or more, got 0"):
+        scorer.collect([], CPU, progress=False)
+    with pytest.raises(ValueError, match="has 2 views and those before it 3"):
+        given[1].views = given[1].views[:, :2]
+        scorer.collect(given, CPU, progress=False)
+    with pytest.raises(ValueError, match="these images bring none"):
+        scorer.collect([CloudBatch(image=torch.rand(1, 3, 8, 8))], CPU, progress=False)
+    with pytest.raises(ValueError, match=r"not 0\.png"):
+        scorer.view_scores(batches()[0])
+    scorer.collect(batches(), CPU, progress=False)
+    assert "transductive: they depend on all 5 clouds" in caplog.text
