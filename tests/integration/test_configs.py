@@ -79,7 +79,8 @@ def command_of(config: Path) -> list[str]:
 REPEATED = {"omniposead_mip.yaml", "piad_mad.yaml", "paper/omniposead_mip.yaml", "paper/piad_mad.yaml"}
 # The parts of their training are tested one by one, or run in other configurations.
 REPEATED |= {"paper/looking3d_brokenchairs.yaml", "paper/piad_mip.yaml", "paper/splatpose_mad.yaml"}
-REPEATED |= {"omniposead_mad.yaml", "looking3d_brokenchairs.yaml"}
+REPEATED |= {"omniposead_mad.yaml", "looking3d_brokenchairs.yaml", "looking3d_sample.yaml", "splatpose_mad.yaml"}
+REPEATED |= {"paper/omniposead_mad.yaml", "paper/pointad_mvtec3d.yaml"}
 CHAIRS = ["--data.init_args.train_views", "2", "--data.init_args.eval_views", "2", "--trainer.max_epochs", "1"]
 
 

@@ -152,6 +152,7 @@ def test_a_query_without_an_object(trained, tmp_path):
     assert batch.pred_score.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ONE_QUICKLY, indirect=True)
 def test_a_second_object_in_the_same_engine(trained, mad_root, tmp_path):
     name, first, *_ = trained
@@ -195,6 +196,7 @@ def test_training_without_poses_is_refused(name, mad_root, tmp_path):
         make_engine(tmp_path).fit(make_model(name), datamodule=data)
 
 
+@pytest.mark.slow
 def test_adam_finds_gradients_in_the_test_loop(mad_root, tmp_path):
     """Lightning's test loop runs in inference mode; the paper's refiner needs gradients there."""
     model = make_model("SplatPose", refiner="adam", refiner_steps=3, starts=1, steps=5)

@@ -91,6 +91,7 @@ def test_adam_recovers_a_known_pose():
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(3), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_inerf_recovers_a_known_pose():
     toy = make_toy()
     cameras = Camera.from_fov(view_sphere(40, 3.0), 0.6, 64, 64)

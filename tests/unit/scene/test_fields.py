@@ -69,6 +69,7 @@ def test_near_and_far_come_from_the_object(posed):
     assert psnr > 26
 
 
+@pytest.mark.slow
 def test_voxels_without_masks(posed):
     _, cameras, _ = posed
     black = make_toy().render(cameras).rgb.permute(0, 3, 1, 2).clamp(0, 1)

@@ -41,8 +41,8 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         weights_path: file with the backbone's weights; empty to let timm download them once.
         reflectance_weights_path: file of the published decomposition network; empty for the closed form.
         holdout_every: every n-th training view is kept from the fit to calibrate with.
-        surface_views: training views that tell the comparison what to expect of each place of the surface; 0 for none.
-            The papers' comparisons do without.
+        surface_views: training views that tell the comparison what to expect of each place of the surface, 60 in
+            SplatPose; 0 for none: in another light it is elsewhere that renderings fail.
         rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.
@@ -67,7 +67,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         weights_path: str = "",
         reflectance_weights_path: str = "",
         holdout_every: int = 10,
-        surface_views: int = 60,
+        surface_views: int = 0,
         rasterizer: str = "auto",
         fit_checkpoint: str = "",
         seed: int = 0,

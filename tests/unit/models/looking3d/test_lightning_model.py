@@ -214,6 +214,7 @@ def test_descriptors_of_four_queries_are_learned():
     assert losses[-1][0] < 0.7 * losses[0][0]
 
 
+@pytest.mark.slow
 def test_evaluation_encodes_each_shape_once_and_reports(network, tmp_path, monkeypatch):
     encoded = []
     encode = network._shapes.encode
@@ -245,6 +246,7 @@ def own_reference(monkeypatch):
     return views, xyz
 
 
+@pytest.mark.slow
 def test_photographs_alone_are_compared_with_the_models_own_shape(network, own_reference, tmp_path):
     monkey = pytest.MonkeyPatch()
     monkey.setattr(network, "reference", "views")
@@ -331,7 +333,7 @@ def test_weights_are_loaded_once_and_live_on_in_the_checkpoint(published, publis
 def test_settings_are_checked(tmp_path):
     with pytest.raises(ValueError, match="schedule should be one of 'cosine', 'step', got 'linear'"):
         Looking3D(schedule="linear")
-    with pytest.raises(FileNotFoundError, match="Weights of Looking3D"):
+    with pytest.raises(FileNotFoundError, match="weights of Looking3D"):
         Looking3D(weights_path=str(tmp_path / "none.pt"))
     with pytest.raises(ValueError, match="set max_epochs to 1 or more"):
         make_engine(tmp_path, max_epochs=-1, max_steps=1).fit(Looking3D(), train_dataloaders=loader(2))
