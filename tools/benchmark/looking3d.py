@@ -16,9 +16,7 @@ what else is running.
 
 import argparse
 import json
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ import yaml
 from lightning import Callback, Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
+from timing import measure
 from torch.utils.data import DataLoader
 
 from anomalib_pose.data import BrokenChairs
@@ -45,17 +44,6 @@ def photographs(count: int, generator: torch.Generator) -> torch.Tensor:
     images = torch.ones(count, 3, 256, 256)
     images[..., 50:210, 60:196] = 0.8 * torch.rand(count, 3, 160, 136, generator=generator)
     return images
-
-
-def measure(function: Callable[[], object], repeats: int) -> dict[str, float]:
-    function()
-    cpu, wall = [], []
-    for _ in range(repeats):
-        start_cpu, start_wall = time.process_time(), time.perf_counter()
-        function()
-        cpu.append(time.process_time() - start_cpu)
-        wall.append(time.perf_counter() - start_wall)
-    return {"cpu_median": statistics.median(cpu), "wall_median": statistics.median(wall)}
 
 
 def megabytes(shape: ReferenceShape) -> float:

@@ -11,15 +11,13 @@ published, the text tower reads 77 tokens; the image tower, which then runs in e
 import argparse
 import json
 import math
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import measure
 from torch.nn import functional
 
 from anomalib_pose.models.point_ad.losses import CloudTargets, hybrid_loss
@@ -27,17 +25,6 @@ from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.scorer import ClipFeatures
 from anomalib_pose.models.point_ad.text import TextTower, direction, ends
 from anomalib_pose.models.point_ad.training import prompt_loss, prompt_optimizer
-
-
-def measure(function: Callable[[], object], repeats: int) -> dict[str, float]:
-    function()
-    cpu, wall = [], []
-    for _ in range(repeats):
-        start_cpu, start_wall = time.process_time(), time.perf_counter()
-        function()
-        cpu.append(time.process_time() - start_cpu)
-        wall.append(time.perf_counter() - start_wall)
-    return {"cpu_median": statistics.median(cpu), "wall_median": statistics.median(wall)}
 
 
 def text_tower(model: str) -> tuple[TextTower, int, int, int]:
