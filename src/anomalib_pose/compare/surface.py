@@ -90,6 +90,8 @@ class SurfaceResiduals(nn.Module):
             points: that the pixels show, world frame; of no meaning where ``alpha`` is 0.
             alpha: opacity of the object in the reference, in [0, 1].
         """
+        if not bool(self.excess_square.any()):
+            return anomaly_map
         excess = torch.zeros_like(anomaly_map)
         for index, weight in self._corners(points):
             excess = excess + self.excess_square[index] * weight
