@@ -7,6 +7,7 @@ from anomalib_pose.geometry.camera import (
     projection_jacobian,
     resize_image_mask_K,
     resize_intrinsics,
+    viewed_point,
 )
 from anomalib_pose.geometry.lattice import look_at, mad_lattice, view_sphere
 from anomalib_pose.geometry.sampling import farthest_point_sampling
@@ -29,4 +30,5 @@ __all__ = [
     "so3_exp",
     "so3_log",
     "view_sphere",
+    "viewed_point",
 ]

@@ -162,6 +162,23 @@ class Camera:
         return in_camera @ rotation.transpose(-1, -2) + self.centre[..., None, None, :]
 
 
+def viewed_point(cameras: Camera) -> tuple[Float[Tensor, "3"], Float[Tensor, "c"]]:
+    """The point nearest to all optical axes (least squares), and how far from each axis it lies.
+
+    Args:
+        cameras: C of them.
+    """
+    axes, eyes = cameras.camera_to_world[:, :3, 2].double(), cameras.centre.double()
+    identity = torch.eye(3, dtype=axes.dtype, device=axes.device)
+    across = identity - axes[:, :, None] * axes[:, None, :]
+    # Parallel axes leave the depth open; the small pull to the cameras' mean keeps the system solvable.
+    system = across.sum(0) + 1e-6 * len(axes) * identity
+    right = (across @ eyes[..., None]).sum(0)[:, 0] + 1e-6 * len(axes) * eyes.mean(0)
+    point = torch.linalg.solve(system, right)
+    off = (across @ (point - eyes)[..., None])[..., 0].norm(dim=-1)
+    return point.to(cameras.camera_to_world), off.to(cameras.camera_to_world)
+
+
 def resize_intrinsics(
     K: Float[Tensor, "*batch 3 3"],  # noqa: N803
     from_width: int,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_pose.geometry import Camera, look_at, view_sphere
+from anomalib_pose.geometry import Camera, look_at, view_sphere, viewed_point
 from anomalib_pose.pose.types import Query
 from anomalib_pose.scene import Scene
 
@@ -30,8 +30,10 @@ def bank_poses(
 ) -> Float[Tensor, "v 4 4"]:
     """The training poses, and poses on an even view sphere around the object that fill the gaps between them.
 
-    New poses look at the centre from the training cameras' median distance, upright as those are on average. They keep
-    to the band of elevations that the training poses span, and within ``reach`` of the nearest of them.
+    New poses look where the training cameras look, or at the centre of the object where those look here and there:
+    an object that fills their images would leave those of cameras that look elsewhere. They have the training cameras'
+    median distance and are upright as those are on average. They keep to the band of elevations that the training poses
+    span, and within ``reach`` of the nearest of them.
 
     Args:
         cameras: the training cameras.
@@ -40,7 +42,10 @@ def bank_poses(
         reach: largest angle from the nearest training direction, radians; wider than half of MAD's hole of 40 degrees.
     """
     poses = cameras.camera_to_world
-    offsets = poses[:, :3, 3] - centre
+    target, off = viewed_point(cameras)
+    if bool((off > _OFF_AXIS * (cameras.centre - target).norm(dim=-1)).any()):
+        target = centre
+    offsets = poses[:, :3, 3] - target
     distance = offsets.norm(dim=-1)
     directions = offsets / distance[:, None]
     up = F.normalize(-poses[:, :3, 1].mean(0), dim=0)
@@ -53,10 +58,10 @@ def bank_poses(
     count = max(1, round(share * (_ROOT_OF_SPHERE / spacing) ** 2))
     eyes = view_sphere(count, 1.0, *limits)[:, :3, 3].to(axes) @ axes.T
     near = (eyes @ directions.T).amax(1) > math.cos(reach)
-    eyes = eyes[near] * distance.median() + centre
+    eyes = eyes[near] * distance.median() + target
     if not len(eyes):
         return poses
-    return torch.cat([poses, look_at(eyes, centre, axes[:, 2])])
+    return torch.cat([poses, look_at(eyes, target, axes[:, 2])])
 
 
 class ViewBank(nn.Module):

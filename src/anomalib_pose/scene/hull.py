@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_pose.geometry import Camera
+from anomalib_pose.geometry import Camera, viewed_point
 
 logger = logging.getLogger(__name__)
 
@@ -25,17 +25,12 @@ def ball_of_cameras(cameras: Camera) -> tuple[Float[Tensor, "3"], float]:
     Args:
         cameras: C of them.
     """
-    axes, eyes = cameras.camera_to_world[:, :3, 2].double(), cameras.centre.double()
-    across = torch.eye(3, dtype=axes.dtype, device=axes.device) - axes[:, :, None] * axes[:, None, :]
-    # Parallel axes leave the depth open; the small pull to the cameras' mean keeps the system solvable.
-    system = across.sum(0) + 1e-6 * len(axes) * torch.eye(3, dtype=axes.dtype, device=axes.device)
-    right = (across @ eyes[..., None]).sum(0)[:, 0] + 1e-6 * len(axes) * eyes.mean(0)
-    centre = torch.linalg.solve(system, right)
+    centre, _ = viewed_point(cameras)
     half_size = cameras.K.new_tensor([cameras.width, cameras.height]) / 2
-    slope = (half_size / cameras.K[:, [0, 1], [0, 1]]).amin(-1).double()
-    distance = (eyes - centre).norm(dim=-1)
+    slope = (half_size / cameras.K[:, [0, 1], [0, 1]]).amin(-1)
+    distance = (cameras.centre - centre).norm(dim=-1)
     radius = float((distance * slope / (1 + slope.square()).sqrt()).median())
-    return centre.to(cameras.camera_to_world), radius
+    return centre, radius
 
 
 def carve(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_pose.geometry import Camera, pose_error, resize_image_mask_K, se3_exp
+from anomalib_pose.geometry import Camera, pose_error, resize_image_mask_K, se3_exp, view_sphere, viewed_point
 
 
 def camera_at(tangent: list[float], width: int = 64, height: int = 48) -> Camera:
@@ -78,6 +78,23 @@ def test_resizing_keeps_the_same_scene_point_at_the_same_relative_place() -> Non
     torch.testing.assert_close(intrinsics, camera.resized(32, 24).K.float())
     points = torch.randn(5, 3, dtype=torch.float64)
     torch.testing.assert_close(camera.resized(32, 24).project(points)[0], camera.project(points)[0] / 2)
+
+
+def test_viewed_point_is_where_all_axes_meet() -> None:
+    target = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+    poses = view_sphere(12, 3.0).double()
+    poses[:, :3, 3] += target
+    point, off = viewed_point(Camera.from_fov(poses, 0.7, 64, 64))
+    torch.testing.assert_close(point, target, atol=1e-4, rtol=0)
+    assert off.max() < 1e-4
+    # Two axes that pass each other: the point is halfway, at half their distance from each.
+    crossing = torch.eye(4).double().repeat(2, 1, 1)
+    crossing[0, :3, 3] = torch.tensor([0.0, 0.5, -2.0])
+    crossing[1, :3, :3] = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
+    crossing[1, :3, 3] = torch.tensor([-2.0, -0.5, 0.0])
+    point, off = viewed_point(Camera.from_fov(crossing, 0.7, 64, 64))
+    torch.testing.assert_close(point, torch.zeros(3).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(off, torch.full((2,), 0.5).double(), atol=1e-5, rtol=0)
 
 
 def test_pose_error() -> None:

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from anomalib_pose.geometry import Camera, look_at, mad_lattice, pose_error, view_sphere
+from anomalib_pose.geometry import Camera, look_at, mad_lattice, pose_error, view_sphere, viewed_point
 from anomalib_pose.pose import GaussNewtonRefiner, PoseEstimator, Query, Refinement, ViewBank, bank_poses, make_refiner
 from sample_scenes import make_toy
 
@@ -44,6 +44,19 @@ def test_bank_keeps_to_where_the_cameras_were():
     poses = bank_poses(Camera.from_fov(front, 0.7, 64, 64), torch.zeros(3), math.radians(8), math.radians(20))
     directions, known = (torch.nn.functional.normalize(p[:, :3, 3], dim=-1) for p in (poses, front))
     assert torch.rad2deg(torch.acos((directions @ known.T).amax(1).clamp(max=1))).max() < 20.1
+
+
+def test_new_views_of_the_bank_frame_the_object_as_the_training_views_do():
+    centre = torch.tensor([0.2, 0.3, 0.0])  # of an object that sticks out to one side
+    lattice = Camera.from_fov(mad_lattice(3.5), 0.69, 64, 64)
+    added = bank_poses(lattice, centre, math.radians(8))[210:]
+    target, off = viewed_point(Camera.from_fov(added, 0.69, 64, 64))
+    torch.testing.assert_close(target, torch.zeros(3), atol=1e-3, rtol=0)
+    assert off.max() < 1e-3
+    here_and_there = lattice.camera_to_world.clone()
+    here_and_there[::3, :3, :3] = look_at(here_and_there[::3, :3, 3], centre, torch.tensor([0.0, 0.0, 1.0]))[:, :3, :3]
+    added = bank_poses(lattice.with_pose(here_and_there), centre, math.radians(8))[210:]
+    torch.testing.assert_close(viewed_point(Camera.from_fov(added, 0.69, 64, 64))[0], centre, atol=1e-3, rtol=0)
 
 
 def test_unknown_poses_are_found(fitted):
