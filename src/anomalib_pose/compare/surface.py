@@ -90,8 +90,20 @@ class SurfaceResiduals(nn.Module):
             points: that the pixels show, world frame; of no meaning where ``alpha`` is 0.
             alpha: opacity of the object in the reference, in [0, 1].
         """
-        if not bool(self.excess_square.any()):
-            return anomaly_map
+        return self.relative(anomaly_map, points, alpha) if self.fitted else anomaly_map
+
+    @property
+    def fitted(self) -> bool:
+        """Whether good views were collected."""
+        return bool(self.excess_square.any())
+
+    def relative(
+        self,
+        anomaly_map: Float[Tensor, "b h w"],
+        points: Float[Tensor, "b h w 3"],
+        alpha: Float[Tensor, "b h w"],
+    ) -> Float[Tensor, "b h w"]:
+        """``forward`` when it is fitted; holds no branch that depends on the data."""
         excess = torch.zeros_like(anomaly_map)
         for index, weight in self._corners(points):
             excess = excess + self.excess_square[index] * weight

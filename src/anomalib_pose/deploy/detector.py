@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anomalib_pose.compare import Comparator
-from anomalib_pose.deploy.alignment import align, pyramid
+from anomalib_pose.compare import Comparator, SurfaceResiduals
+from anomalib_pose.deploy.alignment import align, pyramid, unproject
 from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
 from anomalib_pose.deploy.resample import frame_matrix, softening_matrix, window_matrix
 from anomalib_pose.deploy.settings import DetectorSettings, check_size
@@ -45,12 +45,14 @@ class DetectorReference(NamedTuple):
         query: windows of the images (B, 3, h, w), RGB in [0, 1].
         rgb: what the bank says of them (B, 3, h, w); the query itself where it says nothing.
         alpha: opacity of the object (B, h, w).
+        points: of the surface that pixels show (B, h, w, 3), world frame.
         pose: estimated camera-to-world poses (B, 4, 4), scene units.
     """
 
     query: Tensor
     rgb: Tensor
     alpha: Tensor
+    points: Tensor
     pose: Tensor
 
 
@@ -102,6 +104,7 @@ class FeedForwardDetector(nn.Module):
         self.neighbours = min(settings.neighbours, len(bank))
         self.steps = settings.steps
         self.white_background = white_background
+        self.surface: SurfaceResiduals | None = None
         self.size: tuple[int, int] = (bank.views.shape[-2], bank.views.shape[-1])
 
     def cut(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 h w"]:
@@ -167,9 +170,11 @@ class FeedForwardDetector(nn.Module):
         rgb = rows @ found.rgb @ columns.transpose(0, 1)
         known = found.known if self.white_background else found.known * found.alpha
         rgb = query + known[:, None] * (rgb - query)
+        surface = unproject(found.depth, intrinsics[:: self.neighbours]).flatten(2)
+        points = self.bank.unit * (pose[:, :3, :3] @ surface + pose[:, :3, 3:]).unflatten(2, self.size)
         to_scene = torch.ones(4, 4).to(pose)
         to_scene[:3, 3] = self.bank.unit
-        return DetectorReference(query, rgb, found.alpha, pose * to_scene)
+        return DetectorReference(query, rgb, found.alpha, points.permute(0, 2, 3, 1), pose * to_scene)
 
     def _near(self, pose: Tensor, apart: float) -> Int[Tensor, "n"]:
         """Indices of the views nearest to each pose, one pose after the other."""
@@ -180,16 +185,24 @@ class FeedForwardDetector(nn.Module):
         return distance.topk(self.neighbours, dim=1, largest=False).indices.flatten()
 
     @torch.no_grad()
-    def calibrate(self, images: Float[Tensor, "n 3 height width"]) -> None:
+    def calibrate(
+        self, images: Float[Tensor, "n 3 height width"], ball: tuple[Float[Tensor, "3"], float] | None = None
+    ) -> None:
         """Learn how good views differ from this detector's references.
 
         Args:
             images: good views that the scene was not fitted to.
+            ball: centre and radius of the object, world frame, to learn it for each place of the surface too; None to
+                treat the surface alike everywhere.
         """
         # The bank may hold a view from the very pose, which no query will have.
         found = [self.reference(image[None], _APART) for image in images]
-        query, rgb, alpha = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:3])
+        query, rgb, alpha, points = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:4])
         self.comparator.fit_windows(query, rgb, alpha)
+        if ball is not None:
+            maps = torch.cat([self.comparator.compare_windows(*some[:3]) for some in found])
+            self.surface = SurfaceResiduals()
+            self.surface.fit(zip(maps, points, alpha, strict=True), *ball)
 
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> DetectorOutput:
         """Scores and maps of images of any size.
@@ -197,8 +210,10 @@ class FeedForwardDetector(nn.Module):
         Args:
             images: RGB in [0, 1].
         """
-        query, rgb, alpha, _ = self.reference(images)
+        query, rgb, alpha, points, _ = self.reference(images)
         window_map = self.comparator.compare_windows(query, rgb, alpha)
+        if self.surface is not None:
+            window_map = self.surface.relative(window_map, points, alpha)
         score = self.comparator.score(window_map, alpha)
         rows = frame_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
         columns = frame_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)

@@ -11,6 +11,7 @@ from rich.progress import track
 from scipy import ndimage
 from torch import Tensor, nn
 
+from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy.alignment import View
 from anomalib_pose.deploy.resample import pooling_matrix
 from anomalib_pose.deploy.settings import THUMBNAIL
@@ -25,6 +26,7 @@ _OPAQUE = 0.5
 _BATCH = 8
 _APART = math.radians(12)
 _FIXED_POINT = 2.0**20
+_JUMP = 0.02  # neighbours whose depths differ by more, as a part of the distance, show two surfaces
 
 
 def spread_poses(poses: Float[Tensor, "v 4 4"], centre: Float[Tensor, "3"], count: int) -> Float[Tensor, "n 4 4"]:
@@ -212,6 +214,7 @@ def _pack(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     colour = (rgb.permute(2, 0, 1).clamp(0, 1) * 255).round()
     if not bool(opaque.any()):
         return torch.cat([colour, torch.zeros_like(depth)[None]]).to(torch.uint8), torch.ones(2)
+    depth = _unmixed(depth, opaque)
     # Expected depth on a silhouette may lie between object and nowhere: leave the extremes out.
     sample = depth[opaque]
     limits = torch.stack([sample.kthvalue(1 + len(sample) // 1000).values, sample.kthvalue(len(sample)).values])
@@ -220,3 +223,15 @@ def _pack(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     share = (filled - limits[0]) / (limits[1] - limits[0]).clamp(min=1e-6)
     level = (share.clamp(0, 1) * _DEPTH_LEVELS).round()
     return torch.cat([colour, (2 * level + opaque)[None]]).to(torch.uint8), limits
+
+
+def _unmixed(depth: Tensor, opaque: Tensor) -> Tensor:
+    """Depth without points in the air: a pixel between two surfaces shows a mean of both, and takes the nearer one's.
+
+    From another side such points would cover what is seen between the surfaces.
+    """
+    nearest = -largest_around(torch.where(opaque, -depth, -torch.inf)[None], 3)[0]
+    farthest = largest_around(torch.where(opaque, depth, -torch.inf)[None], 3)[0]
+    surface = torch.where(depth - nearest < farthest - depth, nearest, farthest)
+    mixed = opaque & (farthest - nearest > _JUMP * depth)
+    return torch.where(mixed, surface, depth)

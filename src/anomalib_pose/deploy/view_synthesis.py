@@ -27,11 +27,13 @@ class Synthesis(NamedTuple):
         rgb: colour over white (C, 3, H, W).
         alpha: opacity of the object (C, H, W).
         known: how far the views can tell what is seen (C, H, W), in [0, 1].
+        depth: of the nearest surface along the cameras' optical axes (C, H, W).
     """
 
     rgb: Tensor
     alpha: Tensor
     known: Tensor
+    depth: Tensor
 
 
 def splat_depth(
@@ -93,20 +95,29 @@ def synthesise(
     """
     splats = splat_depth(view, motion, intrinsics, count)
     covered = _softened(_closed((splats > 0).to(splats.dtype)))
-    depth = fill_depth(splats).repeat_interleave(count, 0)
+    surface = fill_depth(splats)
+    depth = surface.repeat_interleave(count, 0)
     points, uv = project(back, unproject(depth, intrinsics).flatten(2), intrinsics)
     shape = depth.shape[1:]
-    found = sample(torch.cat([view.rgb, view.alpha[:, None], view.depth[:, None]], 1), uv.unflatten(2, shape))
+    uv = uv.unflatten(2, shape)
+    found = sample(torch.cat([view.rgb, view.alpha[:, None], view.depth[:, None]], 1), uv)
     hidden = torch.relu(points[:, 2].unflatten(1, shape) - found[:, 4]) / _HIDDEN
     order = torch.arange(count, dtype=depth.dtype, device=depth.device)[None, :, None, None] * _FIRST
-    seen = torch.exp(-hidden.square()).unflatten(0, (-1, count))
+    inside = _inside(uv).unflatten(0, (-1, count))
+    seen = torch.exp(-hidden.square()).unflatten(0, (-1, count)) * inside
     weight = seen * torch.exp(-order) + 1e-4
     rgba = (weight[:, :, None] * found[:, :4].unflatten(0, (-1, count))).sum(1) / weight.sum(1)[:, None]
     # Where no surface point falls there is background, whatever the views show at the depth of the nearest surface.
     nothing = torch.tensor([1.0, 1.0, 1.0, 0.0]).to(rgba)[:, None, None]
     rgba = nothing + covered[:, None] * (rgba - nothing)
-    known = torch.maximum((seen.amax(1) / _SEEN).clamp(max=1), 1 - covered)
-    return Synthesis(rgba[:, :3], rgba[:, 3], known)
+    known = torch.maximum((seen.amax(1) / _SEEN).clamp(max=1), (1 - covered) * inside.amax(1))
+    return Synthesis(rgba[:, :3], rgba[:, 3], known, surface)
+
+
+def _inside(uv: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b h w"]:
+    """1 where coordinates lie in an image of the same size, which says nothing of what is beyond."""
+    u, v = uv.unbind(1)
+    return ((u > 0) & (u < uv.shape[3]) & (v > 0) & (v < uv.shape[2])).to(uv.dtype)
 
 
 def _closed(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:

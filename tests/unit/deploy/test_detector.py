@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import math
 
 import pytest
@@ -7,13 +8,14 @@ import torch
 from anomalib_pose.compare import CalibratedComparator
 from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
-from anomalib_pose.deploy.alignment import _solve, align, project, pyramid, retract, unproject
+from anomalib_pose.deploy.alignment import View, _solve, align, project, pyramid, retract, unproject
 from anomalib_pose.deploy.damage import damaged
-from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
+from anomalib_pose.deploy.rendered_bank import RenderedBank, _pack, spread_poses
 from anomalib_pose.deploy.resample import frame_matrix, pooling_matrix, sample, softening_matrix, window_matrix
 from anomalib_pose.deploy.settings import bank_megabytes, check_size
 from anomalib_pose.deploy.thresholds import ScoreMap
-from anomalib_pose.geometry import Camera, pose_error, so3_exp, view_sphere
+from anomalib_pose.deploy.view_synthesis import synthesise
+from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, so3_exp, view_sphere
 from sample_scenes import make_toy
 
 SIZE = 96
@@ -105,26 +107,32 @@ def test_elimination_solves_the_damped_equations():
     )
 
 
+def window_camera(detector: FeedForwardDetector) -> Camera:
+    """Camera of the detector's window, at the origin."""
+    fx, fy, cx, cy = detector.bank.intrinsics(torch.tensor([0]))[0].tolist()
+    return Camera(torch.eye(4), torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), *reversed(detector.size))
+
+
 def test_views_survive_the_packing(detector):
     bank = detector.bank
     index = torch.tensor([3, 77])
-    camera = Camera(torch.eye(4), torch.eye(3), *reversed(detector.size))
-    fx, fy, cx, cy = bank.intrinsics(index)[0].tolist()
-    K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     pose = bank.pose(index)
     pose[:, :3, 3] *= bank.unit
-    output = make_toy().render(Camera(torch.eye(4), K, camera.width, camera.height).with_pose(pose), torch.ones(3))
+    output = make_toy().render(window_camera(detector).with_pose(pose), torch.ones(3))
     view = bank.view(index)
-    torch.testing.assert_close(view.rgb, output.rgb.permute(0, 3, 1, 2).clamp(0, 1), atol=3e-3, rtol=0)
+    torch.testing.assert_close(view.rgb, output.rgb.permute(0, 3, 1, 2).clamp(0, 1), atol=5e-3, rtol=0)
     opaque = output.alpha > 0.5
     assert torch.equal(view.alpha > 0, opaque)
-    assert ((view.depth * bank.unit - output.depth)[opaque].abs() < 0.02).float().mean() > 0.99
+    deepest = largest_around(torch.where(opaque, output.depth, 0), 3)
+    smooth = opaque & (deepest + largest_around(torch.where(opaque, -output.depth, -9), 3) < 0.02 * output.depth)
+    assert smooth.float().sum() > 0.5 * opaque.sum()
+    assert ((view.depth * bank.unit - output.depth)[smooth].abs() < 0.02).float().mean() > 0.99
 
 
 def test_poses_are_found_and_references_agree_with_renderings(detector):
     images = torch.stack([photograph(pose) for pose in QUERIES])
     points = make_toy().means
-    query, reference, _, poses = detector.reference(images)
+    query, reference, alpha, surface, poses = detector.reference(images)
     for found, truth in zip(poses, QUERIES, strict=True):
         # A small smooth toy hardly tells turning from shifting: what counts is where its points appear.
         assert math.degrees(pose_error(found, truth)[0]) < 3
@@ -132,6 +140,30 @@ def test_poses_are_found_and_references_agree_with_renderings(detector):
         assert (seen - expected).norm(dim=-1).mean() < 0.8
     differs = (query - reference).abs().amax(1) > 0.2
     assert differs.float().mean() < 0.01
+    cameras = window_camera(detector).with_pose(poses)
+    shown = cameras.unproject(make_toy().render(cameras).depth)
+    # The toy is a shell that is not quite opaque: where it is seen obliquely its expected depth hangs on the side.
+    assert (surface - shown)[alpha > 0.9].norm(dim=-1).median() < 0.06
+
+
+def test_a_place_that_always_differs_counts_less(detector):
+    def glossy(pose: torch.Tensor) -> torch.Tensor:
+        output = make_toy().render(CAMERA.with_pose(pose), torch.ones(3))
+        top = (CAMERA.with_pose(pose).unproject(output.depth)[..., 2] > 0.3) & (output.alpha > 0.5)
+        return torch.where(top, 0.7, 1.0) * photograph(pose)
+
+    images = torch.stack([glossy(pose) for pose in view_sphere(12, 3.0, 1.2, 0.0, azimuth_offset=0.2)])
+    query = torch.stack([glossy(pose) for pose in view_sphere(5, 3.0, 1.0, 0.4, azimuth_offset=0.7)])
+    patient, alike = copy.deepcopy(detector), copy.deepcopy(detector)
+    patient.calibrate(images, (make_toy().centre, make_toy().extent))
+    alike.calibrate(images)
+    reference = patient.reference(query)
+    top = (reference.points[..., 2] > 0.35) & (reference.alpha > 0.9)
+    elsewhere = (reference.points[..., 2] < 0.1) & (reference.alpha > 0.9)
+    share = patient(query).anomaly_map[:, 0] / alike(query).anomaly_map[:, 0].clamp(min=1e-6)
+    window_share = detector.cut(share[:, None].expand(-1, 3, -1, -1))[:, 0]
+    assert window_share[top].median() < 0.9
+    assert window_share[elsewhere].median() > 0.95
 
 
 def test_alignment_lowers_the_cost_of_a_start_that_is_off(detector):
@@ -193,6 +225,30 @@ def test_projection_of_the_identity_is_the_pixel_itself():
     depth, intrinsics = 1 + torch.rand(2, 5, 7), torch.tensor([[9.0, 8, 3, 2]]).expand(2, 4)
     _, uv = project(torch.eye(4).expand(2, 4, 4), unproject(depth, intrinsics).flatten(2), intrinsics)
     torch.testing.assert_close(uv.unflatten(2, (5, 7))[0, :, 2, 3], torch.tensor([3.5, 2.5]))
+
+
+def test_what_lies_beyond_the_frames_of_all_views_is_unknown():
+    plane = View(torch.full((1, 3, 20, 30), 0.4), torch.ones(1, 20, 30), torch.ones(1, 20, 30))
+    intrinsics = torch.tensor([[30.0, 30, 15, 10]])
+    motion = torch.eye(4)[None].clone()
+    motion[:, 0, 3] = 4 / 30  # the plane's image moves four pixels to the right: on the left is what no view shows
+    found = synthesise(plane, motion, rigid_inverse(motion), intrinsics, 1)
+    torch.testing.assert_close(found.known[0, 3:-3, :3], torch.zeros(14, 3))
+    torch.testing.assert_close(found.known[0, 3:-3, 6:], torch.ones(14, 24))
+    torch.testing.assert_close(found.rgb[0, :, 3:-3, 6:-3], torch.full((3, 14, 21), 0.4))
+
+
+def test_no_point_of_a_packed_view_hangs_between_two_surfaces():
+    depth = 2 + 0.01 * torch.arange(12.0).expand(8, 12)  # a plane that is seen obliquely
+    depth[:, 6:] += 1
+    depth[:, 6] = 2.7  # expected depth where both show
+    alpha = torch.ones(8, 12)
+    alpha[:, 11] = 0
+    packed, limits = _pack(torch.rand(8, 12, 3), depth, alpha)
+    found = limits[0] + torch.floor(packed[3].float() / 2) / 127 * (limits[1] - limits[0])
+    expected = depth.clone()
+    expected[:, 6] = 3.07
+    torch.testing.assert_close(found[:, :11], expected[:, :11], atol=0.02, rtol=0)
 
 
 def test_spread_poses_are_as_many_as_asked_for_and_even():
