@@ -170,6 +170,18 @@ def test_sizes_are_shares_of_the_object():
     assert 2 < lengths[1] / lengths[0] < 4
 
 
+def test_no_defect_leaves_the_object():
+    image, _ = photograph()
+    thin = np.zeros((SIZE, SIZE), bool)
+    thin[40:56, 10:86] = True
+    sizes = DefectSizes(scratch_length=(1, 1), scratch_width=(0.05, 0.05))
+    for kind in PAINTED_DEFECTS:
+        for seed in range(8):
+            spoiled, mask = paint_defect(image, thin, kind, np.random.default_rng(seed), sizes)
+            assert not (mask & ~thin).any()
+            assert np.array_equal(spoiled[~thin], image[~thin])
+
+
 def test_a_stain_keeps_the_surfaces_own_shading():
     image, inside = photograph()
     sizes = DefectSizes(stain_area=(0.4, 0.4))
@@ -177,6 +189,8 @@ def test_a_stain_keeps_the_surfaces_own_shading():
     inner = ndimage.binary_erosion(mask, iterations=6)  # the edge is soft
     luminance = [picture.mean(2)[inner] for picture in (image, spoiled)]
     assert np.corrcoef(*luminance)[0, 1] > 0.9
+    spreads = [values.std() / values.mean() for values in luminance]
+    assert spreads[1] > 0.8 * spreads[0]
     assert luminance[1].mean() < 0.7 * luminance[0].mean()
 
 
