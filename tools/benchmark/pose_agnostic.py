@@ -2,7 +2,8 @@
 """Measure methods of pose-agnostic detection on data sets, with several seeds, beside anomalib's own models.
 
     python tools/benchmark/pose_agnostic.py --data car=datasets/brickmad:car \
-        --data few=datasets/brickmad:car:views=0.1 --data warm=datasets/brickmad:car:queries=datasets/brickmad_warm --data tankard=data/tankard \
+        --data few=datasets/brickmad:car:views=0.1 --data tankard=data/tankard \
+        --data warm=datasets/brickmad:car:queries=datasets/brickmad_warm \
         --methods splatpose splatpose_no_surface piad patchcore --seeds 0 1 --size 200 --weights FILE
 
 A data set is ``NAME=ROOT:CATEGORY`` in MAD's layout, or ``NAME=ROOT`` for a folder with ``transforms.json`` and its
@@ -13,7 +14,7 @@ from a YAML file, a list of mappings with name, root, category, queries, masks a
 
 Each run is a process of its own and leaves one file in ``OUT/runs``; if it aborts, the others go on. Started again, the
 benchmark does what is missing, and what has other settings than the file that is there; it does not notice that images
-were changed. Fitted scenes are kept in ``OUT/scenes`` and shared by the methods that fit them in the same way.
+or programs were changed. Fitted scenes are kept in ``OUT/scenes`` and shared by the methods that fit them alike.
 ``results.json``, ``table.md``, ROC curves, pose errors, latencies and the worst-ranked queries are written to ``OUT``
 from all files whose settings are up to date; ``--report-only`` writes them from what is there.
 

@@ -15,6 +15,7 @@ import timm
 import torch
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
 from pose_agnostic_data import Views, stacked
 from pose_agnostic_methods import METHODS, Settings
@@ -223,19 +224,25 @@ def _ask(detector: Callable[..., Any], test: Views, known: KnownPose | None = No
     return scores, maps[:, 0], references, poses, confidences
 
 
-def baseline_model(settings: Settings, weights: str) -> AnomalibModule:
-    """One of anomalib's models with the backbone's weights from a file, which it has no argument for."""
+def baseline_model(settings: Settings, weights: str, **changed: Any) -> AnomalibModule:
+    """One of anomalib's models with the backbone's weights from a file, which it has no argument for.
+
+    Args:
+        settings: of the run.
+        weights: file with the backbone's weights.
+        changed: further arguments of the model.
+    """
     method = METHODS[settings.method]
     builder = getattr(anomalib.models, method.model)
-    processor = builder.configure_pre_processor(image_size=(settings.window, settings.window))
-    for transform in processor.transform.transforms:
-        if isinstance(transform, Normalize):  # what the weights were trained with
-            transform.mean, transform.std = [settings.mean] * 3, [settings.std] * 3
+    transform = builder.configure_pre_processor(image_size=(settings.window, settings.window)).transform
+    for part in transform.transforms:
+        if isinstance(part, Normalize):  # what the weights were trained with
+            part.mean, part.std = [settings.mean] * 3, [settings.std] * 3
     layers = {"layer": settings.layers[-1]} if method.model == "Dfm" else {"layers": list(settings.layers)}
     off = {"post_processor": False, "evaluator": False, "visualizer": False}
-    model = builder(
-        settings.backbone, pre_trained=False, pre_processor=processor, **layers, **off, **settings.arguments
-    )
+    # A processor copies its transform for exports when it is made: it has to be made of the changed one.
+    options = {"pre_trained": False, "pre_processor": PreProcessor(transform), **layers, **off, **settings.arguments}
+    model = builder(settings.backbone, **{**options, **changed})
     extractor = model.model.feature_extractor
     padding = {"pad_type": settings.pad_type} if settings.pad_type else {}
     network = timm.create_model(settings.backbone, features_only=True, out_indices=extractor.idx, **padding)
@@ -256,7 +263,8 @@ def run_baseline(settings: Settings, weights: str, train: PosedDataset, test: Vi
     fit_s = time.perf_counter() - start
     model = model.to(settings.device).eval()
     stopwatch = Stopwatch(settings.device)
-    ask = stopwatch.timed("total", model)
+    # not the module itself: outside of the Engine it resizes as exported models do, without antialiasing
+    ask = stopwatch.timed("total", lambda image: model.model(model.pre_processor.transform(image)))
     with torch.no_grad():
         answers = [ask(image[None].to(settings.device)) for image in test.image]
     maps = torch.cat([answer.anomaly_map.reshape(1, 1, *answer.anomaly_map.shape[-2:]) for answer in answers]).cpu()

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from anomalib_pose.data.sample.files import write_json, write_text
@@ -174,7 +175,9 @@ def pose_plot(name: str, results: list[Result]) -> Figure | None:
             label = f"{_legend(result)}, {'defective' if marker == 'x' else 'good'}"
             axes.scatter(angles[kind].clip(1e-3), ranks[kind], 18, f"C{number}", marker, label=label, alpha=0.7)
     axes.axvline(1, color="0.7", linewidth=0.8)
-    axes.set(xscale="log", xlabel="pose error, degrees", ylabel="rank of the score, 1 is the highest", title=name)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="pose error, degrees", ylabel="rank of the score, 1 is the highest", title=name)
     return _with_legend(figure)
 
 
