@@ -81,6 +81,25 @@ def test_data_sets_are_named_by_text_or_file(tool, tmp_path, monkeypatch):
         tool.data.read_data_file(tmp_path / "data.yaml")
 
 
+def test_queries_in_another_light_come_from_another_root(tool, tmp_path):
+    for name, variation in (("day", 0.0), ("dusk", 0.9)):
+        counts = {"views": 6, "test_good": 1, "test_per_defect": 1}
+        write_mad(tmp_path / name, "toy", 0, 32, brightness_variation=variation, progress=False, **counts)
+    own = [
+        tool.data.stacked(part) for part in tool.data.load(tool.data.DataSpec("a", str(tmp_path / "day"), "toy"), 24)
+    ]
+    spec = tool.data.DataSpec("b", str(tmp_path / "day"), "toy", str(tmp_path / "dusk"), views=2)
+    train, test = (tool.data.stacked(part) for part in tool.data.load(spec, 24))
+    other = tool.data.stacked(tool.data.load(tool.data.DataSpec("c", str(tmp_path / "dusk"), "toy"), 24)[1])
+    assert torch.equal(train.image, own[0].image[[1, 4]])
+    assert torch.equal(train.camera_to_world, own[0].camera_to_world[[1, 4]])
+    assert torch.equal(test.image, other.image)
+    assert not torch.equal(test.image, own[1].image)
+    assert test.image.shape == (4, 3, 24, 24)
+    assert (test.mask.flatten(1).any(1).long() == test.label).all()
+    assert test.camera_to_world.shape == (4, 4, 4)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_interval_is_that_of_plain_resampling(tool, seed):
     scores, labels = drawn(seed)
@@ -379,24 +398,24 @@ def test_the_whole_benchmark_on_a_toy(tool, weights, tmp_path, capfd):
     write_mad(tmp_path, "toy", 0, 32, views=24, test_good=2, test_per_defect=1, progress=False)
     out = tmp_path / "out"
     words = [
-        "--data", f"toy={tmp_path}:toy", "--data", f"few={tmp_path}:toy:views=0.5", "--data", f"gone={tmp_path}:none",
-        "--methods", "splatpose", "patchcore", "--size", "32", "--steps", "15", "--window", "64", "--out", str(out),
-        "--backbone", BACKBONE, "--weights", str(weights),
+        "--data", f"few={tmp_path}:toy:views=0.5", "--methods", "splatpose", "patchcore", "--size", "32", "--steps",
+        "15", "--window", "64", "--out", str(out), "--backbone", BACKBONE, "--weights", str(weights),
     ]  # fmt: skip
-    assert tool.main.main(words) == 1
-    rows = json.loads((out / "results.json").read_text())["rows"]
-    assert [(row["data"], row["method"], row["views"]) for row in rows] == [
-        ("toy", "SplatPose", 24), ("toy", "Patchcore", 24), ("few", "SplatPose", 12), ("few", "Patchcore", 12),
-    ]  # fmt: skip
+    assert tool.main.main([*words, "--data", f"gone={tmp_path}:none"]) == 1
+    content = json.loads((out / "results.json").read_text())
+    found = [(row["data"], row["method"], row["views"]) for row in content["rows"]]
+    assert found == [("few", "SplatPose", 12), ("few", "Patchcore", 12)]
+    assert content["failed"] == ["gone-patchcore-0", "gone-splatpose-0"]
     assert "There is no category 'none'" in (out / "logs" / "gone-splatpose-0.log").read_text()
-    result = json.loads((out / "runs" / "toy-splatpose-0.json").read_text())
+    result = json.loads((out / "runs" / "few-splatpose-0.json").read_text())
     scores, labels = zip(*((query["score"], query["label"]) for query in result["queries"]), strict=True)
     assert result["row"]["image_auroc"] == pytest.approx(roc_auc_score(labels, scores))
     angles = [query["angle_deg"] for query in result["queries"]]
     assert result["row"]["median_deg"] == pytest.approx(np.median(angles))
     parts = [result["seconds"][part] for part in ("coarse", "fine", "render", "compare")]
     assert min(parts) > 0
-    assert 0.8 * result["seconds"]["total"] < sum(parts) <= result["seconds"]["total"]
+    assert sum(parts) <= result["seconds"]["total"]
+    assert 0 <= result["row"]["oracle_image_auroc"] <= 1
     times = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
-    tool.main.main(words)
+    assert tool.main.main(words) == 0
     assert times == {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
