@@ -8,7 +8,8 @@ scratch. The other photographs are the training views. Then
     anomalib train --config configs/splatpose_folder.yaml --data.init_args.root data/tankard \
         --data.init_args.query_dir queries --data.init_args.mask_dir ground_truth
 
-The true poses of the queries go to ``data/_hidden/tankard.json``, to measure pose errors with.
+Queries have no masks of the object, so poses are found much better with ``--white``, which paints the background of all
+photographs white. The true poses of the queries go to ``data/_hidden/tankard.json``, to measure pose errors with.
 """
 
 import argparse
