@@ -12,35 +12,15 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.engine import Engine
-from anomalib.models import Patchcore
 from export import accuracy, run
+from pose_agnostic_data import DataSpec
+from pose_agnostic_methods import Settings
+from pose_agnostic_models import baseline_model
 from splat_pose import kept, show, stacked
-from torchvision.transforms.v2 import Normalize
 
 from anomalib_pose.data import MAD
-
-
-def untrained(arguments: argparse.Namespace) -> Patchcore:
-    """The model with the backbone's weights from a file, which anomalib itself has no argument for."""
-    processor = Patchcore.configure_pre_processor(image_size=(arguments.window, arguments.window))
-    for transform in processor.transform.transforms:
-        if isinstance(transform, Normalize):  # what the weights were trained with
-            transform.mean, transform.std = [0.5] * 3, [0.5] * 3
-    model = Patchcore(
-        arguments.backbone,
-        arguments.layers,
-        pre_trained=False,
-        coreset_sampling_ratio=arguments.coreset,
-        pre_processor=processor,
-    )
-    network = model.model.feature_extractor.feature_extractor
-    weights = torch.load(arguments.weights, map_location="cpu", weights_only=True)
-    own = network.state_dict()
-    network.load_state_dict({name: weights[name] for name in own})
-    return model
 
 
 def main() -> None:
@@ -58,7 +38,10 @@ def main() -> None:
     arguments = parser.parse_args()
     _, test, _ = stacked(arguments)
     data = MAD(root=arguments.data, category=arguments.category, image_size=arguments.size, num_workers=0)
-    model = untrained(arguments)
+    spec = DataSpec(arguments.category, arguments.data, arguments.category)
+    network = {"backbone": arguments.backbone, "layers": tuple(arguments.layers), "weights": arguments.weights}
+    settings = Settings(spec, "patchcore", window=arguments.window, **network)
+    model = baseline_model(settings, arguments.weights, coreset_sampling_ratio=arguments.coreset)
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(default_root_dir=folder, logger=False, accelerator="cpu", enable_progress_bar=False)
         engine.fit(model, datamodule=data)

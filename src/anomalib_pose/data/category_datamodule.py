@@ -9,12 +9,11 @@ from typing import ClassVar
 
 from anomalib.data.utils import LabelName, Split
 from anomalib.utils.path import resolve_dataset_root
-from torch import Tensor
 
 from anomalib_pose.data.images import image_size
-from anomalib_pose.data.posed_datamodule import PosedDataModule, labelled_images
+from anomalib_pose.data.posed_datamodule import PosedDataModule, labelled_images, true_poses
 from anomalib_pose.data.posed_dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
-from anomalib_pose.data.transforms_json import PosedFrame, read_json, read_pose
+from anomalib_pose.data.transforms_json import PosedFrame
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ class CategoryDataModule(PosedDataModule):
         frames = self._training_frames(folder)
         size = common_size(frames, self.image_size)
         camera = common_camera(frames, common_size(frames, None))
-        truth = self._true_poses()
+        truth = true_poses(folder)
         queries = []
         for image, label, mask in labelled_images(folder / "test", folder / "ground_truth", self.mask_suffixes):
             frame = query_frame(image, *image_size(image), like=camera)
@@ -107,26 +106,3 @@ class CategoryDataModule(PosedDataModule):
         training = [PosedSample(frame, LabelName.NORMAL) for frame in frames]
         self.train_data = PosedDataset(training, Split.TRAIN, size)
         self.test_data = PosedDataset(queries, Split.TEST, size)
-
-    def _true_poses(self) -> dict[PurePosixPath, Tensor]:
-        """Poses of test images by path inside the category, OpenCV axes; empty if nobody knows them."""
-        candidates = (
-            self.root / self.category / "test_transforms.json",
-            self.root / "_hidden" / f"{self.category}.json",
-        )
-        path = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if path is None:
-            return {}
-        content = read_json(path)
-        entries = content.get("images", content.get("frames"))
-        if not isinstance(entries, list):
-            msg = f"{path} should have a list 'images' of objects with 'file' and 'transform_matrix'."
-            raise ValueError(msg)  # noqa: TRY004
-        poses = {}
-        for entry in entries:
-            name = entry.get("file", entry.get("file_path")) if isinstance(entry, dict) else None
-            if not isinstance(name, str):
-                msg = f"{path} has an entry without 'file': expected the path of a test image in the category."
-                raise ValueError(msg)  # noqa: TRY004
-            poses[PurePosixPath(name)] = read_pose(entry.get("transform_matrix"), f"{path}, image {name!r},")
-        return poses

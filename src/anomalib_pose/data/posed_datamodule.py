@@ -2,12 +2,14 @@
 """What the datamodules of posed images share, and the folders of queries they read."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from anomalib.data.utils import LabelName
+from torch import Tensor
 
 from anomalib_pose.data.images import check_mask_size, image_files
 from anomalib_pose.data.posed_dataset import PosedDataset
+from anomalib_pose.data.transforms_json import read_json, read_pose
 from anomalib_pose.data.whole_test_datamodule import WholeTestDataModule
 
 
@@ -56,6 +58,36 @@ def labelled_images(
     if mask_folder is not None:
         _check_kinds(folder, mask_folder)
     return found
+
+
+def true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
+    """Poses of test images, OpenCV axes, by path inside a data set's folder; empty if nobody has written them.
+
+    They are read from ``<folder>/test_transforms.json``, or from ``_hidden/<name>.json`` beside the folder.
+
+    Args:
+        folder: of one object.
+
+    Raises:
+        ValueError: if the file has no list of images with poses, or a pose is not rigid.
+    """
+    candidates = (folder / "test_transforms.json", folder.parent / "_hidden" / f"{folder.name}.json")
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        return {}
+    content = read_json(path)
+    entries = content.get("images", content.get("frames"))
+    if not isinstance(entries, list):
+        msg = f"{path} should have a list 'images' of objects with 'file' and 'transform_matrix'."
+        raise ValueError(msg)  # noqa: TRY004
+    poses = {}
+    for entry in entries:
+        name = entry.get("file", entry.get("file_path")) if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            msg = f"{path} has an entry without 'file': expected the path of a test image in the category."
+            raise ValueError(msg)  # noqa: TRY004
+        poses[PurePosixPath(name)] = read_pose(entry.get("transform_matrix"), f"{path}, image {name!r},")
+    return poses
 
 
 def _masks(kind: Path, images: list[Path], mask_folder: Path | None, suffixes: Sequence[str]) -> dict[Path, Path]:

@@ -2,6 +2,7 @@
 """A user's own object: posed photographs with a ``transforms.json`` or a COLMAP model, and queries."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from anomalib.data.utils import LabelName, Split, ValSplitMode
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_pose.data.colmap import MODEL_FOLDERS, find_colmap, read_colmap
 from anomalib_pose.data.images import image_files, image_size
-from anomalib_pose.data.posed_datamodule import PosedDataModule, labelled_images
+from anomalib_pose.data.posed_datamodule import PosedDataModule, labelled_images, true_poses
 from anomalib_pose.data.posed_dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
 from anomalib_pose.data.transforms_json import PosedFrame, read_transforms
 
@@ -26,7 +27,9 @@ class PosedFolder(PosedDataModule):
 
     * without ``query_dir``, every n-th training image is held out as a good query with its true pose;
     * with ``query_dir``, from that folder: from its subfolders ``good`` and one for each kind of defect, or from the
-      folder itself if nobody knows their labels. They have no poses, and the intrinsics of the training images.
+      folder itself if nobody knows their labels. They have the intrinsics of the training images, and no poses, unless
+      someone has written those that are inside ``root`` to ``<root>/test_transforms.json``, or to
+      ``_hidden/<name>.json`` beside ``root``, for evaluation alone.
 
     Queries without labels can be predicted, not tested; every n-th training image then serves to choose the
     threshold. Held-out queries alone are all good: they tell the pose error and false alarms, and AUROC means nothing.
@@ -159,8 +162,16 @@ class PosedFolder(PosedDataModule):
         if not found:
             msg = f"There are no queries in {folder}: expected images in it or in its subfolders."
             raise FileNotFoundError(msg)
+        root = self.root.resolve()
+        truth = {root / name: pose for name, pose in true_poses(root).items()}
         return [
-            PosedSample(query_frame(image, *image_size(image), like=camera), label, mask)
+            PosedSample(
+                replace(
+                    query_frame(image, *image_size(image), like=camera), camera_to_world=truth.get(image.resolve())
+                ),
+                label,
+                mask,
+            )
             for image, label, mask in found
         ]
 

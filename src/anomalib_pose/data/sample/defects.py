@@ -19,10 +19,12 @@ DEFECTS = ("Burrs", "Missing", "Stains")
 _TRIES = 60
 # Shares of the image: smaller defects are not seen, larger ones are another toy.
 _LEAST_AREA, _LARGEST_AREA = 0.0012, 0.05
-_LEAST_CONTRAST = 0.06
+LEAST_CONTRAST = 0.06
+"""Mean change of a defect's pixels, as a share of the range, below which it is not seen."""
 _LEAST_PIXELS = 5
 _SAME_DEPTH, _SAME_COLOR = 1e-4, 1e-3
-_STAIN_COLORS = ((0.10, 0.07, 0.05), (0.07, 0.07, 0.08), (0.30, 0.17, 0.06), (0.16, 0.24, 0.08), (0.20, 0.08, 0.28))
+STAIN_COLORS = ((0.10, 0.07, 0.05), (0.07, 0.07, 0.08), (0.30, 0.17, 0.06), (0.16, 0.24, 0.08), (0.20, 0.08, 0.28))
+"""What stains are made of, RGB in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def spoil(view: View, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, 
         image = candidate.draw()
         difference = np.abs(image.astype(np.int16) - good).max(2)
         mask = difference > 0
-        if mask.sum() >= least and difference[mask].mean() >= 255 * _LEAST_CONTRAST:
+        if mask.sum() >= least and difference[mask].mean() >= 255 * LEAST_CONTRAST:
             return image, mask
     return None
 
@@ -236,15 +238,15 @@ def _stains(view: View, rng: np.random.Generator) -> _Candidate | None:
         return None
     centre, normal, _ = place
     radius = rng.uniform(0.08, 0.19)
-    color = torch.tensor(_STAIN_COLORS[int(rng.integers(len(_STAIN_COLORS)))])
+    color = torch.tensor(STAIN_COLORS[int(rng.integers(len(STAIN_COLORS)))])
     strength = rng.uniform(0.75, 0.95)
     position = view.fragments.interpolate(view.toy.mesh, view.toy.mesh.vertices).double().numpy()
     local = (position - centre) / radius
     local += 0.8 * normal * (local @ normal)[:, None]  # thin: it does not run down far
     distance = np.linalg.norm(local, axis=1)
     near = np.flatnonzero(distance < 2)
-    edge = distance[near] + 0.3 * _waves(local[near], rng, 2.0) + 0.12 * _waves(local[near], rng, 6.0)
-    cover = np.clip((1.05 - edge) / 0.25, 0, 1) * np.clip(0.85 + 0.25 * _waves(local[near], rng, 4.0), 0, 1)
+    edge = distance[near] + 0.3 * waves(local[near], rng, 2.0) + 0.12 * waves(local[near], rng, 6.0)
+    cover = np.clip((1.05 - edge) / 0.25, 0, 1) * np.clip(0.85 + 0.25 * waves(local[near], rng, 4.0), 0, 1)
     weight = torch.zeros(len(position))
     weight[torch.from_numpy(near)] = torch.from_numpy(strength * cover).float()
     touched = len(np.unique(view.fragments.pixel[weight.numpy() > 0]))
@@ -257,9 +259,18 @@ def _stains(view: View, rng: np.random.Generator) -> _Candidate | None:
     return _Candidate(touched, draw)
 
 
-def _waves(position: np.ndarray, rng: np.random.Generator, frequency: float) -> np.ndarray:
-    """Smooth noise of about unit size: a sum of plane waves in random directions."""
-    directions = rng.normal(size=(6, 3)) * frequency
+def waves(position: np.ndarray, rng: np.random.Generator, frequency: float) -> np.ndarray:
+    """Smooth noise of about unit size: a sum of plane waves in random directions.
+
+    Args:
+        position: (n, d) points of a plane or of space.
+        rng: source of directions and phases.
+        frequency: typical phase that a step of 1 adds, radians.
+
+    Returns:
+        (n,) values.
+    """
+    directions = rng.normal(size=(6, position.shape[1])) * frequency
     return np.sin(position @ directions.T + rng.uniform(0, 2 * np.pi, 6)).sum(1) / np.sqrt(3)
 
 

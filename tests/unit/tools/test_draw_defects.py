@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Defects painted onto photographs lie on the object, change what their masks say, and come back with every seed."""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from anomalib_pose.data import PosedFolder
+from anomalib_pose.data.sample import opengl_matrix
+from anomalib_pose.data.sample.painted import PAINTED_DEFECTS, DefectSizes, paint_defect
+from anomalib_pose.geometry import look_at
+
+SIZE = 96
+VIEWS = 5
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = Path(__file__).resolve().parents[3] / "tools" / "draw_defects.py"
+    spec = importlib.util.spec_from_file_location("draw_defects", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def photograph(seed=0):
+    """A shaded, speckled disc on a greenish table, and the pixels that show it."""
+    rng = np.random.default_rng(seed)
+    v, u = np.mgrid[:SIZE, :SIZE] + 0.5
+    inside = np.hypot(u - SIZE / 2, v - SIZE / 2) < SIZE / 3
+    shade = 0.4 + 0.5 * u / SIZE
+    colour = np.array([170, 140, 90]) * shade[..., None] + rng.normal(scale=4, size=(SIZE, SIZE, 3))
+    table = np.array([120, 190, 120]) + 20 * (v / SIZE)[..., None]
+    return np.clip(np.where(inside[..., None], colour, table), 0, 255).astype(np.uint8), inside
+
+
+def write_object(folder, *, masks=True):
+    frames = []
+    for index in range(VIEWS):
+        image, inside = photograph(index)
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / "images" / f"{index}.png")
+        Image.fromarray(inside.astype(np.uint8) * 255).save(folder / f"{index}_mask.png")
+        angle = torch.tensor(1.2 * index, dtype=torch.float64)
+        eye = torch.stack([3 * torch.cos(angle), 3 * torch.sin(angle), torch.ones_like(angle)])
+        pose = look_at(eye, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0, 1], dtype=torch.float64))
+        frame = {"file_path": f"images/{index}.png", "transform_matrix": opengl_matrix(pose)}
+        frames.append({**frame, "mask_path": f"{index}_mask.png"} if masks else frame)
+    (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": 0.7, "note": "kept", "frames": frames}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_object(tmp_path_factory.mktemp("disc"))
+
+
+@pytest.fixture(scope="module")
+def drawn(tool, source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("drawn") / "disc"
+    assert tool.main([str(source), str(out), "--every", "3", "--seed", "4"]) == 0
+    return out
+
+
+def fails(tool, capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        tool.main([str(word) for word in words])
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def digest(folder):
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("kind", PAINTED_DEFECTS)
+def test_the_mask_is_what_changed_on_the_object_alone(drawn, source, kind):
+    for name in ("0", "3"):
+        before = pixels(source / "images" / f"{name}.png")
+        inside = pixels(source / f"{name}_mask.png") > 127
+        changed = (pixels(drawn / "queries" / kind / f"{name}.png") != before).any(2)
+        mask = pixels(drawn / "ground_truth" / kind / f"{name}_mask.png")
+        assert set(np.unique(mask)) == {0, 255}
+        assert not (changed & (mask == 0)).any()
+        assert changed[mask > 0].mean() > 0.95
+        assert not (changed & ~inside).any()
+
+
+def test_good_queries_are_the_held_out_photographs(drawn, source):
+    assert sorted(path.name for path in (drawn / "queries" / "good").iterdir()) == ["0.png", "3.png"]
+    for name in ("0.png", "3.png"):
+        assert np.array_equal(pixels(drawn / "queries" / "good" / name), pixels(source / "images" / name))
+    assert sorted(path.name for path in (drawn / "train").iterdir()) == ["1.png", "2.png", "4.png"]
+
+
+def test_the_datamodule_reads_what_was_written_with_the_true_poses(drawn, source):
+    data = PosedFolder(drawn, "queries", "ground_truth", image_size=48, num_workers=0)
+    data.setup()
+    original = PosedFolder(source, holdout_every=3, image_size=48, num_workers=0)
+    original.setup()
+    ours = {Path(item.image_path).stem: item for item in data.train_data}
+    for item in original.train_data:
+        match = ours.pop(Path(item.image_path).stem)
+        assert torch.equal(item.image, match.image)
+        assert torch.equal(item.foreground, match.foreground)
+        assert torch.equal(item.camera_to_world, match.camera_to_world)
+    assert not ours
+    truth = {Path(item.image_path).stem: item.camera_to_world for item in original.test_data}
+    queries = [data.test_data[index] for index in range(len(data.test_data))]
+    assert sorted(int(item.gt_label) for item in queries) == [0] * 2 + [1] * 6
+    for item in queries:
+        assert torch.equal(item.camera_to_world, truth[Path(item.image_path).stem])
+        assert bool(item.gt_mask.any()) == bool(item.gt_label)
+    assert json.loads((drawn / "transforms.json").read_text())["note"] == "kept"
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not(tool, source, drawn, tmp_path):
+    for name, seed in (("same", "4"), ("other", "5")):
+        tool.main([str(source), str(tmp_path / name), "--every", "3", "--seed", seed])
+    assert digest(tmp_path / "same") == digest(drawn)
+    other = digest(tmp_path / "other")
+    differing = {name for name, value in digest(drawn).items() if other[name] != value}
+    assert differing == {
+        name for name in other if "queries/good" not in name and name.startswith(("queries", "ground"))
+    }
+
+
+def test_on_white_all_that_the_mask_leaves_out_is_white(tool, source, tmp_path):
+    tool.main([str(source), str(tmp_path / "white"), "--every", "3", "--white", "--per-image", "2"])
+    inside = pixels(source / "0_mask.png") > 127
+    for file in ("queries/good/0.png", "queries/missing/0_0.png", "queries/missing/0_1.png"):
+        assert (pixels(tmp_path / "white" / file)[~inside] == 255).all()
+    assert (pixels(tmp_path / "white" / "train" / "1.png")[~inside] == 255).all()
+    gone = pixels(tmp_path / "white" / "ground_truth" / "missing" / "0_0_mask.png") > 0
+    assert np.median(pixels(tmp_path / "white" / "queries" / "missing" / "0_0.png")[gone]) == 255
+
+
+def test_sizes_are_shares_of_the_object():
+    image, inside = photograph()
+    for share in (0.01, 0.1):
+        sizes = DefectSizes(stain_area=(share, share), missing_area=(share, share))
+        for kind in ("stain", "missing"):
+            areas = [
+                paint_defect(image, inside, kind, np.random.default_rng(seed), sizes)[1].sum() for seed in range(5)
+            ]
+            # the soft edge fades within the area, and its faintest part is cut off
+            assert 0.7 * share * inside.sum() < np.median(areas) <= share * inside.sum() + 1
+    lengths = []
+    for length in (0.2, 0.6):
+        sizes = DefectSizes(scratch_length=(length, length), scratch_width=(0.02, 0.02))
+        areas = [
+            paint_defect(image, inside, "scratch", np.random.default_rng(seed), sizes)[1].sum() for seed in range(5)
+        ]
+        lengths.append(np.median(areas))
+    assert 2 < lengths[1] / lengths[0] < 4
+
+
+def test_no_defect_leaves_the_object():
+    image, _ = photograph()
+    thin = np.zeros((SIZE, SIZE), bool)
+    thin[40:56, 10:86] = True
+    sizes = DefectSizes(scratch_length=(1, 1), scratch_width=(0.05, 0.05))
+    for kind in PAINTED_DEFECTS:
+        for seed in range(8):
+            spoiled, mask = paint_defect(image, thin, kind, np.random.default_rng(seed), sizes)
+            assert not (mask & ~thin).any()
+            assert np.array_equal(spoiled[~thin], image[~thin])
+
+
+def test_a_stain_keeps_the_surfaces_own_shading():
+    image, inside = photograph()
+    sizes = DefectSizes(stain_area=(0.4, 0.4))
+    spoiled, mask = paint_defect(image, inside, "stain", np.random.default_rng(0), sizes)
+    inner = ndimage.binary_erosion(mask, iterations=6)  # the edge is soft
+    luminance = [picture.mean(2)[inner] for picture in (image, spoiled)]
+    assert np.corrcoef(*luminance)[0, 1] > 0.9
+    spreads = [values.std() / values.mean() for values in luminance]
+    assert spreads[1] > 0.8 * spreads[0]
+    assert luminance[1].mean() < 0.7 * luminance[0].mean()
+
+
+def test_a_missing_piece_shows_the_background_beside_it():
+    image, inside = photograph()
+    sizes = DefectSizes(missing_area=(0.05, 0.05))
+    spoiled, mask = paint_defect(image, inside, "missing", np.random.default_rng(1), sizes)
+    inner = ndimage.binary_erosion(mask, iterations=2)
+    beside = image[~inside].mean(0)
+    assert np.abs(spoiled[inner] - beside).max() < 15
+    assert np.abs(image[inner].mean(0) - beside).max() > 40
+
+
+def test_errors_say_what_is_missing(tool, source, tmp_path, capsys):
+    assert "no transforms.json" in fails(tool, capsys, tmp_path, tmp_path / "out")
+    bare = write_object(tmp_path / "bare", masks=False)
+    assert "has no mask of the object" in fails(tool, capsys, bare, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "every should be 2 or more" in fails(tool, capsys, source, tmp_path / "out", "--every", "1")
+    assert "stain_area should be" in fails(tool, capsys, source, tmp_path / "out", "--stain-area", "0.3", "0.1")
+    (tmp_path / "out").mkdir()
+    assert "exists already" in fails(tool, capsys, source, tmp_path / "out")
+    with pytest.raises(ValueError, match="No place for a defect"):
+        paint_defect(*[array[:4, :4] for array in photograph()], "stain", np.random.default_rng(0))
+    with pytest.raises(ValueError, match="one of stain, missing, scratch"):
+        paint_defect(*photograph(), "dent", np.random.default_rng(0))

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets of ``pose_agnostic.py``: how they are named, which views are kept, and their images as tensors."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from anomalib_pose.data import MAD, PosedFolder
+from anomalib_pose.data.posed_datamodule import PosedDataModule
+from anomalib_pose.data.posed_dataset import PosedDataset
+from anomalib_pose.geometry import Camera
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """One data set of the benchmark.
+
+    Args:
+        name: what tables and plots call it.
+        root: folder of the categories (MAD's layout), or without a category the folder with ``transforms.json``.
+        category: folder of the object in MAD's layout; empty for ``PosedFolder``.
+        queries: MAD's layout: another root whose test images are taken, in other light; ``PosedFolder``: the folder of
+            the queries, ``queries`` if there is one, else views are held out.
+        masks: ``PosedFolder``: the folder of the defects' masks, ``ground_truth`` if there is one.
+        views: training views that are kept, evenly spaced: a share below 1, or a count; 0 for all.
+    """
+
+    name: str
+    root: str
+    category: str = ""
+    queries: str = ""
+    masks: str = ""
+    views: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.root or set("/\\: ") & set(self.name):
+            msg = f"A data set needs a name without spaces, colons and slashes, and a root, got {self}."
+            raise ValueError(msg)
+        if self.views < 0 or (self.views >= 1 and self.views != int(self.views)):
+            msg = f"views of {self.name} should be a share below 1, a whole count, or 0 for all, got {self.views}."
+            raise ValueError(msg)
+
+
+_OPTIONS = ("queries", "masks", "views")
+
+
+def parse_data(text: str) -> DataSpec:
+    """Read ``NAME=ROOT[:CATEGORY][:queries=ROOT2][:masks=FOLDER][:views=0.1]``.
+
+    Raises:
+        ValueError: if the text has another form.
+    """
+    name, equals, rest = text.partition("=")
+    root, *parts = rest.split(":")
+    values: dict[str, Any] = {}
+    for part in parts:
+        key, given, value = part.partition("=")
+        key, value = (key, value) if given else ("category", part)
+        if key not in {"category", *_OPTIONS} or key in values or not value:
+            msg = f"{text!r} has {part!r}: expected NAME=ROOT:CATEGORY and {', '.join(f'{o}=...' for o in _OPTIONS)}."
+            raise ValueError(msg)
+        values[key] = value
+    if not equals:
+        msg = f"A data set is given as NAME=ROOT:CATEGORY, got {text!r}."
+        raise ValueError(msg)
+    return _spec({"name": name, "root": root, **values}, text)
+
+
+def read_data_file(path: Path) -> list[DataSpec]:
+    """Read a YAML file: a list of data sets, each with the fields of ``DataSpec``.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    names = {field.name for field in fields(DataSpec)}
+    if not isinstance(content, list) or not all(isinstance(each, dict) and set(each) <= names for each in content):
+        msg = f"{path} should hold a list of data sets with {', '.join(sorted(names))}."
+        raise ValueError(msg)
+    return [_spec(each, str(path)) for each in content]
+
+
+def _spec(values: dict[str, Any], where: str) -> DataSpec:
+    try:
+        spec = DataSpec(**{**values, "views": float(values.get("views", 0))})
+    except (TypeError, ValueError) as error:
+        msg = f"{where}: {error}"
+        raise ValueError(msg) from error
+    # Runs are recognised by their settings, from whichever folder the benchmark is started.
+    queries = str(Path(spec.queries).resolve()) if spec.queries and spec.category else spec.queries
+    return replace(spec, root=str(Path(spec.root).resolve()), queries=queries)
+
+
+def chosen_views(count: int, views: float) -> list[int]:
+    """Indices of the training views that are kept: the middles of equal stretches of all.
+
+    Args:
+        count: training views that there are.
+        views: see ``DataSpec``; a share keeps one view at least.
+
+    Raises:
+        ValueError: if more views are asked for than there are.
+    """
+    if not views:
+        return list(range(count))
+    kept = max(1, round(views * count)) if views < 1 else int(views)
+    if kept > count:
+        msg = f"{kept} training views are asked for, but there are {count}."
+        raise ValueError(msg)
+    return [(2 * index + 1) * count // (2 * kept) for index in range(kept)]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Images of one part of a data set.
+
+    Args:
+        image: RGB (n, 3, h, w) in [0, 1].
+        K: intrinsics (n, 3, 3), pixels.
+        camera_to_world: poses (n, 4, 4), or None where one is not known.
+        foreground: masks of the object (n, h, w), or None where one is not known.
+        label: (n,) 1 for a defect.
+        mask: masks of the defects (n, h, w), or None without masks.
+        files: the last two parts of the paths.
+    """
+
+    image: Tensor
+    K: Tensor
+    camera_to_world: Tensor | None
+    foreground: Tensor | None
+    label: Tensor
+    mask: Tensor | None
+    files: list[str]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def cameras(self) -> Camera:
+        """Cameras of views whose poses are known."""
+        height, width = self.image.shape[-2:]
+        return Camera(self.camera_to_world, self.K, width, height)
+
+    def to(self, device: str) -> "Views":
+        """The same on another device; labels and masks of defects stay."""
+        moved = {name: getattr(self, name) for name in ("image", "K", "camera_to_world", "foreground")}
+        return replace(self, **{name: None if value is None else value.to(device) for name, value in moved.items()})
+
+
+def load(spec: DataSpec, size: int) -> tuple[PosedDataset, PosedDataset]:
+    """Training views that are kept, and labelled queries.
+
+    Args:
+        spec: the data set.
+        size: longer side of the images, pixels; 0 for the stored size.
+
+    Raises:
+        FileNotFoundError: if something is missing.
+        ValueError: if queries have no labels, or too many views are asked for.
+    """
+    data = _set_up(_datamodule(spec, spec.root, size))
+    train = data.train_data.subsample(chosen_views(len(data.train_data), spec.views))
+    test = data.test_data
+    if spec.category and spec.queries:
+        test = _set_up(_datamodule(spec, spec.queries, size)).test_data
+    if not (test.has_normal or test.has_anomalous):
+        msg = f"The queries of {spec.name} have no labels: sort them into subfolders 'good' and kinds of defects."
+        raise ValueError(msg)
+    return train, test
+
+
+def _set_up(data: PosedDataModule) -> PosedDataModule:
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def _datamodule(spec: DataSpec, root: str, size: int) -> PosedDataModule:
+    options = {"image_size": size or None, "num_workers": 0}
+    if spec.category:
+        return MAD(root, spec.category, **options)
+    queries = spec.queries or ("queries" if (Path(root) / "queries").is_dir() else None)
+    masks = spec.masks or ("ground_truth" if (Path(root) / "ground_truth").is_dir() else None)
+    return PosedFolder(root, queries, masks if queries else None, **options)
+
+
+def stacked(dataset: PosedDataset) -> Views:
+    """All images of a data set."""
+    items = [dataset[index] for index in range(len(dataset))]
+
+    def together(values: Iterable[Tensor | None]) -> Tensor | None:
+        known = [value for value in values if value is not None]
+        return torch.stack(known) if len(known) == len(items) else None
+
+    return Views(
+        torch.stack([item.image.as_subclass(Tensor) for item in items]),
+        torch.stack([item.intrinsics for item in items]),
+        together(item.camera_to_world for item in items),
+        together(item.foreground for item in items),
+        torch.tensor([int(item.gt_label) for item in items]),
+        together(None if item.gt_mask is None else item.gt_mask.as_subclass(Tensor).float() for item in items),
+        ["/".join(Path(item.image_path).parts[-2:]) for item in items],
+    )

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods of ``pose_agnostic.py``, and the settings by which a run is recognised."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pose_agnostic_data import DataSpec
+
+PAPER_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "paper" / "splatpose_mad.yaml"
+FORMAT = 1
+"""Raised when what a run stores or measures changes, so that older runs are not taken for finished."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A model with its settings.
+
+    Args:
+        title: what tables and plots call it.
+        model: class name, in ``anomalib_pose`` for scene models, else in ``anomalib.models``.
+        scene: whether it is a scene model.
+        arguments: of the constructor.
+        comparison: the comparator's name, and arguments of the comparator that the constructor has no name for.
+        network: whether it compares features of the backbone.
+        needs_network: whether it cannot do without.
+    """
+
+    title: str
+    model: str = "SplatPose"
+    scene: bool = True
+    arguments: dict[str, Any] = field(default_factory=dict)
+    comparison: dict[str, Any] = field(default_factory=lambda: {"name": "calibrated"})
+    network: bool = True
+    needs_network: bool = False
+
+
+def _changed(title: str, **arguments: Any) -> Method:
+    return Method(f"SplatPose, {title}", arguments=arguments)
+
+
+def _compared(title: str, *, needs_network: bool = False, **comparison: Any) -> Method:
+    comparison = {"name": "calibrated", **comparison}
+    return Method(f"SplatPose, {title}", comparison=comparison, needs_network=needs_network)
+
+
+def _baseline(model: str, **arguments: Any) -> Method:
+    return Method(model, model, scene=False, arguments=arguments, needs_network=True)
+
+
+METHODS = {
+    "splatpose": Method("SplatPose"),
+    "splatpose_paper": Method("SplatPose, paper's preset", comparison={"name": "paper"}, needs_network=True),
+    "splatpose_no_surface": _changed("whole surface alike", surface_views=0),
+    "splatpose_one_start": _changed("one start", starts=1),
+    "splatpose_paper_comparison": _compared("paper's comparison", name="paper", needs_network=True),
+    "splatpose_no_own_level": _compared("not against its own level", self_normalisation=0.0),
+    "splatpose_no_tolerance": _compared("no tolerance to shifts", tolerance=0.0),
+    "splatpose_no_network": Method("SplatPose, no network", network=False),
+    "omniposead": Method("OmniposeAD", "OmniposeAD"),
+    "piad": Method("PIAD", "PIAD", comparison={"name": "illumination"}),
+    "patchcore": _baseline("Patchcore", coreset_sampling_ratio=0.01),
+    "padim": _baseline("Padim", n_features=100),
+    "dfm": _baseline("Dfm"),
+}
+"""By the names that ``--methods`` takes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the outcome of a run besides the data's files.
+
+    Args:
+        data: the data set.
+        method: key of ``METHODS``.
+        seed: of everything random.
+        size: longer side of the images, pixels; 0 for the stored size.
+        backbone: timm name of the network.
+        weights: name of the file with its weights; empty for none.
+        weights_sha256: of that file.
+        mean: image normalisation of the network, the same for all channels.
+        std: image normalisation of the network.
+        pad_type: padding of its convolutions; empty for timm's default.
+        layers: stages that anomalib's models read, by timm's module names; scene models read the first four stages.
+        window: side that anomalib's models resize images to, pixels.
+        steps: of the fits; 0 for each model's default.
+        paper_steps: of the paper's fit.
+        paper_refiner_steps: of the paper's refiner.
+        device: cpu or cuda.
+        format: of what is stored.
+    """
+
+    data: DataSpec
+    method: str
+    seed: int = 0
+    size: int = 200
+    backbone: str = "mobilenetv2_100"
+    weights: str = ""
+    weights_sha256: str = ""
+    mean: float = 0.5
+    std: float = 0.5
+    pad_type: str = "same"
+    layers: tuple[str, ...] = ("blocks.2", "blocks.4")
+    window: int = 256
+    steps: int = 0
+    paper_steps: int = 30_000
+    paper_refiner_steps: int = 175
+    device: str = "cpu"
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            msg = f"There is no method {self.method!r}; there are: {', '.join(METHODS)}."
+            raise ValueError(msg)
+        if METHODS[self.method].needs_network and not self.weights:
+            msg = f"{self.method} compares features of a network: give --weights."
+            raise ValueError(msg)
+
+    @property
+    def name(self) -> str:
+        """Name of the run, and of its files."""
+        return f"{self.data.name}-{self.method}-{self.seed}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the model's constructor but for the network."""
+        method = METHODS[self.method]
+        if not method.scene:
+            return dict(method.arguments)
+        found: dict[str, Any] = {"steps": self.steps} if self.steps else {}
+        if self.method == "splatpose_paper":
+            found = {
+                **yaml.safe_load(PAPER_CONFIG.read_text(encoding="utf-8"))["model"]["init_args"],
+                "steps": self.paper_steps,
+                "refiner_steps": self.paper_refiner_steps,
+            }
+            del found["backbone"]
+        return {**found, **method.arguments, "comparator": method.comparison["name"], "seed": self.seed}
+
+    def stored(self) -> dict[str, Any]:
+        """What a run is recognised by, plain enough for JSON: only what this method depends on."""
+        method = METHODS[self.method]
+        content = {name: getattr(self, name) for name in ("method", "seed", "size", "device", "format")}
+        content |= {"title": method.title, "data": asdict(self.data), "arguments": self.arguments}
+        content["network"] = self._network() if method.network and self.weights else {}
+        if method.scene:
+            return content | {"comparison": method.comparison}
+        return content | {"layers": list(self.layers), "window": self.window}
+
+    def _network(self) -> dict[str, Any]:
+        names = ("backbone", "weights", "weights_sha256", "mean", "std", "pad_type")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def restored(cls, content: dict[str, Any]) -> "Settings":
+        """Settings from the JSON of ``dataclasses.asdict``."""
+        return cls(**{**content, "data": DataSpec(**content["data"]), "layers": tuple(content["layers"])})
+
+
+@cache
+def sha256(path: Path) -> str:
+    """Digest of a file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if not path.is_file():
+        msg = f"There is no file {path}: --weights names a file with the backbone's weights."
+        raise FileNotFoundError(msg)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
