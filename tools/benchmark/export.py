@@ -23,7 +23,7 @@ from anomalib.deploy import CompressionType
 from scipy.stats import spearmanr
 from splat_pose import calibrate, held_out_pairs, kept, load_detector, network_options, show, stacked
 from torch import Tensor
-from torchmetrics.classification import BinaryAUROC
+from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_pose.compare import CalibratedComparator
 from anomalib_pose.data import MAD
@@ -95,8 +95,8 @@ def accuracy(scores: Tensor, maps: Tensor, test: dict[str, Tensor]) -> dict[str,
     maps = torch.nn.functional.interpolate(maps, test["mask"].shape[-2:], mode="bilinear")
     pixels = (test["mask"] > 0).int().flatten()
     return {  # scaled: torchmetrics takes what is above 1 for logits
-        "image_auroc": float(BinaryAUROC()(scores / scores.max(), test["label"])),
-        "pixel_auroc": float(BinaryAUROC(thresholds=200)((maps / maps.max()).flatten(), pixels)),
+        "image_auroc": float(binary_auroc(scores / scores.max(), test["label"])),
+        "pixel_auroc": float(binary_auroc((maps / maps.max()).flatten(), pixels)),
     }
 
 

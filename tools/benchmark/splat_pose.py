@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.classification import BinaryAUROC
+from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_pose.compare import CalibratedComparator, Comparator, PaperComparator, make_comparator
 from anomalib_pose.compare.paper import ProductComparator
@@ -274,14 +274,14 @@ def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 def accuracy(maps: Tensor, scores: Tensor, test: dict[str, Tensor]) -> dict[str, float]:
     scores = scores / scores.max()  # torchmetrics takes what is above 1 for logits, whose sigmoids it cannot tell apart
     labels, masks = test["label"], (test["mask"] > 0).int()
-    pixel, aupro = BinaryAUROC(thresholds=2000), AUPRO()
+    aupro = AUPRO()
     scaled = (maps - maps.min()) / (maps.max() - maps.min())
     # it sorts all pixels once a region, which takes minutes for images of 400 px
     coarser = max(1, maps.shape[-1] // 200)
     aupro.update(functional.avg_pool2d(scaled, coarser), functional.max_pool2d(masks.float(), coarser).int())
     return {
-        "image_auroc": float(BinaryAUROC()(scores, labels)),
-        "pixel_auroc": float(pixel(scaled.flatten(), masks.flatten())),
+        "image_auroc": float(binary_auroc(scores, labels)),
+        "pixel_auroc": float(binary_auroc(scaled.flatten(), masks.flatten())),
         "pixel_aupro": float(aupro.compute()),
     }
 
