@@ -34,6 +34,9 @@ from anomalib_pose.visualization import register_panels
 
 logger = logging.getLogger(__name__)
 
+MODEL_KEY = "anomalib_pose_model"
+"""Where a checkpoint has the name of its model's class."""
+
 
 @contextmanager
 def test_time_grad() -> Iterator[None]:
@@ -193,6 +196,11 @@ class PoseMixin(DetectorExportMixin):
             "Fitted %d views: PSNR %.2f dB on held-out views, %d views in the bank.",
             len(images), float(self.model.psnr), len(self.model.bank),
         )  # fmt: skip
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the model, so that a checkpoint can be loaded by its path alone."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        checkpoint[MODEL_KEY] = type(self).__name__
 
     @property
     def shows_progress(self) -> bool:
