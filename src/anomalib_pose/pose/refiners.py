@@ -3,7 +3,9 @@
 
 from anomalib_pose.pose.adam import AdamRefiner, InerfRefiner, ReflectanceRefiner
 from anomalib_pose.pose.estimator import PoseEstimator
+from anomalib_pose.pose.feature_matchers import make_matcher
 from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
+from anomalib_pose.pose.matching import MatchedPose
 from anomalib_pose.pose.types import Refiner
 
 _ADAMS: dict[str, type[AdamRefiner | InerfRefiner | ReflectanceRefiner]] = {
@@ -32,7 +34,14 @@ def make_refiner(name: str, steps: int = 175, seed: int = 0) -> Refiner:
     raise ValueError(msg)
 
 
-def make_estimator(refiner: str = "gauss_newton", steps: int = 175, starts: int = 3, seed: int = 0) -> PoseEstimator:
+def make_estimator(
+    refiner: str = "gauss_newton",
+    steps: int = 175,
+    starts: int = 3,
+    seed: int = 0,
+    matcher: str = "",
+    matcher_weights: str = "",
+) -> PoseEstimator:
     """Pose search with the refiner of a name.
 
     Doubtful ends of ``"gauss_newton"`` are polished by a variant that ignores what does not fit; the papers' refiners
@@ -42,10 +51,14 @@ def make_estimator(refiner: str = "gauss_newton", steps: int = 175, starts: int 
         refiner: see ``make_refiner``.
         steps: see ``make_refiner``.
         starts: views of the bank to start from.
-        seed: see ``make_refiner``.
+        seed: see ``make_refiner``; of RANSAC too.
+        matcher: see ``make_matcher``.
+        matcher_weights: see ``make_matcher``.
 
     Raises:
-        ValueError: if the name is unknown or there is no start.
+        ValueError: if a name is unknown, there is no start, or a matcher without weights.
     """
     polisher = GaussNewtonRefiner(iterations=12, redescending=True) if refiner == "gauss_newton" else None
-    return PoseEstimator(make_refiner(refiner, steps, seed), starts, polisher=polisher)
+    found = make_matcher(matcher, matcher_weights)
+    matched = None if found is None else MatchedPose(found, seed=seed)
+    return PoseEstimator(make_refiner(refiner, steps, seed), starts, polisher=polisher, matched=matched)

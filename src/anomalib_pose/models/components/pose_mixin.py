@@ -150,11 +150,12 @@ class PoseMixin(DetectorExportMixin):
         return torch.tensor(0.0, requires_grad=True, device=batch.image.device)
 
     def setup(self, stage: str) -> None:
-        """Look for weights before anything is fitted, and let an Engine that has fitted another object fit again.
+        """Look for weights before anything is done, and let an Engine that has fitted another object fit again.
 
         Args:
             stage: Lightning's name of what begins.
         """
+        self.model.estimator.load()
         if stage != "fit":
             return
         for part in self.model.modules():
