@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+_SETTINGS = ("starts", "rolls", "matcher", "matcher_weights")
+"""Arguments of the models that can be chosen anew for a fitted one."""
 _MODELS = ("OmniposeAD", "PIAD", "SplatPose")
 
 
@@ -50,7 +52,8 @@ def localize(arguments: Sequence[str]) -> None:
         fx, fy, cx, cy = chosen.intrinsics
         intrinsics = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     try:
-        model = localization.load_fitted(chosen.ckpt_path, chosen.model)
+        given = {name: getattr(chosen, name) for name in _SETTINGS if getattr(chosen, name) is not None}
+        model = localization.load_fitted(chosen.ckpt_path, chosen.model, **given)
         localization.localize(model, chosen.data, chosen.output, chosen.masks, intrinsics)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
@@ -77,6 +80,11 @@ def _localize_parser() -> argparse.ArgumentParser:
         metavar=("FX", "FY", "CX", "CY"),
         help="of all photographs, in their pixels; the training views' if not given",
     )
+    search = parser.add_argument_group("search", "the model's own settings if not given")
+    search.add_argument("--starts", type=int, help="views that the alignment starts from")
+    search.add_argument("--rolls", type=int, help="turns of the camera that are tried; 12 for photographs at any angle")
+    search.add_argument("--matcher", help="aliked, xfeat or loftr: features for what the alignment does not find")
+    search.add_argument("--matcher_weights", help="file with the matcher's weights")
     return parser
 
 

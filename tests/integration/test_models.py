@@ -223,6 +223,9 @@ def test_adam_finds_gradients_in_the_test_loop(mad_root, tmp_path):
         ({"comparator": "magic"}, "comparator should be"),
         ({"holdout_every": 1}, "holdout_every should be"),
         ({"starts": 0}, "At least one start"),
+        ({"rolls": 0}, "rolls is a number"),
+        ({"matcher": "magic"}, "matcher should be"),
+        ({"matcher": "xfeat"}, "needs matcher_weights"),
     ],
 )
 def test_arguments_are_checked(change, message):
@@ -230,8 +233,10 @@ def test_arguments_are_checked(change, message):
         make_model("SplatPose", **change)
 
 
-def test_missing_weights_are_named_before_anything_is_fitted(mad_root, tmp_path):
-    model = make_model("SplatPose", backbone="mobilenetv2_100", weights_path=str(tmp_path / "none.pth"))
+@pytest.mark.parametrize(("part", "file"), [("backbone", "weights_path"), ("matcher", "matcher_weights")])
+def test_missing_weights_are_named_before_anything_is_fitted(mad_root, tmp_path, part, file):
+    names = {"backbone": "mobilenetv2_100", "matcher": "aliked"}
+    model = make_model("SplatPose", **{part: names[part], file: str(tmp_path / "none.pth")})
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):
         make_engine(tmp_path).fit(model, datamodule=make_data(mad_root))
     assert not len(model.model.scene)

@@ -49,7 +49,7 @@ assert not heavy, heavy
 def test_localize_writes_cameras(monkeypatch, folder, tmp_path):
     output = tmp_path / "poses.json"
     run(monkeypatch, "localize", "--model", "SplatPose", "--ckpt_path", folder / "model.ckpt",
-        "--data", folder / "photos", "--output", output, "--intrinsics", 90, 90, 32, 32)  # fmt: skip
+        "--data", folder / "photos", "--output", output, "--intrinsics", 90, 90, 32, 32, "--rolls", 2)  # fmt: skip
     (one,) = json.loads(output.read_text())["images"]
     assert one["K"] == [[90.0, 0.0, 32.0], [0.0, 90.0, 32.0], [0.0, 0.0, 1.0]]
     assert one["confidence"] > 0.7
@@ -62,6 +62,8 @@ def test_localize_writes_cameras(monkeypatch, folder, tmp_path):
         (["--ckpt_path", "model.ckpt", "--data", "none"], "There are no photographs at none"),
         (["--ckpt_path", "model.ckpt", "--data", "photos", "--masks", "none"], "mask of every photograph"),
         (["--ckpt_path", "model.ckpt", "--data", "photos", "--model", "PIAD"], "says that it is of SplatPose"),
+        (["--ckpt_path", "model.ckpt", "--data", "photos", "--rolls", "0"], "rolls is a number of turns"),
+        (["--ckpt_path", "model.ckpt", "--data", "photos", "--matcher", "aliked"], "needs matcher_weights"),
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, folder, capsys, arguments, message):

@@ -117,6 +117,7 @@ def load_fitted(path: str | Path, name: str = "", **settings: Any) -> SceneModel
         reason = str(error).splitlines()[-1].strip()
         msg = f"{path} does not fit this version of {found}, fit the object again: {reason}"
         raise ValueError(msg) from error
+    model.model.estimator.load()
     if not len(model.model.bank):
         msg = f"{path} holds a {found} that was not fitted: give the checkpoint that its training ended with."
         raise ValueError(msg)
@@ -241,12 +242,21 @@ def localize(
         "images": [asdict(one) for one in found],
     }
     write_json(Path(output), content)
-    doubtful = sum(one.confidence < _DOUBTFUL for one in found)
-    logger.info(
-        "Localised %d photographs in %.1f s, %d of them doubtful (confidence below %g): %s",
-        len(found), sum(one.seconds for one in found), doubtful, _DOUBTFUL, output,
-    )  # fmt: skip
+    _log(model, found, output)
     return found
+
+
+def _log(model: SceneModel, found: Sequence[LocalizedFile], output: str | Path) -> None:
+    doubtful = sum(one.confidence < _DOUBTFUL for one in found)
+    advice = ""
+    if doubtful and model.model.estimator.matched is None:
+        advice = " To look for them by features too, give a matcher and the file of its weights."
+    if doubtful and model.model.bank.rolls == 1:
+        advice += " If the camera was turned about its optical axis, set rolls to 12."
+    logger.info(
+        "Localised %d photographs in %.1f s, %d of them doubtful (confidence below %g): %s.%s",
+        len(found), sum(one.seconds for one in found), doubtful, _DOUBTFUL, output, advice,
+    )  # fmt: skip
 
 
 def _localized(

@@ -136,6 +136,29 @@ def test_only_the_right_checkpoint_is_loaded(checkpoint, tmp_path):
         load_fitted(tmp_path / "old.ckpt", "SplatPose")
 
 
+def test_a_checkpoint_holds_no_matcher(tmp_path):
+    """Its weights are read from their file, and another matcher, or none, can be chosen for a fitted object."""
+    given = make_fitted(matcher="xfeat", matcher_weights=str(tmp_path / "none.pth"))
+    path = save_checkpoint(given, tmp_path / "model.ckpt")
+    assert torch.load(path, weights_only=True)["state_dict"].keys() == make_fitted().state_dict().keys()
+    with pytest.raises(FileNotFoundError, match=r"'xfeat', found none at .*none\.pth"):
+        load_fitted(path)
+    assert load_fitted(path, matcher="", matcher_weights="").model.estimator.matched is None
+
+
+def test_the_search_can_be_set_anew(checkpoint, tmp_path):
+    """Held a quarter turn away from the training views."""
+    turned = photograph(seen_from(4))[0].rot90(1, (1, 2))
+    truth = TRUTH[4].clone()
+    truth[:3, :3] = TRUTH[4, :3, :3] @ torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    errors = []
+    for rolls in (1, 12):
+        estimate = estimate_pose(load_fitted(checkpoint, rolls=rolls, starts=1), turned)
+        errors.append(math.degrees(pose_error(estimate.camera.camera_to_world, truth)[0]))
+    assert errors[0] > 10
+    assert errors[1] < 0.5
+
+
 def test_a_checkpoint_runs_nothing(tmp_path):
     class Trap:
         def __reduce__(self):
@@ -175,6 +198,14 @@ def test_a_folder_becomes_a_file_of_cameras(model, tmp_path, caplog):
         assert (one["width"], one["height"]) == (SIZE, SIZE)
         assert one["confidence"] > 0.7
         assert one["seconds"] > 0
+
+
+def test_what_was_not_found_is_said_with_advice(model, tmp_path, caplog):
+    save(tmp_path / "a.png", torch.ones(3, SIZE, SIZE))
+    caplog.set_level("INFO")
+    localize(model, tmp_path / "a.png", tmp_path / "poses.json", progress=False)
+    for said in ("1 of them doubtful", "give a matcher", "set rolls to 12"):
+        assert said in caplog.text
 
 
 def test_what_cannot_be_localised_leaves_no_file(model, tmp_path):

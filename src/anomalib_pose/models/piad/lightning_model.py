@@ -35,6 +35,8 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         refiner_steps: steps of ``"reflectance"`` and ``"adam"`` a start; 300 in the paper.
         starts: views of the bank that the refinement starts from; the paper has one start.
         bank_spacing: angle in degrees between the rendered views that fill the gaps between the training views.
+        rolls: turns of the camera about its optical axis, evenly spaced, that the search for a query starts from; 12
+            find photographs at any angle, 1 those held like the training views.
         matcher: ``"aliked"``, ``"xfeat"`` or ``"loftr"``: queries that the alignment does not find are looked for by
             features, matched with rendered views; empty for none.
         matcher_weights: file with the matcher's weights; nothing is downloaded, and checkpoints do not hold them.
@@ -65,6 +67,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         refiner_steps: int = 300,
         starts: int = 3,
         bank_spacing: float = 8.0,
+        rolls: int = 1,
         matcher: str = "",
         matcher_weights: str = "",
         comparator: str = "illumination",
@@ -98,6 +101,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             make_estimator(refiner, refiner_steps, starts, seed, matcher, matcher_weights),
             make_comparator(comparator, backbone, weights_path, **options),
             bank_spacing=bank_spacing,
+            rolls=rolls,
             holdout_every=holdout_every,
             surface_views=surface_views,
         )
