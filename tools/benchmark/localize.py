@@ -28,9 +28,9 @@ _ORDINARY_STARTS = 3
 
 
 class Misled:
-    """A refiner that leaves several starts for the far side of the object, and refines a single one as it should.
+    """A refiner that leaves the bank's views for the far side of the object, and refines what comes later as it should.
 
-    The bank's views come several at once, the pose from matches comes alone.
+    The bank's views come three or six at once, poses from matches one or two.
     """
 
     def __init__(self, refiner: Refiner) -> None:
@@ -38,7 +38,7 @@ class Misled:
 
     def __call__(self, scene: Scene, query: Query, starts: Tensor) -> Refinement:
         """The far side, or the end of the refinement."""
-        if len(starts) == 1:
+        if len(starts) < _ORDINARY_STARTS:
             return self.refiner(scene, query, starts)
         far = starts[0].clone()
         far[:3, :3] = starts[0, :3, :3] @ torch.tensor([-1.0, 1.0, -1.0]).diag().to(far)

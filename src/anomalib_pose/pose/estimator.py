@@ -24,15 +24,15 @@ class PoseEstimator(nn.Module):
     The confidence is ``overlap * fit``. ``overlap`` is the intersection over union of the rendered silhouette and the
     query's foreground, 1 where the foreground is unknown. ``fit`` is ``1 / (1 + (residual / (3 typical))²)``, with the
     typical residual measured by ``calibrate`` on normal views. If the first starts end below ``retry_below``, twice as
-    many further views of the bank are tried, then ``polisher`` on the best end, and then the pose that ``matched``
-    finds from features of the same views.
+    many further views of the bank are tried, then ``polisher`` on the best end, and then the poses that
+    ``matched`` finds from features of the same views.
 
     Args:
         refiner: improves start poses.
         starts: views of the bank to start from.
         retry_below: confidence under which more is tried.
         polisher: improves a doubtful end, or None.
-        matched: finds another start for a doubtful query, or None. It is no part of the state.
+        matched: finds other starts for a doubtful query, or None. It is no part of the state.
     """
 
     typical_residual: Tensor
@@ -83,11 +83,11 @@ class PoseEstimator(nn.Module):
         best = self._polished(scene, query, best)
         if self.matched is None or best.confidence >= self.retry_below:
             return best
-        start = self.matched(scene, query, poses)
+        starts = self.matched(scene, query, poses)
         best = replace(best, n_renders=best.n_renders + len(poses))
-        if start is None:
+        if not len(starts):
             return best
-        return _surer(best, self._polished(scene, query, self._try(self.refiner, scene, query, start[None])))
+        return _surer(best, self._polished(scene, query, self._try(self.refiner, scene, query, starts)))
 
     def _polished(self, scene: Scene, query: Query, best: PoseEstimate) -> PoseEstimate:
         """A doubtful estimate, or what the polisher makes of it if that is surer."""

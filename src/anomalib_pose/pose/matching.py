@@ -17,6 +17,7 @@ from anomalib_pose.scene import Scene
 
 _OPAQUE = 0.5
 _LEAST_MATCHES = 6
+_SOLUTIONS = 2
 _CONFIDENCE, _MAX_ITERATIONS = 0.9999, 10_000
 
 
@@ -46,7 +47,10 @@ class Matcher(Protocol):
 
 
 class MatchedPose:
-    """Pose of a query from 2D-3D correspondences: points matched in rendered views, which know their depth.
+    """Poses of a query from 2D-3D correspondences: points matched in rendered views, which know their depth.
+
+    RANSAC looks once among all correspondences, and once among those that disagree with the first pose: where an object
+    has look-alike sides, views of the wrong one can have the majority.
 
     Args:
         matcher: finds points of the query in the views.
@@ -62,8 +66,8 @@ class MatchedPose:
         self.seed = seed
 
     @torch.no_grad()
-    def __call__(self, scene: Scene, query: Query, poses: Float[Tensor, "v 4 4"]) -> Float[Tensor, "4 4"] | None:
-        """Camera-to-world pose of the query, or None if too few points match.
+    def __call__(self, scene: Scene, query: Query, poses: Float[Tensor, "v 4 4"]) -> Float[Tensor, "s 4 4"]:
+        """Camera-to-world poses of the query, the likeliest first; none if too few points match.
 
         Args:
             scene: the fitted object.
@@ -78,7 +82,14 @@ class MatchedPose:
         output = scene.render(cameras, query.background)
         matches = self.matcher(image, output.rgb.permute(0, 3, 1, 2).clamp(0, 1))
         points, pixels = _lifted(cameras, output, matches, mask)
-        return solve_pnp(points, pixels, intrinsics, self.tolerance, self.seed)
+        found = []
+        for _ in range(_SOLUTIONS):
+            pose, agrees = solve_pnp(points, pixels, intrinsics, self.tolerance, self.seed)
+            if pose is None:
+                break
+            found.append(pose)
+            points, pixels = points[~agrees], pixels[~agrees]
+        return torch.stack(found) if found else poses[:0]
 
 
 def _lifted(
@@ -123,8 +134,8 @@ def solve_pnp(
     K: Float[Tensor, "3 3"],  # noqa: N803
     tolerance: float,
     seed: int = 0,
-) -> Float[Tensor, "4 4"] | None:
-    """Camera-to-world pose that projects most points near their pixels (RANSAC), or None if there is none.
+) -> tuple[Float[Tensor, "4 4"] | None, Bool[Tensor, "n"]]:
+    """Camera-to-world pose that projects most points near their pixels (RANSAC) or None, and which points those are.
 
     Args:
         points: world frame.
@@ -133,8 +144,9 @@ def solve_pnp(
         tolerance: largest reprojection error of a correspondence that counts, pixels.
         seed: of the random samples.
     """
+    agrees = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     if len(points) < _LEAST_MATCHES:
-        return None
+        return None, agrees
     parameters = cv2.UsacParams()
     parameters.threshold, parameters.confidence = tolerance, _CONFIDENCE
     parameters.maxIterations, parameters.randomGeneratorState = _MAX_ITERATIONS, seed
@@ -143,11 +155,12 @@ def solve_pnp(
         found, _, rotation, translation, inliers = cv2.solvePnPRansac(
             world, image, K.double().cpu().numpy(), np.zeros(4), params=parameters
         )
-    except cv2.error:  # points on a line, for example
-        return None
+    except cv2.error:  # all points are one, for example
+        return None, agrees
     if not found or inliers is None or len(inliers) < _LEAST_MATCHES:
-        return None
+        return None, agrees
+    agrees[torch.from_numpy(inliers[:, 0]).to(agrees.device)] = True
     viewmat = torch.eye(4, dtype=torch.float64)
     viewmat[:3, :3] = torch.from_numpy(cv2.Rodrigues(rotation)[0])
     viewmat[:3, 3] = torch.from_numpy(translation[:, 0])
-    return rigid_inverse(viewmat).to(K) if bool(viewmat.isfinite().all()) else None
+    return (rigid_inverse(viewmat).to(K) if bool(viewmat.isfinite().all()) else None), agrees

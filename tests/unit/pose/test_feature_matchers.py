@@ -54,7 +54,9 @@ def test_a_textured_toy_is_found_by_its_features(matcher):
     truth, *views = look_at(eyes, torch.zeros(3), torch.tensor([0.0, 0, 1]))
     camera = Camera.from_fov(truth, 0.5, 160, 160)
     output = scene.render(camera, torch.ones(3))
-    found = MatchedPose(matcher)(scene, Query(output.rgb.permute(2, 0, 1).clamp(0, 1), camera.K), torch.stack(views))
+    found, *_ = MatchedPose(matcher)(
+        scene, Query(output.rgb.permute(2, 0, 1).clamp(0, 1), camera.K), torch.stack(views)
+    )
     assert math.degrees(pose_error(found, truth)[0]) < 1.5
 
 
