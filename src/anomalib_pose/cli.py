@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_SETTINGS = ("starts", "rolls", "matcher", "matcher_weights")
+_SETTINGS = ("starts", "rolls", "refine_focal", "matcher", "matcher_weights")
 """Arguments of the models that can be chosen anew for a fitted one."""
 _MODELS = ("OmniposeAD", "PIAD", "SplatPose")
 
@@ -83,6 +83,7 @@ def _localize_parser() -> argparse.ArgumentParser:
     search = parser.add_argument_group("search", "the model's own settings if not given")
     search.add_argument("--starts", type=int, help="views that the alignment starts from")
     search.add_argument("--rolls", type=int, help="turns of the camera that are tried; 12 for photographs at any angle")
+    search.add_argument("--refine_focal", action="store_true", default=None, help="find the focal length too")
     search.add_argument("--matcher", help="aliked, xfeat or loftr: features for what the alignment does not find")
     search.add_argument("--matcher_weights", help="file with the matcher's weights")
     return parser

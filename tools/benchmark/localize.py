@@ -6,21 +6,23 @@
 Of some test images whose poses are known it measures share, error and seconds of the default search. With a matcher,
 also those of the search whose alignment is sent to the far side of the object, so that features alone can find it, and
 of that without features. With ``--rolls``, also those of the same images turned by random angles, with as many turns
-tried and with none.
+tried and with none. With ``--focal-error 0.03``, also those of intrinsics that are off by so much, refined and not.
 """
 
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from splat_pose import kept, load_detector, measure_poses, queries, show, stacked
 from torch import Tensor
 
+from anomalib_pose.geometry import scaled_focal
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.omnipose_ad.torch_model import FIELDS
-from anomalib_pose.pose import MatchedPose, PoseEstimator, Query, Refinement, Refiner, make_matcher
+from anomalib_pose.pose import MatchedPose, PoseEstimator, Query, Refinement, Refiner, make_estimator, make_matcher
 from anomalib_pose.pose.roll import roll_matrix, unrolled
 from anomalib_pose.scene import Scene
 
@@ -86,6 +88,13 @@ def localize(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         for rolls in (1, arguments.rolls):
             detector.bank.rolls = rolls
             result[f"turned, rolls {rolls}"] = measured(detector.estimator, images, poses)
+    if arguments.focal_error:
+        wrong = [replace(query, K=scaled_focal(query.K, 1 + arguments.focal_error)) for query in found]
+        for refine_focal in (False, True):
+            estimator = make_estimator(refine_focal=refine_focal)
+            estimator.typical_residual = detector.estimator.typical_residual
+            name = f"focal length off by {arguments.focal_error:g}{', refined' if refine_focal else ''}"
+            result[name] = measured(estimator, wrong, truth)
     return result
 
 
@@ -100,6 +109,7 @@ def main() -> None:
     parser.add_argument("--matcher", default="")
     parser.add_argument("--matcher-weights", default="")
     parser.add_argument("--rolls", type=int, default=1)
+    parser.add_argument("--focal-error", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0, help="of the angles")
     arguments = parser.parse_args()
     arguments.queries = ""

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anomalib_pose.geometry import scaled_focal
 from anomalib_pose.pose.matching import MatchedPose
 from anomalib_pose.pose.types import PoseEstimate, Query, Refiner
 from anomalib_pose.pose.view_bank import ViewBank
@@ -94,11 +95,13 @@ class PoseEstimator(nn.Module):
         for _ in range(_POLISHES):
             if self.polisher is None or best.confidence >= self.retry_below:
                 break
-            best = _surer(best, self._try(self.polisher, scene, query, best.camera.camera_to_world[None]))
+            here = replace(query, K=best.camera.K)
+            best = _surer(best, self._try(self.polisher, scene, here, best.camera.camera_to_world[None]))
         return best
 
     def _try(self, refiner: Refiner, scene: Scene, query: Query, starts: Tensor) -> PoseEstimate:
         found = refiner(scene, query, starts)
+        query = replace(query, K=scaled_focal(query.K, found.focal_scale))
         camera = query.camera(found.camera_to_world)
         residual, overlap = judge(scene, query, found.camera_to_world)
         fit = 1 / (1 + (residual / (_TOLERATED * float(self.typical_residual))) ** 2)

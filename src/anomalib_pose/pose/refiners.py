@@ -15,19 +15,23 @@ _ADAMS: dict[str, type[AdamRefiner | InerfRefiner | ReflectanceRefiner]] = {
 }
 
 
-def make_refiner(name: str, steps: int = 175, seed: int = 0) -> Refiner:
+def make_refiner(name: str, steps: int = 175, seed: int = 0, *, refine_focal: bool = False) -> Refiner:
     """Refiner of a name.
 
     Args:
         name: ``"gauss_newton"``, ``"adam"`` (SplatPose's), ``"inerf"`` (OmniposeAD's) or ``"reflectance"`` (PIAD's).
         steps: of all but ``"gauss_newton"``.
         seed: of all but ``"gauss_newton"``.
+        refine_focal: find the focal length too; of ``"gauss_newton"`` alone.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or the refiner cannot find the focal length.
     """
     if name == "gauss_newton":
-        return GaussNewtonRefiner()
+        return GaussNewtonRefiner(refine_focal=refine_focal)
+    if refine_focal:
+        msg = f"refine_focal needs the refiner 'gauss_newton', got {name!r}."
+        raise ValueError(msg)
     if name in _ADAMS:
         return _ADAMS[name](steps=steps, seed=seed)
     msg = f"refiner should be one of 'gauss_newton', {', '.join(map(repr, _ADAMS))}, got {name!r}."
@@ -41,6 +45,8 @@ def make_estimator(
     seed: int = 0,
     matcher: str = "",
     matcher_weights: str = "",
+    *,
+    refine_focal: bool = False,
 ) -> PoseEstimator:
     """Pose search with the refiner of a name.
 
@@ -54,11 +60,15 @@ def make_estimator(
         seed: see ``make_refiner``; of RANSAC too.
         matcher: see ``make_matcher``.
         matcher_weights: see ``make_matcher``.
+        refine_focal: see ``make_refiner``.
 
     Raises:
         ValueError: if a name is unknown, there is no start, or a matcher without weights.
     """
-    polisher = GaussNewtonRefiner(iterations=12, redescending=True) if refiner == "gauss_newton" else None
+    polisher = None
+    if refiner == "gauss_newton":
+        polisher = GaussNewtonRefiner(iterations=12, redescending=True, refine_focal=refine_focal)
     found = make_matcher(matcher, matcher_weights)
     matched = None if found is None else MatchedPose(found, seed=seed)
-    return PoseEstimator(make_refiner(refiner, steps, seed), starts, polisher=polisher, matched=matched)
+    aligned = make_refiner(refiner, steps, seed, refine_focal=refine_focal)
+    return PoseEstimator(aligned, starts, polisher=polisher, matched=matched)

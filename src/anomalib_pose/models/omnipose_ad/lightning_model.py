@@ -30,6 +30,8 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         bank_spacing: angle in degrees between the rendered views that fill the gaps between the training views.
         rolls: turns of the camera about its optical axis, evenly spaced, that the search for a query starts from; 12
             find photographs at any angle, 1 those held like the training views.
+        refine_focal: find the focal length of each query too, where it may be off by a few percent; for
+            ``"gauss_newton"``. Where it is known, poses are better without.
         matcher: ``"aliked"``, ``"xfeat"`` or ``"loftr"``: queries that the alignment does not find are looked for by
             features, matched with rendered views; empty for none.
         matcher_weights: file with the matcher's weights; nothing is downloaded, and checkpoints do not hold them.
@@ -57,6 +59,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         starts: int = 3,
         bank_spacing: float = 8.0,
         rolls: int = 1,
+        refine_focal: bool = False,
         matcher: str = "",
         matcher_weights: str = "",
         comparator: str = "calibrated",
@@ -82,7 +85,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         self.fit_checkpoint = fit_checkpoint or None
         self.model = SceneDetector(
             make_field(field),
-            make_estimator(refiner, refiner_steps, starts, seed, matcher, matcher_weights),
+            make_estimator(refiner, refiner_steps, starts, seed, matcher, matcher_weights, refine_focal=refine_focal),
             make_comparator(comparator, backbone, weights_path),
             bank_spacing=bank_spacing,
             rolls=rolls,
