@@ -12,7 +12,15 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from rich.progress import track
 from torch import Tensor
 
-from anomalib_pose.data.images import SUFFIXES, check_mask_size, image_files, over_white, read_image, read_mask
+from anomalib_pose.data.images import (
+    SUFFIXES,
+    check_mask_size,
+    image_files,
+    image_size,
+    over_white,
+    read_image,
+    read_mask,
+)
 from anomalib_pose.data.sample.files import write_json
 from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
 from anomalib_pose.models.components import PoseMixin, test_time_grad
@@ -279,12 +287,14 @@ def _localized(
 
 
 def _photographs(data: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
-    """Photographs with their masks, all of which exist."""
+    """Photographs with their masks; all exist and look like images, so that a long run does not end halfway."""
     files = image_files(data) if data.is_dir() else [data]
     if not files or not files[0].is_file():
         msg = f"There are no photographs at {data}: expected a file, or a folder of {', '.join(SUFFIXES)}."
         raise FileNotFoundError(msg)
     if masks is None:
+        for path in files:
+            image_size(path)
         return [(path, None) for path in files]
     pairs = [(path, masks / f"{path.stem}.png") for path in files]
     missing = [(path, mask) for path, mask in pairs if not mask.is_file()]
@@ -294,4 +304,6 @@ def _photographs(data: Path, masks: Path | None) -> list[tuple[Path, Path | None
             f"of them that of {missing[0][0]} at {missing[0][1]}."
         )
         raise FileNotFoundError(msg)
+    for path, mask in pairs:
+        check_mask_size(mask, path)
     return [*pairs]

@@ -219,6 +219,9 @@ def test_what_cannot_be_localised_leaves_no_file(model, tmp_path):
     save(photos / "a.png", photograph(seen_from(4))[0])
     with pytest.raises(FileNotFoundError, match=r"1 of 1 are missing.*a\.png"):
         localize(model, photos, output, masks, progress=False)
+    save(masks / "a.png", torch.ones(SIZE, SIZE - 1))
+    with pytest.raises(ValueError, match=r"63 x 64, but its image .*a\.png"):
+        localize(model, photos, output, masks, progress=False)
     (photos / "b.png").write_text("no image")
     with pytest.raises(ValueError, match=r"b\.png cannot be read"):
         localize(model, photos, output, progress=False)
