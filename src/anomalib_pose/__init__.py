@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ViewBatch,
         ViewItem,
     )
-    from anomalib_pose.models import PIAD, Looking3D, OmniposeAD, PointAD, SplatPose
+    from anomalib_pose.models import PIAD, Looking3D, OmniposeAD, PointAD, SplatPose, estimate_pose
     from anomalib_pose.plugin import register
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "ViewBatch",
     "ViewItem",
     "__version__",
+    "estimate_pose",
     "register",
 ]
 
@@ -69,6 +70,7 @@ _HOMES = {
     "SplatPose": "anomalib_pose.models",
     "ViewBatch": "anomalib_pose.data",
     "ViewItem": "anomalib_pose.data",
+    "estimate_pose": "anomalib_pose.models",
     "register": "anomalib_pose.plugin",
 }
 

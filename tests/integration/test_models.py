@@ -144,6 +144,15 @@ def test_prediction_of_a_folder_of_photographs(trained, mad_root):
         assert difference < 0.1
 
 
+def test_a_checkpoint_localises_as_prediction_does(trained, mad_root):
+    _, model, folder, checkpoint = trained
+    image = mad_root / "car" / "test" / "good" / "0.png"
+    (batch,) = make_engine(folder / "localised").predict(model, data_path=image)
+    estimate = anomalib_pose.estimate_pose(checkpoint, image)
+    torch.testing.assert_close(estimate.camera.camera_to_world, batch.estimated_camera_to_world[0], rtol=0, atol=1e-5)
+    assert estimate.confidence == pytest.approx(batch.pose_confidence.item(), abs=1e-4)
+
+
 def test_a_query_without_an_object(trained, tmp_path):
     name, _, folder, checkpoint = trained
     Image.fromarray(np.full((48, 48, 3), 255, np.uint8)).save(tmp_path / "empty.png")
@@ -214,6 +223,9 @@ def test_adam_finds_gradients_in_the_test_loop(mad_root, tmp_path):
         ({"comparator": "magic"}, "comparator should be"),
         ({"holdout_every": 1}, "holdout_every should be"),
         ({"starts": 0}, "At least one start"),
+        ({"rolls": 0}, "rolls is a number"),
+        ({"matcher": "magic"}, "matcher should be"),
+        ({"matcher": "xfeat"}, "needs matcher_weights"),
     ],
 )
 def test_arguments_are_checked(change, message):
@@ -221,8 +233,10 @@ def test_arguments_are_checked(change, message):
         make_model("SplatPose", **change)
 
 
-def test_missing_weights_are_named_before_anything_is_fitted(mad_root, tmp_path):
-    model = make_model("SplatPose", backbone="mobilenetv2_100", weights_path=str(tmp_path / "none.pth"))
+@pytest.mark.parametrize(("part", "file"), [("backbone", "weights_path"), ("matcher", "matcher_weights")])
+def test_missing_weights_are_named_before_anything_is_fitted(mad_root, tmp_path, part, file):
+    names = {"backbone": "mobilenetv2_100", "matcher": "aliked"}
+    model = make_model("SplatPose", **{part: names[part], file: str(tmp_path / "none.pth")})
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):
         make_engine(tmp_path).fit(model, datamodule=make_data(mad_root))
     assert not len(model.model.scene)

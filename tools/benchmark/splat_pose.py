@@ -17,6 +17,7 @@ import argparse
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.gaussian_fit import GaussianFit
 from anomalib_pose.models.components.scene_detector import FitScene
 from anomalib_pose.models.omnipose_ad.torch_model import FIELDS, FieldFit, make_field
-from anomalib_pose.pose import PoseEstimator, Query, Refiner, ViewBank, make_estimator, make_refiner
+from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, Refiner, ViewBank, make_estimator, make_refiner
 from anomalib_pose.pose.adam import AdamRefiner
 from anomalib_pose.scene import FitSettings, GaussianScene, VoxelFitSettings, white_foreground
 
@@ -176,14 +177,22 @@ def measure_refiner(
     estimator = PoseEstimator(refiner, starts, own.retry_below, polisher)
     bank = detector.bank if starts > 1 else SingleStart(detector.bank)
     estimator.typical_residual = detector.estimator.typical_residual
+    truth = test["camera_to_world"]
+    return measure_poses(lambda query: estimator(detector.scene, bank, query), found, truth, detector.scene.centre)
+
+
+def measure_poses(
+    estimate_of: Callable[[Query], PoseEstimate], found: list[Query], truths: Tensor, centre: Tensor
+) -> dict[str, float]:
+    """Errors and seconds of a pose search on queries whose poses are known."""
     angles, shares, renders, seconds, confidences = [], [], [], [], []
-    for query, truth in zip(found, test["camera_to_world"], strict=True):
+    for query, truth in zip(found, truths, strict=True):
         start = time.perf_counter()
-        estimate = estimator(detector.scene, bank, query)
+        estimate = estimate_of(query)
         seconds.append(time.perf_counter() - start)
         angle, distance = pose_error(estimate.camera.camera_to_world.double(), truth.double())
         angles.append(float(torch.rad2deg(angle)))
-        shares.append(100 * float(distance) / float((truth[:3, 3] - detector.scene.centre).norm()))
+        shares.append(100 * float(distance) / float((truth[:3, 3] - centre).norm()))
         renders.append(estimate.n_renders)
         confidences.append(estimate.confidence)
     angle, share = torch.tensor(angles), torch.tensor(shares)

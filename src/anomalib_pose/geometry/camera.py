@@ -191,6 +191,16 @@ def resize_intrinsics(
     return K * scale[:, None]
 
 
+def scaled_focal(K: Float[Tensor, "*batch 3 3"], factor: float) -> Float[Tensor, "*batch 3 3"]:  # noqa: N803
+    """Intrinsics with both focal lengths multiplied by a factor; the principal point stays.
+
+    Args:
+        K: intrinsics in pixels, without skew.
+        factor: above 0.
+    """
+    return K * K.new_tensor([[factor, 1, 1], [1, factor, 1], [1, 1, 1]])
+
+
 def resize_image_mask_K(  # noqa: N802
     image: Float[Tensor, "channels h w"],
     mask: Float[Tensor, "h w"] | None,

@@ -3,7 +3,9 @@
 
 from anomalib_pose.pose.adam import AdamRefiner
 from anomalib_pose.pose.estimator import PoseEstimator
+from anomalib_pose.pose.feature_matchers import make_matcher
 from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
+from anomalib_pose.pose.matching import MatchedPose, Matcher
 from anomalib_pose.pose.refiners import make_estimator, make_refiner
 from anomalib_pose.pose.types import PoseEstimate, Query, Refinement, Refiner
 from anomalib_pose.pose.view_bank import ViewBank, bank_poses
@@ -11,6 +13,8 @@ from anomalib_pose.pose.view_bank import ViewBank, bank_poses
 __all__ = [
     "AdamRefiner",
     "GaussNewtonRefiner",
+    "MatchedPose",
+    "Matcher",
     "PoseEstimate",
     "PoseEstimator",
     "Query",
@@ -19,5 +23,6 @@ __all__ = [
     "ViewBank",
     "bank_poses",
     "make_estimator",
+    "make_matcher",
     "make_refiner",
 ]

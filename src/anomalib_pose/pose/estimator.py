@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anomalib_pose.geometry import scaled_focal
+from anomalib_pose.pose.matching import MatchedPose
 from anomalib_pose.pose.types import PoseEstimate, Query, Refiner
 from anomalib_pose.pose.view_bank import ViewBank
 from anomalib_pose.scene import Scene
@@ -23,19 +25,26 @@ class PoseEstimator(nn.Module):
     The confidence is ``overlap * fit``. ``overlap`` is the intersection over union of the rendered silhouette and the
     query's foreground, 1 where the foreground is unknown. ``fit`` is ``1 / (1 + (residual / (3 typical))²)``, with the
     typical residual measured by ``calibrate`` on normal views. If the first starts end below ``retry_below``, twice as
-    many further views of the bank are tried, and then ``polisher`` on the best end.
+    many further views of the bank are tried, then ``polisher`` on the best end, and then the poses that
+    ``matched`` finds from features of the same views.
 
     Args:
         refiner: improves start poses.
         starts: views of the bank to start from.
         retry_below: confidence under which more is tried.
         polisher: improves a doubtful end, or None.
+        matched: finds other starts for a doubtful query, or None. It is no part of the state.
     """
 
     typical_residual: Tensor
 
     def __init__(
-        self, refiner: Refiner, starts: int = 3, retry_below: float = 0.5, polisher: Refiner | None = None
+        self,
+        refiner: Refiner,
+        starts: int = 3,
+        retry_below: float = 0.5,
+        polisher: Refiner | None = None,
+        matched: MatchedPose | None = None,
     ) -> None:
         super().__init__()
         if starts < 1:
@@ -45,12 +54,18 @@ class PoseEstimator(nn.Module):
         self.starts = starts
         self.retry_below = retry_below
         self.polisher = polisher
+        self.matched = matched
         self.register_buffer("typical_residual", torch.tensor(0.02))
 
     def calibrate(self, residuals: Float[Tensor, "n"]) -> None:
         """Take the median residual of normal views at their estimated poses as typical."""
         if len(residuals):
             self.typical_residual = residuals.median().clamp_min(1e-4).to(self.typical_residual)
+
+    def load(self) -> None:
+        """Look for the weights of the matcher, if there is one; see ``Matcher``."""
+        if self.matched is not None:
+            self.matched.matcher.load()
 
     def forward(self, scene: Scene, bank: ViewBank, query: Query) -> PoseEstimate:
         """Estimate the camera of a query.
@@ -66,14 +81,27 @@ class PoseEstimator(nn.Module):
             return best
         if best.confidence < self.retry_below and len(poses) > self.starts:
             best = _surer(best, self._try(self.refiner, scene, query, poses[self.starts :]))
+        best = self._polished(scene, query, best)
+        if self.matched is None or best.confidence >= self.retry_below:
+            return best
+        starts = self.matched(scene, query, poses)
+        best = replace(best, n_renders=best.n_renders + len(poses))
+        if not len(starts):
+            return best
+        return _surer(best, self._polished(scene, query, self._try(self.refiner, scene, query, starts)))
+
+    def _polished(self, scene: Scene, query: Query, best: PoseEstimate) -> PoseEstimate:
+        """A doubtful estimate, or what the polisher makes of it if that is surer."""
         for _ in range(_POLISHES):
             if self.polisher is None or best.confidence >= self.retry_below:
                 break
-            best = _surer(best, self._try(self.polisher, scene, query, best.camera.camera_to_world[None]))
+            here = replace(query, K=best.camera.K)
+            best = _surer(best, self._try(self.polisher, scene, here, best.camera.camera_to_world[None]))
         return best
 
     def _try(self, refiner: Refiner, scene: Scene, query: Query, starts: Tensor) -> PoseEstimate:
         found = refiner(scene, query, starts)
+        query = replace(query, K=scaled_focal(query.K, found.focal_scale))
         camera = query.camera(found.camera_to_world)
         residual, overlap = judge(scene, query, found.camera_to_world)
         fit = 1 / (1 + (residual / (_TOLERATED * float(self.typical_residual))) ** 2)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Direct alignment of a query with renderings of colour and depth: damped Gauss-Newton, coarse to fine."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_pose.geometry import Camera, projection_jacobian, rigid_inverse, se3_exp
+from anomalib_pose.geometry import Camera, projection_jacobian, rigid_inverse, scaled_focal, se3_exp
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur, shrink
 from anomalib_pose.pose.types import Query, Refinement
 from anomalib_pose.scene import Scene
@@ -21,6 +22,8 @@ _DAMPING = 1e-3
 # enough without, and in 25 pixels a missing part was seen to pull the camera out of the basin of the next level.
 _COARSEST = {8: 48, 4: 24, 2: 24, 1: 0}
 _REDESCENDS = 4  # divisor of the size; coarser levels mix what is missing with what is there
+_FOCAL_FROM = 2  # divisor of the size; on coarser levels the focal length would take up what is wrong with the pose
+_FOCAL_LIMIT = math.log(1.2)
 _BLUR_OF_DIVISOR = {8: 2.0, 4: 1.0, 2: 0.7, 1: 0.0}
 
 
@@ -35,20 +38,34 @@ class _Level:
     scene: Scene
     gradients: tuple[Tensor, Tensor]
     redescends: bool
+    refines_focal: bool
     n_renders: int = 0
 
-    def render(self, camera_to_world: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def render(self, view: "_View") -> tuple[Tensor, Tensor, Tensor]:
         """Blurred colour over the background (3, H, W), depth and alpha (H, W)."""
         self.n_renders += 1
-        output = self.scene.render(self.camera.with_pose(camera_to_world), self.background)
+        camera = replace(self.camera.with_pose(view.camera_to_world), K=self.intrinsics(view))
+        output = self.scene.render(camera, self.background)
         return gaussian_blur(output.rgb.permute(2, 0, 1), self.blur), output.depth, output.alpha
+
+    def intrinsics(self, view: "_View") -> Tensor:
+        """K (3, 3) at this size."""
+        return scaled_focal(self.camera.K, math.exp(view.log_focal))
+
+
+@dataclass(frozen=True)
+class _View:
+    """A pose, and the logarithm of what the query's focal lengths are multiplied by."""
+
+    camera_to_world: Tensor
+    log_focal: float = 0.0
 
 
 @dataclass
 class _State:
-    """A pose, what is seen from it, and the cost."""
+    """A view, what is seen there, and the cost."""
 
-    camera_to_world: Tensor
+    view: _View
     rgb: Tensor
     depth: Tensor
     alpha: Tensor
@@ -75,6 +92,8 @@ class GaussNewtonRefiner:
         max_size: longer side in pixels of the finest level.
         redescending: reject what differs much altogether (Geman and McClure 1987), instead of bounding its pull: holds
             on to what is left of an object with a large part missing, but finds home from nearby only.
+        refine_focal: find one factor of both focal lengths too, which may be off by a few percent. It moves a pixel
+            along its distance from the principal point; only perspective tells it from the distance to the object.
     """
 
     def __init__(
@@ -88,6 +107,7 @@ class GaussNewtonRefiner:
         max_size: int = 400,
         *,
         redescending: bool = False,
+        refine_focal: bool = False,
     ) -> None:
         self.iterations = iterations
         self.robust_scale = robust_scale
@@ -97,18 +117,20 @@ class GaussNewtonRefiner:
         self.survivors = survivors
         self.max_size = max_size
         self.redescending = redescending
+        self.refine_focal = refine_focal
 
     @torch.no_grad()
     def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> Refinement:
         """Refine the starts and return the best end; see ``Refiner``."""
         levels = self._levels(scene, query)
-        ends = [(start, float("inf"), False) for start in starts]
+        ends = [(_View(start), float("inf"), False) for start in starts]
         for number, level in enumerate(levels):
             if number == self.coarse_levels:
                 ends = sorted(ends, key=lambda end: end[1])[: self.survivors]
-            ends = [self._descend(level, pose) for pose, _, _ in ends]
-        pose, cost, converged = min(ends, key=lambda end: end[1])
-        return Refinement(pose, cost, converged, sum(level.n_renders for level in levels))
+            ends = [self._descend(level, view) for view, _, _ in ends]
+        view, cost, converged = min(ends, key=lambda end: end[1])
+        renders = sum(level.n_renders for level in levels)
+        return Refinement(view.camera_to_world, cost, converged, renders, math.exp(view.log_focal))
 
     def _levels(self, scene: Scene, query: Query) -> list[_Level]:
         height, width = query.image.shape[-2:]
@@ -122,11 +144,14 @@ class GaussNewtonRefiner:
             image = gaussian_blur(shrink(query.image, *size), blur)
             gradients = central_differences(image)
             redescends = self.redescending and divisor <= _REDESCENDS
-            levels.append(_Level(full.resized(*size), image, blur, query.background, scene, gradients, redescends))
+            focal = self.refine_focal and divisor <= _FOCAL_FROM
+            levels.append(
+                _Level(full.resized(*size), image, blur, query.background, scene, gradients, redescends, focal)
+            )
         return levels
 
-    def _descend(self, level: _Level, camera_to_world: Tensor) -> tuple[Tensor, float, bool]:
-        state = self._look(level, camera_to_world)
+    def _descend(self, level: _Level, view: _View) -> tuple[_View, float, bool]:
+        state = self._look(level, view)
         damping, converged = _DAMPING, False
         for _ in range(self.iterations):
             hessian, gradient = self._normal_equations(level, state)
@@ -141,12 +166,12 @@ class GaussNewtonRefiner:
             if gain < self.tolerance and step < self.min_step:
                 converged = True
                 break
-        return state.camera_to_world, state.cost, converged
+        return state.view, state.cost, converged
 
-    def _look(self, level: _Level, camera_to_world: Tensor) -> _State:
-        rgb, depth, alpha = level.render(camera_to_world)
+    def _look(self, level: _Level, view: _View) -> _State:
+        rgb, depth, alpha = level.render(view)
         cost, _ = self._robust(level, rgb - level.image)
-        return _State(camera_to_world, rgb, depth, alpha, float(cost.mean()))
+        return _State(view, rgb, depth, alpha, float(cost.mean()))
 
     def _robust(self, level: _Level, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Costs of residuals and the weights they get: Charbonnier's, or Geman and McClure's where ``redescends``."""
@@ -162,11 +187,15 @@ class GaussNewtonRefiner:
         if not bool(pixels.any()):
             return None, z
         rows, columns = pixels.nonzero(as_tuple=True)
-        jacobian_u, jacobian_v = _projection_jacobian(level.camera.K, columns + 0.5, rows + 0.5, z[rows, columns])
+        K = level.intrinsics(state.view)  # noqa: N806
+        jacobian_u, jacobian_v = _projection_jacobian(K, columns + 0.5, rows + 0.5, z[rows, columns])
+        if level.refines_focal:
+            jacobian_u = torch.cat([jacobian_u, (columns + 0.5 - K[0, 2])[:, None]], 1)
+            jacobian_v = torch.cat([jacobian_v, (rows + 0.5 - K[1, 2])[:, None]], 1)
         own_x, own_y = central_differences(state.rgb)
         gradient_x = 0.5 * (own_x + level.gradients[0])[:, rows, columns]
         gradient_y = 0.5 * (own_y + level.gradients[1])[:, rows, columns]
-        jacobian = -(gradient_x[..., None] * jacobian_u + gradient_y[..., None] * jacobian_v).reshape(-1, 6)
+        jacobian = -(gradient_x[..., None] * jacobian_u + gradient_y[..., None] * jacobian_v).flatten(0, 1)
         residual = (state.rgb - level.image)[:, rows, columns].reshape(-1)
         weighted = jacobian * self._robust(level, residual)[1][:, None]
         return (weighted.T @ jacobian).double(), (weighted.T @ residual).double()
@@ -176,15 +205,16 @@ class GaussNewtonRefiner:
     ) -> tuple[_State | None, float, float]:
         """Next state, or None if no damping finds a lower cost; the damping for later; the size of the step."""
         diagonal = torch.diag(hessian.diagonal() + 1e-9)
-        viewmat = rigid_inverse(state.camera_to_world.double())
+        viewmat = rigid_inverse(state.view.camera_to_world.double())
         opaque = state.depth[state.alpha > _OPAQUE]
         distance = float(opaque.median()) if len(opaque) else 1.0
         for _ in range(_REJECTIONS):
             tangent = -torch.linalg.solve(hessian + damping * diagonal, gradient)
             if not bool(tangent.isfinite().all()):
                 return None, damping, 0.0
-            moved = rigid_inverse(se3_exp(tangent) @ viewmat).to(state.camera_to_world)
-            found = self._look(level, moved)
+            moved = rigid_inverse(se3_exp(tangent[:6]) @ viewmat).to(state.view.camera_to_world)
+            log_focal = state.view.log_focal + float(tangent[6:].sum())  # none or one
+            found = self._look(level, _View(moved, min(max(log_focal, -_FOCAL_LIMIT), _FOCAL_LIMIT)))
             if found.cost < state.cost:
                 size = max(float(tangent[:3].abs().max()) / distance, float(tangent[3:].abs().max()))
                 return found, max(damping / 6, 1e-6), size

@@ -3,7 +3,9 @@
 
 from anomalib_pose.pose.adam import AdamRefiner, InerfRefiner, ReflectanceRefiner
 from anomalib_pose.pose.estimator import PoseEstimator
+from anomalib_pose.pose.feature_matchers import make_matcher
 from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
+from anomalib_pose.pose.matching import MatchedPose
 from anomalib_pose.pose.types import Refiner
 
 _ADAMS: dict[str, type[AdamRefiner | InerfRefiner | ReflectanceRefiner]] = {
@@ -13,26 +15,39 @@ _ADAMS: dict[str, type[AdamRefiner | InerfRefiner | ReflectanceRefiner]] = {
 }
 
 
-def make_refiner(name: str, steps: int = 175, seed: int = 0) -> Refiner:
+def make_refiner(name: str, steps: int = 175, seed: int = 0, *, refine_focal: bool = False) -> Refiner:
     """Refiner of a name.
 
     Args:
         name: ``"gauss_newton"``, ``"adam"`` (SplatPose's), ``"inerf"`` (OmniposeAD's) or ``"reflectance"`` (PIAD's).
         steps: of all but ``"gauss_newton"``.
         seed: of all but ``"gauss_newton"``.
+        refine_focal: find the focal length too; of ``"gauss_newton"`` alone.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or the refiner cannot find the focal length.
     """
     if name == "gauss_newton":
-        return GaussNewtonRefiner()
+        return GaussNewtonRefiner(refine_focal=refine_focal)
+    if refine_focal:
+        msg = f"refine_focal needs the refiner 'gauss_newton', got {name!r}."
+        raise ValueError(msg)
     if name in _ADAMS:
         return _ADAMS[name](steps=steps, seed=seed)
     msg = f"refiner should be one of 'gauss_newton', {', '.join(map(repr, _ADAMS))}, got {name!r}."
     raise ValueError(msg)
 
 
-def make_estimator(refiner: str = "gauss_newton", steps: int = 175, starts: int = 3, seed: int = 0) -> PoseEstimator:
+def make_estimator(
+    refiner: str = "gauss_newton",
+    steps: int = 175,
+    starts: int = 3,
+    seed: int = 0,
+    matcher: str = "",
+    matcher_weights: str = "",
+    *,
+    refine_focal: bool = False,
+) -> PoseEstimator:
     """Pose search with the refiner of a name.
 
     Doubtful ends of ``"gauss_newton"`` are polished by a variant that ignores what does not fit; the papers' refiners
@@ -42,10 +57,18 @@ def make_estimator(refiner: str = "gauss_newton", steps: int = 175, starts: int 
         refiner: see ``make_refiner``.
         steps: see ``make_refiner``.
         starts: views of the bank to start from.
-        seed: see ``make_refiner``.
+        seed: see ``make_refiner``; of RANSAC too.
+        matcher: see ``make_matcher``.
+        matcher_weights: see ``make_matcher``.
+        refine_focal: see ``make_refiner``.
 
     Raises:
-        ValueError: if the name is unknown or there is no start.
+        ValueError: if a name is unknown, there is no start, or a matcher without weights.
     """
-    polisher = GaussNewtonRefiner(iterations=12, redescending=True) if refiner == "gauss_newton" else None
-    return PoseEstimator(make_refiner(refiner, steps, seed), starts, polisher=polisher)
+    polisher = None
+    if refiner == "gauss_newton":
+        polisher = GaussNewtonRefiner(iterations=12, redescending=True, refine_focal=refine_focal)
+    found = make_matcher(matcher, matcher_weights)
+    matched = None if found is None else MatchedPose(found, seed=seed)
+    aligned = make_refiner(refiner, steps, seed, refine_focal=refine_focal)
+    return PoseEstimator(aligned, starts, polisher=polisher, matched=matched)

@@ -67,12 +67,14 @@ class Refinement:
         cost: the refiner's cost there; comparable between starts of one query.
         converged: whether it stopped by itself.
         n_renders: images rendered.
+        focal_scale: what the query's focal lengths were multiplied by to get there.
     """
 
     camera_to_world: Float[Tensor, "4 4"]
     cost: float
     converged: bool
     n_renders: int
+    focal_scale: float = 1.0
 
 
 @runtime_checkable

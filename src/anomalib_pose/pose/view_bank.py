@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.geometry import Camera, look_at, view_sphere, viewed_point
+from anomalib_pose.pose.roll import roll_matrix, shrunk, unrolled
 from anomalib_pose.pose.types import Query
 from anomalib_pose.scene import Scene
 
@@ -72,6 +73,7 @@ class ViewBank(nn.Module):
 
     Args:
         spacing: angle between the rendered views, degrees.
+        rolls: evenly spaced turns about the optical axis that a query is compared with the views at; 1 for none.
     """
 
     poses: Tensor
@@ -80,12 +82,16 @@ class ViewBank(nn.Module):
     by_box: Tensor
     centre: Tensor
 
-    def __init__(self, spacing: float = 8.0) -> None:
+    def __init__(self, spacing: float = 8.0, rolls: int = 1) -> None:
         super().__init__()
+        if rolls < 1:
+            msg = f"rolls is a number of turns, 1 for none but the upright one, got {rolls}."
+            raise ValueError(msg)
         if spacing <= 0:
             msg = f"The bank's spacing is an angle in degrees above 0, got {spacing}."
             raise ValueError(msg)
         self.spacing = spacing
+        self.rolls = rolls
         self.register_buffer("poses", torch.zeros(0, 4, 4))
         self.register_buffer("thumbnails", torch.zeros(0, 3 * _THUMBNAIL**2))
         self.register_buffer("boxes", torch.zeros(0, 3))
@@ -125,7 +131,8 @@ class ViewBank(nn.Module):
         Views from nearly the same direction count as one, or an object with look-alike sides would have all starts on
         the wrong side.
 
-        Where thumbnails are of boxes, the poses are moved so that the silhouette lies where the query's does.
+        Where thumbnails are of boxes, the poses are moved so that the silhouette lies where the query's does. With
+        several ``rolls`` each view is offered at the turn at which it is most similar.
 
         Args:
             query: the image.
@@ -137,12 +144,29 @@ class ViewBank(nn.Module):
         if not len(self):
             msg = "The view bank is empty: fit the model or load its checkpoint first."
             raise ValueError(msg)
-        similarity = self.thumbnails @ self._thumbnail(query.image, query.foreground).to(self.thumbnails)
+        if self.rolls == 1:
+            similarity = self._similarity(query)
+            best = self._apart(similarity, count)
+            return self._moved(query, best), similarity[best]
+        angles = [2 * math.pi * number / self.rolls for number in range(self.rolls)]
+        small = shrunk(query, _RENDER_SIZE)
+        upright = [unrolled(small, angle) for angle in angles]
+        similarity, roll = torch.stack([self._similarity(one) for one in upright]).max(0)
         best = self._apart(similarity, count)
-        poses = self.poses[best]
-        if bool(self.by_box) and query.foreground is not None and bool((query.foreground > 0).any()):
-            poses = _move_to_box(poses, self.boxes[best], _box(query.foreground, query.K).to(poses), self.centre)
+        poses = torch.cat([self._moved(upright[int(roll[index])], index[None]) for index in best])
+        turns = torch.stack([roll_matrix(angle) for angle in angles]).to(poses)
+        poses[:, :3, :3] = poses[:, :3, :3] @ turns[roll[best]]
         return poses, similarity[best]
+
+    def _similarity(self, query: Query) -> Float[Tensor, "v"]:
+        return self.thumbnails @ self._thumbnail(query.image, query.foreground).to(self.thumbnails)
+
+    def _moved(self, query: Query, views: Tensor) -> Float[Tensor, "s 4 4"]:
+        """Poses of views, moved to where the query's silhouette is if thumbnails are of boxes."""
+        poses = self.poses[views]
+        if bool(self.by_box) and query.foreground is not None and bool((query.foreground > 0).any()):
+            return _move_to_box(poses, self.boxes[views], _box(query.foreground, query.K).to(poses), self.centre)
+        return poses
 
     def _apart(self, similarity: Float[Tensor, "v"], count: int) -> Tensor:
         """Indices of the most similar views that lie ``_APART`` from each other; the nearer ones follow at the end."""

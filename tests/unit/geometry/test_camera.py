@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_pose.geometry import Camera, pose_error, resize_image_mask_K, se3_exp, view_sphere, viewed_point
+from anomalib_pose.geometry import (
+    Camera,
+    pose_error,
+    resize_image_mask_K,
+    scaled_focal,
+    se3_exp,
+    view_sphere,
+    viewed_point,
+)
 
 
 def camera_at(tangent: list[float], width: int = 64, height: int = 48) -> Camera:
@@ -119,3 +127,10 @@ def test_bad_cameras_are_refused(pose: tuple, intrinsics: tuple, size: tuple) ->
 def test_different_sizes_do_not_stack() -> None:
     with pytest.raises(ValueError, match="resize them first"):
         Camera.stack([camera_at([0] * 6), camera_at([0] * 6, width=65)])
+
+
+def test_a_scaled_focal_length_moves_points_from_the_principal_point() -> None:
+    K = torch.tensor([[50.0, 0, 30], [0, 60, 20], [0, 0, 1]])
+    point = torch.tensor([[0.2, -0.3, 2.0]])
+    before, after = (Camera(torch.eye(4), one, 64, 48).project(point)[0] for one in (K, scaled_focal(K, 1.1)))
+    torch.testing.assert_close(after - K[:2, 2], 1.1 * (before - K[:2, 2]))

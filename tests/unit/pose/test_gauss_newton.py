@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from anomalib_pose.geometry import Camera, look_at, pose_error, se3_exp, view_sphere
+from anomalib_pose.geometry import Camera, look_at, pose_error, scaled_focal, se3_exp, view_sphere
 from anomalib_pose.pose import AdamRefiner, GaussNewtonRefiner, Query
 from anomalib_pose.pose.adam import InerfRefiner, interest_region
-from anomalib_pose.pose.gauss_newton import _projection_jacobian, _surface
+from anomalib_pose.pose.gauss_newton import _projection_jacobian, _surface, _View
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur
 from anomalib_pose.scene import VoxelFitSettings, fit_voxels
 from sample_scenes import make_toy
@@ -71,6 +71,36 @@ def test_redescending_weights_hold_on_to_what_is_left():
     ]
     assert errors[1] < 0.3
     assert errors[1] < errors[0] / 3
+
+
+@pytest.mark.parametrize("factor", [0.97, 1.03])
+def test_a_wrong_focal_length_is_found(factor):
+    """The query's K is off by three percent; without the seventh parameter the camera's distance has to make up."""
+    scene, query = make_toy(), query_of(make_toy())
+    wrong = Query(query.image, scaled_focal(query.K, factor), query.foreground)
+    start = start_off_by(5, 0.02, 4)[None]
+    found = GaussNewtonRefiner(iterations=20, refine_focal=True)(scene, wrong, start)
+    assert found.focal_scale == pytest.approx(1 / factor, abs=0.003)
+    angle, distance = pose_error(found.camera_to_world, TRUTH)
+    assert math.degrees(angle) < 0.1
+    assert distance < 0.004 * EYE.norm()
+    blind = GaussNewtonRefiner(iterations=20)(scene, wrong, start)
+    assert blind.focal_scale == 1
+    assert pose_error(blind.camera_to_world, TRUTH)[1] > 0.02 * EYE.norm()
+
+
+def test_the_slope_of_the_focal_length_is_the_finite_difference():
+    """Gradient of the cost by the seventh parameter, where rendering and query differ little."""
+    scene, query = make_toy(), query_of(make_toy())
+    refiner = GaussNewtonRefiner(refine_focal=True, robust_scale=10.0)  # least squares
+    level = refiner._levels(scene, query)[-1]
+
+    def cost(log_focal: float) -> float:
+        return refiner._look(level, _View(TRUTH, log_focal)).cost * level.image.numel()
+
+    state = refiner._look(level, _View(TRUTH, 0.004))
+    _, gradient = refiner._normal_equations(level, state)
+    assert float(gradient[6]) == pytest.approx((cost(0.0045) - cost(0.0035)) / 0.001, rel=0.1)
 
 
 def test_the_better_of_two_starts_wins():

@@ -34,6 +34,9 @@ from anomalib_pose.visualization import register_panels
 
 logger = logging.getLogger(__name__)
 
+MODEL_KEY = "anomalib_pose_model"
+"""Where a checkpoint has the name of its model's class."""
+
 
 @contextmanager
 def test_time_grad() -> Iterator[None]:
@@ -147,11 +150,12 @@ class PoseMixin(DetectorExportMixin):
         return torch.tensor(0.0, requires_grad=True, device=batch.image.device)
 
     def setup(self, stage: str) -> None:
-        """Look for weights before anything is fitted, and let an Engine that has fitted another object fit again.
+        """Look for weights before anything is done, and let an Engine that has fitted another object fit again.
 
         Args:
             stage: Lightning's name of what begins.
         """
+        self.model.estimator.load()
         if stage != "fit":
             return
         for part in self.model.modules():
@@ -193,6 +197,11 @@ class PoseMixin(DetectorExportMixin):
             "Fitted %d views: PSNR %.2f dB on held-out views, %d views in the bank.",
             len(images), float(self.model.psnr), len(self.model.bank),
         )  # fmt: skip
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the model, so that a checkpoint can be loaded by its path alone."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        checkpoint[MODEL_KEY] = type(self).__name__
 
     @property
     def shows_progress(self) -> bool:

@@ -47,6 +47,7 @@ class SceneDetector(nn.Module):
         comparator: turns query and reference into an anomaly map and a score.
         bank_spacing: angle between the rendered views that the pose search starts from, degrees.
         holdout_every: every n-th training view is kept from the fitting, to measure PSNR and to calibrate with.
+        rolls: turns about the optical axis that the pose search starts from; see ``ViewBank``.
         surface_views: training views whose anomaly maps say what to expect of each place of the surface, where the
             comparator is one that is calibrated; 0 for none.
     """
@@ -65,6 +66,7 @@ class SceneDetector(nn.Module):
         *,
         bank_spacing: float = 8.0,
         holdout_every: int = 10,
+        rolls: int = 1,
         surface_views: int = 60,
     ) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class SceneDetector(nn.Module):
             msg = f"surface_views should not be negative, got {surface_views}."
             raise ValueError(msg)
         self.scene = scene
-        self.bank = ViewBank(bank_spacing)
+        self.bank = ViewBank(bank_spacing, rolls)
         self.estimator = estimator
         self.comparator = comparator
         self.surface = SurfaceResiduals()

@@ -31,6 +31,13 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         refiner_steps: steps of ``"adam"`` a start; 175 in the paper.
         starts: views of the bank that the refinement starts from; the paper has one start.
         bank_spacing: angle in degrees between the rendered views that fill the gaps between the training views.
+        rolls: turns of the camera about its optical axis, evenly spaced, that the search for a query starts from; 12
+            find photographs at any angle, 1 those held like the training views.
+        refine_focal: find the focal length of each query too, where it may be off by a few percent; for
+            ``"gauss_newton"``. Where it is known, poses are better without.
+        matcher: ``"aliked"``, ``"xfeat"`` or ``"loftr"``: queries that the alignment does not find are looked for by
+            features, matched with rendered views; empty for none.
+        matcher_weights: file with the matcher's weights; nothing is downloaded, and checkpoints do not hold them.
         comparator: ``"calibrated"``: normalised by what good views show, tolerant to a pixel; ``"paper"``.
         backbone: timm name of the network whose features are compared; empty for colour and structure alone, which
             needs no weights.
@@ -57,6 +64,10 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         refiner_steps: int = 175,
         starts: int = 3,
         bank_spacing: float = 8.0,
+        rolls: int = 1,
+        refine_focal: bool = False,
+        matcher: str = "",
+        matcher_weights: str = "",
         comparator: str = "calibrated",
         backbone: str = "",
         weights_path: str = "",
@@ -81,9 +92,10 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         self.rasterizer = rasterizer
         self.model = SceneDetector(
             GaussianScene(sh_degree, rasterizer),
-            make_estimator(refiner, refiner_steps, starts, seed),
+            make_estimator(refiner, refiner_steps, starts, seed, matcher, matcher_weights, refine_focal=refine_focal),
             make_comparator(comparator, backbone, weights_path),
             bank_spacing=bank_spacing,
+            rolls=rolls,
             holdout_every=holdout_every,
             surface_views=surface_views,
         )
