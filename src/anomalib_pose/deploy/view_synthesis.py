@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy.alignment import View, project, unproject
@@ -94,7 +93,7 @@ def synthesise(
         count: views a camera.
     """
     splats = splat_depth(view, motion, intrinsics, count)
-    covered = _softened(_closed((splats > 0).to(splats.dtype)))
+    covered = _closed((splats > 0).to(splats.dtype))
     surface = fill_depth(splats)
     depth = surface.repeat_interleave(count, 0)
     points, uv = project(back, unproject(depth, intrinsics).flatten(2), intrinsics)
@@ -123,8 +122,3 @@ def _inside(uv: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b h w"]:
 def _closed(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     """The mask with cracks of up to two pixels closed."""
     return -largest_around(-largest_around(mask, 3), 3)
-
-
-def _softened(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
-    """The mask with an edge two pixels wide: that of a splat is a pixel off here and there."""
-    return functional.avg_pool2d(mask[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
