@@ -5,8 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
-from anomalib.data.utils import Split
+from anomalib.data.utils import Split, ValSplitMode
 from anomalib.utils.path import resolve_dataset_root
+from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_pose.data.cloud_dataset import CloudDataset
 from anomalib_pose.data.cloud_sources import CloudSample, CloudSource, RawSource, RenderedSource, is_rendered
@@ -75,7 +76,7 @@ class CloudDataModule(WholeTestDataModule):
         if category != REST and self._is_training_folder(self.root / category):
             msg = (
                 f"Training on {category!r} uses the labels of its test part: test on another category, or on {REST!r}, "
-                "which is all others."
+                "which is all others; or give train_category null where nothing is trained."
             )
             raise ValueError(msg)
         if train_category is None and str(getattr(val_split_mode, "value", val_split_mode)) == "from_train":
@@ -92,17 +93,13 @@ class CloudDataModule(WholeTestDataModule):
         return self.root.name
 
     def prepare_data(self) -> None:
-        """Check that the categories are there.
+        """Check that the categories are there, that of training where there is training.
 
         Raises:
             FileNotFoundError: if a root is not there.
             ValueError: if a category is not; those that are there are listed.
         """
-        for folder in self._training_folders() + self._test_folders():
-            if not folder.is_dir():
-                found = ", ".join(path.name for path in _categories(folder.parent)) or "none"
-                msg = f"There is no category {folder.name!r} in {folder.parent}; there are: {found}."
-                raise ValueError(msg)
+        _check_categories((self._training_folders() if self._may_train() else []) + self._test_folders())
 
     def train_dataloader(self) -> Any:
         """Loader of the training category.
@@ -113,13 +110,19 @@ class CloudDataModule(WholeTestDataModule):
         if self.train_category is None:
             msg = "There is nothing to train on: give a train_category, other than the tested one."
             raise ValueError(msg)
+        if not hasattr(self, "train_data"):  # set up for a test
+            self._set_up_training()
         return super().train_dataloader()
 
     def _setup(self, _stage: str | None = None) -> None:
         self.prepare_data()
-        if self.train_category is not None:
-            self.train_data = self._dataset(self._training_folders(), Split.TRAIN)
+        if self._may_train():
+            self._set_up_training()
         self.test_data = self._dataset(self._test_folders(), Split.TEST)
+
+    def _set_up_training(self) -> None:
+        _check_categories(self._training_folders())
+        self.train_data = self._dataset(self._training_folders(), Split.TRAIN)
 
     def _dataset(self, folders: list[Path], split: Split) -> CloudDataset:
         found: list[tuple[CloudSample, CloudSource]] = []
@@ -136,6 +139,11 @@ class CloudDataModule(WholeTestDataModule):
         if is_rendered(folder):
             return RenderedSource(self.settings.size)
         return RawSource(self.settings, seed=self.seed or 0, cache=self.cache_dir)
+
+    def _may_train(self) -> bool:
+        """Whether a category to train on is named and needed: a test alone does without."""
+        testing = self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING
+        return self.train_category is not None and (not testing or self.val_split_mode == ValSplitMode.FROM_TRAIN)
 
     def _is_training_folder(self, folder: Path) -> bool:
         training = self.train_category
@@ -166,3 +174,11 @@ class CloudDataModule(WholeTestDataModule):
 
 def _categories(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if (path / "test").is_dir())
+
+
+def _check_categories(folders: list[Path]) -> None:
+    for folder in folders:
+        if not folder.is_dir():
+            found = ", ".join(path.name for path in _categories(folder.parent)) or "none"
+            msg = f"There is no category {folder.name!r} in {folder.parent}; there are: {found}."
+            raise ValueError(msg)

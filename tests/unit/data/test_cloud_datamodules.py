@@ -11,6 +11,7 @@ import tifffile
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.utils.path import generate_output_filename
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torchvision.transforms.v2 import Compose, Resize
 
@@ -168,6 +169,19 @@ def test_testing_alone_needs_no_training_category(written):
         MVTec3DRendered(written, "bagel", None, val_split_mode="from_train")
 
 
+def test_a_test_alone_does_not_ask_for_the_default_training_category(written):
+    datamodule = MVTec3DRendered(written, "bagel", "cookie", num_workers=0)
+    datamodule.trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.TESTING))
+    datamodule.prepare_data()
+    datamodule.setup(TrainerFn.TESTING)
+    assert {item.category for item in datamodule.test_data} == {"bagel"}
+    with pytest.raises(ValueError, match=r"no category 'cookie' in .*; there are: bagel, carrot"):
+        datamodule.train_dataloader()
+    datamodule.trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(ValueError, match="no category 'cookie'"):
+        datamodule.prepare_data()
+
+
 def test_validation_from_the_training_category(written):
     datamodule = mvtec(written, val_split_mode="from_train", val_split_ratio=0.5, seed=1)
     assert {item.category for item in datamodule.val_data} == {"carrot"}
@@ -255,7 +269,8 @@ def test_the_model_s_resizing_may_not_change_the_size(written):
     for size, fits in ((SIZE, True), (SIZE + 1, False)):
         datamodule = MVTec3DRendered(written, "bagel", None, size=SIZE, num_workers=0)
         datamodule.trainer = SimpleNamespace(
-            model=SimpleNamespace(pre_processor=SimpleNamespace(transform=Compose([Resize((size, size))])))
+            model=SimpleNamespace(pre_processor=SimpleNamespace(transform=Compose([Resize((size, size))]))),
+            state=SimpleNamespace(fn=TrainerFn.FITTING),
         )
         datamodule.setup()
         if fits:
