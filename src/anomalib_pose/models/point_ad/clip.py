@@ -67,6 +67,7 @@ def load_clip(
     Raises:
         ModuleNotFoundError: if open_clip is not installed.
         FileNotFoundError: if a file is named that is not there.
+        RuntimeError: if the weights of a tag cannot be downloaded.
         ValueError: if model or tag are not known, the model is built in another way, or weights do not fit.
     """
     open_clip = _open_clip()
@@ -82,7 +83,7 @@ def load_clip(
     _check(open_clip, name, configuration)
     if tag is not None:
         logger.info("CLIP %s: open_clip's weights %r, from %s or its cache.", name, pretrained, _origin(tag))
-        built = open_clip.create_model(name, pretrained=str(pretrained), force_quick_gelu=configuration["quick_gelu"])
+        built = _downloaded(open_clip, name, str(pretrained), tag, quick_gelu=configuration["quick_gelu"])
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -147,6 +148,20 @@ def _check(open_clip: ModuleType, name: str, configuration: dict[str, Any]) -> N
             msg = f"The configuration of {name} is not one that the installed open_clip knows: {error}."
             raise ValueError(msg) from error
         Clip(clip)
+
+
+def _downloaded(
+    open_clip: ModuleType, name: str, pretrained: str, tag: dict[str, Any], *, quick_gelu: bool
+) -> nn.Module:
+    try:
+        built: nn.Module = open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=quick_gelu)
+    except (OSError, RuntimeError) as error:
+        msg = (
+            f"open_clip's weights {pretrained!r} of {name} could not be had from {_origin(tag)} ({error}). Download "
+            "them where there is a network, and give pretrained the file (--model.pretrained FILE)."
+        )
+        raise RuntimeError(msg) from error
+    return built
 
 
 def _file(pretrained: str | Path | None) -> Path | None:

@@ -208,3 +208,14 @@ def test_the_extra_is_named_where_it_is_missing(configuration, monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install anomalib-pose\[clip\]"):
         load_clip(configuration, None)
+
+
+def test_weights_that_cannot_be_downloaded_can_be_given_as_a_file(monkeypatch):
+    def offline(*_args, **_kwargs):
+        msg = "no connection"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr("open_clip.create_model", offline)
+    message = r"weights 'openai' of ViT-B-32-quickgelu could not be had from .*no connection.*--model\.pretrained FILE"
+    with pytest.raises(RuntimeError, match=message):
+        load_clip("ViT-B-32-quickgelu", "openai")
