@@ -36,7 +36,7 @@ def exported() -> ExportedDetector:
     comparator = CalibratedComparator("test_efficientnet.r160_in1k", (0, 1), pretrained=False)
     comparator.extractor.loaded.fill_(value=True)
     detector = build_detector(make_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True)
-    detector.calibrate(photographs(80))
+    detector.calibrate(photographs(80), (make_toy().centre, make_toy().extent))
     processor = PostProcessor()
     limits = {"_image_threshold": 3.0, "_pixel_threshold": 3.0, "image_min": 0.0, "image_max": 10.0}
     for name, value in {**limits, "pixel_min": 0.0, "pixel_max": 10.0}.items():

@@ -111,7 +111,7 @@ class SurfaceResiduals(nn.Module):
 
     def _corners(self, points: Float[Tensor, "*n 3"]) -> Iterable[tuple[Int[Tensor, "*n"], Float[Tensor, "*n"]]]:
         """The eight cells around each point with their weights of trilinear interpolation."""
-        position = ((points - self.corner) / self.cell - 0.5).clamp(0, self.cells - 1.001)
+        position = ((points - self.corner) / self.cell - 0.5).clamp(0.0, self.cells - 1.001)
         low = position.floor()
         share = position - low
         first = low.long()

@@ -26,7 +26,7 @@ _OPAQUE = 0.5
 _BATCH = 8
 _APART = math.radians(12)
 _FIXED_POINT = 2.0**20
-_JUMP = 0.02  # neighbours whose depths differ by more, as a part of the distance, show two surfaces
+_JUMP = 0.04  # neighbours whose depths differ by more, as a part of the distance, show two surfaces
 
 
 def spread_poses(poses: Float[Tensor, "v 4 4"], centre: Float[Tensor, "3"], count: int) -> Float[Tensor, "n 4 4"]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy.alignment import View, project, unproject
@@ -93,7 +94,7 @@ def synthesise(
         count: views a camera.
     """
     splats = splat_depth(view, motion, intrinsics, count)
-    covered = _closed((splats > 0).to(splats.dtype))
+    covered = _widened(_closed((splats > 0).to(splats.dtype)))
     surface = fill_depth(splats)
     depth = surface.repeat_interleave(count, 0)
     points, uv = project(back, unproject(depth, intrinsics).flatten(2), intrinsics)
@@ -122,3 +123,12 @@ def _inside(uv: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b h w"]:
 def _closed(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     """The mask with cracks of up to two pixels closed."""
     return -largest_around(-largest_around(mask, 3), 3)
+
+
+def _widened(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """The mask with an edge that falls off over the three pixels around it.
+
+    A splat is a pixel off here and there. Beyond the outline the views show the background themselves; a sharp edge
+    would make much of a pixel that a surface point just reaches in one runtime and misses in another.
+    """
+    return functional.avg_pool2d(largest_around(mask, 3)[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
