@@ -117,6 +117,7 @@ def test_test_reports_every_metric_and_the_known_poses(trained, mad_root):
     assert Image.open(panels[0]).width >= 4 * Image.open(panels[0]).height
 
 
+@pytest.mark.parametrize("trained", ONE_QUICKLY, indirect=True)
 def test_resuming_and_validating_need_no_new_fit(trained, mad_root):
     name, model, folder, checkpoint = trained
     again = make_model(name)

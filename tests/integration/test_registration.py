@@ -207,6 +207,7 @@ assert table.isna().to_numpy().tolist() == [[False, False, True], [False, True, 
     )
 
 
+@pytest.mark.slow
 def test_switched_off_hook_does_nothing_and_late_registration_repeats_nothing(site) -> None:
     errors = check(
         site,

@@ -126,6 +126,7 @@ def test_query_without_an_object_has_a_low_confidence_and_finite_residual(fitted
     assert estimator(scene, bank, Query(noise, TRAINING.K[0])).confidence < 0.3
 
 
+@pytest.mark.slow
 def test_box_thumbnails_find_an_object_off_the_axis():
     """Hand-held cameras: distance and aim differ, so that the frame says nothing."""
     generator = torch.Generator().manual_seed(1)

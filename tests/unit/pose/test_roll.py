@@ -72,7 +72,7 @@ def fitted():
 
 
 @pytest.mark.parametrize("degrees", [35, 90])
-@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("masked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_rolled_queries_are_found(fitted, degrees, masked):
     scene, bank = fitted
     estimator = PoseEstimator(GaussNewtonRefiner(), starts=3)

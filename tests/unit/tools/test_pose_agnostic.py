@@ -81,6 +81,7 @@ def test_data_sets_are_named_by_text_or_file(tool, tmp_path, monkeypatch):
         tool.data.read_data_file(tmp_path / "data.yaml")
 
 
+@pytest.mark.slow
 def test_queries_in_another_light_come_from_another_root(tool, tmp_path):
     for name, variation in (("day", 0.0), ("dusk", 0.9)):
         counts = {"views": 6, "test_good": 1, "test_per_defect": 1}
