@@ -324,8 +324,15 @@ class PointAD(ViewExportMixin, CloudOutputMixin, AnomalibModule):
         return found.total
 
     def on_train_start(self) -> None:
-        """Say why the first epoch is slow."""
+        """Say why the first epoch is slow, and see to it that the last one is kept.
+
+        The host writes a checkpoint when it validates. What was learned since the last validation would be lost.
+        """
         logger.info("CLIP's features are computed once a view, in the first epoch, which takes the longest.")
+        every, last = self.trainer.check_val_every_n_epoch, self.trainer.max_epochs or 0
+        if every and last > 0 and last % every:
+            logger.warning("Validating after %d epochs, not every %d: the checkpoint is written then.", last, every)
+            self.trainer.check_val_every_n_epoch = last
 
     def on_train_end(self) -> None:
         """Free the memory of what only training needs."""

@@ -2,6 +2,7 @@
 """PointAD with mutual scoring in anomalib's engine."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,3 +174,12 @@ def test_mutual_scoring_has_no_graph(make_mutual, tmp_path):
 def test_arguments_are_checked(change, words):
     with pytest.raises(ValueError, match=words):
         PointAD(**change)
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(15, 15), (30, 15), (10, 10), (20, 20)])
+def test_the_last_epoch_is_validated_so_that_it_is_kept(make_mutual, epochs, expected):
+    trainer = SimpleNamespace(check_val_every_n_epoch=15, max_epochs=epochs)
+    model = make_mutual()
+    model.trainer = trainer
+    model.on_train_start()
+    assert trainer.check_val_every_n_epoch == expected
