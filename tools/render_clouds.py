@@ -32,10 +32,10 @@ from torch import Tensor
 from anomalib_pose.data.cloud_files import MINIMUM_POINTS, naming, read_points
 from anomalib_pose.data.cloud_preprocessing import isolate_object
 from anomalib_pose.data.cloud_sources import RawSource
+from anomalib_pose.data.files import new_category
 from anomalib_pose.data.images import read_image, read_mask
 from anomalib_pose.data.rendered_cloud import RenderSettings, render_organised, render_unorganised
 from anomalib_pose.data.rendered_layout import VIEWS, index_entry, write_index, write_original, write_rendered
-from anomalib_pose.data.sample.files import new_category
 from anomalib_pose.render.points import VIEW_ANGLES
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from anomalib_pose.data.sample.files import write_json, write_text
+from anomalib_pose.data.files import write_json, write_text
 
 mpl.use("agg")
 

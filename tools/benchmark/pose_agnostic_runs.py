@@ -30,7 +30,7 @@ from pose_agnostic_scores import (
 )
 from torch import Tensor
 
-from anomalib_pose.data.sample.files import write_image, write_json
+from anomalib_pose.data.files import write_image, write_json
 
 GALLERY = 4
 """Pictures that are kept of each run."""

@@ -2,14 +2,14 @@
 """Feature maps of a frozen network."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from anomalib_pose.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class FeatureExtractor(nn.Module):
         if bool(self.loaded):
             return
         if self.weights_path is not None:
-            weights = self._read(Path(self.weights_path))
+            weights = self._read(self.weights_path)
         elif self.pretrained:
             weights = self._download()
         else:
@@ -125,13 +125,8 @@ class FeatureExtractor(nn.Module):
         logger.info("Loaded %s from %s.", self.backbone, self.weights_path or "timm")
 
     @staticmethod
-    def _read(path: Path) -> dict[str, Tensor]:
-        if not path.is_file():
-            msg = f"weights_path should be a file with the backbone's weights, found none at {path}."
-            raise FileNotFoundError(msg)
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+    def _read(path: str) -> dict[str, Tensor]:
+        weights = read_weights(path, "the backbone's weights, as weights_path,")
         if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
             weights = weights["state_dict"]
         if not isinstance(weights, dict):

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.render.reflectance import OFFSET, reflectance
+from anomalib_pose.weights import read_weights
 
 _BORDER, _INNER = 6, 9
 _SHAPES = ((32, 3, 3, 3), (32,), (32, 32, 3, 3), (32,), (32, 32, 3, 3), (32,), (4, 32, 3, 3), (4,))
@@ -42,10 +43,7 @@ class ReflectanceNetwork(nn.Module):
         self.requires_grad_(requires_grad=False)
 
     def _load(self, path: Path) -> None:
-        if not path.is_file():
-            msg = f"There is no file {path} with the weights of the decomposition network."
-            raise FileNotFoundError(msg)
-        found = list(_tensors(torch.load(path, map_location="cpu", weights_only=True)))
+        found = list(_tensors(read_weights(path, "the weights of the decomposition network")))
         shapes = tuple(tuple(tensor.shape) for tensor in found)
         if shapes != _SHAPES:
             msg = f"{path} should hold the weights and biases of four convolutions, {_SHAPES}, found {shapes[:12]}."

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from anomalib_pose.data.sample.files import new_category, opengl_matrix, write_image, write_json
+from anomalib_pose.data.files import new_category, opengl_matrix, write_image, write_json
 from anomalib_pose.data.sample.views import one_thread
 from anomalib_pose.geometry import Camera, rigid_inverse
 from anomalib_pose.render.mesh import Mesh

@@ -12,6 +12,7 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from rich.progress import track
 from torch import Tensor
 
+from anomalib_pose.data.files import write_json
 from anomalib_pose.data.images import (
     SUFFIXES,
     check_mask_size,
@@ -21,15 +22,14 @@ from anomalib_pose.data.images import (
     read_image,
     read_mask,
 )
-from anomalib_pose.data.sample.files import write_json
 from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
 from anomalib_pose.models.components import PoseMixin, test_time_grad
 from anomalib_pose.models.components.pose_mixin import MODEL_KEY
-from anomalib_pose.models.components.weights import read_weights
 from anomalib_pose.models.omnipose_ad import OmniposeAD
 from anomalib_pose.models.piad import PIAD
 from anomalib_pose.models.splat_pose import SplatPose
 from anomalib_pose.pose import PoseEstimate
+from anomalib_pose.weights import read_weights
 
 logger = logging.getLogger(__name__)
 

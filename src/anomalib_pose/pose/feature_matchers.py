@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.pose.matching import Matcher
+from anomalib_pose.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -199,17 +200,7 @@ def _mutual(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tupl
 
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        msg = f"matcher_weights should be a file with the weights of {name!r}, found none at {path}."
-        raise FileNotFoundError(msg)
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # the bytes of another file can be read as anything, and raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"{path} should hold weights of {name!r} as tensors, but: {reason}"
-        raise ValueError(msg) from error
+    weights = read_weights(path, f"the weights of {name!r} as matcher_weights")
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):

@@ -90,7 +90,7 @@ def test_constructor_leaves_random_numbers_alone_and_network_stays_frozen():
 def test_missing_weights_say_what_to_do(tmp_path, network, image, monkeypatch):
     with pytest.raises(RuntimeError, match="Give weights_path, switch pretrained on, or load a checkpoint"):
         FeatureExtractor(TINY, pretrained=False)(image)
-    with pytest.raises(FileNotFoundError, match=r"weights_path should be a file .*absent\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"Expected the backbone.s weights, as weights_path, .*absent\.pth"):
         FeatureExtractor(TINY, weights_path=str(tmp_path / "absent.pth"))(image)
     other = tmp_path / "other.pth"
     torch.save({"conv.weight": torch.zeros(1)}, other)

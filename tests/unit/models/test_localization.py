@@ -141,7 +141,7 @@ def test_a_checkpoint_holds_no_matcher(tmp_path):
     given = make_fitted(matcher="xfeat", matcher_weights=str(tmp_path / "none.pth"))
     path = save_checkpoint(given, tmp_path / "model.ckpt")
     assert torch.load(path, weights_only=True)["state_dict"].keys() == make_fitted().state_dict().keys()
-    with pytest.raises(FileNotFoundError, match=r"'xfeat', found none at .*none\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"'xfeat' as matcher_weights in a file, found none at .*none\.pth"):
         load_fitted(path)
     assert load_fitted(path, matcher="", matcher_weights="").model.estimator.matched is None
 

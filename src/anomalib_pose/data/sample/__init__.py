@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Toy data sets that need no download: bricks and solids, drawn in the layouts of real data sets."""
 
+from anomalib_pose.data.files import opengl_matrix
 from anomalib_pose.data.sample.clouds import write_clouds
-from anomalib_pose.data.sample.files import opengl_matrix
 from anomalib_pose.data.sample.mad import write_mad
 from anomalib_pose.data.sample.mip import write_mip
 from anomalib_pose.data.sample.toys import Toy, build_toy

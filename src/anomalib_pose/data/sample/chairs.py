@@ -11,6 +11,7 @@ import numpy as np
 from rich.progress import Progress
 
 from anomalib_pose.data.broken_chairs_files import ANOMALY_TYPES, BOX_UNIT
+from anomalib_pose.data.files import new_category, write_image, write_json, write_text
 from anomalib_pose.data.reference_writer import camera_matrices, write_reference_view
 from anomalib_pose.data.sample.chair_anomalies import Anomaly, break_chair
 from anomalib_pose.data.sample.chair_parts import Chair, build_chair
@@ -24,7 +25,6 @@ from anomalib_pose.data.sample.chair_views import (
     random_light,
     random_materials,
 )
-from anomalib_pose.data.sample.files import new_category, write_image, write_json, write_text
 from anomalib_pose.data.sample.views import one_thread
 from anomalib_pose.render.mesh import BakedLight, Light, bake_light
 from anomalib_pose.render.reference_views import render_reference_views

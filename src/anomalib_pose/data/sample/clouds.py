@@ -10,7 +10,7 @@ import tifffile
 import torch
 from rich.progress import Progress
 
-from anomalib_pose.data.sample.files import new_category, write_image
+from anomalib_pose.data.files import new_category, write_image
 from anomalib_pose.data.sample.solids import DEFECTS, SOLIDS, build_solid
 from anomalib_pose.data.sample.views import one_thread
 from anomalib_pose.geometry import Camera, look_at

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_pose.data.sample.files import write_text
+from anomalib_pose.data.files import write_text
 from anomalib_pose.data.sample.toys import Toy
 from anomalib_pose.geometry import Camera, so3_log
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from anomalib_pose.data.files import new_category, write_json
 from anomalib_pose.data.sample.colmap import write_model
 from anomalib_pose.data.sample.defects import DEFECTS
-from anomalib_pose.data.sample.files import new_category, write_json
 from anomalib_pose.data.sample.toys import build_toy
 from anomalib_pose.data.sample.views import (
     LATTICE_VIEWS,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from anomalib_pose.data.files import new_category, write_image, write_json
 from anomalib_pose.data.images import over_white, read_image, read_mask
 from anomalib_pose.data.sample.defects import to_bytes
-from anomalib_pose.data.sample.files import new_category, write_image, write_json
 from anomalib_pose.data.sample.painted import PAINTED_DEFECTS, DefectSizes, paint_defect
 from anomalib_pose.data.transforms_json import PosedFrame, read_json, read_transforms
 

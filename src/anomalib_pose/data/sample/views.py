@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalib_pose.data.files import opengl_matrix, write_image, write_json
 from anomalib_pose.data.sample.defects import View, spoil
-from anomalib_pose.data.sample.files import opengl_matrix, write_image, write_json
 from anomalib_pose.data.sample.toys import Toy
 from anomalib_pose.geometry import Camera, look_at, mad_lattice
 from anomalib_pose.render.mesh import BakedLight, Light, bake_light

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from anomalib_pose.models.components.weights import misfits, read_weights, write_weights
 from anomalib_pose.models.looking3d.decoder import Decoder
 from anomalib_pose.models.looking3d.encoder import Encoder, Projector
+from anomalib_pose.weights import misfits, read_weights, write_weights
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-from anomalib_pose.models.components.weights import misfits, read_weights
+from anomalib_pose.weights import misfits, read_weights
 
 CHANNELS = 128
 """Of a feature."""

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anomalib_pose.models.components.weights import misfits, read_weights, write_weights
 from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.text import TextTower, ends
+from anomalib_pose.weights import misfits, read_weights, write_weights
 
 logger = logging.getLogger(__name__)
 

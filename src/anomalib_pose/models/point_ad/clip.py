@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anomalib_pose.models.components.weights import misfits, read_weights
 from anomalib_pose.models.point_ad.text import TextTower
 from anomalib_pose.models.point_ad.vision import VisionTower
+from anomalib_pose.weights import misfits, read_weights
 
 logger = logging.getLogger(__name__)
 

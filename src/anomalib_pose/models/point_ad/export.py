@@ -12,7 +12,7 @@ from anomalib.data import InferenceBatch
 from anomalib.deploy import CompressionType
 from torch import Tensor, nn
 
-from anomalib_pose.data.sample.files import write_json
+from anomalib_pose.data.files import write_json
 from anomalib_pose.deploy import ExportedDetector
 from anomalib_pose.models.components.export_mixin import FeedForwardExportMixin
 from anomalib_pose.models.point_ad.clip_scorers import ClipViewScorer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sample data sets come to the disk: whole or not at all."""
+"""How data sets and results come to the disk: whole or not at all."""
 
 import json
 import shutil

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 
@@ -25,7 +26,7 @@ def misfits(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
 
 
 def read_weights(path: str | Path, wanted: str) -> Any:
-    """What a file of ``torch.save`` holds, on the CPU.
+    """What a ``.safetensors`` file, or one of ``torch.save``, holds, on the CPU.
 
     Args:
         path: the file.
@@ -33,7 +34,7 @@ def read_weights(path: str | Path, wanted: str) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is none of PyTorch's, or holds more than tensors in dicts and lists.
+        ValueError: if it is of another format, or holds more than tensors in dicts and lists.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,6 +48,8 @@ def read_weights(path: str | Path, wanted: str) -> Any:
         )
         raise ValueError(msg)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise

@@ -3,9 +3,10 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from anomalib_pose.models.components import weights as module
-from anomalib_pose.models.components.weights import is_torchscript, misfits, read_weights, write_weights
+from anomalib_pose import weights as module
+from anomalib_pose.weights import is_torchscript, misfits, read_weights, write_weights
 
 
 def test_misfits_are_named_in_order():
@@ -32,6 +33,14 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path, monkeypatch):
         write_weights(path, {"a": torch.ones(1)})
     assert read_weights(path, "weights")["a"].item() == 0
     assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"]
+
+
+def test_safetensors_are_read_and_other_files_of_that_name_refused(tmp_path):
+    save_file({"a": torch.arange(3.0)}, tmp_path / "weights.safetensors")
+    assert torch.equal(read_weights(tmp_path / "weights.safetensors", "weights")["a"], torch.arange(3.0))
+    (tmp_path / "bad.safetensors").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"bad\.safetensors should hold prompts"):
+        read_weights(tmp_path / "bad.safetensors", "prompts")
 
 
 class Unsafe:
