@@ -55,6 +55,7 @@ METHODS = {
     "splatpose": Method("SplatPose"),
     "splatpose_paper": Method("SplatPose, paper's preset", comparison={"name": "paper"}, needs_network=True),
     "splatpose_no_surface": _changed("whole surface alike", surface_views=0),
+    "splatpose_no_memory": _changed("no memory", memory_patches=0),
     "splatpose_one_start": _changed("one start", starts=1),
     "splatpose_paper_comparison": _compared("paper's comparison", name="paper", needs_network=True),
     "splatpose_no_own_level": _compared("not against its own level", self_normalisation=0.0),

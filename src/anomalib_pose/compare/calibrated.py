@@ -56,6 +56,11 @@ class CalibratedComparator(nn.Module):
         colour_weight: weight of the colour's residual.
         structure_weight: weight of the gradient's residual.
         layer_weights: weight of each of ``layers``; empty for half of the one before: fine stages see small defects.
+        second_backbone: timm name of a second network, a transformer like DINOv2's for example, whose residuals are
+            calibrated and added like those of the first; empty for none.
+        second_layers: its stages or blocks; empty for those at half and at three quarters of its depth.
+        second_weights_path: file with its weights; empty to let timm download them once.
+        second_mix: its share of the features, in [0, 1], where there are two networks.
         reflectance_weight: weight of the residual of the reflectance, which is the same in all light.
         reflectance_weights_path: file of the published decomposition network; empty for the closed form.
         self_normalisation: divide each layer by 1 + so many times its level, the squared mean of the square roots
@@ -84,6 +89,10 @@ class CalibratedComparator(nn.Module):
         colour_weight: float = 1.0,
         structure_weight: float = 1.0,
         layer_weights: tuple[float, ...] = (),
+        second_backbone: str = "",
+        second_layers: tuple[int, ...] = (),
+        second_weights_path: str = "",
+        second_mix: float = 0.5,
         reflectance_weight: float = 0.0,
         reflectance_weights_path: str = "",
         self_normalisation: float = 1.0,
@@ -106,21 +115,35 @@ class CalibratedComparator(nn.Module):
             if backbone
             else None
         )
+        self.second = (
+            FeatureExtractor(
+                second_backbone, second_layers, pretrained=pretrained, weights_path=second_weights_path or None
+            )
+            if second_backbone
+            else None
+        )
         self.crop_size = crop_size
         self.margin = margin
         self.tolerance = tolerance
         self.blur_sigma = blur_sigma
         self.top_fraction = top_fraction
         self.light_correction = light_correction
-        stages = len(layers) if backbone else 0
         self.self_normalisation = self_normalisation
         self.reflectance = Reflectance(reflectance_weights_path, _DARK) if reflectance_weight else None
         image_weights: tuple[float, ...] = (colour_weight, structure_weight)
         scales: tuple[float, ...] = (COLOUR_SCALE, STRUCTURE_SCALE)
         if reflectance_weight:
             image_weights, scales = (*image_weights, reflectance_weight), (*scales, REFLECTANCE_SCALE)
-        self.weights = _weights(image_weights, layer_weights, stages, feature_mix)
-        scales += (FEATURE_SCALE,) * stages
+        experts = [
+            (share, weights, len(network.layers))
+            for share, weights, network in (
+                (1 - second_mix, layer_weights, self.extractor),
+                (second_mix, (), self.second),
+            )
+            if network is not None
+        ]
+        self.weights = _weights(image_weights, experts, feature_mix)
+        scales += (FEATURE_SCALE,) * sum(stages for _, _, stages in experts)
         self.statistics = ResidualStatistics(len(scales), scales)
         self._check()
 
@@ -151,8 +174,10 @@ class CalibratedComparator(nn.Module):
         ]
         if self.reflectance is not None:
             maps.append(tolerant_distance(self.reflectance(query), self.reflectance(reference), shifts))
-        if self.extractor is not None:
-            for ours, theirs in zip(self.extractor(query), self.extractor(reference), strict=True):
+        for network in (self.extractor, self.second):
+            if network is None:
+                continue
+            for ours, theirs in zip(network(query), network(reference), strict=True):
                 squared = squared_difference(functional.normalize(ours), functional.normalize(theirs))
                 maps.append(upsample(squared.sqrt(), size))
         return torch.stack(maps, 1)
@@ -240,22 +265,27 @@ class CalibratedComparator(nn.Module):
 
 
 def _weights(
-    image: tuple[float, ...], features: tuple[float, ...], stages: int, feature_mix: float
+    image: tuple[float, ...], experts: list[tuple[float, tuple[float, ...], int]], feature_mix: float
 ) -> tuple[float, ...]:
-    """Weights of all layers, which sum to 1."""
+    """Weights of all layers, which sum to 1; ``experts`` are shares, weights and numbers of stages of the networks."""
     if not 0 <= feature_mix <= 1:
         msg = f"feature_mix should be in [0, 1], got {feature_mix}."
         raise ValueError(msg)
-    features = tuple(features) or tuple(0.5**stage for stage in range(stages))
-    if len(features) != stages and stages:
-        msg = f"layer_weights should hold one weight for each of {stages} layers, got {len(features)}."
+    if min(image) < 0 or sum(image) <= 0:
+        msg = f"The weights of the image's layers should not be negative nor all 0, got {image}."
         raise ValueError(msg)
-    if min(image + features) < 0 or sum(image) <= 0 or (stages and sum(features) <= 0):
-        msg = f"Weights should not be negative nor all 0, got {image} for the image and {features} for the layers."
+    whole = sum(share for share, _, _ in experts)
+    if experts and not (min(share for share, _, _ in experts) >= 0 and whole > 0):
+        msg = f"second_mix should be in [0, 1], got shares {[share for share, _, _ in experts]} of the networks."
         raise ValueError(msg)
-    share = feature_mix if stages else 0.0
-    parts = [weight / sum(image) * (1 - share) for weight in image]
-    parts += [weight / sum(features) * share for weight in features[:stages]]
+    mix = feature_mix if experts else 0.0
+    parts = [weight / sum(image) * (1 - mix) for weight in image]
+    for share, given, stages in experts:
+        features = tuple(given) or tuple(0.5**stage for stage in range(stages))
+        if len(features) != stages or min(features) < 0 or sum(features) <= 0:
+            msg = f"layer_weights should hold a weight >= 0 for each of {stages} layers, not all 0, got {features}."
+            raise ValueError(msg)
+        parts += [weight / sum(features) * mix * share / whole for weight in features]
     return tuple(parts)
 
 

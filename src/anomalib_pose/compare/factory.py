@@ -19,7 +19,12 @@ _OTHER_LIGHT: dict[str, Any] = {
 
 
 def make_comparator(
-    name: str = "calibrated", backbone: str = "", weights_path: str = "", **options: Any
+    name: str = "calibrated",
+    backbone: str = "",
+    weights_path: str = "",
+    second_backbone: str = "",
+    second_weights_path: str = "",
+    **options: Any,
 ) -> CalibratedComparator | PaperComparator:
     """Build a comparator.
 
@@ -28,15 +33,26 @@ def make_comparator(
             OmniposeAD and SplatPose; ``"product"``: PIAD's.
         backbone: timm name of the network; empty for none, or for the papers' EfficientNet-B4 in ``"paper"``.
         weights_path: file with the network's weights; empty to let timm download them once.
+        second_backbone: timm name of a second network, for the calibrated ones; empty for none.
+        second_weights_path: file with its weights; empty to let timm download them once.
         options: further arguments of the comparator.
 
     Raises:
-        ValueError: if there is no such comparator.
+        ValueError: if there is no such comparator, or it takes no second network.
     """
-    if name == "calibrated":
-        return CalibratedComparator(backbone=backbone, weights_path=weights_path, **options)
-    if name == "illumination":
-        return CalibratedComparator(backbone=backbone, weights_path=weights_path, **{**_OTHER_LIGHT, **options})
+    if second_backbone and name not in {"calibrated", "illumination"}:
+        msg = f"The comparator {name!r} has one network: leave second_backbone empty, got {second_backbone!r}."
+        raise ValueError(msg)
+    if name in {"calibrated", "illumination"}:
+        options = {
+            **(_OTHER_LIGHT if name == "illumination" else {}),
+            "backbone": backbone,
+            "weights_path": weights_path,
+            "second_backbone": second_backbone,
+            "second_weights_path": second_weights_path,
+            **options,
+        }
+        return CalibratedComparator(**options)
     if name in {"paper", "product"}:
         if backbone:
             options["backbone"] = backbone

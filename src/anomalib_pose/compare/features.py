@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feature maps of a frozen network."""
 
+import inspect
 import logging
 from typing import Any
 
@@ -8,6 +9,7 @@ import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from anomalib_pose.weights import read_weights
 
@@ -25,7 +27,8 @@ class FeatureExtractor(nn.Module):
     Args:
         backbone: timm name of the network.
         layers: indices of timm's stages (its ``feature_info``) whose output is returned. For ``tf_efficientnet_b4``
-            0, 1, 2, 3 are the outputs of blocks 1, 5, 9 and 21, with 24, 32, 56 and 160 channels at strides 2 to 16.
+            0, 1, 2, 3 are the outputs of blocks 1, 5, 9 and 21, with 24, 32, 56 and 160 channels at strides 2 to 16. A
+            transformer's are its blocks. Empty for those at half and at three quarters of the depth.
         pretrained: take timm's weights if no file is given.
         weights_path: file with the weights of this timm network (``.safetensors``, or a ``torch.save`` of its state
             dict); None or empty for none.
@@ -72,16 +75,25 @@ class FeatureExtractor(nn.Module):
                 "timm.list_models() lists them, and an empty name compares colour and structure alone."
             )
             raise ValueError(msg)
-        network = timm.create_model(self.backbone, pretrained=False, num_classes=0, **self._options)
+        network = self._create(pretrained=False)
         if not hasattr(network, "forward_intermediates"):
             msg = f"backbone should be a timm network with forward_intermediates, {self.backbone!r} has none."
             raise ValueError(msg)
         count = len(network.feature_info)
+        self.layers = self.layers or (count // 2, 3 * count // 4)
         if not self.layers or min(self.layers) < 0 or max(self.layers) >= count:
             msg = f"layers should be one or more stages from 0 to {count - 1} of {self.backbone!r}, got {self.layers}."
             raise ValueError(msg)
         network.prune_intermediate_layers(list(self.layers), prune_norm=True, prune_head=True)
         return network
+
+    def _create(self, *, pretrained: bool) -> Any:
+        """The network; a transformer is one that takes images of any size."""
+        options = {"pretrained": pretrained, "num_classes": 0, **self._options}
+        family = timm.model_entrypoint(self.backbone).__annotations__.get("return")
+        if isinstance(family, type) and "dynamic_img_size" in inspect.signature(family).parameters:
+            options["dynamic_img_size"] = True
+        return timm.create_model(self.backbone, **options)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -136,7 +148,7 @@ class FeatureExtractor(nn.Module):
 
     def _download(self) -> dict[str, Tensor]:
         try:
-            network = timm.create_model(self.backbone, pretrained=True, num_classes=0, **self._options)
+            network = self._create(pretrained=True)
         except (OSError, RuntimeError) as error:
             msg = (
                 f"timm's weights of {self.backbone!r} could not be had ({error}). Give weights_path a file with them, "
@@ -149,6 +161,14 @@ class FeatureExtractor(nn.Module):
         """Image in [0, 1] as the network wants it."""
         return (image - self.mean) / self.std
 
+    def _fitting(self, image: Tensor) -> Tensor:
+        """An image whose sides are whole numbers of a transformer's patches."""
+        patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", (1, 1))
+        size = [max(1, round(side / step)) * step for side, step in zip(image.shape[-2:], patch, strict=True)]
+        if size == list(image.shape[-2:]):
+            return image
+        return functional.interpolate(image, size, mode="bilinear")
+
     @torch.no_grad()
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Feature maps (B, C, H / stride, W / stride), one for each of ``layers``.
@@ -159,7 +179,7 @@ class FeatureExtractor(nn.Module):
         if not torch.compiler.is_compiling():
             self.load()
         return self.network.forward_intermediates(
-            self.normalise(image),
+            self._fitting(self.normalise(image)),
             indices=list(self.layers),
             stop_early=True,
             intermediates_only=True,

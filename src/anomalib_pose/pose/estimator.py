@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.geometry import scaled_focal
+from anomalib_pose.pose.agreement import OBJECT_ALPHA, judge
 from anomalib_pose.pose.matching import MatchedPose
 from anomalib_pose.pose.types import PoseEstimate, Query, Refiner
 from anomalib_pose.pose.view_bank import ViewBank
 from anomalib_pose.scene import Scene
 
-_ROBUST_SCALE = 0.1
-_OBJECT_ALPHA = 0.5
-_TOLERATED = 3.0
+_TOLERATED = 4.0
+_LEAST_TYPICAL = 0.02  # objects without texture agree with themselves better than any threshold needs
 _POLISHES = 2
 
 
@@ -23,8 +23,9 @@ class PoseEstimator(nn.Module):
     """Finds the camera of a query: nearest views of the bank, refined, the best kept, and judged.
 
     The confidence is ``overlap * fit``. ``overlap`` is the intersection over union of the rendered silhouette and the
-    query's foreground, 1 where the foreground is unknown. ``fit`` is ``1 / (1 + (residual / (3 typical))²)``, with the
-    typical residual measured by ``calibrate`` on normal views. If the first starts end below ``retry_below``, twice as
+    query's foreground, 1 where the foreground is unknown. ``fit`` is ``1 / (1 + (residual / (4 typical))²)``, with the
+    residual of ``structure_residual``, which other light hardly changes, and its typical value measured by
+    ``calibrate`` on normal views. If the first starts end below ``retry_below``, twice as
     many further views of the bank are tried, then ``polisher`` on the best end, and then the poses that
     ``matched`` finds from features of the same views.
 
@@ -55,12 +56,12 @@ class PoseEstimator(nn.Module):
         self.retry_below = retry_below
         self.polisher = polisher
         self.matched = matched
-        self.register_buffer("typical_residual", torch.tensor(0.02))
+        self.register_buffer("typical_residual", torch.tensor(0.1))
 
     def calibrate(self, residuals: Float[Tensor, "n"]) -> None:
         """Take the median residual of normal views at their estimated poses as typical."""
         if len(residuals):
-            self.typical_residual = residuals.median().clamp_min(1e-4).to(self.typical_residual)
+            self.typical_residual = residuals.median().clamp_min(_LEAST_TYPICAL).to(self.typical_residual)
 
     def load(self) -> None:
         """Look for the weights of the matcher, if there is one; see ``Matcher``."""
@@ -114,29 +115,5 @@ def _surer(first: PoseEstimate, second: PoseEstimate) -> PoseEstimate:
     return replace(best, n_renders=first.n_renders + second.n_renders)
 
 
-@torch.no_grad()
-def judge(scene: Scene, query: Query, camera_to_world: Float[Tensor, "4 4"]) -> tuple[float, float]:
-    """Mean robust colour difference over the object's pixels, and overlap of the silhouettes, at a pose.
-
-    Args:
-        scene: the fitted object.
-        query: the image.
-        camera_to_world: the pose.
-    """
-    output = scene.render(query.camera(camera_to_world), query.background)
-    drawn = output.alpha > _OBJECT_ALPHA
-    rgb = output.rgb.permute(2, 0, 1)
-    if query.foreground is None:
-        union, overlap = drawn, 1.0 if bool(drawn.any()) else 0.0
-    else:
-        object_pixels = query.foreground > _OBJECT_ALPHA
-        union = drawn | object_pixels
-        overlap = float((drawn & object_pixels).sum() / union.sum().clamp_min(1))
-    if not bool(union.any()):
-        return _ROBUST_SCALE, 0.0
-    difference = (rgb - query.image)[:, union] / _ROBUST_SCALE
-    return float(_ROBUST_SCALE * ((1 + difference.square()).sqrt() - 1).mean()), overlap
-
-
 def _is_empty(query: Query) -> bool:
-    return query.foreground is not None and not bool((query.foreground > _OBJECT_ALPHA).any())
+    return query.foreground is not None and not bool((query.foreground > OBJECT_ALPHA).any())

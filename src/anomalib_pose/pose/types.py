@@ -18,8 +18,8 @@ class PoseEstimate:
 
     Args:
         camera: estimated camera.
-        residual: mean robust colour difference over the object's pixels after the refinement.
-        confidence: in [0, 1]; agreement of colours and silhouettes, see ``PoseEstimator``.
+        residual: how little the structure of query and rendering have in common, see ``structure_residual``.
+        confidence: in [0, 1]; agreement of structure and silhouettes, see ``PoseEstimator``.
         converged: whether the refinement stopped by itself.
         n_renders: images rendered for this query.
     """

@@ -11,6 +11,7 @@ from anomalib_pose.compare.maps import gaussian_blur, shifted
 
 SIZE = 120
 TINY = "test_efficientnet.r160_in1k"
+TRANSFORMER = "test_vit.r160_in1k"
 
 
 def _view(seed):
@@ -189,8 +190,9 @@ def test_light_correction_forgives_another_exposure():
         ({"crop_size": 8}, "crop_size"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"feature_mix": 1.5}, "feature_mix"),
-        ({"colour_weight": 0.0, "structure_weight": 0.0}, "Weights"),
+        ({"colour_weight": 0.0, "structure_weight": 0.0}, "weights of the image's layers"),
         ({"backbone": TINY, "layers": (0, 1), "layer_weights": (1.0,)}, "layer_weights"),
+        ({"backbone": TINY, "second_backbone": TRANSFORMER, "second_mix": 1.5}, "second_mix"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -202,3 +204,24 @@ def test_calibration_needs_a_view():
     none = torch.zeros(0, 3, 8, 8)
     with pytest.raises(ValueError, match="at least one good view"):
         CalibratedComparator().fit_calibration(none, none, none[:, 0])
+
+
+def test_two_networks_are_experts_of_one_sum():
+    """Without the layers' own levels the map is linear in them: half of each network is the mean of both maps."""
+    torch.manual_seed(0)
+    whole = CalibratedComparator(
+        TINY, (0, 1, 2), second_backbone=TRANSFORMER, second_mix=0.25, crop_size=96, self_normalisation=0.0
+    )
+    first = CalibratedComparator(TINY, (0, 1, 2), crop_size=96, self_normalisation=0.0)
+    second = CalibratedComparator(second_backbone=TRANSFORMER, crop_size=96, self_normalisation=0.0)
+    first.extractor.load_state_dict(whole.extractor.state_dict())
+    second.second.load_state_dict(whole.second.state_dict())
+    maps = []
+    for comparator in (whole, first, second):
+        for network in (comparator.extractor, comparator.second):
+            if network is not None:
+                network.loaded.fill_(value=True)
+        comparator.fit_calibration(*_pairs(range(4)))
+        maps.append(comparator(*_pairs([20, 21])))
+    assert (maps[1] - maps[2]).abs().max() > 0.1
+    torch.testing.assert_close(maps[0], 0.75 * maps[1] + 0.25 * maps[2], rtol=1e-4, atol=1e-4)

@@ -115,6 +115,11 @@ def test_unknown_names():
         FeatureExtractor(TINY, (0, 9))
     with pytest.raises(ValueError, match="'illumination', 'paper' or 'product', got 'other'"):
         make_comparator("other")
+    with pytest.raises(ValueError, match="'paper' has one network: leave second_backbone empty"):
+        make_comparator("paper", TINY, second_backbone=TINY)
+    two = make_comparator("illumination", TINY, second_backbone="test_vit.r160_in1k", second_weights_path="file.pth")
+    assert two.second.backbone == "test_vit.r160_in1k"
+    assert two.second.weights_path == "file.pth"
 
 
 def test_factory():
@@ -123,3 +128,25 @@ def test_factory():
     assert isinstance(comparator, CalibratedComparator)
     assert comparator.extractor is None
     assert comparator.crop_size == 64
+
+
+@pytest.mark.parametrize("name", ["test_vit.r160_in1k", "vit_tiny_patch16_dinov3_qkvb"])
+def test_taps_of_a_transformer_are_its_blocks_at_any_size(tmp_path, name):
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    extractor = FeatureExtractor(name, (), weights_path=str(tmp_path / "weights.pth"))
+    depth = len(network.blocks)
+    assert extractor.layers == (depth // 2, 3 * depth // 4)
+    image = torch.rand(1, 3, 90, 72, generator=torch.Generator().manual_seed(0))
+    tokens = {}
+    for layer in extractor.layers:
+        network.blocks[layer].register_forward_hook(
+            lambda _module, _inputs, output, layer=layer: tokens.update({layer: output})
+        )
+    resized = torch.nn.functional.interpolate(extractor.normalise(image), (96, 64), mode="bilinear")
+    with torch.no_grad():
+        network.forward_features(resized)
+    for layer, found in zip(extractor.layers, extractor(image), strict=True):
+        grid = tokens[layer][:, network.num_prefix_tokens :].transpose(1, 2).unflatten(2, (6, 4))
+        torch.testing.assert_close(found, grid)

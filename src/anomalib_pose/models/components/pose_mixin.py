@@ -73,6 +73,7 @@ class PoseMixin(DetectorExportMixin):
         self._views: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
         self._seconds = 0.0
         self._queries = 0
+        self._doubtful = 0
 
     @property
     def learning_type(self) -> LearningType:
@@ -230,6 +231,7 @@ class PoseMixin(DetectorExportMixin):
         batch.update(**prediction._asdict())
         self._seconds += time.perf_counter() - start
         self._queries += len(batch.image)
+        self._doubtful += int((prediction.pose_confidence < self.model.estimator.retry_below).sum())
         return batch
 
     def validation_step(self, batch: PoseBatch, *args: Any, **kwargs: Any) -> PoseBatch:
@@ -249,12 +251,26 @@ class PoseMixin(DetectorExportMixin):
 
     def on_test_start(self) -> None:
         """Begin the count of queries and their time."""
-        self._seconds, self._queries = 0.0, 0
+        self._seconds, self._queries, self._doubtful = 0.0, 0, 0
+
+    def on_predict_start(self) -> None:
+        """Begin the count of queries and their time."""
+        self.on_test_start()
 
     def on_test_epoch_end(self) -> None:
         """Log the seconds a query took, pose search and comparison included."""
         if self._queries:
             self.log("seconds_per_query", self._seconds / self._queries)
+        self._log_doubtful()
+
+    def on_predict_epoch_end(self) -> None:
+        """Say how many cameras are doubtful."""
+        self._log_doubtful()
+
+    def _log_doubtful(self) -> None:
+        if self._doubtful:
+            path = "compared with their rendering alone" if self.model.memory is None else "held against the memory too"
+            logger.warning("The cameras of %d of %d queries are doubtful: %s.", self._doubtful, self._queries, path)
 
     def on_test_end(self) -> None:
         """Say where the pictures lie."""

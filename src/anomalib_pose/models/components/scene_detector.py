@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomalib_pose.compare import CalibratedComparator, Comparator, SurfaceResiduals
+from anomalib_pose.compare import CalibratedComparator, Comparator, FeatureExtractor, SurfaceResiduals
 from anomalib_pose.geometry import Camera, resize_intrinsics
+from anomalib_pose.models.components.feature_memory import FeatureMemory
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.scene import Scene, white_foreground
 
@@ -50,6 +51,8 @@ class SceneDetector(nn.Module):
         rolls: turns about the optical axis that the pose search starts from; see ``ViewBank``.
         surface_views: training views whose anomaly maps say what to expect of each place of the surface, where the
             comparator is one that is calibrated; 0 for none.
+        memory_patches: patches of good views that queries whose camera is doubtful are held against, where the
+            comparator is one that is calibrated and has a network; 0 for none.
     """
 
     intrinsics: Tensor
@@ -68,13 +71,14 @@ class SceneDetector(nn.Module):
         holdout_every: int = 10,
         rolls: int = 1,
         surface_views: int = 60,
+        memory_patches: int = 0,
     ) -> None:
         super().__init__()
         if holdout_every < 2:
             msg = f"holdout_every should be 2 or more, so that views are left to fit, got {holdout_every}."
             raise ValueError(msg)
-        if surface_views < 0:
-            msg = f"surface_views should not be negative, got {surface_views}."
+        if min(surface_views, memory_patches) < 0:
+            msg = f"surface_views and memory_patches should not be negative, got {surface_views} and {memory_patches}."
             raise ValueError(msg)
         self.scene = scene
         self.bank = ViewBank(bank_spacing, rolls)
@@ -82,12 +86,18 @@ class SceneDetector(nn.Module):
         self.comparator = comparator
         self.surface = SurfaceResiduals()
         self.surface_views = surface_views
+        self.memory = FeatureMemory(memory_patches) if memory_patches and self._extractor is not None else None
         self.holdout_every = holdout_every
         self.register_buffer("intrinsics", torch.eye(3))
         self.register_buffer("image_size", torch.zeros(2, dtype=torch.long))
         self.register_buffer("white_background", torch.tensor(data=False))
         self.register_buffer("psnr", torch.tensor(float("nan")))
         self.register_buffer("calibration_views", torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
+
+    @property
+    def _extractor(self) -> FeatureExtractor | None:
+        """The network of a comparator that is calibrated, if it has one."""
+        return self.comparator.extractor if isinstance(self.comparator, CalibratedComparator) else None
 
     @property
     def rendered(self) -> Scene:
@@ -116,7 +126,8 @@ class SceneDetector(nn.Module):
         )
         psnr = fit_scene(self.scene, images, cameras, foreground, held_out)
         self.psnr = torch.tensor(psnr, device=images.device)
-        self.intrinsics = cameras.K.median(0).values
+        # torch.median reads beyond tensors that are expanded, as intrinsics shared by all cameras are
+        self.intrinsics = cameras.K.contiguous().median(0).values
         self.image_size = torch.tensor([cameras.height, cameras.width], device=images.device)
         self.bank.build(self.rendered, cameras)
         self._calibrate(images, cameras, foreground, held_out)
@@ -136,14 +147,15 @@ class SceneDetector(nn.Module):
         The views are kept, so that a checkpoint is all that an exported detector needs to be calibrated.
         """
         self.calibration_views = (images[list(held_out)] * 255).round().to(torch.uint8)
-        references, alphas, residuals = [], [], []
+        references, alphas, surfaces, residuals = [], [], [], []
         for index in held_out:
             mask = None if foreground is None else foreground[index]
             query = Query(images[index], cameras.K[index], mask)
             estimate = self.estimator(self.rendered, self.bank, query)
-            reference, alpha, _ = self.render_reference(estimate.camera)
+            reference, alpha, points = self.render_reference(estimate.camera)
             references.append(reference)
             alphas.append(alpha)
+            surfaces.append(points)
             residuals.append(estimate.residual)
         if not held_out:
             logger.warning("Too few views (%d) to hold some out: the comparison is not calibrated.", len(images))
@@ -152,6 +164,20 @@ class SceneDetector(nn.Module):
         self.comparator.fit_calibration(images[list(held_out)], torch.stack(references), torch.stack(alphas))
         if isinstance(self.comparator, CalibratedComparator):
             self.calibrate_surface(images, cameras)
+        if self.memory is not None:
+            compared = self._compare(
+                images[list(held_out)], torch.stack(references), torch.stack(alphas), torch.stack(surfaces)
+            )
+            self._remember(images, held_out, compared)
+
+    @torch.no_grad()
+    def _remember(self, images: Tensor, held_out: tuple[int, ...], compared: tuple[Tensor, Tensor]) -> None:
+        """Fill the memory with the views of the fit, and bring it to the scale of the comparison."""
+        memory, extractor = cast("FeatureMemory", self.memory), cast("FeatureExtractor", self._extractor)
+        fitted = torch.ones(len(images), dtype=torch.bool)
+        fitted[list(held_out)] = False
+        memory.fit(extractor, images[fitted])
+        memory.calibrate(memory.distances(extractor, images[list(held_out)]), compared)
 
     @torch.no_grad()
     def calibrate_surface(self, images: Float[Tensor, "c 3 h w"], cameras: Camera) -> None:
@@ -234,17 +260,38 @@ class SceneDetector(nn.Module):
             alphas.append(alpha)
             surfaces.append(points)
         alpha = torch.stack(alphas)
-        with torch.no_grad():
-            anomaly_map = self.comparator(torch.stack(queries), torch.stack(references), alpha)
-            anomaly_map = self.surface(anomaly_map, torch.stack(surfaces), alpha)
-            score = self.comparator.score(anomaly_map, alpha)
+        compared = self._compare(torch.stack(queries), torch.stack(references), alpha, torch.stack(surfaces))
+        confidence = images.new_tensor([estimate.confidence for estimate in estimates])
+        anomaly_map, score = self._remembered(torch.stack(queries), *compared, confidence)
         return ScenePrediction(
             score.detach(),
             anomaly_map.detach()[:, None],
             torch.stack(references).detach(),
             torch.stack([estimate.camera.camera_to_world for estimate in estimates]).detach(),
-            images.new_tensor([estimate.confidence for estimate in estimates]),
+            confidence,
         )
+
+    @torch.no_grad()
+    def _compare(self, queries: Tensor, references: Tensor, alpha: Tensor, surfaces: Tensor) -> tuple[Tensor, Tensor]:
+        """Anomaly maps and scores by comparison with the renderings."""
+        anomaly_map = self.surface(self.comparator(queries, references, alpha), surfaces, alpha)
+        return anomaly_map, self.comparator.score(anomaly_map, alpha)
+
+    @torch.no_grad()
+    def _remembered(
+        self, queries: Tensor, anomaly_map: Tensor, score: Tensor, confidence: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Maps and scores in which the memory has the share that is missing to a pose that needs no retry."""
+        doubt = (1 - confidence / max(self.estimator.retry_below, 1e-6)).clamp(min=0)
+        doubtful = doubt.nonzero().flatten()
+        if self.memory is None or self._extractor is None or not self.memory.fitted or not len(doubtful):
+            return anomaly_map, score
+        other_map, other_score = self.memory(self._extractor, queries[doubtful])
+        share = doubt[doubtful]
+        anomaly_map = anomaly_map.index_copy(
+            0, doubtful, torch.lerp(anomaly_map[doubtful], other_map, share[:, None, None])
+        )
+        return anomaly_map, score.index_copy(0, doubtful, torch.lerp(score[doubtful], other_score, share))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint decide how many views were held out, and of which size."""

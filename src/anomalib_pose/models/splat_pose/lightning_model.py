@@ -42,9 +42,14 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         backbone: timm name of the network whose features are compared; empty for colour and structure alone, which
             needs no weights.
         weights_path: file with the backbone's weights; empty to let timm download them once.
+        second_backbone: timm name of a second network that is compared like the first, a transformer such as
+            ``vit_small_patch14_dinov2.lvd142m`` for example; empty for none.
+        second_weights_path: file with its weights; empty to let timm download them once.
         holdout_every: every n-th training view is kept from the fit to calibrate with.
         surface_views: training views that tell the comparison what to expect of each place of the surface; 0 for none.
             The papers' comparisons do without.
+        memory_patches: patches of good views that queries whose camera is doubtful are held against, as PatchCore does;
+            needs a backbone; 0 for none, as in the paper.
         rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.
@@ -71,8 +76,11 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         comparator: str = "calibrated",
         backbone: str = "",
         weights_path: str = "",
+        second_backbone: str = "",
+        second_weights_path: str = "",
         holdout_every: int = 10,
         surface_views: int = 60,
+        memory_patches: int = 1000,
         rasterizer: str = "auto",
         fit_checkpoint: str = "",
         seed: int = 0,
@@ -93,11 +101,12 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         self.model = SceneDetector(
             GaussianScene(sh_degree, rasterizer),
             make_estimator(refiner, refiner_steps, starts, seed, matcher, matcher_weights, refine_focal=refine_focal),
-            make_comparator(comparator, backbone, weights_path),
+            make_comparator(comparator, backbone, weights_path, second_backbone, second_weights_path),
             bank_spacing=bank_spacing,
             rolls=rolls,
             holdout_every=holdout_every,
             surface_views=surface_views,
+            memory_patches=memory_patches,
         )
 
     def fit_scene(self) -> GaussianFit:

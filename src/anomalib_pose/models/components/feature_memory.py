@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is left to a query whose camera was not found: likeness to patches of good views, from wherever they look."""
+
+import logging
+from typing import Any
+
+import torch
+from anomalib.models.components import KCenterGreedy
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_pose.compare import FeatureExtractor
+from anomalib_pose.compare.maps import gaussian_blur
+
+logger = logging.getLogger(__name__)
+
+_SIZE = 256  # longer side that images are resized to
+_STRIDES = (8, 16)  # stages whose cells are of a size that says something of a part of an object
+_BLUR_SIGMA = 4.0
+_LARGEST_VIEWS = 60
+_CHUNK = 2048
+
+
+class FeatureMemory(nn.Module):
+    """Patches of good views by the features of a network, as PatchCore (Roth et al., CVPR 2022) remembers them.
+
+    Features of the network's middle stages, smoothed over three cells, are chosen by anomalib's greedy coreset. A
+    query's patch is as anomalous as it is far from the nearest one remembered; the image's score is that of its worst
+    patch. ``calibrate`` brings maps and scores to the scale of those that come from a comparison with a rendering, so
+    that both can be mixed.
+
+    Args:
+        patches: how many are remembered.
+        seed: of the coreset's first patch.
+    """
+
+    memory: Tensor
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(self, patches: int = 1000, seed: int = 0) -> None:
+        super().__init__()
+        if patches < 1:
+            msg = f"At least one patch has to be remembered, got patches={patches}."
+            raise ValueError(msg)
+        self.patches = patches
+        self.seed = seed
+        self.register_buffer("memory", torch.zeros(0, 0))
+        self.register_buffer("gain", torch.ones(2))
+        self.register_buffer("offset", torch.zeros(2))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether anything is remembered."""
+        return bool(len(self.memory))
+
+    @torch.no_grad()
+    def fit(self, extractor: FeatureExtractor, images: Float[Tensor, "n 3 h w"]) -> None:
+        """Remember good views; of many, some that are spread over them.
+
+        Args:
+            extractor: the network.
+            images: RGB in [0, 1].
+        """
+        chosen = torch.linspace(0, len(images) - 1, min(len(images), _LARGEST_VIEWS)).round().long().tolist()
+        views = [_embedding(extractor, images[index][None]).flatten(2)[0].T for index in chosen]
+        patches = torch.cat(views)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            # A third axis makes the coreset measure in the features themselves: a random projection would take
+            # numpy's global random numbers.
+            ratio = min(1.0, (self.patches + 0.5) / len(patches))
+            self.memory = KCenterGreedy(patches[:, None], ratio).sample_coreset()[:, 0].clone()
+        logger.info("Remembered %d of %d patches of %d views.", len(self.memory), len(patches), len(chosen))
+
+    @torch.no_grad()
+    def distances(
+        self, extractor: FeatureExtractor, images: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]]:
+        """Smooth maps of the distance to the nearest remembered patch, and the largest distance of each image.
+
+        Args:
+            extractor: the network.
+            images: RGB in [0, 1].
+        """
+        maps, scores = [], []
+        for image in images:
+            embedding = _embedding(extractor, image[None])
+            nearest = torch.cat(
+                [torch.cdist(some, self.memory).amin(1) for some in embedding.flatten(2)[0].T.split(_CHUNK)]
+            )
+            scores.append(nearest.amax())
+            cells = nearest.view(1, 1, *embedding.shape[-2:])
+            whole = functional.interpolate(cells, image.shape[-2:], mode="bilinear")[:, 0]
+            maps.append(gaussian_blur(whole, _BLUR_SIGMA)[0])
+        return torch.stack(maps), torch.stack(scores)
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        own: tuple[Float[Tensor, "n h w"], Float[Tensor, "n"]],
+        wanted: tuple[Float[Tensor, "n h w"], Float[Tensor, "n"]],
+    ) -> None:
+        """Learn the scale on which good views get the mean and the spread that the comparison gives them.
+
+        Args:
+            own: ``distances`` of good views that are not remembered.
+            wanted: maps and scores of the same views by comparison.
+        """
+        for index, (ours, theirs) in enumerate(zip(own, wanted, strict=True)):
+            spread = ours.std() if ours.numel() > 1 else ours.new_zeros(())
+            # One view, or views that are all the same, have a mean and no spread.
+            ratio = theirs.std() / spread if float(spread) > 0 else theirs.mean() / ours.mean().clamp(min=1e-6)
+            self.gain[index] = ratio
+            self.offset[index] = theirs.mean() - ratio * ours.mean()
+
+    def forward(
+        self, extractor: FeatureExtractor, images: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]]:
+        """Anomaly maps and scores on the scale of the comparison.
+
+        Args:
+            extractor: the network.
+            images: RGB in [0, 1].
+        """
+        maps, scores = self.distances(extractor, images)
+        return (
+            (self.gain[0] * maps + self.offset[0]).clamp(min=0),
+            (self.gain[1] * scores + self.offset[1]).clamp(min=0),
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Let a checkpoint decide how much is remembered."""
+        loaded = state_dict.get(prefix + "memory")
+        if isinstance(loaded, Tensor):
+            self.memory = torch.empty_like(loaded, device=self.gain.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _embedding(extractor: FeatureExtractor, images: Tensor) -> Tensor:
+    """Features (B, C, h, w) of the middle stages at the finest one's cells, smoothed."""
+    scale = _SIZE / max(images.shape[-2:])
+    size = [max(32, round(side * scale)) for side in images.shape[-2:]]
+    resized = functional.interpolate(images, size, mode="bilinear", antialias=True)
+    stages = [
+        stage
+        for stage, stride in zip(extractor(resized), extractor.strides, strict=True)
+        if stride in _STRIDES or stride == max(extractor.strides)
+    ]
+    smooth = [functional.avg_pool2d(stage, 3, 1, 1) for stage in stages]
+    return torch.cat([functional.interpolate(stage, smooth[0].shape[-2:], mode="bilinear") for stage in smooth], 1)

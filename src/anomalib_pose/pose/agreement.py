@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a query and a rendering agree at a pose, in whatever light."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from anomalib_pose.pose.types import Query
+from anomalib_pose.scene import Scene
+
+OBJECT_ALPHA = 0.5
+"""Opacity above which a pixel belongs to the object."""
+
+_WINDOW = 0.055  # side of the neighbourhood, as a part of the image's longer side
+_NOISE = 1e-5  # variance below which a neighbourhood counts as flat
+_FULL_TEXTURE = 0.05  # standard deviation above which a neighbourhood counts no more than others
+
+
+@torch.no_grad()
+def judge(scene: Scene, query: Query, camera_to_world: Float[Tensor, "4 4"]) -> tuple[float, float]:
+    """Residual of the structure and overlap (intersection over union) of the silhouettes at a pose.
+
+    Where the query's foreground is unknown, the overlap is 1 if the object is in the image at all.
+
+    Args:
+        scene: the fitted object.
+        query: the image.
+        camera_to_world: the pose.
+    """
+    output = scene.render(query.camera(camera_to_world), query.background)
+    drawn = output.alpha > OBJECT_ALPHA
+    if query.foreground is None:
+        shared, overlap = drawn, 1.0 if bool(drawn.any()) else 0.0
+    else:
+        object_pixels = query.foreground > OBJECT_ALPHA
+        shared = drawn & object_pixels
+        overlap = float(shared.sum() / (drawn | object_pixels).sum().clamp_min(1))
+    return structure_residual(query.image, output.rgb.permute(2, 0, 1), shared), overlap
+
+
+def structure_residual(
+    image: Float[Tensor, "3 h w"], rendering: Float[Tensor, "3 h w"], region: Bool[Tensor, "h w"]
+) -> float:
+    """One minus the correlation of two images in small neighbourhoods, averaged by the rendering's texture.
+
+    Brightness and contrast of each neighbourhood drop out, and with them most of what another light, an exposure or a
+    shadow changes. A defect spoils the neighbourhoods that it lies in, a wrong pose nearly all of them.
+
+    Args:
+        image: the query, RGB in [0, 1].
+        rendering: what it is compared with, RGB in [0, 1].
+        region: pixels that take part.
+
+    Returns:
+        0 where the structures are the same, about 1 where they have nothing in common, at most 2; 1 without a region.
+    """
+    if not bool(region.any()):
+        return 1.0
+    mask = region.to(image)[None]
+    radius = max(2, round(_WINDOW / 2 * max(image.shape[-2:])))
+
+    def around(values: Tensor) -> Tensor:
+        return functional.avg_pool2d(values[None], 2 * radius + 1, 1, radius)[0]
+
+    share = around(mask).clamp(min=1e-6)
+    ours, theirs = (part - around(part * mask) / share for part in (image, rendering))
+    ours, theirs = ours * mask, theirs * mask
+    own, other, both = (around(a * b).sum(0) / share[0] for a, b in ((ours, ours), (theirs, theirs), (ours, theirs)))
+    correlation = (both + _NOISE) / ((own + _NOISE) * (other + _NOISE)).sqrt()
+    weight = (other + _NOISE).sqrt().clamp(max=_FULL_TEXTURE) * mask[0]
+    return float(1 - (weight * correlation).sum() / weight.sum())

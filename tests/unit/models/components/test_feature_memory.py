@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patches of good views: nearest ones by a loop, one scale with the comparison, and a share only where it is needed."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch.nn import functional
+
+from anomalib_pose.compare import CalibratedComparator, FeatureExtractor
+from anomalib_pose.geometry import Camera, view_sphere
+from anomalib_pose.models.components import SceneDetector
+from anomalib_pose.models.components.feature_memory import FeatureMemory
+from anomalib_pose.pose import make_estimator
+from sample_scenes import make_toy
+
+TINY = "test_efficientnet.r160_in1k"
+SIZE = 64
+CAMERAS = Camera.from_fov(torch.eye(4), 0.7, SIZE, SIZE).with_pose(view_sphere(24, 3.0, 1.0, -0.2))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    torch.save(timm.create_model(TINY, pretrained=False).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def extractor(weights):
+    return FeatureExtractor(TINY, (0, 1, 2), weights_path=weights)
+
+
+def views(count: int, seed: int) -> torch.Tensor:
+    """At the size that the memory looks at them, so that nothing is resized."""
+    return torch.rand(count, 3, 256, 256, generator=torch.Generator().manual_seed(seed))
+
+
+def patches_of(extractor: FeatureExtractor, image: torch.Tensor) -> np.ndarray:
+    """Embedding of an image by the definition: stages of stride 8 and more, means of three by three cells."""
+    stages = [stage for stage, stride in zip(extractor(image[None]), extractor.strides, strict=True) if stride >= 8]
+    fine = stages[0].shape[-2:]
+    parts = [functional.interpolate(functional.avg_pool2d(s, 3, 1, 1), fine, mode="bilinear") for s in stages]
+    return torch.cat(parts, 1)[0].flatten(1).T.double().numpy()
+
+
+def test_an_image_is_as_anomalous_as_its_farthest_patch(extractor):
+    memory = FeatureMemory(patches=10**6)
+    known, query = views(2, 0), views(1, 1)
+    memory.fit(extractor, known)
+    everything = np.concatenate([patches_of(extractor, image) for image in known])
+    assert len(memory.memory) == len(everything)
+    distances = [np.sqrt(np.square(everything - patch).sum(1).min()) for patch in patches_of(extractor, query[0])]
+    assert float(memory.distances(extractor, query)[1]) == pytest.approx(max(distances), rel=1e-3)
+    assert memory.distances(extractor, known)[1].amax() < 0.05 * max(distances)
+
+
+def test_the_coreset_covers_what_is_remembered_and_has_a_seed(extractor):
+    memory, again = FeatureMemory(40, seed=1), FeatureMemory(40, seed=1)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    memory.fit(extractor, views(2, 0))
+    assert torch.equal(torch.rand(1), expected)
+    again.fit(extractor, views(2, 0))
+    assert torch.equal(memory.memory, again.memory)
+    assert len(memory.memory) == 40
+    everything = torch.from_numpy(np.concatenate([patches_of(extractor, image) for image in views(2, 0)])).float()
+    random = everything[torch.randperm(len(everything), generator=torch.Generator().manual_seed(0))[:40]]
+    assert torch.cdist(everything, memory.memory).amin(1).amax() < torch.cdist(everything, random).amin(1).amax()
+
+
+def test_good_views_get_the_mean_and_the_spread_of_the_comparison(extractor):
+    memory = FeatureMemory(40)
+    memory.fit(extractor, views(2, 0))
+    held_out = views(5, 1)
+    wanted = (5 + 0.1 * torch.rand(5, 256, 256), torch.tensor([7.0, 8.0, 9.0, 8.5, 7.5]))
+    memory.calibrate(memory.distances(extractor, held_out), wanted)
+    for found, target in zip(memory(extractor, held_out), wanted, strict=True):
+        assert float(found.mean()) == pytest.approx(float(target.mean()), rel=1e-3)
+        assert float(found.std()) == pytest.approx(float(target.std()), rel=1e-3)
+    other = FeatureMemory(7)
+    other.load_state_dict(memory.state_dict())
+    assert torch.equal(other(extractor, held_out)[1], memory(extractor, held_out)[1])
+    memory.calibrate(memory.distances(extractor, held_out[:1]), (wanted[0][:1], wanted[1][:1]))
+    assert float(memory(extractor, held_out[:1])[1]) == pytest.approx(7.0, rel=1e-3)
+    with pytest.raises(ValueError, match="patches=0"):
+        FeatureMemory(0)
+
+
+def fitted(weights: str, patches: int) -> SceneDetector:
+    comparator = CalibratedComparator(TINY, (0, 1, 2), weights_path=weights, crop_size=64)
+    detector = SceneDetector(make_toy(), make_estimator(), comparator, surface_views=0, memory_patches=patches)
+    images = torch.stack([detector.render_reference(camera)[0] for camera in CAMERAS])
+    detector.fit(images, CAMERAS, None, lambda *_: 30.0)
+    return detector
+
+
+def test_doubtful_queries_are_judged_by_the_memory_and_others_are_not(weights):
+    with_memory, without = fitted(weights, 300), fitted(weights, 0)
+    found = with_memory.render_reference(CAMERAS[7])[0]
+    lost = torch.ones(3, SIZE, SIZE)
+    lost[:, 20:44, 10:54] = views(1, 5)[0, :, :24, :44]
+    ours, theirs = (one(torch.stack([found, lost])) for one in (with_memory, without))
+    doubt = (1 - theirs.pose_confidence / 0.5).clamp(min=0)
+    assert doubt[0] == 0
+    assert doubt[1] > 0.5
+    assert torch.equal(ours.pred_score[0], theirs.pred_score[0])
+    assert torch.equal(ours.anomaly_map[0], theirs.anomaly_map[0])
+    maps, scores = with_memory.memory(with_memory.comparator.extractor, lost[None])
+    expected = (1 - doubt[1]) * theirs.pred_score[1] + doubt[1] * scores[0]
+    assert float(ours.pred_score[1]) == pytest.approx(float(expected), rel=1e-5)
+    torch.testing.assert_close(ours.anomaly_map[1, 0], (1 - doubt[1]) * theirs.anomaly_map[1, 0] + doubt[1] * maps[0])
+    with pytest.raises(ValueError, match="memory_patches"):
+        fitted(weights, -1)

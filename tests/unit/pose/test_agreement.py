@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agreement of query and rendering: a loop over neighbourhoods says the same, and light says nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from anomalib_pose.pose.agreement import structure_residual
+
+
+def pictures(seed: int = 0, height: int = 24, width: int = 40) -> torch.Tensor:
+    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def by_loop(image: np.ndarray, rendering: np.ndarray, region: np.ndarray, radius: int) -> float:
+    """The definition, pixel by pixel: means of the region alone, moments about each pixel's own mean."""
+    deviations = []
+    for picture in (image, rendering):
+        deviation = np.zeros_like(picture)
+        for y, x in zip(*region.nonzero(), strict=True):
+            window = np.s_[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
+            deviation[:, y, x] = picture[:, y, x] - picture[:, *window][:, region[window]].mean(1)
+        deviations.append(deviation)
+    total = weights = 0.0
+    for y, x in zip(*region.nonzero(), strict=True):
+        window = np.s_[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
+        ours, theirs = (part[:, *window][:, region[window]] for part in deviations)
+        count = region[window].sum()
+        own, other, both = ((a * b).sum() / count for a, b in ((ours, ours), (theirs, theirs), (ours, theirs)))
+        weight = min(0.05, (other + 1e-5) ** 0.5)
+        total += weight * (both + 1e-5) / ((own + 1e-5) * (other + 1e-5)) ** 0.5
+        weights += weight
+    return 1 - total / weights
+
+
+def test_the_residual_is_that_of_a_loop_over_pixels():
+    image, rendering = pictures()
+    rendering = 0.7 * image + 0.3 * rendering
+    rendering[:, :, 20:] = 0.4 + 0.01 * rendering[:, :, 20:]  # hardly textured
+    region = torch.rand(24, 40, generator=torch.Generator().manual_seed(1)) > 0.3
+    expected = by_loop(image.double().numpy(), rendering.double().numpy(), region.numpy(), radius=2)
+    assert structure_residual(image, rendering, region) == pytest.approx(expected, abs=2e-5)
+
+
+def test_light_drops_out_and_structure_does_not():
+    image, other = pictures()
+    everywhere = torch.ones(24, 40, dtype=torch.bool)
+    assert structure_residual(0.5 * image + 0.2, image, everywhere) == pytest.approx(0, abs=1e-3)
+    assert structure_residual(1 - image, image, everywhere) == pytest.approx(2, abs=1e-3)
+    assert structure_residual(other, image, everywhere) == pytest.approx(1, abs=0.1)
+
+
+def test_flat_pictures_agree_and_an_empty_region_does_not():
+    flat = torch.full((3, 24, 40), 0.5)
+    everywhere = torch.ones(24, 40, dtype=torch.bool)
+    assert structure_residual(flat, flat + 0.2, everywhere) == pytest.approx(0, abs=1e-4)
+    assert structure_residual(flat, flat, ~everywhere) == 1.0
+
+
+def test_a_defect_spoils_only_its_neighbourhood():
+    image, _ = pictures(height=80, width=80)
+    spoiled = image.clone()
+    spoiled[:, :16, :16] = 0
+    everywhere = torch.ones(80, 80, dtype=torch.bool)
+    assert structure_residual(spoiled, image, everywhere) < 0.1
