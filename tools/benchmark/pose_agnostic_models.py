@@ -94,7 +94,9 @@ class Stopwatch:
         detector.bank.nearest = self.timed("coarse", detector.bank.nearest)
         detector.estimator.forward = self.timed("pose", detector.estimator.forward)
         detector.render_reference = self.timed("render", detector.render_reference)
-        for part in (detector.comparator, detector.surface):
+        for part in (detector.comparator, detector.surface, detector.memory):
+            if part is None:
+                continue
             part.forward = self.timed("compare", part.forward)
         detector.comparator.score = self.timed("compare", detector.comparator.score)
 
@@ -108,6 +110,8 @@ class Stopwatch:
 
 class KnownPose(nn.Module):
     """Takes the place of the pose search where the truth is known: what the comparison could reach."""
+
+    retry_below = 0.0
 
     def __init__(self) -> None:
         super().__init__()
