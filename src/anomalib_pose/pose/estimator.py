@@ -16,6 +16,7 @@ from anomalib_pose.scene import Scene
 
 _TOLERATED = 4.0
 _LEAST_TYPICAL = 0.02  # objects without texture agree with themselves better than any threshold needs
+_MOST_TYPICAL = 0.15  # renderings that agree less than this with good views do not tell a right pose from a wrong one
 _POLISHES = 2
 
 
@@ -59,9 +60,9 @@ class PoseEstimator(nn.Module):
         self.register_buffer("typical_residual", torch.tensor(0.1))
 
     def calibrate(self, residuals: Float[Tensor, "n"]) -> None:
-        """Take the median residual of normal views at their estimated poses as typical."""
+        """Take the median residual of normal views at their poses as typical, within bounds."""
         if len(residuals):
-            self.typical_residual = residuals.median().clamp_min(_LEAST_TYPICAL).to(self.typical_residual)
+            self.typical_residual = residuals.median().clamp(_LEAST_TYPICAL, _MOST_TYPICAL).to(self.typical_residual)
 
     def load(self) -> None:
         """Look for the weights of the matcher, if there is one; see ``Matcher``."""

@@ -10,12 +10,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.compare import CalibratedComparator, Comparator, FeatureExtractor, SurfaceResiduals
-from anomalib_pose.geometry import Camera, resize_intrinsics
+from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
 from anomalib_pose.models.components.feature_memory import FeatureMemory
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
+from anomalib_pose.pose.agreement import judge
 from anomalib_pose.scene import Scene, white_foreground
 
 logger = logging.getLogger(__name__)
+
+_FOUND_DEGREES = 3.0
+_MOST = 0.9
 
 FitScene = Callable[[nn.Module, Tensor, Camera, Tensor | None, tuple[int, ...]], float]
 """Fits a scene to images, cameras, masks but for some held-out views, and returns their PSNR."""
@@ -147,37 +151,69 @@ class SceneDetector(nn.Module):
         The views are kept, so that a checkpoint is all that an exported detector needs to be calibrated.
         """
         self.calibration_views = (images[list(held_out)] * 255).round().to(torch.uint8)
-        references, alphas, surfaces, residuals = [], [], [], []
-        for index in held_out:
-            mask = None if foreground is None else foreground[index]
-            query = Query(images[index], cameras.K[index], mask)
-            estimate = self.estimator(self.rendered, self.bank, query)
-            reference, alpha, points = self.render_reference(estimate.camera)
-            references.append(reference)
-            alphas.append(alpha)
-            surfaces.append(points)
-            residuals.append(estimate.residual)
-        if not held_out:
+        if held_out:
+            seen = self._search_again(images, cameras, foreground, held_out)
+            self.comparator.fit_calibration(images[list(held_out)], *seen[:2])
+            if isinstance(self.comparator, CalibratedComparator):
+                self.calibrate_surface(images, cameras)
+        else:
             logger.warning("Too few views (%d) to hold some out: the comparison is not calibrated.", len(images))
-            return
-        self.estimator.calibrate(torch.tensor(residuals))
-        self.comparator.fit_calibration(images[list(held_out)], torch.stack(references), torch.stack(alphas))
-        if isinstance(self.comparator, CalibratedComparator):
-            self.calibrate_surface(images, cameras)
+            rendered = [self.render_reference(cameras[index]) for index in range(len(images))]
+            seen = cast("tuple[Tensor, Tensor, Tensor]", tuple(map(torch.stack, zip(*rendered, strict=True))))
         if self.memory is not None:
-            compared = self._compare(
-                images[list(held_out)], torch.stack(references), torch.stack(alphas), torch.stack(surfaces)
-            )
-            self._remember(images, held_out, compared)
+            queries = images[list(held_out)] if held_out else images
+            self._remember(images, held_out, self._compare(queries, *seen))
+
+    def _search_again(
+        self, images: Tensor, cameras: Camera, foreground: Tensor | None, held_out: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """References, alphas and surface points of held-out views from where they are found, or are if they are not.
+
+        The estimator learns what residual is typical, and what was found is logged.
+        """
+        rendered, residuals, found = [], [], 0
+        for index in held_out:
+            query = Query(images[index], cameras.K[index], None if foreground is None else foreground[index])
+            estimate = self.estimator(self.rendered, self.bank, query)
+            camera, residual = estimate.camera, estimate.residual
+            truth = cameras[index].camera_to_world
+            if float(torch.rad2deg(pose_error(camera.camera_to_world.double(), truth.double())[0])) < _FOUND_DEGREES:
+                found += 1
+            else:
+                camera, residual = cameras[index], judge(self.rendered, query, truth)[0]
+            rendered.append(self.render_reference(camera))
+            residuals.append(residual)
+        self.estimator.calibrate(torch.tensor(residuals))
+        if found < _MOST * len(held_out):
+            logger.warning(
+                "Of %d held-out cameras %d were found within %g degrees: more views, or views closer together, would "
+                "help. Queries whose camera is doubtful are %s.", len(held_out), found, _FOUND_DEGREES,
+                "compared with what is rendered" if self.memory is None else "held against patches of good views",
+            )  # fmt: skip
+        else:
+            logger.info("Found %d of %d held-out cameras within %g degrees.", found, len(held_out), _FOUND_DEGREES)
+        references, alphas, surfaces = map(torch.stack, zip(*rendered, strict=True))
+        return references, alphas, surfaces
 
     @torch.no_grad()
     def _remember(self, images: Tensor, held_out: tuple[int, ...], compared: tuple[Tensor, Tensor]) -> None:
-        """Fill the memory with the views of the fit, and bring it to the scale of the comparison."""
+        """Fill the memory, and bring it to the scale of the comparison by views that it does not hold.
+
+        Where none are held out, each view is held against the memory of the others.
+        """
         memory, extractor = cast("FeatureMemory", self.memory), cast("FeatureExtractor", self._extractor)
-        fitted = torch.ones(len(images), dtype=torch.bool)
-        fitted[list(held_out)] = False
-        memory.fit(extractor, images[fitted])
-        memory.calibrate(memory.distances(extractor, images[list(held_out)]), compared)
+        groups = [held_out] if held_out else [(index,) for index in range(len(images))] if len(images) > 1 else []
+        own = []
+        for group in groups:
+            others = torch.ones(len(images), dtype=torch.bool)
+            others[list(group)] = False
+            memory.fit(extractor, images[others])
+            own.append(memory.distances(extractor, images[list(group)]))
+        if not held_out:
+            memory.fit(extractor, images)
+        if own:
+            maps, scores = (torch.cat(parts) for parts in zip(*own, strict=True))
+            memory.calibrate((maps, scores), compared)
 
     @torch.no_grad()
     def calibrate_surface(self, images: Float[Tensor, "c 3 h w"], cameras: Camera) -> None:

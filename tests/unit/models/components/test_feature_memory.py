@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Patches of good views: nearest ones by a loop, one scale with the comparison, and a share only where it is needed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
@@ -11,7 +13,7 @@ from anomalib_pose.compare import CalibratedComparator, FeatureExtractor
 from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.feature_memory import FeatureMemory
-from anomalib_pose.pose import make_estimator
+from anomalib_pose.pose import PoseEstimator, make_estimator
 from sample_scenes import make_toy
 
 TINY = "test_efficientnet.r160_in1k"
@@ -89,11 +91,12 @@ def test_good_views_get_the_mean_and_the_spread_of_the_comparison(extractor):
         FeatureMemory(0)
 
 
-def fitted(weights: str, patches: int) -> SceneDetector:
+def fitted(weights: str, patches: int, views: int = 24) -> SceneDetector:
     comparator = CalibratedComparator(TINY, (0, 1, 2), weights_path=weights, crop_size=64)
     detector = SceneDetector(make_toy(), make_estimator(), comparator, surface_views=0, memory_patches=patches)
-    images = torch.stack([detector.render_reference(camera)[0] for camera in CAMERAS])
-    detector.fit(images, CAMERAS, None, lambda *_: 30.0)
+    cameras = CAMERAS[:: len(CAMERAS) // views]
+    images = torch.stack([detector.render_reference(camera)[0] for camera in cameras])
+    detector.fit(images, cameras, None, lambda *_: 30.0)
     return detector
 
 
@@ -114,3 +117,39 @@ def test_doubtful_queries_are_judged_by_the_memory_and_others_are_not(weights):
     torch.testing.assert_close(ours.anomaly_map[1, 0], (1 - doubt[1]) * theirs.anomaly_map[1, 0] + doubt[1] * maps[0])
     with pytest.raises(ValueError, match="memory_patches"):
         fitted(weights, -1)
+
+
+def test_four_views_are_held_against_each_other(weights, caplog):
+    detector = fitted(weights, 300, views=4)
+    assert "Too few views (4)" in caplog.text
+    extractor = detector.comparator.extractor
+    images = torch.stack([detector.render_reference(camera)[0] for camera in CAMERAS[::6]])
+    alone = []
+    for index in range(4):
+        memory = FeatureMemory(300)
+        memory.fit(extractor, images[[other for other in range(4) if other != index]])
+        alone.append(float(memory.distances(extractor, images[index : index + 1])[1]))
+    scale = float(detector.memory.gain[1]) * torch.tensor(alone) + float(detector.memory.offset[1])
+    alphas = torch.stack([detector.render_reference(camera)[1] for camera in CAMERAS[::6]])
+    expected = detector.comparator.score(detector.comparator(images, images, alphas), alphas)
+    assert float(scale.mean()) == pytest.approx(float(expected.mean()), abs=1e-4)
+
+
+def test_held_out_cameras_that_are_not_found_do_not_spoil_what_is_typical(weights, caplog, monkeypatch):
+    """A search that always ends on the other side: what is learned is what a right search would have taught."""
+    caplog.set_level("INFO")
+    right = fitted(weights, 0)
+    assert "Found 2 of 2 held-out cameras" in caplog.text
+    search = PoseEstimator.forward
+
+    def astray(self, scene, bank, query):
+        estimate = search(self, scene, bank, query)
+        turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0]))
+        camera = replace(estimate.camera, camera_to_world=turn @ estimate.camera.camera_to_world)
+        return replace(estimate, camera=camera, residual=1.5)
+
+    monkeypatch.setattr(PoseEstimator, "forward", astray)
+    wrong = fitted(weights, 0)
+    assert "Of 2 held-out cameras 0 were found" in caplog.text
+    torch.testing.assert_close(wrong.estimator.typical_residual, right.estimator.typical_residual, rtol=0.2, atol=5e-3)
+    torch.testing.assert_close(wrong.comparator.statistics.std, right.comparator.statistics.std, rtol=0.5, atol=0.02)
