@@ -226,7 +226,7 @@ def _pack(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unmixed(depth: Tensor, opaque: Tensor) -> Tensor:
-    """Depth without points in the air: a pixel between two surfaces shows a mean of both, and takes the one closer to it.
+    """Depth without points in the air: a pixel between two surfaces shows a mean, and takes that which is closer to it.
 
     From another side such points would cover what is seen between the surfaces.
     """

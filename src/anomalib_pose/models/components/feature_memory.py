@@ -130,6 +130,64 @@ class FeatureMemory(nn.Module):
             (self.gain[1] * scores + self.offset[1]).clamp(min=0),
         )
 
+    @torch.no_grad()
+    def fit_beside(
+        self,
+        extractor: FeatureExtractor,
+        images: Float[Tensor, "n 3 h w"],
+        held_out: tuple[int, ...],
+        compared: tuple[Float[Tensor, "m h w"], Float[Tensor, "m"]],
+    ) -> None:
+        """``fit`` and ``calibrate``, by views that are not remembered.
+
+        Where none are held out, each view is held against the memory of the others, before all are remembered.
+
+        Args:
+            extractor: the network.
+            images: all training views, RGB in [0, 1].
+            held_out: indices of those that are not to be remembered.
+            compared: maps and scores of the held-out views, or of all where there are none, by comparison.
+        """
+        single = [(index,) for index in range(len(images))] if len(images) > 1 else []
+        own = []
+        for group in [held_out] if held_out else single:
+            others = torch.ones(len(images), dtype=torch.bool)
+            others[list(group)] = False
+            self.fit(extractor, images[others])
+            own.append(self.distances(extractor, images[list(group)]))
+        if not held_out:
+            self.fit(extractor, images)
+        if own:
+            maps, scores = (torch.cat(parts) for parts in zip(*own, strict=True))
+            self.calibrate((maps, scores), compared)
+
+    @torch.no_grad()
+    def mixed(
+        self,
+        extractor: FeatureExtractor,
+        queries: Float[Tensor, "b 3 h w"],
+        compared: tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]],
+        share: Float[Tensor, "b"],
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]]:
+        """Maps and scores by comparison, of which the memory takes a share; what has no share is not looked at.
+
+        Args:
+            extractor: the network.
+            queries: RGB in [0, 1].
+            compared: maps and scores by comparison.
+            share: of the memory in each, in [0, 1].
+        """
+        chosen = share.nonzero().flatten()
+        if not len(chosen):
+            return compared
+        maps, scores = compared
+        other_maps, other_scores = self(extractor, queries[chosen])
+        part = share[chosen]
+        return (
+            maps.index_copy(0, chosen, torch.lerp(maps[chosen], other_maps, part[:, None, None])),
+            scores.index_copy(0, chosen, torch.lerp(scores[chosen], other_scores, part)),
+        )
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint decide how much is remembered."""
         loaded = state_dict.get(prefix + "memory")

@@ -160,9 +160,9 @@ class SceneDetector(nn.Module):
             logger.warning("Too few views (%d) to hold some out: the comparison is not calibrated.", len(images))
             rendered = [self.render_reference(cameras[index]) for index in range(len(images))]
             seen = cast("tuple[Tensor, Tensor, Tensor]", tuple(map(torch.stack, zip(*rendered, strict=True))))
-        if self.memory is not None:
+        if self.memory is not None and self._extractor is not None:
             queries = images[list(held_out)] if held_out else images
-            self._remember(images, held_out, self._compare(queries, *seen))
+            self.memory.fit_beside(self._extractor, images, held_out, self._compare(queries, *seen))
 
     def _search_again(
         self, images: Tensor, cameras: Camera, foreground: Tensor | None, held_out: tuple[int, ...]
@@ -194,26 +194,6 @@ class SceneDetector(nn.Module):
             logger.info("Found %d of %d held-out cameras within %g degrees.", found, len(held_out), _FOUND_DEGREES)
         references, alphas, surfaces = map(torch.stack, zip(*rendered, strict=True))
         return references, alphas, surfaces
-
-    @torch.no_grad()
-    def _remember(self, images: Tensor, held_out: tuple[int, ...], compared: tuple[Tensor, Tensor]) -> None:
-        """Fill the memory, and bring it to the scale of the comparison by views that it does not hold.
-
-        Where none are held out, each view is held against the memory of the others.
-        """
-        memory, extractor = cast("FeatureMemory", self.memory), cast("FeatureExtractor", self._extractor)
-        groups = [held_out] if held_out else [(index,) for index in range(len(images))] if len(images) > 1 else []
-        own = []
-        for group in groups:
-            others = torch.ones(len(images), dtype=torch.bool)
-            others[list(group)] = False
-            memory.fit(extractor, images[others])
-            own.append(memory.distances(extractor, images[list(group)]))
-        if not held_out:
-            memory.fit(extractor, images)
-        if own:
-            maps, scores = (torch.cat(parts) for parts in zip(*own, strict=True))
-            memory.calibrate((maps, scores), compared)
 
     @torch.no_grad()
     def calibrate_surface(self, images: Float[Tensor, "c 3 h w"], cameras: Camera) -> None:
@@ -318,16 +298,10 @@ class SceneDetector(nn.Module):
         self, queries: Tensor, anomaly_map: Tensor, score: Tensor, confidence: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Maps and scores in which the memory has the share that is missing to a pose that needs no retry."""
-        doubt = (1 - confidence / max(self.estimator.retry_below, 1e-6)).clamp(min=0)
-        doubtful = doubt.nonzero().flatten()
-        if self.memory is None or self._extractor is None or not self.memory.fitted or not len(doubtful):
+        if self.memory is None or self._extractor is None or not self.memory.fitted:
             return anomaly_map, score
-        other_map, other_score = self.memory(self._extractor, queries[doubtful])
-        share = doubt[doubtful]
-        anomaly_map = anomaly_map.index_copy(
-            0, doubtful, torch.lerp(anomaly_map[doubtful], other_map, share[:, None, None])
-        )
-        return anomaly_map, score.index_copy(0, doubtful, torch.lerp(score[doubtful], other_score, share))
+        doubt = (1 - confidence / max(self.estimator.retry_below, 1e-6)).clamp(min=0)
+        return self.memory.mixed(self._extractor, queries, (anomaly_map, score), doubt)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint decide how many views were held out, and of which size."""
