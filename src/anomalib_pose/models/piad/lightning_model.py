@@ -53,8 +53,8 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         holdout_every: every n-th training view is kept from the fit to calibrate with.
         surface_views: training views that tell the comparison what to expect of each place of the surface, 60 in
             SplatPose; 0 for none: in another light it is elsewhere that renderings fail.
-        memory_patches: patches of good views that queries whose camera is doubtful are held against, as PatchCore does;
-            needs a backbone; 0 for none, as in the paper.
+        memory_patches: patches of good views that queries whose camera is doubtful are held against, 1000 in SplatPose;
+            0 for none: in another light everything is far from what is remembered.
         rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.
@@ -86,7 +86,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         reflectance_weights_path: str = "",
         holdout_every: int = 10,
         surface_views: int = 0,
-        memory_patches: int = 1000,
+        memory_patches: int = 0,
         rasterizer: str = "auto",
         fit_checkpoint: str = "",
         seed: int = 0,
