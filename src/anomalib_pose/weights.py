@@ -59,6 +59,27 @@ def read_weights(path: str | Path, wanted: str) -> Any:
         raise ValueError(msg) from error
 
 
+def read_state_dict(path: str | Path, wanted: str, owner: str) -> dict[str, Tensor]:
+    """The state dict that a file holds, bare or under ``"state_dict"``.
+
+    Args:
+        path: the file.
+        wanted: what it should hold, for messages.
+        owner: whose state dict that is, for messages.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    weights = read_weights(path, wanted)
+    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
+        weights = weights["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        msg = f"{path} should hold a state dict of {owner}, found {type(weights).__name__} of something else."
+        raise ValueError(msg)
+    return dict(weights)
+
+
 def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive that carries code beside its tensors.
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from anomalib_pose import weights as module
-from anomalib_pose.weights import is_torchscript, misfits, read_weights, write_weights
+from anomalib_pose.weights import is_torchscript, misfits, read_state_dict, read_weights, write_weights
 
 
 def test_misfits_are_named_in_order():
@@ -41,6 +41,21 @@ def test_safetensors_are_read_and_other_files_of_that_name_refused(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"text")
     with pytest.raises(ValueError, match=r"bad\.safetensors should hold prompts"):
         read_weights(tmp_path / "bad.safetensors", "prompts")
+
+
+@pytest.mark.parametrize("content", [{"a": torch.arange(3)}, {"state_dict": {"a": torch.arange(3)}, "epoch": 1}])
+def test_a_state_dict_is_found_bare_and_in_a_checkpoint(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pt")
+    found = read_state_dict(tmp_path / "weights.pt", "prompts", "PointAD")
+    assert list(found) == ["a"]
+    assert torch.equal(found["a"], torch.arange(3))
+
+
+@pytest.mark.parametrize("content", [[1], {"a": 1}, {"state_dict": {"a": "b"}}])
+def test_what_is_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights\.pt should hold a state dict of PointAD, found (list|dict)"):
+        read_state_dict(tmp_path / "weights.pt", "prompts", "PointAD")
 
 
 class Unsafe:

@@ -134,12 +134,14 @@ class CalibratedComparator(nn.Module):
         scales: tuple[float, ...] = (COLOUR_SCALE, STRUCTURE_SCALE)
         if reflectance_weight:
             image_weights, scales = (*image_weights, reflectance_weight), (*scales, REFLECTANCE_SCALE)
+        if not 0 <= second_mix <= 1:
+            msg = f"second_mix should be in [0, 1], got {second_mix}."
+            raise ValueError(msg)
+        both = bool(backbone and second_backbone)
+        networks = ((self.extractor, 1 - second_mix, layer_weights), (self.second, second_mix, ()))
         experts = [
-            (share, weights, len(network.layers))
-            for share, weights, network in (
-                (1 - second_mix, layer_weights, self.extractor),
-                (second_mix, (), self.second),
-            )
+            (share if both else 1.0, given, len(network.layers))
+            for network, share, given in networks
             if network is not None
         ]
         self.weights = _weights(image_weights, experts, feature_mix)
@@ -274,10 +276,6 @@ def _weights(
     if min(image) < 0 or sum(image) <= 0:
         msg = f"The weights of the image's layers should not be negative nor all 0, got {image}."
         raise ValueError(msg)
-    whole = sum(share for share, _, _ in experts)
-    if experts and not (min(share for share, _, _ in experts) >= 0 and whole > 0):
-        msg = f"second_mix should be in [0, 1], got shares {[share for share, _, _ in experts]} of the networks."
-        raise ValueError(msg)
     mix = feature_mix if experts else 0.0
     parts = [weight / sum(image) * (1 - mix) for weight in image]
     for share, given, stages in experts:
@@ -285,7 +283,7 @@ def _weights(
         if len(features) != stages or min(features) < 0 or sum(features) <= 0:
             msg = f"layer_weights should hold a weight >= 0 for each of {stages} layers, not all 0, got {features}."
             raise ValueError(msg)
-        parts += [weight / sum(features) * mix * share / whole for weight in features]
+        parts += [weight / sum(features) * mix * share for weight in features]
     return tuple(parts)
 
 

@@ -40,20 +40,19 @@ def make_comparator(
     Raises:
         ValueError: if there is no such comparator, or it takes no second network.
     """
-    if second_backbone and name not in {"calibrated", "illumination"}:
-        msg = f"The comparator {name!r} has one network: leave second_backbone empty, got {second_backbone!r}."
-        raise ValueError(msg)
     if name in {"calibrated", "illumination"}:
-        options = {
-            **(_OTHER_LIGHT if name == "illumination" else {}),
-            "backbone": backbone,
-            "weights_path": weights_path,
-            "second_backbone": second_backbone,
-            "second_weights_path": second_weights_path,
-            **options,
-        }
-        return CalibratedComparator(**options)
+        preset = _OTHER_LIGHT if name == "illumination" else {}
+        return CalibratedComparator(
+            backbone=backbone,
+            weights_path=weights_path,
+            second_backbone=second_backbone,
+            second_weights_path=second_weights_path,
+            **{**preset, **options},
+        )
     if name in {"paper", "product"}:
+        if second_backbone:
+            msg = f"The comparator {name!r} has one network: leave second_backbone empty, got {second_backbone!r}."
+            raise ValueError(msg)
         if backbone:
             options["backbone"] = backbone
         chosen = PaperComparator if name == "paper" else ProductComparator

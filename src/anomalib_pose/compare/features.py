@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_pose.weights import read_weights
+from anomalib_pose.weights import read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class FeatureExtractor(nn.Module):
             raise ValueError(msg)
         count = len(network.feature_info)
         self.layers = self.layers or (count // 2, 3 * count // 4)
-        if not self.layers or min(self.layers) < 0 or max(self.layers) >= count:
+        if min(self.layers) < 0 or max(self.layers) >= count:
             msg = f"layers should be one or more stages from 0 to {count - 1} of {self.backbone!r}, got {self.layers}."
             raise ValueError(msg)
         network.prune_intermediate_layers(list(self.layers), prune_norm=True, prune_head=True)
@@ -115,7 +115,9 @@ class FeatureExtractor(nn.Module):
         if bool(self.loaded):
             return
         if self.weights_path is not None:
-            weights = self._read(self.weights_path)
+            weights = read_state_dict(
+                self.weights_path, "the backbone's weights, as weights_path,", repr(self.backbone)
+            )
         elif self.pretrained:
             weights = self._download()
         else:
@@ -135,16 +137,6 @@ class FeatureExtractor(nn.Module):
         self.network.load_state_dict({name: weights[name] for name in own})
         self.loaded.fill_(value=True)
         logger.info("Loaded %s from %s.", self.backbone, self.weights_path or "timm")
-
-    @staticmethod
-    def _read(path: str) -> dict[str, Tensor]:
-        weights = read_weights(path, "the backbone's weights, as weights_path,")
-        if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-            weights = weights["state_dict"]
-        if not isinstance(weights, dict):
-            msg = f"{path} should hold a state dict, found {type(weights).__name__}."
-            raise ValueError(msg)  # noqa: TRY004
-        return weights
 
     def _download(self) -> dict[str, Tensor]:
         try:

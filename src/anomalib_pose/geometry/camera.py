@@ -111,6 +111,12 @@ class Camera:
         """Number of cameras of a batched camera."""
         return self.camera_to_world.shape[0] if self.batch_shape else 1
 
+    @property
+    def median_intrinsics(self) -> Float[Tensor, "3 3"]:
+        """Median K of a batch of cameras, entry by entry."""
+        # torch.median reads beyond tensors that are expanded, as intrinsics shared by all cameras are.
+        return self.K.contiguous().median(0).values
+
     def __getitem__(self, index: int | slice | Tensor | list[int]) -> "Camera":
         """Camera, or batch of cameras, at an index of the first batch dimension."""
         return replace(self, camera_to_world=self.camera_to_world[index], K=self.K[index])

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.pose.matching import Matcher
-from anomalib_pose.weights import read_weights
+from anomalib_pose.weights import read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class NetworkMatcher(ABC):
 
     def _loaded(self) -> nn.Module:
         if self._network is None:
-            weights = _read(self.weights, self.name)
+            weights = read_state_dict(self.weights, f"the weights of {self.name!r} as matcher_weights", repr(self.name))
             with torch.random.fork_rng(devices=[]):  # random weights that are replaced should not move the seed
                 network = self.build(_kornia_class(self.class_name))
             self._fill(network, weights)
@@ -197,16 +197,6 @@ def _mutual(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tupl
     own = torch.arange(len(there), device=there.device)
     mutual = back[there] == own
     return first[0][mutual], second[0][there[mutual]]
-
-
-def _read(path: Path, name: str) -> dict[str, Tensor]:
-    weights = read_weights(path, f"the weights of {name!r} as matcher_weights")
-    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-        weights = weights["state_dict"]
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        msg = f"{path} should hold a state dict of {name!r}, found {type(weights).__name__} of something else."
-        raise ValueError(msg)
-    return dict(weights)
 
 
 def _kornia_class(name: str) -> type:

@@ -114,8 +114,8 @@ class ViewBank(nn.Module):
         self.by_box = torch.tensor(_varied(cameras, centre), device=centre.device)
         poses = bank_poses(cameras, centre, math.radians(self.spacing))
         scale = _RENDER_SIZE / max(cameras.width, cameras.height)
-        intrinsics = cameras.K.contiguous().median(0).values  # torch.median reads beyond expanded tensors
-        typical = Camera(torch.eye(4, device=centre.device), intrinsics, cameras.width, cameras.height)
+        eye = torch.eye(4, device=centre.device)
+        typical = Camera(eye, cameras.median_intrinsics, cameras.width, cameras.height)
         small = typical.resized(max(1, round(cameras.width * scale)), max(1, round(cameras.height * scale)))
         thumbnails, boxes = [], []
         for some in poses.split(_BATCH):

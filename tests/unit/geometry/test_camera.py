@@ -134,3 +134,11 @@ def test_a_scaled_focal_length_moves_points_from_the_principal_point() -> None:
     point = torch.tensor([[0.2, -0.3, 2.0]])
     before, after = (Camera(torch.eye(4), one, 64, 48).project(point)[0] for one in (K, scaled_focal(K, 1.1)))
     torch.testing.assert_close(after - K[:2, 2], 1.1 * (before - K[:2, 2]))
+
+
+def test_median_intrinsics_are_numpys_also_where_cameras_share_them() -> None:
+    one = Camera.from_fov(torch.eye(4), 0.7, 64, 48)
+    shared = one.with_pose(torch.eye(4).expand(24, 4, 4))
+    torch.testing.assert_close(shared.median_intrinsics, one.K)
+    several = Camera(torch.eye(4).expand(5, 4, 4), one.K * torch.tensor([1.0, 5, 2, 4, 3])[:, None, None], 64, 48)
+    np.testing.assert_allclose(several.median_intrinsics.numpy(), np.median(several.K.numpy(), axis=0))

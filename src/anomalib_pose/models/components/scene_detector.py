@@ -130,8 +130,7 @@ class SceneDetector(nn.Module):
         )
         psnr = fit_scene(self.scene, images, cameras, foreground, held_out)
         self.psnr = torch.tensor(psnr, device=images.device)
-        # torch.median reads beyond tensors that are expanded, as intrinsics shared by all cameras are
-        self.intrinsics = cameras.K.contiguous().median(0).values
+        self.intrinsics = cameras.median_intrinsics
         self.image_size = torch.tensor([cameras.height, cameras.width], device=images.device)
         self.bank.build(self.rendered, cameras)
         self._calibrate(images, cameras, foreground, held_out)
@@ -158,11 +157,17 @@ class SceneDetector(nn.Module):
                 self.calibrate_surface(images, cameras)
         else:
             logger.warning("Too few views (%d) to hold some out: the comparison is not calibrated.", len(images))
-            rendered = [self.render_reference(cameras[index]) for index in range(len(images))]
-            seen = cast("tuple[Tensor, Tensor, Tensor]", tuple(map(torch.stack, zip(*rendered, strict=True))))
-        if self.memory is not None and self._extractor is not None:
-            queries = images[list(held_out)] if held_out else images
-            self.memory.fit_beside(self._extractor, images, held_out, self._compare(queries, *seen))
+        if self.memory is None or self._extractor is None:
+            return
+        if not held_out:
+            seen = self._stacked([self.render_reference(cameras[index]) for index in range(len(images))])
+        queries = images[list(held_out)] if held_out else images
+        self.memory.fit_beside(self._extractor, images, held_out, self._compare(queries, *seen))
+
+    @staticmethod
+    def _stacked(rendered: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        references, alphas, surfaces = map(torch.stack, zip(*rendered, strict=True))
+        return references, alphas, surfaces
 
     def _search_again(
         self, images: Tensor, cameras: Camera, foreground: Tensor | None, held_out: tuple[int, ...]
@@ -192,8 +197,7 @@ class SceneDetector(nn.Module):
             )  # fmt: skip
         else:
             logger.info("Found %d of %d held-out cameras within %g degrees.", found, len(held_out), _FOUND_DEGREES)
-        references, alphas, surfaces = map(torch.stack, zip(*rendered, strict=True))
-        return references, alphas, surfaces
+        return self._stacked(rendered)
 
     @torch.no_grad()
     def calibrate_surface(self, images: Float[Tensor, "c 3 h w"], cameras: Camera) -> None:
@@ -275,14 +279,14 @@ class SceneDetector(nn.Module):
             references.append(reference.clamp(0, 1))
             alphas.append(alpha)
             surfaces.append(points)
-        alpha = torch.stack(alphas)
-        compared = self._compare(torch.stack(queries), torch.stack(references), alpha, torch.stack(surfaces))
+        photographs, renderings = torch.stack(queries), torch.stack(references)
+        compared = self._compare(photographs, renderings, torch.stack(alphas), torch.stack(surfaces))
         confidence = images.new_tensor([estimate.confidence for estimate in estimates])
-        anomaly_map, score = self._remembered(torch.stack(queries), *compared, confidence)
+        anomaly_map, score = self._remembered(photographs, *compared, confidence)
         return ScenePrediction(
             score.detach(),
             anomaly_map.detach()[:, None],
-            torch.stack(references).detach(),
+            renderings.detach(),
             torch.stack([estimate.camera.camera_to_world for estimate in estimates]).detach(),
             confidence,
         )

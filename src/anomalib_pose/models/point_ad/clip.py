@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anomalib_pose.models.point_ad.text import TextTower
 from anomalib_pose.models.point_ad.vision import VisionTower
-from anomalib_pose.weights import misfits, read_weights
+from anomalib_pose.weights import misfits, read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -204,22 +204,7 @@ def _needs_quick_gelu(
 
 def _read(path: Path) -> dict[str, Tensor]:
     """State dict of a file, by open_clip's or OpenAI's names."""
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            found: Any = load_file(path)
-        except SafetensorError as error:
-            msg = f"{path} should hold weights of CLIP, but: {error}."
-            raise ValueError(msg) from error
-    else:
-        found = read_weights(path, "weights of CLIP")
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        msg = f"{path} should hold a state dict of CLIP, found {type(found).__name__}."
-        raise ValueError(msg)
+    found = read_state_dict(path, "weights of CLIP", "CLIP")
     return {name.removeprefix("module."): value for name, value in found.items()}
 
 
