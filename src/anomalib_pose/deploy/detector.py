@@ -10,20 +10,17 @@ from torch import Tensor, nn
 
 from anomalib_pose.compare import Comparator, SurfaceResiduals
 from anomalib_pose.deploy.alignment import align, pyramid, unproject
-from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
+from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing
+from anomalib_pose.deploy.rendered_bank import RenderedBank
 from anomalib_pose.deploy.resample import frame_matrix, softening_matrix, window_matrix
-from anomalib_pose.deploy.settings import DetectorSettings, check_size
-from anomalib_pose.deploy.view_synthesis import synthesise
-from anomalib_pose.geometry import Camera, rigid_inverse
-from anomalib_pose.scene import Scene
+from anomalib_pose.deploy.settings import DetectorSettings
+from anomalib_pose.deploy.view_synthesis import Synthesis, synthesise
+from anomalib_pose.geometry import rigid_inverse
 
 logger = logging.getLogger(__name__)
 
-_SMALL = 64
-_MARGIN = 0.08
 _STRIDES = {4: 1, 2: 2, 1: 2}  # a part of the pixels says as much where there are many
 _APART = 0.035  # views nearer to a calibration view than this part of the distance are better than what queries get
-_MULTIPLE = 8  # the pyramid halves twice, and networks like it
 
 
 class DetectorOutput(NamedTuple):
@@ -84,8 +81,12 @@ class FeedForwardDetector(nn.Module):
         comparator: compares windows; calibrated for this detector by ``calibrate``.
         window: part of the image that the views show.
         settings: numbers of starts, steps and neighbours.
+        drawing: draws the object at the pose that was found; None to warp views of the bank there.
         white_background: whether the object was photographed on white; otherwise only its silhouette is compared.
     """
+
+    keeps_precision = True
+    """Poses and places of pixels need their digits in every runtime."""
 
     def __init__(
         self,
@@ -93,11 +94,13 @@ class FeedForwardDetector(nn.Module):
         comparator: Comparator,
         window: Window,
         settings: DetectorSettings,
+        drawing: GaussianDrawing | None = None,
         *,
         white_background: bool,
     ) -> None:
         super().__init__()
         self.bank = bank
+        self.drawing = drawing
         self.comparator = comparator
         self.window = window
         self.starts = min(settings.starts, len(bank))
@@ -161,20 +164,28 @@ class FeedForwardDetector(nn.Module):
         """
         query = self.cut(images)
         pose, _ = self.locate(query)
-        near = self._near(pose, apart)
-        back = rigid_inverse(self.bank.pose(near)) @ pose.repeat_interleave(self.neighbours, 0)
-        intrinsics = self.bank.intrinsics(near)
-        found = synthesise(self.bank.view(near), rigid_inverse(back), back, intrinsics, self.neighbours)
+        rgb, alpha, known, depth = self._seen_from(pose, apart)
         rows = softening_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
         columns = softening_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
-        rgb = rows @ found.rgb @ columns.transpose(0, 1)
-        known = found.known if self.white_background else found.known * found.alpha
+        rgb = rows @ rgb @ columns.transpose(0, 1)
+        known = known if self.white_background else known * alpha
         rgb = query + known[:, None] * (rgb - query)
-        surface = unproject(found.depth, intrinsics[:: self.neighbours]).flatten(2)
+        surface = unproject(depth, self.bank.intrinsics(torch.zeros_like(pose[:, 0, 0]).long())).flatten(2)
         points = self.bank.unit * (pose[:, :3, :3] @ surface + pose[:, :3, 3:]).unflatten(2, self.size)
         to_scene = torch.ones(4, 4).to(pose)
         to_scene[:3, 3] = self.bank.unit
-        return DetectorReference(query, rgb, found.alpha, points.permute(0, 2, 3, 1), pose * to_scene)
+        return DetectorReference(query, rgb, alpha, points.permute(0, 2, 3, 1), pose * to_scene)
+
+    def _seen_from(self, pose: Tensor, apart: float) -> Synthesis:
+        """What cameras see of the object, drawn or put together from the views nearest to them."""
+        near = self._near(pose, apart)
+        intrinsics = self.bank.intrinsics(near)
+        if self.drawing is not None:
+            first = intrinsics[:: self.neighbours]
+            drawn = self.drawing(pose, first, near.unflatten(0, (-1, self.neighbours)))
+            return Synthesis(drawn.rgb, drawn.alpha, torch.ones_like(drawn.alpha), drawn.depth)
+        back = rigid_inverse(self.bank.pose(near)) @ pose.repeat_interleave(self.neighbours, 0)
+        return synthesise(self.bank.view(near), rigid_inverse(back), back, intrinsics, self.neighbours)
 
     def _near(self, pose: Tensor, apart: float) -> Int[Tensor, "n"]:
         """Indices of the views nearest to each pose, one pose after the other."""
@@ -218,79 +229,3 @@ class FeedForwardDetector(nn.Module):
         rows = frame_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
         columns = frame_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
         return DetectorOutput(score, (rows @ window_map @ columns.transpose(0, 1))[:, None])
-
-
-@torch.no_grad()
-def build_detector(
-    scene: Scene,
-    poses: Float[Tensor, "v 4 4"],
-    camera: Camera,
-    comparator: Comparator,
-    settings: DetectorSettings,
-    *,
-    white_background: bool,
-    progress: bool = False,
-) -> FeedForwardDetector:
-    """Render the bank of a fitted scene and put a detector around it, not yet calibrated.
-
-    Args:
-        scene: the fitted object.
-        poses: cameras that queries may be near, camera-to-world.
-        camera: intrinsics and size of a query; its pose is not used.
-        comparator: kept by the detector.
-        settings: size of the detector.
-        white_background: see ``FeedForwardDetector``.
-        progress: show a bar.
-
-    Raises:
-        ValueError: if the bank would be larger than the settings allow, before anything is rendered.
-    """
-    window, height, width = find_window(scene, poses, camera, settings.size)
-    megabytes = check_size(settings, height, width)
-    chosen = spread_poses(poses, scene.centre.to(poses), settings.views)
-    logger.info("A bank of %d views of %d x %d pixels takes %.0f MB.", len(chosen), height, width, megabytes)
-    scale = camera.K.new_tensor([width / (window.width * camera.width), height / (window.height * camera.height), 1])
-    offset = camera.K.new_tensor([window.left * camera.width, window.top * camera.height, 0])
-    intrinsics = camera.K.clone()
-    intrinsics[:, 2] -= offset
-    intrinsics = intrinsics * scale[:, None]
-    bank = RenderedBank.render(
-        scene,
-        chosen,
-        Camera(torch.eye(4).to(chosen), intrinsics, width, height),
-        silhouettes_only=not white_background,
-        progress=progress,
-    )
-    return FeedForwardDetector(bank, comparator, window, settings, white_background=white_background).eval()
-
-
-def find_window(scene: Scene, poses: Float[Tensor, "v 4 4"], camera: Camera, size: int) -> tuple[Window, int, int]:
-    """Window that holds the object in all views, with a margin, and its height and width in pixels.
-
-    Args:
-        scene: the fitted object.
-        poses: of the views.
-        camera: intrinsics and size of the images.
-        size: longer side in pixels.
-    """
-    scale = _SMALL / max(camera.width, camera.height)
-    small = camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
-    seen = torch.zeros(small.height, small.width, dtype=torch.bool)
-    for some in poses.split(32):
-        seen |= (scene.render(small.with_pose(some)).alpha > 0.1).any(0).cpu()
-    rows, columns = seen.any(1).nonzero().flatten().tolist(), seen.any(0).nonzero().flatten().tolist()
-    if not rows:
-        msg = "The scene shows nothing from its own views: fit the model, or load its checkpoint, before exporting."
-        raise ValueError(msg)
-    left, right = _with_margin(columns, small.width)
-    top, bottom = _with_margin(rows, small.height)
-    window = Window(left, top, right - left, bottom - top)
-    ratio = (window.height * camera.height) / (window.width * camera.width)
-    sides = (size, size / ratio) if ratio > 1 else (size * ratio, size)
-    height, width = (_MULTIPLE * max(8, round(side / _MULTIPLE)) for side in sides)
-    return window, height, width
-
-
-def _with_margin(cells: list[int], length: int) -> tuple[float, float]:
-    margin = _MARGIN * (cells[-1] - cells[0] + 1)
-    return max(0.0, (cells[0] - margin) / length), min(1.0, (cells[-1] + 1 + margin) / length)

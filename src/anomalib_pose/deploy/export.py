@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 from anomalib.data import InferenceBatch
@@ -18,13 +19,15 @@ logger = logging.getLogger(__name__)
 
 _OPSET = 18
 _CALIBRATION_IMAGES = 64
+_NO_OPERATIONS = ("Parameter", "Result")
 
 
 class ExportedDetector(ExportMixin, LightningModule):
     """Detector and post-processor as one graph: an image of any size in, score, label, map and mask out.
 
     Args:
-        detector: built and calibrated; gives ``pred_score`` and ``anomaly_map``.
+        detector: built and calibrated; gives ``pred_score`` and ``anomaly_map``. Where it says ``keeps_precision``,
+            OpenVINO models are marked so that they run in single precision on every machine.
         post_processor: with thresholds on the detector's scale, or None for raw scores.
     """
 
@@ -92,6 +95,8 @@ class ExportedDetector(ExportMixin, LightningModule):
             written = super().to_openvino(
                 folder, model_file_name, input_size, compression_type, ov_kwargs=options, **kwargs
             )
+            if getattr(self.model, "keeps_precision", False):
+                keep_precision(written)
             return _publish(written, folder, export_root)
 
     def _compress_ov_model(
@@ -123,6 +128,30 @@ class ExportedDetector(ExportMixin, LightningModule):
             subset_size=len(chosen),
             ignored_scope=nncf.IgnoredScope(names=_outside_network(model, network), validate=False),
         )
+
+
+def keep_precision(path: Path) -> None:
+    """Mark the operations of an OpenVINO model as needing the precision that they are written in.
+
+    On machines with BF16 instructions OpenVINO would otherwise run a model in eight bits of mantissa without being
+    asked, in which a pixel's column is known to the next pixel.
+
+    Args:
+        path: the ``.xml`` file; it is replaced.
+    """
+    tree = ElementTree.parse(path)  # noqa: S314  # just written by OpenVINO
+    for layer in tree.iterfind("layers/layer"):
+        if layer.get("type") in _NO_OPERATIONS:
+            continue
+        marks = layer.find("rt_info")
+        if marks is None:
+            marks = ElementTree.Element("rt_info")
+            ports = next(index for index, part in enumerate(layer) if part.tag in ("input", "output"))
+            layer.insert(ports, marks)
+        ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
+    partial = path.with_suffix(".partial")
+    tree.write(partial, encoding="utf-8", xml_declaration=True)
+    partial.replace(path)
 
 
 def _outside_network(model: Any, network: nn.Module) -> list[str]:

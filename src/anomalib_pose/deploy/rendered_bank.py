@@ -17,6 +17,7 @@ from anomalib_pose.deploy.resample import pooling_matrix
 from anomalib_pose.deploy.settings import THUMBNAIL
 from anomalib_pose.geometry import Camera
 from anomalib_pose.pose import bank_poses
+from anomalib_pose.render import RenderOutput
 from anomalib_pose.scene import Scene
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ class RenderedBank(nn.Module):
         poses: Float[Tensor, "n 4 4"],
         camera: Camera,
         *,
+        cut: tuple[Camera, Float[Tensor, "h height"], Float[Tensor, "width w"]] | None = None,
         silhouettes_only: bool,
         progress: bool = False,
     ) -> "RenderedBank":
@@ -193,12 +195,16 @@ class RenderedBank(nn.Module):
             scene: the fitted object.
             poses: of the views, camera-to-world.
             camera: intrinsics and size of the views; its pose is not used.
+            cut: camera of photographs, and what their rows and columns are multiplied by to make such views of them.
+                Views are rendered as photographs and cut out likewise: rendered small, an object of Gaussians is
+                larger by the blur of every Gaussian. None to render the views themselves.
             silhouettes_only: see the class.
             progress: show a bar.
         """
         views, ranges = [], []
         for some in track(poses.split(_BATCH), "Rendering the bank", disable=not progress):
-            output = scene.render(camera.with_pose(some), torch.ones(3).to(some))
+            output = scene.render((camera if cut is None else cut[0]).with_pose(some), torch.ones(3).to(some))
+            output = output if cut is None else _resampled(output, *cut[1:])
             for rgb, depth, alpha in zip(output.rgb.cpu(), output.depth.cpu(), output.alpha.cpu(), strict=True):
                 packed, limits = _pack(rgb, depth, alpha)
                 views.append(packed)
@@ -206,6 +212,14 @@ class RenderedBank(nn.Module):
         return cls(
             torch.stack(views), torch.stack(ranges), poses.cpu(), camera.K.cpu(), silhouettes_only=silhouettes_only
         )
+
+
+def _resampled(output: RenderOutput, rows: Tensor, columns: Tensor) -> RenderOutput:
+    """Images of which rows and columns are put together to others; depth by its share of the opacity."""
+    alpha = rows @ output.alpha @ columns
+    depth = rows @ (output.alpha * output.depth) @ columns / alpha.clamp(min=1e-6)
+    rgb = (rows @ output.rgb.movedim(-1, -3) @ columns).movedim(-3, -1)
+    return RenderOutput(rgb, depth, alpha)
 
 
 def _pack(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ class DetectorSettings:
         size: longer side in pixels of the window around the object, at which query and reference are compared.
         starts: views of the bank that the alignment starts from.
         neighbours: views that the reference is put together from; what one view hides another one shows.
+        drawn: draw the Gaussians of the scene at the pose that was found, where it is made of Gaussians; else views of
+            the bank are warped there.
         steps: alignment steps at a quarter, at half and at the full size.
         max_megabytes: a larger bank is refused before it is rendered.
         seed: of the defects that are drawn to carry the thresholds over.
@@ -27,6 +29,7 @@ class DetectorSettings:
     size: int = 256
     starts: int = 6
     neighbours: int = 3
+    drawn: bool = True
     steps: tuple[int, int, int] = (8, 6, 4)
     max_megabytes: int = 512
     seed: int = 0

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from anomalib_pose.geometry.camera import Camera
 
+_TENSORS = ("means", "quats", "scales", "opacities", "colors")
+
 
 @dataclass(frozen=True)
 class Gaussians:
@@ -65,10 +67,13 @@ class Gaussians:
         """Number of Gaussians."""
         return self.means.shape[0]
 
+    def __getitem__(self, index: Tensor) -> "Gaussians":
+        """Those of an index or a mask."""
+        return replace(self, **{name: getattr(self, name)[index] for name in _TENSORS})
+
     def to(self, target: torch.device | torch.dtype | str) -> "Gaussians":
         """The same Gaussians on a device or in a dtype."""
-        names = ("means", "quats", "scales", "opacities", "colors")
-        return replace(self, **{name: getattr(self, name).to(target) for name in names})
+        return replace(self, **{name: getattr(self, name).to(target) for name in _TENSORS})
 
 
 @dataclass(frozen=True)

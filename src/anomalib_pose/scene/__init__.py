@@ -3,7 +3,7 @@
 
 from anomalib_pose.scene.fit import FitResult, FitSettings, fit_gaussians
 from anomalib_pose.scene.foreground import white_foreground
-from anomalib_pose.scene.gaussian_scene import GaussianScene
+from anomalib_pose.scene.gaussian_scene import GaussianScene, scene_rasterizer
 from anomalib_pose.scene.mlp_fit import MlpFitSettings, fit_mlp
 from anomalib_pose.scene.mlp_scene import MlpScene
 from anomalib_pose.scene.ply import load_ply, save_ply
@@ -26,5 +26,6 @@ __all__ = [
     "fit_voxels",
     "load_ply",
     "save_ply",
+    "scene_rasterizer",
     "white_foreground",
 ]

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
+import pytest
+import torch
+
+from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing, Room, seen_gaussians
+from anomalib_pose.deploy.gaussian_tiles import _logarithm
+from anomalib_pose.deploy.resample import window_matrix
+from anomalib_pose.geometry import Camera, view_sphere
+from anomalib_pose.render import Gaussians, make_rasterizer
+from sample_scenes import make_toy
+
+LARGE, SMALL = 192, 96
+CAMERA = Camera.from_fov(torch.eye(4), 0.7, LARGE, LARGE)
+POSES = view_sphere(12, 3.0, 1.2, -1.2)
+QUERIES = view_sphere(3, 3.1, 1.0, -1.0, azimuth_offset=0.3)
+UNIT = 3.0
+INTRINSICS = CAMERA.resized(SMALL, SMALL).K[[0, 1, 0, 1], [0, 1, 2, 2]]
+
+
+def in_units(poses: torch.Tensor) -> torch.Tensor:
+    poses = poses.clone()
+    poses[:, :3, 3] /= UNIT
+    return poses
+
+
+def near(poses: torch.Tensor, count: int = 12) -> torch.Tensor:
+    return torch.cdist(poses[:, :3, 3], POSES[:, :3, 3]).topk(count, largest=False).indices
+
+
+def drawing_of(gaussians: Gaussians, visible: torch.Tensor | None = None) -> GaussianDrawing:
+    visible = torch.ones(len(POSES), len(gaussians), dtype=torch.bool) if visible is None else visible
+    cameras = (in_units(POSES), INTRINSICS.expand(len(POSES), 4), near(POSES, 3))
+    return GaussianDrawing.measured(gaussians, UNIT, visible, (SMALL, SMALL), cameras, SMALL / LARGE)
+
+
+def cut(image: torch.Tensor) -> torch.Tensor:
+    """A photograph (..., LARGE, LARGE) in the size of the drawings."""
+    rows = window_matrix(LARGE, SMALL, 0, 1, image)
+    return rows @ image @ rows.T
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_a_drawing_is_the_photograph_in_its_size(degree):
+    gaussians = make_toy().activated()
+    colours = 0.3 * torch.randn(len(gaussians), (degree + 1) ** 2, 3, generator=torch.Generator().manual_seed(0))
+    colours[:, :1] = gaussians.colors[:, :1]
+    gaussians = replace(gaussians, colors=colours, sh_degree=degree)
+    found = drawing_of(gaussians)(in_units(QUERIES), INTRINSICS.expand(len(QUERIES), 4), near(QUERIES))
+    output = make_rasterizer("cpu")(gaussians, CAMERA.with_pose(QUERIES), torch.ones(3))
+    shown = output.alpha.amax((1, 2)) > 0.5
+    assert shown.all()
+    alpha = cut(output.alpha)
+    differs = (found.rgb - cut(output.rgb.permute(0, 3, 1, 2))).abs()
+    assert differs[alpha[:, None].expand_as(differs) > 0.05].mean() < 8e-3
+    assert (found.alpha - alpha)[alpha > 0.05].abs().mean() < 8e-3
+    small = make_rasterizer("cpu")(gaussians, CAMERA.resized(SMALL, SMALL).with_pose(QUERIES))
+    larger = [float(image.sum() / alpha.sum()) - 1 for image in (found.alpha, small.alpha)]
+    assert abs(larger[0]) < 0.6 * larger[1]  # rendered small, the object grows by the blur of its Gaussians
+    depth = cut(output.alpha * output.depth) / alpha.clamp(min=1e-6)
+    assert (UNIT * found.depth - depth)[alpha > 0.9].abs().mean() < 5e-3
+
+
+def test_images_of_a_batch_are_drawn_alike():
+    drawing = drawing_of(make_toy().activated())
+    together = drawing(in_units(QUERIES), INTRINSICS.expand(len(QUERIES), 4), near(QUERIES))
+    for index in range(len(QUERIES)):
+        one = slice(index, index + 1)
+        alone = drawing(in_units(QUERIES[one]), INTRINSICS[None], near(QUERIES[one]))
+        torch.testing.assert_close(together.rgb[one], alone.rgb, atol=1e-5, rtol=0)
+
+
+def wall_and_ball() -> Gaussians:
+    """An opaque red wall in front of a small blue ball, both on the optical axis of a camera at the origin."""
+    means = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 3.0]])
+    scales = torch.tensor([[3.0, 3.0, 0.01], [0.05, 0.05, 0.05]])
+    colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    return Gaussians(means, torch.tensor([[1.0, 0, 0, 0]] * 2), scales, torch.tensor([0.999, 0.9]), colours)
+
+
+def test_what_a_wall_hides_is_not_seen():
+    behind = torch.eye(4)
+    behind[:3, :3], behind[2, 3] = torch.diag(torch.tensor([-1.0, 1.0, -1.0])), 5.0
+    cameras = CAMERA.with_pose(torch.stack([torch.eye(4), behind]))
+    seen = seen_gaussians(wall_and_ball(), make_rasterizer("cpu"), cameras)
+    assert seen.tolist() == [[True, False], [True, True]]
+
+
+def test_unseen_gaussians_are_not_drawn():
+    gaussians = make_toy().activated()
+    none = torch.zeros(len(POSES), len(gaussians), dtype=torch.bool)
+    whole = drawing_of(gaussians)
+    blind = GaussianDrawing(gaussians, UNIT, none, (SMALL, SMALL), whole.room, SMALL / LARGE)
+    arguments = in_units(QUERIES), INTRINSICS.expand(len(QUERIES), 4), near(QUERIES)
+    assert whole(*arguments).alpha.amax() > 0.9
+    assert not blind(*arguments).alpha.any()
+    assert torch.equal(blind(*arguments).rgb, torch.ones(len(QUERIES), 3, SMALL, SMALL))
+
+
+def test_without_room_the_farthest_are_left_out():
+    gaussians = wall_and_ball()
+    gaussians = replace(gaussians, colors=(gaussians.colors[:, None] - 0.5) / 0.28209479177387814, sh_degree=0)
+    camera, seen = (torch.eye(4)[None], INTRINSICS[None], torch.zeros(1, 1, dtype=torch.long)), torch.ones(1, 2) > 0
+    enough = GaussianDrawing(gaussians, 1.0, seen, (SMALL, SMALL), Room(2, 2, 2, 2, 144), 1.0)(*camera)
+    scarce = GaussianDrawing(gaussians, 1.0, seen, (SMALL, SMALL), Room(2, 2, 2, 1, 144), 1.0)(*camera)
+    middle = (0, slice(None), SMALL // 2, SMALL // 2)
+    torch.testing.assert_close(scarce.rgb[middle], torch.tensor([1.0, 0.0, 0.0]), atol=5e-3, rtol=0)
+    torch.testing.assert_close(scarce.rgb, enough.rgb, atol=5e-3, rtol=0)
+
+
+def test_logarithm_by_series():
+    share = torch.linspace(1e-3, 1, 1000, dtype=torch.float64)
+    torch.testing.assert_close(_logarithm(share), share.log(), atol=1e-7, rtol=1e-5)
