@@ -3,6 +3,8 @@
 
 import itertools
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -189,7 +191,16 @@ def _publish(written: Path, folder: str, export_root: Path | str) -> Path:
     return target / written.name
 
 
-def _temporary(export_root: Path | str) -> TemporaryDirectory[str]:
-    """A folder beside the target that an interrupted export leaves nothing in."""
-    Path(export_root).mkdir(parents=True, exist_ok=True)
-    return TemporaryDirectory(prefix=".export-", dir=export_root)
+@contextmanager
+def _temporary(export_root: Path | str) -> Iterator[str]:
+    """A folder beside the target; an export that fails leaves nothing in it, and no new root either."""
+    root = Path(export_root)
+    is_new = not root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(prefix=".export-", dir=root) as folder:
+            yield folder
+    except BaseException:
+        if is_new:
+            root.rmdir()
+        raise

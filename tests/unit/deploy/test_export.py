@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+import torch
 
-from anomalib_pose.deploy.export import keep_precision
+from anomalib_pose.deploy.export import ExportedDetector, keep_precision
 
 openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
@@ -23,3 +24,18 @@ def test_every_operation_is_marked_and_the_model_says_the_same(tmp_path):
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(np.array([[1.0, 2.0, 3.0]], np.float32))[0]
     np.testing.assert_allclose(found, [[2.2, 6.3, 15.5]], rtol=1e-5)
+
+
+def test_an_export_that_fails_leaves_no_folder(tmp_path):
+    class Broken(torch.nn.Module):
+        def forward(self, images):
+            raise ArithmeticError
+
+    with pytest.raises((ArithmeticError, RuntimeError)):
+        ExportedDetector(Broken(), None).to_onnx(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "kept.txt").write_text("kept")
+    with pytest.raises((ArithmeticError, RuntimeError)):
+        ExportedDetector(Broken(), None).to_onnx(tmp_path / "old")
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["kept.txt"]
