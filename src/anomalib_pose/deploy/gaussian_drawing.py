@@ -24,7 +24,6 @@ from anomalib_pose.deploy.gaussian_tiles import (
     blending,
     joined,
     occupied_tiles,
-    packed,
     splats_of,
     split,
     touching,
@@ -37,16 +36,16 @@ from anomalib_pose.render.spherical_harmonics import sh_basis
 _BLUR = 0.3
 _FIXED_POINT = 2.0**20
 _NEAR = 1e-2
-_MOST = 0.995
-_OPAQUE = math.log(0.01)  # what lies behind this is not missed
-_UNSEEN = 0.001  # what covers less of what a view shows, all together, is not missed
+_MOST = 0.98  # of the tiles are drawn in full; room for the most crowded one would double the work
+_OPAQUE = math.log(0.03)  # what lies behind this is not missed
+_UNSEEN = 0.005  # what covers less of what a view shows, all together, is not missed
 _STEP = 16
 
 
 def seen_gaussians(
     gaussians: Gaussians, rasterizer: Rasterizer, cameras: Camera, *, progress: bool = False
 ) -> Bool[Tensor, "c n"]:
-    """Which Gaussians each camera's image consists of, but for a thousandth of it, by their weights in the blending.
+    """Which Gaussians each camera's image consists of, but for a two-hundredth of it, by their weights in the blending.
 
     The weight of a Gaussian in an image is the derivative of the image's sum by its colour.
 
@@ -171,31 +170,27 @@ class GaussianDrawing(nn.Module):
         return drawing
 
     def needs(self, pose: Float[Tensor, "1 4 4"], intrinsics: Float[Tensor, "1 4"], near: Int[Tensor, "1 s"]) -> Room:
-        """The room that a camera takes; of the finest tiles, what all but a few need until they are opaque."""
+        """The room that a camera takes: all Gaussians of the largest tiles, of others what most of them need."""
         splats = self._project(pose, intrinsics, near)
-        tiles, needed = whole_images(splats, self.room.image), [int((splats.bounds[0] < splats.bounds[1]).sum())]
-        for pieces, side in self._levels:
-            inside, corners = touching(splats, tiles, pieces, side, exact=side == FINE)
-            needed.append(max(1, int(inside.sum(2).max())))
-            tiles = Tiles(*corners, packed(inside, tiles.members, needed[-1], splats.nobody))
-            shown = tiles.members[:, 0] < splats.nobody
-            tiles = Tiles(*(part[shown] for part in tiles))
-            occupied = len(tiles.members) if side == MIDDLE else 0
-            needed += [occupied] if side == MIDDLE else []
-        depths = [
-            self._count_until_opaque(splats, Tiles(*some))
-            for some in zip(*(part.split(64) for part in tiles), strict=True)
+        coarse, middle = (self._touched(splats, side) for side in (COARSE, MIDDLE))
+        image = (splats.bounds[0] < splats.bounds[1]).sum()
+        needed = Room(int(image), _enough(coarse, 1.0), _enough(middle, _MOST), 0, int((middle > 0).sum()))
+        tiles = whole_images(splats, self.room.image)
+        for (pieces, side), room in zip(self._levels[:2], needed[1:3], strict=True):
+            tiles = split(splats, tiles, pieces, side, room)
+        shown = tiles.members[:, 0] < splats.nobody
+        tiles = Tiles(*(part[shown] for part in tiles))
+        fine = [
+            _count_until_opaque(splats, split(splats, Tiles(*some), *self._levels[2], needed.middle, exact=True))
+            for some in zip(*(part.split(16) for part in tiles), strict=True)
         ]
-        image, coarse, middle, tiles_shown, _ = needed
-        return Room(image, coarse, middle, int(torch.cat(depths).quantile(_MOST)), tiles_shown)
+        return needed._replace(fine=_enough(torch.cat(fine) if fine else coarse, _MOST))
 
-    @staticmethod
-    def _count_until_opaque(splats: Splats, tiles: Tiles) -> Float[Tensor, "t"]:
-        """How many Gaussians, from the front, the pixels of each tile show."""
-        passed = blending(splats, tiles)[1]
-        ahead = torch.cat([torch.zeros_like(passed[:, :, :1]), passed[:, :, :-1]], 2)
-        present = (tiles.members < splats.nobody)[:, None]
-        return ((ahead > _OPAQUE) & present).any(1).sum(1).float()
+    def _touched(self, splats: Splats, side: int) -> Int[Tensor, "t"]:
+        """How many Gaussians touch each tile of an image."""
+        pieces = self._levels[0][0] * COARSE // side
+        inside, _ = touching(splats, whole_images(splats, self.room.image), pieces, side)
+        return inside.sum(2).flatten()
 
     @property
     def _levels(self) -> tuple[tuple[int, int], ...]:
@@ -259,3 +254,17 @@ class GaussianDrawing(nn.Module):
         directions = functional.normalize(centres - pose[:, None, :3, 3], dim=2)
         basis = sh_basis(self.degree, directions)
         return (0.5 + (basis[..., None] * self.sh).sum(2)).clamp(min=0)
+
+
+def _enough(counts: Int[Tensor, "t"], share: float) -> int:
+    """Room that is enough for a share of those tiles that hold anything."""
+    counts = counts[counts > 0].double()
+    return math.ceil(counts.quantile(share)) if len(counts) else 1
+
+
+def _count_until_opaque(splats: Splats, tiles: Tiles) -> Int[Tensor, "t"]:
+    """How many Gaussians, from the front, the pixels of each of the finest tiles show."""
+    passed = blending(splats, tiles)[1]
+    ahead = torch.cat([torch.zeros_like(passed[:, :, :1]), passed[:, :, :-1]], 2)
+    present = (tiles.members < splats.nobody)[:, None]
+    return ((ahead > _OPAQUE) & present).any(1).sum(1)

@@ -96,7 +96,7 @@ def whole_images(splats: Splats, room: int) -> Tiles:
 
 
 def touching(
-    splats: Splats, tiles: Tiles, pieces: int, side: int, *, exact: bool
+    splats: Splats, tiles: Tiles, pieces: int, side: int, *, exact: bool = False
 ) -> tuple[Bool[Tensor, "t p n"], tuple[Tensor, Tensor]]:
     """Which of their tiles' Gaussians touch the pieces that tiles are split into, and the pieces' corners.
 
