@@ -56,19 +56,21 @@ def fitted(arguments: argparse.Namespace, train: dict[str, Tensor]) -> SceneDete
     return detector
 
 
-def build(detector: SceneDetector, views: int, window: int) -> ExportedDetector:
+def build(detector: SceneDetector, views: int, window: int, *, drawn: bool) -> ExportedDetector:
     exporter = Exporter()
     exporter.model = detector
-    return exporter.feed_forward(views=views, size=window, max_megabytes=4000, progress=False)
+    return exporter.feed_forward(views=views, size=window, drawn=drawn, max_megabytes=4000, progress=False)
 
 
-def run(path: Path, test: dict[str, Tensor]) -> tuple[dict[str, float], Tensor, Tensor]:
+def run(path: Path, test: dict[str, Tensor], hint: str) -> tuple[dict[str, float], Tensor, Tensor]:
     """Size and speed of a file, and the scores and maps it gives.
 
-    A file that takes only batches of several images gets each image as often.
+    A file that takes only batches of several images gets each image as often. ``hint`` is OpenVINO's inference
+    precision; empty for what it chooses.
     """
     core = openvino.Core()
-    compiled = core.compile_model(path, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    config = {"INFERENCE_PRECISION_HINT": hint} if hint else {}
+    compiled = core.compile_model(path, "CPU", {"PERFORMANCE_HINT": "LATENCY", **config})
     batch = compiled.input(0).get_partial_shape()[0]
     copies = batch.get_length() if batch.is_static else 1
     images = [image[None].repeat(copies, 1, 1, 1).numpy() for image in test["image"]]
@@ -78,7 +80,7 @@ def run(path: Path, test: dict[str, Tensor]) -> tuple[dict[str, float], Tensor, 
     latency = (time.perf_counter() - start) / len(images)
     scores = torch.from_numpy(np.concatenate([one["pred_score"].reshape(-1)[:1] for one in found]))
     maps = torch.from_numpy(np.concatenate([one["anomaly_map"][:1] for one in found]))
-    queue = openvino.AsyncInferQueue(core.compile_model(path, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"}))
+    queue = openvino.AsyncInferQueue(core.compile_model(path, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", **config}))
     start = time.perf_counter()
     for image in images:
         queue.start_async(image)
@@ -128,6 +130,8 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[200, 1000, 4000])
     parser.add_argument("--window", type=int, nargs="+", default=[256, 400])
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    parser.add_argument("--inference", default="f32", help="OpenVINO's precision; empty for the machine's own choice")
+    parser.add_argument("--warped", action="store_true", help="warp views of the bank instead of drawing Gaussians")
     parser.add_argument("--full", action="store_true", help="compare with the model that is exported")
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--weights", help="file with the backbone's weights")
@@ -142,13 +146,13 @@ def main() -> None:
     result.update(full[0] if full else {})
     data = MAD(root=arguments.data, category=arguments.category, image_size=arguments.size, num_workers=0)
     for views, window in itertools.product(arguments.views, arguments.window):
-        exported = build(detector, views, window)
+        exported = build(detector, views, window, drawn=not arguments.warped)
         with torch.no_grad():
             poses = torch.cat([exported.model.reference(image[None]).pose for image in test["image"]])
         for precision in arguments.precision:
             folder = kept(arguments, f"export_{views}_{window}_{precision}")
             path = exported.to_openvino(folder, compression_type=PRECISIONS[precision], datamodule=data)
-            row, scores, maps = run(path, test)
+            row, scores, maps = run(path, test, arguments.inference)
             row |= accuracy(scores, maps, test)
             row["within_1_deg"] = within_one_degree(poses, test["camera_to_world"])
             if full:
