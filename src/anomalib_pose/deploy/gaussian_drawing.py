@@ -36,16 +36,16 @@ from anomalib_pose.render.spherical_harmonics import sh_basis
 _BLUR = 0.3
 _FIXED_POINT = 2.0**20
 _NEAR = 1e-2
-_MOST = 0.98  # of the tiles are drawn in full; room for the most crowded one would double the work
-_OPAQUE = math.log(0.03)  # what lies behind this is not missed
-_UNSEEN = 0.005  # what covers less of what a view shows, all together, is not missed
+_MOST = 0.995  # of the finest tiles are drawn in full
+_OPAQUE = math.log(0.01)  # what lies behind this is not missed
+_UNSEEN = 0.001  # what covers less of what a view shows, all together, is not missed
 _STEP = 16
 
 
 def seen_gaussians(
     gaussians: Gaussians, rasterizer: Rasterizer, cameras: Camera, *, progress: bool = False
 ) -> Bool[Tensor, "c n"]:
-    """Which Gaussians each camera's image consists of, but for a two-hundredth of it, by their weights in the blending.
+    """Which Gaussians each camera's image consists of, but for a thousandth of it, by their weights in the blending.
 
     The weight of a Gaussian in an image is the derivative of the image's sum by its colour.
 
@@ -170,11 +170,11 @@ class GaussianDrawing(nn.Module):
         return drawing
 
     def needs(self, pose: Float[Tensor, "1 4 4"], intrinsics: Float[Tensor, "1 4"], near: Int[Tensor, "1 s"]) -> Room:
-        """The room that a camera takes: all Gaussians of the largest tiles, of others what most of them need."""
+        """The room that a camera takes: all Gaussians of larger tiles, of the finest what most of them need."""
         splats = self._project(pose, intrinsics, near)
         coarse, middle = (self._touched(splats, side) for side in (COARSE, MIDDLE))
         image = (splats.bounds[0] < splats.bounds[1]).sum()
-        needed = Room(int(image), _enough(coarse, 1.0), _enough(middle, _MOST), 0, int((middle > 0).sum()))
+        needed = Room(int(image), _enough(coarse, 1.0), _enough(middle, 1.0), 0, int((middle > 0).sum()))
         tiles = whole_images(splats, self.room.image)
         for (pieces, side), room in zip(self._levels[:2], needed[1:3], strict=True):
             tiles = split(splats, tiles, pieces, side, room)
