@@ -40,6 +40,7 @@ _MOST = 0.995  # of the finest tiles are drawn in full
 _OPAQUE = math.log(0.01)  # what lies behind this is not missed
 _UNSEEN = 0.001  # what covers less of what a view shows, all together, is not missed
 _STEP = 16
+_SLACK = 1.1  # a camera that is closer than those that were measured shows the object in more tiles
 
 
 def seen_gaussians(
@@ -164,9 +165,9 @@ class GaussianDrawing(nn.Module):
         """
         drawing = cls(gaussians, unit, visible, size, Room(len(gaussians), 0, 0, 0, 0), scale)
         needed = [drawing.needs(*(part[some : some + 1] for part in cameras)) for some in range(len(cameras[0]))]
-        drawing.room = Room(
-            *(min(len(gaussians), _STEP * math.ceil(max(part) / _STEP)) for part in zip(*needed, strict=True))
-        )
+        most = Room(*(_STEP * math.ceil(max(part) / _STEP) for part in zip(*needed, strict=True)))
+        image, coarse, middle, fine = (min(room, len(gaussians)) for room in most[:4])
+        drawing.room = Room(image, coarse, middle, fine, math.ceil(_SLACK * most.tiles))
         return drawing
 
     def needs(self, pose: Float[Tensor, "1 4 4"], intrinsics: Float[Tensor, "1 4"], near: Int[Tensor, "1 s"]) -> Room:
