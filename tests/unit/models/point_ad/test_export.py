@@ -147,7 +147,8 @@ def test_anomalibs_inferencers_take_single_images(learned, tmp_path, monkeypatch
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     image = views(1)
     openvino_path, torch_path = learned.to_openvino(tmp_path), learned.to_torch(tmp_path)
-    by_openvino = OpenVINOInferencer(openvino_path, device="CPU").predict(image[0].permute(1, 2, 0).numpy())
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO would choose BF16 on some machines
+    by_openvino = OpenVINOInferencer(openvino_path, "CPU", exact).predict(image[0].permute(1, 2, 0).numpy())
     by_torch = TorchInferencer(torch_path, device="cpu").predict(image[0])
     for found in (by_openvino, by_torch):
         np.testing.assert_allclose(np.ravel(found.pred_score), learned(image).pred_score, atol=1e-4)
