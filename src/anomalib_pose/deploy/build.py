@@ -63,8 +63,10 @@ def build_detector(
     bank = RenderedBank.render(
         scene,
         chosen,
-        Camera(torch.eye(4).to(chosen), intrinsics, width, height),
-        cut=(camera, rows, columns),
+        camera,
+        intrinsics,
+        rows,
+        columns,
         silhouettes_only=not white_background,
         progress=progress,
     )
@@ -91,14 +93,12 @@ def _drawing(
     seen = seen_gaussians(gaussians, rasterizer, cameras, progress=progress)
     kept = seen.any(0)
     some = torch.arange(0, len(poses), max(1, len(poses) // _MEASURED))
-    distance = torch.cdist(poses[some, :3, 3], poses[:, :3, 3]).cpu()
-    near = distance.topk(min(neighbours, len(poses)), largest=False).indices
     drawing = GaussianDrawing.measured(
         gaussians[kept.to(poses.device)].to("cpu"),
         bank.unit,
         seen[:, kept],
         (height, width),
-        (bank.pose(some), bank.intrinsics(some), near),
+        (bank.pose(some), bank.intrinsics(some), bank.around(bank.pose(some), neighbours)),
         scale,
     )
     logger.info("Draws %d Gaussians; room for %s.", int(kept.sum()), drawing.room)

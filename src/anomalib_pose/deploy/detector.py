@@ -5,7 +5,7 @@ import logging
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.compare import Comparator, SurfaceResiduals
@@ -154,9 +154,10 @@ class FeedForwardDetector(nn.Module):
     def reference(self, images: Float[Tensor, "b 3 height width"], apart: float = 0.0) -> DetectorReference:
         """What images are compared with, at their estimated poses.
 
-        The views near the pose are warped there by their depth. Where a view cannot see what the query sees, the others
-        fill in; where none can, the query itself is put, for nothing is known to compare it with. An image that is
-        smaller than the bank's views is softer than they are; what it is compared with is resampled likewise.
+        The object is drawn there, or the views near the pose are warped there by their depth: where a view cannot see
+        what the query sees, the others fill in; where none can, the query itself is put, for nothing is known to
+        compare it with. An image that is smaller than the bank's views is softer than they are; what it is compared
+        with is resampled likewise.
 
         Args:
             images: RGB in [0, 1], of any size.
@@ -164,36 +165,28 @@ class FeedForwardDetector(nn.Module):
         """
         query = self.cut(images)
         pose, _ = self.locate(query)
-        rgb, alpha, known, depth = self._seen_from(pose, apart)
+        near = self.bank.around(pose, self.neighbours, apart)
+        intrinsics = self.bank.intrinsics(near[:, 0])
+        seen = self._seen_from(pose, intrinsics, near)
         rows = softening_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
         columns = softening_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
-        rgb = rows @ rgb @ columns.transpose(0, 1)
-        known = known if self.white_background else known * alpha
+        rgb = rows @ seen.rgb @ columns.transpose(0, 1)
+        known = seen.known if self.white_background else seen.known * seen.alpha
         rgb = query + known[:, None] * (rgb - query)
-        surface = unproject(depth, self.bank.intrinsics(torch.zeros_like(pose[:, 0, 0]).long())).flatten(2)
+        surface = unproject(seen.depth, intrinsics).flatten(2)
         points = self.bank.unit * (pose[:, :3, :3] @ surface + pose[:, :3, 3:]).unflatten(2, self.size)
         to_scene = torch.ones(4, 4).to(pose)
         to_scene[:3, 3] = self.bank.unit
-        return DetectorReference(query, rgb, alpha, points.permute(0, 2, 3, 1), pose * to_scene)
+        return DetectorReference(query, rgb, seen.alpha, points.permute(0, 2, 3, 1), pose * to_scene)
 
-    def _seen_from(self, pose: Tensor, apart: float) -> Synthesis:
+    def _seen_from(self, pose: Tensor, intrinsics: Tensor, near: Tensor) -> Synthesis:
         """What cameras see of the object, drawn or put together from the views nearest to them."""
-        near = self._near(pose, apart)
-        intrinsics = self.bank.intrinsics(near)
         if self.drawing is not None:
-            first = intrinsics[:: self.neighbours]
-            drawn = self.drawing(pose, first, near.unflatten(0, (-1, self.neighbours)))
-            return Synthesis(drawn.rgb, drawn.alpha, torch.ones_like(drawn.alpha), drawn.depth)
-        back = rigid_inverse(self.bank.pose(near)) @ pose.repeat_interleave(self.neighbours, 0)
-        return synthesise(self.bank.view(near), rigid_inverse(back), back, intrinsics, self.neighbours)
-
-    def _near(self, pose: Tensor, apart: float) -> Int[Tensor, "n"]:
-        """Indices of the views nearest to each pose, one pose after the other."""
-        everyone = self.bank.pose(torch.arange(len(self.bank), device=pose.device))
-        distance = (everyone[:, :3, 3] - pose[:, None, :3, 3]).square().sum(2)
-        if apart:
-            distance = torch.where(distance < apart**2, torch.inf, distance)
-        return distance.topk(self.neighbours, dim=1, largest=False).indices.flatten()
+            return self.drawing(pose, intrinsics, near)
+        flat = near.flatten()
+        back = rigid_inverse(self.bank.pose(flat)) @ pose.repeat_interleave(self.neighbours, 0)
+        view, intrinsics = self.bank.view(flat), self.bank.intrinsics(flat)
+        return synthesise(view, rigid_inverse(back), back, intrinsics, self.neighbours)
 
     @torch.no_grad()
     def calibrate(

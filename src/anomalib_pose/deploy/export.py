@@ -201,6 +201,7 @@ def _temporary(export_root: Path | str) -> Iterator[str]:
         with TemporaryDirectory(prefix=".export-", dir=root) as folder:
             yield folder
     except BaseException:
-        if is_new:
+        # an interruption while the files are moved may have left some of them
+        if is_new and not any(root.iterdir()):
             root.rmdir()
         raise

@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomalib_pose.deploy.fixed_point import from_fixed, to_fixed
 from anomalib_pose.deploy.gaussian_tiles import (
     COARSE,
     FAINT,
@@ -29,12 +30,12 @@ from anomalib_pose.deploy.gaussian_tiles import (
     touching,
     whole_images,
 )
+from anomalib_pose.deploy.view_synthesis import Synthesis
 from anomalib_pose.geometry import Camera, rigid_inverse
 from anomalib_pose.render import Gaussians, Rasterizer
 from anomalib_pose.render.spherical_harmonics import sh_basis
 
 _BLUR = 0.3
-_FIXED_POINT = 2.0**20
 _NEAR = 1e-2
 _MOST = 0.995  # of the finest tiles are drawn in full
 _OPAQUE = math.log(0.01)  # what lies behind this is not missed
@@ -66,20 +67,6 @@ def seen_gaussians(
         share = ascending.values.cumsum(0) / ascending.values.sum().clamp(min=1e-6)
         seen.append(torch.zeros_like(share, dtype=torch.bool).scatter(0, ascending.indices, share > _UNSEEN).cpu())
     return torch.stack(seen)
-
-
-class Drawing(NamedTuple):
-    """What cameras see of Gaussians.
-
-    Args:
-        rgb: colour over white (B, 3, H, W).
-        alpha: opacity of the object (B, H, W).
-        depth: expected distance along the optical axis (B, H, W); 0 where nothing is.
-    """
-
-    rgb: Tensor
-    alpha: Tensor
-    depth: Tensor
 
 
 class Room(NamedTuple):
@@ -135,8 +122,7 @@ class GaussianDrawing(nn.Module):
         self.size = size
         self.room = room
         self.degree = gaussians.sh_degree or 0
-        # An export in half precision leaves integers alone.
-        self.register_buffer("centres", (gaussians.means.double() / unit * _FIXED_POINT).round().to(torch.int32))
+        self.register_buffer("centres", to_fixed(gaussians.means / unit))
         rotations = quaternion_to_rotation_matrix(functional.normalize(gaussians.quats, dim=1))
         self.register_buffer("axes", rotations * gaussians.scales[:, None] / unit)
         self.register_buffer("log_opacities", gaussians.opacities.log())
@@ -201,8 +187,8 @@ class GaussianDrawing(nn.Module):
 
     def forward(
         self, pose: Float[Tensor, "b 4 4"], intrinsics: Float[Tensor, "b 4"], near: Int[Tensor, "b s"]
-    ) -> Drawing:
-        """What cameras see.
+    ) -> Synthesis:
+        """What cameras see; depth is the expected one, and 0 where nothing is.
 
         Args:
             pose: camera-to-world, in multiples of ``unit``.
@@ -220,12 +206,12 @@ class GaussianDrawing(nn.Module):
         image = joined(joined(shown, pieces), whole)[:, : self.size[0], : self.size[1]].permute(0, 3, 1, 2)
         alpha = image[:, 3]
         depth = torch.where(alpha > FAINT[1], image[:, 4] / alpha.clamp(min=FAINT[0]), 0.0)
-        return Drawing(image[:, :3] + (1 - image[:, 3:4]), alpha, depth)
+        return Synthesis(image[:, :3] + (1 - image[:, 3:4]), alpha, torch.ones_like(alpha), depth)
 
     def _project(self, pose: Tensor, intrinsics: Tensor, near: Tensor) -> Splats:
         """Gaussians on the image plane (Zwicker et al. 2002), those that nearby views see, the nearest first."""
         view = rigid_inverse(pose)
-        centres = self.centres.float() / _FIXED_POINT
+        centres = from_fixed(self.centres)
         x, y, z = (view[:, :3, :3] @ centres.T + view[:, :3, 3:]).unbind(1)
         axes = (view[:, :3, :3] @ self.axes.permute(1, 0, 2).flatten(1)).unflatten(2, (-1, 3))
         inverse = 1 / z.clamp(min=_NEAR)
@@ -243,9 +229,8 @@ class GaussianDrawing(nn.Module):
         seen = self.visible.index_select(0, near.flatten()).unflatten(0, (-1, near.shape[1])).amax(1) > 0
         seen = seen & (z > _NEAR) & (reach > 0)
         first = torch.where(seen, inverse, 0.0).topk(self.room.image, dim=1)
-        colours = self._colours(pose, centres)
         rest = [xx, xy, yy, opacities, (reach * xx).sqrt(), (reach * yy).sqrt(), z]
-        numbers = torch.cat([torch.stack([fx * x + cx, fy * y + cy, *rest], 2), colours.expand(z.shape[0], -1, -1)], 2)
+        numbers = torch.cat([torch.stack([fx * x + cx, fy * y + cy, *rest], 2), self._colours(pose, centres)], 2)
         offset = torch.arange(z.shape[0], device=z.device)[:, None] * z.shape[1]
         numbers = numbers.flatten(0, 1).index_select(0, (first.indices + offset).flatten())
         return splats_of(numbers, first.values.flatten() > 0)

@@ -120,19 +120,31 @@ def touching(
     return inside, (left.flatten(), top.flatten())
 
 
-def packed(inside: Bool[Tensor, "t p n"], members: Int[Tensor, "t n"], room: int, nobody: int) -> Int[Tensor, "tp r"]:
-    """Members of each piece in their order, then ``nobody``."""
-    rank = inside.to(torch.int32).cumsum(2)
-    slot = torch.where(inside & (rank <= room), rank - 1, room).long()
-    lists = torch.zeros_like(slot[:, :, :1]).expand(-1, -1, room + 1) + nobody
-    lists = lists.scatter(2, slot, members[:, None].expand(-1, slot.shape[1], -1))
-    return lists[:, :, :room].flatten(0, 1)
+def compacted(
+    kept: Bool[Tensor, "*s n"], values: Int[Tensor, "*#s n"], room: int, filler: int
+) -> tuple[Int[Tensor, "*s r"], Int[Tensor, "*s n"]]:
+    """Lists of the values that are kept, in their order.
+
+    Args:
+        kept: which.
+        values: of each list.
+        room: length of the lists; what does not fit is left out.
+        filler: fills the lists up.
+
+    Returns:
+        The lists, and each value's place in its list; ``room`` where it is not in it.
+    """
+    rank = kept.to(torch.int32).cumsum(-1)
+    slot = torch.where(kept & (rank <= room), rank - 1, room).long()
+    lists = torch.zeros_like(slot[..., :1]).expand(*[-1] * (kept.ndim - 1), room + 1) + filler
+    return lists.scatter(-1, slot, values.expand_as(slot))[..., :room], slot
 
 
 def split(splats: Splats, tiles: Tiles, pieces: int, side: int, room: int, *, exact: bool = False) -> Tiles:
     """Tiles cut into pieces, row by row, that keep the Gaussians which touch them; see ``touching``."""
     inside, corners = touching(splats, tiles, pieces, side, exact=exact)
-    return Tiles(*corners, packed(inside, tiles.members, room, splats.nobody))
+    members, _ = compacted(inside, tiles.members[:, None], room, splats.nobody)
+    return Tiles(*corners, members.flatten(0, 1))
 
 
 def occupied_tiles(tiles: Tiles, count: int, room: int, nobody: int) -> tuple[Tiles, Int[Tensor, "bt"]]:
@@ -148,17 +160,14 @@ def occupied_tiles(tiles: Tiles, count: int, room: int, nobody: int) -> tuple[Ti
         The tiles that are kept, and each tile's index among them; their number for those that are not.
     """
     occupied = (tiles.members[:, 0] < nobody).unflatten(0, (-1, count))
-    rank = occupied.to(torch.int32).cumsum(1)
-    kept = occupied & (rank <= room)
-    slot = torch.where(kept, rank - 1, room).long()
     everyone = tiles.members.shape[0]
-    numbers = torch.arange(everyone, device=slot.device).unflatten(0, (-1, count))
-    chosen = torch.zeros_like(slot[:, :1]).expand(-1, room + 1) + everyone
-    chosen = chosen.scatter(1, slot, numbers)[:, :room].flatten()
+    numbers = torch.arange(everyone, device=occupied.device).unflatten(0, (-1, count))
+    chosen, slot = compacted(occupied, numbers, room, everyone)
+    chosen = chosen.flatten()
     empty = torch.zeros_like(tiles.members[:1]) + nobody
     left, top = (torch.cat([part, torch.zeros_like(part[:1])]).index_select(0, chosen) for part in tiles[:2])
     offset = torch.arange(slot.shape[0], device=slot.device)[:, None] * room
-    place = torch.where(kept, slot + offset, chosen.shape[0]).flatten()
+    place = torch.where(slot < room, slot + offset, chosen.shape[0]).flatten()
     return Tiles(left, top, torch.cat([tiles.members, empty]).index_select(0, chosen)), place
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy.alignment import View
+from anomalib_pose.deploy.fixed_point import from_fixed, to_fixed
 from anomalib_pose.deploy.resample import pooling_matrix
 from anomalib_pose.deploy.settings import THUMBNAIL
 from anomalib_pose.geometry import Camera
@@ -26,7 +27,6 @@ _DEPTH_LEVELS = 127
 _OPAQUE = 0.5
 _BATCH = 8
 _APART = math.radians(12)
-_FIXED_POINT = 2.0**20
 _JUMP = 0.04  # neighbours whose depths differ by more, as a part of the distance, show two surfaces
 
 
@@ -102,7 +102,7 @@ class RenderedBank(nn.Module):
         scaled = torch.cat([poses[:, :3, :3], poses[:, :3, 3:] / self.unit], 2).flatten(1)
         focal = intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]] / max(height, width)
         numbers = torch.cat([ranges / self.unit, scaled, focal.expand(len(poses), 4)], 1)
-        self.register_buffer("table", (numbers.double() * _FIXED_POINT).round().to(torch.int32))
+        self.register_buffer("table", to_fixed(numbers))
         self.register_buffer("pool_rows", pooling_matrix(height, THUMBNAIL))
         self.register_buffer("pool_columns", pooling_matrix(width, THUMBNAIL).T.contiguous())
         weights, weighted, moments = [], [], []
@@ -156,6 +156,20 @@ class RenderedBank(nn.Module):
             similarity = similarity - 2 * near
         return torch.stack(best, 1)
 
+    def around(self, pose: Float[Tensor, "b 4 4"], count: int, apart: float = 0.0) -> Int[Tensor, "b n"]:
+        """Indices of the views whose cameras are nearest to each pose.
+
+        Args:
+            pose: camera-to-world, in units of the typical depth.
+            count: how many; all views at most.
+            apart: leave out views nearer to the pose than this, in units of the typical depth.
+        """
+        everyone = self.pose(torch.arange(len(self), device=pose.device))
+        distance = (everyone[:, :3, 3] - pose[:, None, :3, 3]).square().sum(2)
+        if apart:
+            distance = torch.where(distance < apart**2, torch.inf, distance)
+        return distance.topk(min(count, len(self)), dim=1, largest=False).indices
+
     def view(self, index: Int[Tensor, "b"]) -> View:
         """Views by their indices."""
         packed = self.views.index_select(0, index).float()
@@ -165,7 +179,7 @@ class RenderedBank(nn.Module):
 
     def numbers(self, index: Int[Tensor, "b"]) -> Float[Tensor, "b 18"]:
         """Depth range (2), pose (12) in units of the typical depth, and intrinsics (4) in units of the longer side."""
-        return self.table.index_select(0, index).float() / _FIXED_POINT
+        return from_fixed(self.table.index_select(0, index))
 
     def pose(self, index: Int[Tensor, "b"]) -> Float[Tensor, "b 4 4"]:
         """Camera-to-world poses by their indices, in units of the typical depth."""
@@ -184,33 +198,36 @@ class RenderedBank(nn.Module):
         scene: Scene,
         poses: Float[Tensor, "n 4 4"],
         camera: Camera,
+        intrinsics: Float[Tensor, "3 3"],
+        rows: Float[Tensor, "h height"],
+        columns: Float[Tensor, "width w"],
         *,
-        cut: tuple[Camera, Float[Tensor, "h height"], Float[Tensor, "width w"]] | None = None,
         silhouettes_only: bool,
         progress: bool = False,
     ) -> "RenderedBank":
-        """Render views of a scene.
+        """Render views of a scene as photographs and cut them out as queries are.
+
+        Rendered in the size of the views, an object of Gaussians would be larger by the blur of every Gaussian.
 
         Args:
             scene: the fitted object.
             poses: of the views, camera-to-world.
-            camera: intrinsics and size of the views; its pose is not used.
-            cut: camera of photographs, and what their rows and columns are multiplied by to make such views of them.
-                Views are rendered as photographs and cut out likewise: rendered small, an object of Gaussians is
-                larger by the blur of every Gaussian. None to render the views themselves.
+            camera: intrinsics and size of photographs; its pose is not used.
+            intrinsics: K of the views.
+            rows: what the rows of a photograph are multiplied by to make those of a view.
+            columns: the same for columns.
             silhouettes_only: see the class.
             progress: show a bar.
         """
         views, ranges = [], []
         for some in track(poses.split(_BATCH), "Rendering the bank", disable=not progress):
-            output = scene.render((camera if cut is None else cut[0]).with_pose(some), torch.ones(3).to(some))
-            output = output if cut is None else _resampled(output, *cut[1:])
+            output = _resampled(scene.render(camera.with_pose(some), torch.ones(3).to(some)), rows, columns)
             for rgb, depth, alpha in zip(output.rgb.cpu(), output.depth.cpu(), output.alpha.cpu(), strict=True):
                 packed, limits = _pack(rgb, depth, alpha)
                 views.append(packed)
                 ranges.append(limits)
         return cls(
-            torch.stack(views), torch.stack(ranges), poses.cpu(), camera.K.cpu(), silhouettes_only=silhouettes_only
+            torch.stack(views), torch.stack(ranges), poses.cpu(), intrinsics.cpu(), silhouettes_only=silhouettes_only
         )
 
 

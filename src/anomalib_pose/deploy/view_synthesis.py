@@ -21,12 +21,12 @@ _FIRST = 0.5
 
 
 class Synthesis(NamedTuple):
-    """What cameras see according to views nearby.
+    """What cameras see of the object, drawn or according to views nearby.
 
     Args:
         rgb: colour over white (C, 3, H, W).
         alpha: opacity of the object (C, H, W).
-        known: how far the views can tell what is seen (C, H, W), in [0, 1].
+        known: how far the views can tell what is seen (C, H, W), in [0, 1]; 1 where it is drawn.
         depth: of the nearest surface along the cameras' optical axes (C, H, W).
     """
 

@@ -29,8 +29,8 @@ def near(poses: torch.Tensor, count: int = 12) -> torch.Tensor:
     return torch.cdist(poses[:, :3, 3], POSES[:, :3, 3]).topk(count, largest=False).indices
 
 
-def drawing_of(gaussians: Gaussians, visible: torch.Tensor | None = None) -> GaussianDrawing:
-    visible = torch.ones(len(POSES), len(gaussians), dtype=torch.bool) if visible is None else visible
+def drawing_of(gaussians: Gaussians) -> GaussianDrawing:
+    visible = torch.ones(len(POSES), len(gaussians), dtype=torch.bool)
     cameras = (in_units(POSES), INTRINSICS.expand(len(POSES), 4), near(POSES, 3))
     return GaussianDrawing.measured(gaussians, UNIT, visible, (SMALL, SMALL), cameras, SMALL / LARGE)
 
