@@ -10,7 +10,7 @@ import torch
 from anomalib.deploy import CompressionType
 from anomalib.post_processing import PostProcessor
 
-from anomalib_pose.compare import CalibratedComparator
+from anomalib_pose.compare import CalibratedComparator, SurfaceResiduals
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, build_detector
 from anomalib_pose.geometry import Camera, view_sphere
 from sample_scenes import make_toy
@@ -36,7 +36,11 @@ def exported() -> ExportedDetector:
     comparator = CalibratedComparator("test_efficientnet.r160_in1k", (0, 1), pretrained=False)
     comparator.extractor.loaded.fill_(value=True)
     detector = build_detector(make_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True)
-    detector.calibrate(photographs(80), (make_toy().centre, make_toy().extent))
+    good = detector.reference(photographs(80))
+    surface = SurfaceResiduals()
+    maps = detector.comparator.compare_windows(*good[:3])
+    surface.fit(zip(maps, good.points, good.alpha, strict=True), make_toy().centre, make_toy().extent)
+    detector.calibrate(photographs(80), surface)
     processor = PostProcessor()
     limits = {"_image_threshold": 3.0, "_pixel_threshold": 3.0, "image_min": 0.0, "image_max": 10.0}
     for name, value in {**limits, "pixel_min": 0.0, "pixel_max": 10.0}.items():

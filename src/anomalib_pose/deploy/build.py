@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anomalib_pose.compare import Comparator
-from anomalib_pose.deploy.detector import FeedForwardDetector, Window
+from anomalib_pose.deploy.detector import FeedForwardDetector
 from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing, seen_gaussians
 from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
 from anomalib_pose.deploy.resample import window_matrix
 from anomalib_pose.deploy.settings import DetectorSettings, check_size
+from anomalib_pose.deploy.window import Window
 from anomalib_pose.geometry import Camera
 from anomalib_pose.scene import GaussianScene, Scene, scene_rasterizer
 
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 _SMALL = 64
 _MARGIN = 0.08
-_MULTIPLE = 8  # the pyramid halves twice, and networks like it
 _MEASURED = 32  # views by which the room for Gaussians is measured
 
 
@@ -49,22 +49,18 @@ def build_detector(
     Raises:
         ValueError: if the bank would be larger than the settings allow, before anything is rendered.
     """
-    window, height, width = find_window(scene, poses, camera, settings.size)
+    window = find_window(scene, poses, camera)
+    height, width = window.pixels(camera, settings.size)
     megabytes = check_size(settings, height, width)
     chosen = spread_poses(poses, scene.centre.to(poses), settings.views)
     logger.info("A bank of %d views of %d x %d pixels takes %.0f MB.", len(chosen), height, width, megabytes)
-    scale = camera.K.new_tensor([width / (window.width * camera.width), height / (window.height * camera.height), 1])
-    offset = camera.K.new_tensor([window.left * camera.width, window.top * camera.height, 0])
-    intrinsics = camera.K.clone()
-    intrinsics[:, 2] -= offset
-    intrinsics = intrinsics * scale[:, None]
     rows = window_matrix(camera.height, height, window.top, window.height, chosen)
     columns = window_matrix(camera.width, width, window.left, window.width, chosen).T
     bank = RenderedBank.render(
         scene,
         chosen,
         camera,
-        intrinsics,
+        window.camera(camera, height, width).K,
         rows,
         columns,
         silhouettes_only=not white_background,
@@ -72,47 +68,46 @@ def build_detector(
     )
     drawing = None
     if isinstance(scene, GaussianScene) and settings.drawn:
-        drawing = _drawing(scene, bank, chosen, intrinsics, settings.neighbours, float(scale[:2].mean()), progress)
+        compared = window.camera(camera, *window.pixels(camera, settings.drawn_size or settings.size))
+        scale = float((compared.K.diagonal() / camera.K.diagonal())[:2].mean())
+        drawing = _drawing(scene, bank, compared.with_pose(chosen), settings.neighbours, scale, progress)
     return FeedForwardDetector(bank, comparator, window, settings, drawing, white_background=white_background).eval()
 
 
 def _drawing(
     scene: GaussianScene,
     bank: RenderedBank,
-    poses: Float[Tensor, "n 4 4"],
-    intrinsics: Float[Tensor, "3 3"],
+    cameras: Camera,
     neighbours: int,
     scale: float,
     progress: bool,
 ) -> GaussianDrawing:
     """Draws those of a scene's Gaussians that views of the bank see."""
-    height, width = bank.views.shape[-2:]
-    gaussians = scene.activated()
-    cameras = Camera(poses, intrinsics.expand(len(poses), 3, 3), width, height)
-    rasterizer = scene_rasterizer(scene.rasterizer_name, poses.device)
+    gaussians, device = scene.activated(), cameras.K.device
+    rasterizer = scene_rasterizer(scene.rasterizer_name, device)
     seen = seen_gaussians(gaussians, rasterizer, cameras, progress=progress)
     kept = seen.any(0)
-    some = torch.arange(0, len(poses), max(1, len(poses) // _MEASURED))
+    some = torch.arange(0, len(bank), max(1, len(bank) // _MEASURED))
+    intrinsics = cameras.K[some][:, [0, 1, 0, 1], [0, 1, 2, 2]].cpu()
     drawing = GaussianDrawing.measured(
-        gaussians[kept.to(poses.device)].to("cpu"),
+        gaussians[kept.to(device)].to("cpu"),
         bank.unit,
         seen[:, kept],
-        (height, width),
-        (bank.pose(some), bank.intrinsics(some), bank.around(bank.pose(some), neighbours)),
+        (cameras.height, cameras.width),
+        (bank.pose(some), intrinsics, bank.around(bank.pose(some), neighbours)),
         scale,
     )
     logger.info("Draws %d Gaussians; room for %s.", int(kept.sum()), drawing.room)
     return drawing
 
 
-def find_window(scene: Scene, poses: Float[Tensor, "v 4 4"], camera: Camera, size: int) -> tuple[Window, int, int]:
-    """Window that holds the object in all views, with a margin, and its height and width in pixels.
+def find_window(scene: Scene, poses: Float[Tensor, "v 4 4"], camera: Camera) -> Window:
+    """Window that holds the object in all views, with a margin.
 
     Args:
         scene: the fitted object.
         poses: of the views.
         camera: intrinsics and size of the images.
-        size: longer side in pixels.
     """
     scale = _SMALL / max(camera.width, camera.height)
     small = camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
@@ -125,11 +120,7 @@ def find_window(scene: Scene, poses: Float[Tensor, "v 4 4"], camera: Camera, siz
         raise ValueError(msg)
     left, right = _with_margin(columns, small.width)
     top, bottom = _with_margin(rows, small.height)
-    window = Window(left, top, right - left, bottom - top)
-    ratio = (window.height * camera.height) / (window.width * camera.width)
-    sides = (size, size / ratio) if ratio > 1 else (size * ratio, size)
-    height, width = (_MULTIPLE * max(8, round(side / _MULTIPLE)) for side in sides)
-    return window, height, width
+    return Window(left, top, right - left, bottom - top)
 
 
 def _with_margin(cells: list[int], length: int) -> tuple[float, float]:

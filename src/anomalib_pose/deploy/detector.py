@@ -15,6 +15,7 @@ from anomalib_pose.deploy.rendered_bank import RenderedBank
 from anomalib_pose.deploy.resample import frame_matrix, softening_matrix, window_matrix
 from anomalib_pose.deploy.settings import DetectorSettings
 from anomalib_pose.deploy.view_synthesis import Synthesis, synthesise
+from anomalib_pose.deploy.window import Window
 from anomalib_pose.geometry import rigid_inverse
 
 logger = logging.getLogger(__name__)
@@ -51,22 +52,6 @@ class DetectorReference(NamedTuple):
     alpha: Tensor
     points: Tensor
     pose: Tensor
-
-
-class Window(NamedTuple):
-    """Part of the image that holds the object in every view, in parts of the image's size.
-
-    Args:
-        left: of the window.
-        top: of the window.
-        width: of the window.
-        height: of the window.
-    """
-
-    left: float
-    top: float
-    width: float
-    height: float
 
 
 class FeedForwardDetector(nn.Module):
@@ -108,19 +93,28 @@ class FeedForwardDetector(nn.Module):
         self.steps = settings.steps
         self.white_background = white_background
         self.surface: SurfaceResiduals | None = None
-        self.size: tuple[int, int] = (bank.views.shape[-2], bank.views.shape[-1])
+        self.bank_size: tuple[int, int] = (bank.views.shape[-2], bank.views.shape[-1])
+        self.size = self.bank_size if drawing is None else drawing.size
 
-    def cut(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 h w"]:
-        """The windows of images of any size."""
-        rows = window_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
-        columns = window_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
+    def cut(
+        self, images: Float[Tensor, "b 3 height width"], size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """The windows of images of any size.
+
+        Args:
+            images: RGB in [0, 1].
+            size: height and width of the windows in pixels; None for those that are compared.
+        """
+        size = size or self.size
+        rows = window_matrix(images.shape[-2], size[0], self.window.top, self.window.height, images)
+        columns = window_matrix(images.shape[-1], size[1], self.window.left, self.window.width, images)
         return rows @ images @ columns.transpose(0, 1)
 
     def locate(self, query: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 4 4"], Float[Tensor, "b"]]:
         """Camera-to-world poses of windows in units of the bank's depth, and the costs of the alignment there.
 
         Args:
-            query: windows, RGB in [0, 1].
+            query: windows of the bank's size, RGB in [0, 1].
         """
         index = self.bank.nearest(query, self.starts)
         motion = torch.eye(4).to(query).expand(index.numel(), 4, 4).unflatten(0, (-1, self.starts))
@@ -164,9 +158,10 @@ class FeedForwardDetector(nn.Module):
             apart: leave out views nearer to the pose than this, in units of the bank's depth.
         """
         query = self.cut(images)
-        pose, _ = self.locate(query)
+        pose, _ = self.locate(query if self.size == self.bank_size else self.cut(images, self.bank_size))
         near = self.bank.around(pose, self.neighbours, apart)
-        intrinsics = self.bank.intrinsics(near[:, 0])
+        finer = [self.size[axis] / self.bank_size[axis] for axis in (1, 0, 1, 0)]
+        intrinsics = self.bank.intrinsics(near[:, 0]) * pose.new_tensor(finer)
         seen = self._seen_from(pose, intrinsics, near)
         rows = softening_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
         columns = softening_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
@@ -189,24 +184,20 @@ class FeedForwardDetector(nn.Module):
         return synthesise(view, rigid_inverse(back), back, intrinsics, self.neighbours)
 
     @torch.no_grad()
-    def calibrate(
-        self, images: Float[Tensor, "n 3 height width"], ball: tuple[Float[Tensor, "3"], float] | None = None
-    ) -> None:
+    def calibrate(self, images: Float[Tensor, "n 3 height width"], surface: SurfaceResiduals | None = None) -> None:
         """Learn how good views differ from this detector's references.
 
         Args:
             images: good views that the scene was not fitted to.
-            ball: centre and radius of the object, world frame, to learn it for each place of the surface too; None to
-                treat the surface alike everywhere.
+            surface: what the model expects of each place of the object's surface; None to treat all places alike. It
+                has seen more views than are left here, and says which places are worse than others, not how bad they
+                are: that holds for these references too.
         """
         # The bank may hold a view from the very pose, which no query will have.
         found = [self.reference(image[None], _APART) for image in images]
-        query, rgb, alpha, points = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:4])
+        query, rgb, alpha = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:3])
         self.comparator.fit_windows(query, rgb, alpha)
-        if ball is not None:
-            maps = torch.cat([self.comparator.compare_windows(*some[:3]) for some in found])
-            self.surface = SurfaceResiduals()
-            self.surface.fit(zip(maps, points, alpha, strict=True), *ball)
+        self.surface = surface
 
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> DetectorOutput:
         """Scores and maps of images of any size.

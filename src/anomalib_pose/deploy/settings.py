@@ -15,11 +15,13 @@ class DetectorSettings:
 
     Args:
         views: rendered views of the object in the bank.
-        size: longer side in pixels of the window around the object, at which query and reference are compared.
+        size: longer side in pixels of the window around the object in the bank's views, which the pose is found by.
         starts: views of the bank that the alignment starts from.
         neighbours: views that the reference is put together from; what one view hides another one shows.
         drawn: draw the Gaussians of the scene at the pose that was found, where it is made of Gaussians; else views of
             the bank are warped there.
+        drawn_size: longer side in pixels of the window in which the query is compared with what is drawn; 0 for
+            ``size``, at which it is always compared with views that are warped.
         steps: alignment steps at a quarter, at half and at the full size.
         max_megabytes: a larger bank is refused before it is rendered.
         seed: of the defects that are drawn to carry the thresholds over.
@@ -30,6 +32,7 @@ class DetectorSettings:
     starts: int = 6
     neighbours: int = 3
     drawn: bool = True
+    drawn_size: int = 0
     steps: tuple[int, int, int] = (8, 6, 4)
     max_megabytes: int = 512
     seed: int = 0
@@ -39,12 +42,15 @@ class DetectorSettings:
             self.views < 1
             or min(self.starts, self.neighbours) < 1
             or self.size < 64
+            or 0 < self.drawn_size < 64
+            or self.drawn_size < 0
             or len(self.steps) != 3
             or min(self.steps) < 0
         ):
             msg = (
-                "A detector needs views >= 1, starts >= 1, neighbours >= 1, size >= 64 and three numbers of steps, "
-                f"got {self.views}, {self.starts}, {self.neighbours}, {self.size} and {self.steps}."
+                "A detector needs views >= 1, starts >= 1, neighbours >= 1, size >= 64, drawn_size >= 64 or 0, and "
+                f"three numbers of steps, got {self.views}, {self.starts}, {self.neighbours}, {self.size}, "
+                f"{self.drawn_size} and {self.steps}."
             )
             raise ValueError(msg)
 

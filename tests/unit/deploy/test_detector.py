@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from anomalib_pose.compare import CalibratedComparator
+from anomalib_pose.compare import CalibratedComparator, SurfaceResiduals
 from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
 from anomalib_pose.deploy.alignment import View, _solve, align, project, pyramid, retract, unproject
@@ -15,6 +15,7 @@ from anomalib_pose.deploy.resample import frame_matrix, pooling_matrix, sample, 
 from anomalib_pose.deploy.settings import bank_megabytes, check_size
 from anomalib_pose.deploy.thresholds import ScoreMap
 from anomalib_pose.deploy.view_synthesis import synthesise
+from anomalib_pose.deploy.window import Window
 from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, so3_exp, view_sphere
 from sample_scenes import make_toy
 
@@ -164,8 +165,12 @@ def test_a_place_that_always_differs_counts_less(detector):
     images = torch.stack([glossy(pose) for pose in view_sphere(12, 3.0, 1.2, 0.0, azimuth_offset=0.2)])
     query = torch.stack([glossy(pose) for pose in view_sphere(5, 3.0, 1.0, 0.4, azimuth_offset=0.7)])
     patient, alike = copy.deepcopy(detector), copy.deepcopy(detector)
-    patient.calibrate(images, (make_toy().centre, make_toy().extent))
     alike.calibrate(images)
+    good = alike.reference(images)
+    surface = SurfaceResiduals()
+    maps = alike.comparator.compare_windows(*good[:3])
+    surface.fit(zip(maps, good.points, good.alpha, strict=True), make_toy().centre, make_toy().extent)
+    patient.calibrate(images, surface)
     reference = patient.reference(query)
     top = (reference.points[..., 2] > 0.35) & (reference.alpha > 0.9)
     elsewhere = (reference.points[..., 2] < 0.1) & (reference.alpha > 0.9)
@@ -305,3 +310,33 @@ def test_score_map_carries_ranks_over():
         assert mapping(score) == pytest.approx(3 * score + 1, abs=0.05)
     with pytest.raises(ValueError, match="scores of both kinds"):
         ScoreMap(theirs, theirs[:0])
+
+
+def test_what_is_drawn_may_be_finer_than_the_bank(detector):
+    settings = DetectorSettings(views=150, size=SIZE, drawn_size=2 * SIZE)
+    camera = CAMERA.resized(3 * SIZE, 3 * SIZE)
+    fine = build_detector(make_toy(), POSES, camera, CalibratedComparator(), settings, white_background=True)
+    assert fine.bank.views.shape == detector.bank.views.shape
+    images = torch.stack([photograph(pose, 3 * SIZE) for pose in QUERIES])
+    found = fine.reference(images)
+    shown = fine.cut(make_toy().render(camera.with_pose(found.pose), torch.ones(3)).rgb.permute(0, 3, 1, 2))
+    height, width = shown.shape[-2:]
+    assert max(height, width) == 2 * SIZE
+    assert (found.rgb - shown).abs().mean() < 2e-3
+    coarse = torch.nn.functional.avg_pool2d(shown, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert (found.rgb - shown).abs().mean() < 0.5 * (coarse - shown).abs().mean()
+    # each point is seen where its pixel is
+    window = fine.window.camera(camera, height, width).with_pose(found.pose)
+    seen = torch.stack([window[index].project(found.points[index].flatten(0, 1))[0] for index in range(len(images))])
+    axes = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+    pixels = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1)
+    opaque = found.alpha.flatten(1) > 0.5
+    torch.testing.assert_close(seen[opaque], pixels.expand_as(seen)[opaque], atol=0.02, rtol=0)
+
+
+def test_the_camera_of_a_window_sees_what_the_image_shows_there():
+    window, camera = Window(0.25, 0.5, 0.5, 0.4), Camera.from_fov(torch.eye(4), 0.7, 200, 100)
+    assert window.pixels(camera, 160) == (64, 160)  # a hundred pixels by forty
+    points = torch.tensor([[0.1, 0.2, 2.0], [-0.1, 0.3, 1.5]])
+    whole, part = (each.project(points)[0] for each in (camera, window.camera(camera, 64, 160)))
+    torch.testing.assert_close(part, (whole - torch.tensor([50.0, 50.0])) * 1.6, atol=1e-4, rtol=1e-5)

@@ -119,8 +119,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
         if not len(views):
             logger.warning("No views were held out from the fit: the exported detector is not calibrated.")
             return ExportedDetector(detector, copy.deepcopy(self.post_processor))
-        ball = (model.rendered.centre.cpu(), model.rendered.extent) if model.surface.fitted else None
-        detector.calibrate(views, ball)
+        detector.calibrate(views, copy.deepcopy(model.surface).cpu() if model.surface.fitted else None)
         return ExportedDetector(detector, self._thresholds(detector, views, chosen.seed, progress))
 
     def _thresholds(self, detector: FeedForwardDetector, views: Tensor, seed: int, progress: bool) -> Any:
