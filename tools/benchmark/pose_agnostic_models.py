@@ -168,10 +168,13 @@ class KeptFit:
 def scene_model(settings: Settings, weights: str) -> AnomalibModule:
     """A scene model that is not fitted, its comparator with the given network."""
     method = METHODS[settings.method]
-    model = getattr(anomalib_pose, method.model)(**settings.arguments)
     network: dict[str, Any] = {}
     if method.network and weights:
-        network = {"backbone": settings.backbone, "weights_path": weights, "pad_type": settings.pad_type}
+        network = {"backbone": settings.backbone, "weights_path": weights}
+    # The detector is built with the network, for its memory is one of the network's features.
+    model = getattr(anomalib_pose, method.model)(**settings.arguments, **network)
+    if network:
+        network |= {"pad_type": settings.pad_type}
         network |= {name: (getattr(settings, name),) * 3 for name in ("mean", "std")}
     model.model.comparator = make_comparator(**{**method.comparison, **network})
     return model

@@ -327,9 +327,11 @@ def test_ablations_change_what_they_name(tool, tmp_path, weights):
 
     default = detector("splatpose")
     assert default.model.comparator.extractor.weights_path == str(weights)
-    assert (default.model.surface_views, default.model.estimator.starts) == (60, 3)
+    assert (default.model.surface_views, default.model.estimator.starts) == (120, 3)
     assert (default.model.comparator.tolerance, default.model.comparator.self_normalisation) == (1.0, 1.0)
     assert detector("splatpose_no_surface").model.surface_views == 0
+    assert default.model.memory is not None
+    assert detector("splatpose_no_memory").model.memory is None
     assert detector("splatpose_one_start").model.estimator.starts == 1
     assert detector("splatpose_no_own_level").model.comparator.self_normalisation == 0
     assert detector("splatpose_no_tolerance").model.comparator.tolerance == 0

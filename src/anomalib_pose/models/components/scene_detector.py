@@ -74,7 +74,7 @@ class SceneDetector(nn.Module):
         bank_spacing: float = 8.0,
         holdout_every: int = 10,
         rolls: int = 1,
-        surface_views: int = 60,
+        surface_views: int = 120,
         memory_patches: int = 0,
     ) -> None:
         super().__init__()

@@ -73,7 +73,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         second_backbone: str = "",
         second_weights_path: str = "",
         holdout_every: int = 10,
-        surface_views: int = 60,
+        surface_views: int = 120,
         memory_patches: int = 1000,
         fit_checkpoint: str = "",
         seed: int = 0,

@@ -51,7 +51,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         second_weights_path: file with its weights; empty to let timm download them once.
         reflectance_weights_path: file of the published decomposition network; empty for the closed form.
         holdout_every: every n-th training view is kept from the fit to calibrate with.
-        surface_views: training views that tell the comparison what to expect of each place of the surface, 60 in
+        surface_views: training views that tell the comparison what to expect of each place of the surface, 120 in
             SplatPose; 0 for none: in another light it is elsewhere that renderings fail.
         memory_patches: patches of good views that queries whose camera is doubtful are held against, 1000 in SplatPose;
             0 for none: in another light everything is far from what is remembered.
