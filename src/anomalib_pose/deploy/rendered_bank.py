@@ -16,7 +16,7 @@ from anomalib_pose.deploy.alignment import View
 from anomalib_pose.deploy.fixed_point import from_fixed, to_fixed
 from anomalib_pose.deploy.resample import pooling_matrix
 from anomalib_pose.deploy.settings import THUMBNAIL
-from anomalib_pose.geometry import Camera
+from anomalib_pose.geometry import Camera, farthest_point_sampling
 from anomalib_pose.pose import bank_poses
 from anomalib_pose.render import RenderOutput
 from anomalib_pose.scene import Scene
@@ -51,12 +51,7 @@ def spread_poses(poses: Float[Tensor, "v 4 4"], centre: Float[Tensor, "3"], coun
     offsets = candidates[:, :3, 3] - centre
     # Direction and nearness together: views from one side at two distances are two views.
     places = torch.cat([offsets / offsets.norm(dim=1, keepdim=True), offsets.norm(dim=1, keepdim=True).log()], 1)
-    chosen = [0]
-    distance = (places - places[0]).norm(dim=1)
-    for _ in range(count - 1):
-        chosen.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (places - places[chosen[-1]]).norm(dim=1))
-    return candidates[chosen]
+    return candidates[farthest_point_sampling(places.double(), count).to(places.device)]
 
 
 class RenderedBank(nn.Module):

@@ -10,7 +10,7 @@ def farthest_point_sampling(points: Shaped[Tensor, "n d"], count: int, start: in
     """Indices of points of which each is as far as possible from those before it; the first of equals is taken.
 
     Args:
-        points: n points in any number of dimensions; whole numbers are compared exactly.
+        points: n points in any number of dimensions; compared in their own precision, whole numbers exactly.
         count: how many to choose.
         start: index of the first one.
 
@@ -23,12 +23,16 @@ def farthest_point_sampling(points: Shaped[Tensor, "n d"], count: int, start: in
             f"got count {count}, start {start}."
         )
         raise ValueError(msg)
+    # By products, not differences: no copy of all points in each step.
+    points = points if points.is_floating_point() else points.double()
+    points = points - points.mean(0).round()
+    norms = points.square().sum(1)
     chosen = torch.empty(count, dtype=torch.long)
-    squared = torch.full((len(points),), torch.inf, dtype=torch.float64)
+    squared = torch.full_like(norms, torch.inf)
     latest = start
     for i in range(count):
         chosen[i] = latest
-        squared = torch.minimum(squared, (points - points[latest]).double().square().sum(1))
+        squared = torch.minimum(squared, norms + norms[latest] - 2 * (points @ points[latest]))
         # a chosen point is not chosen again where others lie on it
         squared[latest] = -1
         latest = int(squared.argmax())

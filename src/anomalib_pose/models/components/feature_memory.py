@@ -5,13 +5,13 @@ import logging
 from typing import Any
 
 import torch
-from anomalib.models.components import KCenterGreedy
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_pose.compare import FeatureExtractor
 from anomalib_pose.compare.maps import gaussian_blur
+from anomalib_pose.geometry import farthest_point_sampling
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _CHUNK = 2048
 class FeatureMemory(nn.Module):
     """Patches of good views by the features of a network, as PatchCore (Roth et al., CVPR 2022) remembers them.
 
-    Features of the network's middle stages, smoothed over three cells, are chosen by anomalib's greedy coreset. A
+    Features of the network's middle stages, smoothed over three cells, are chosen by farthest-point sampling. A
     query's patch is as anomalous as it is far from the nearest one remembered; the image's score is that of its worst
     patch. ``calibrate`` brings maps and scores to the scale of those that come from a comparison with a rendering, so
     that both can be mixed.
@@ -66,12 +66,10 @@ class FeatureMemory(nn.Module):
         chosen = torch.linspace(0, len(images) - 1, min(len(images), _LARGEST_VIEWS)).round().long().tolist()
         views = [_embedding(extractor, images[index][None]).flatten(2)[0].T for index in chosen]
         patches = torch.cat(views)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            # A third axis makes the coreset measure in the features themselves: a random projection would take
-            # numpy's global random numbers.
-            ratio = min(1.0, (self.patches + 0.5) / len(patches))
-            self.memory = KCenterGreedy(patches[:, None], ratio).sample_coreset()[:, 0].clone()
+        first = int(torch.randint(len(patches), (), generator=torch.Generator().manual_seed(self.seed)))
+        # anomalib's KCenterGreedy copies all patches in each step, which has filled 24 GB here: glibc does not use
+        # freed blocks of 30 MB again if something small has come to lie behind each.
+        self.memory = patches[farthest_point_sampling(patches, min(self.patches, len(patches)), first)]
         logger.info("Remembered %d of %d patches of %d views.", len(self.memory), len(patches), len(chosen))
 
     @torch.no_grad()
