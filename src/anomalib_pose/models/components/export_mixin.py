@@ -105,6 +105,11 @@ class DetectorExportMixin(FeedForwardExportMixin):
         if isinstance(comparator, CalibratedComparator) and comparator.light_correction:
             msg = "light_correction fits each image by itself, which no exported graph can: switch it off to export."
             raise ValueError(msg)
+        if model.memory is not None and bool(model.memory.trust.any()):
+            logger.warning(
+                "The model's memory has a share of at least %.2f in its maps and %.2f in its scores and is not "
+                "exported: the detector will be worse than the model.", *model.memory.trust.tolist()
+            )  # fmt: skip
         height, width = model.image_size.tolist()
         detector = build_detector(
             model.rendered,

@@ -5,9 +5,10 @@ import logging
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_pose.compare import FeatureExtractor
 from anomalib_pose.compare.maps import gaussian_blur
@@ -20,6 +21,8 @@ _STRIDES = (8, 16)  # stages whose cells are of a size that says something of a 
 _BLUR_SIGMA = 4.0
 _LARGEST_VIEWS = 60
 _CHUNK = 2048
+_CHANGED = 0.05  # colour that a pixel has to differ by to be damaged
+_EVERY = 5  # pixels of damaged views, one of so many, that two ways of finding the damage are compared by
 
 
 class FeatureMemory(nn.Module):
@@ -28,7 +31,7 @@ class FeatureMemory(nn.Module):
     Features of the network's middle stages, smoothed over three cells, are chosen by farthest-point sampling. A
     query's patch is as anomalous as it is far from the nearest one remembered; the image's score is that of its worst
     patch. ``calibrate`` brings maps and scores to the scale of those that come from a comparison with a rendering, so
-    that both can be mixed.
+    that both can be mixed; ``weigh`` finds out how much of each is to be trusted.
 
     Args:
         patches: how many are remembered.
@@ -38,6 +41,7 @@ class FeatureMemory(nn.Module):
     memory: Tensor
     gain: Tensor
     offset: Tensor
+    trust: Tensor
 
     def __init__(self, patches: int = 1000, seed: int = 0) -> None:
         super().__init__()
@@ -49,6 +53,7 @@ class FeatureMemory(nn.Module):
         self.register_buffer("memory", torch.zeros(0, 0))
         self.register_buffer("gain", torch.ones(2))
         self.register_buffer("offset", torch.zeros(2))
+        self.register_buffer("trust", torch.zeros(2))
 
     @property
     def fitted(self) -> bool:
@@ -160,6 +165,34 @@ class FeatureMemory(nn.Module):
             self.calibrate((maps, scores), compared)
 
     @torch.no_grad()
+    def weigh(
+        self,
+        extractor: FeatureExtractor,
+        good: tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n h w"], Float[Tensor, "n"]],
+        damaged: tuple[Float[Tensor, "m 3 h w"], Float[Tensor, "m h w"], Float[Tensor, "m"]],
+    ) -> None:
+        """Learn the share that the memory has where the camera is known, from artificial damage.
+
+        Objects that move, gloss or are rendered badly differ from their renderings more than by a defect. The memory
+        takes the share of the comparison's mistakes (1 - AUROC) that it does not make itself, for maps by the pixels of
+        damaged views, for scores by views.
+
+        Args:
+            extractor: the network.
+            good: views that are not remembered, and their maps and scores by comparison.
+            damaged: copies of them in the same order, once or several times, that something was done to.
+        """
+        copies = good[0].repeat(len(damaged[0]) // len(good[0]), 1, 1, 1)
+        changed = ((damaged[0] - copies).abs().amax(1) > _CHANGED).flatten()[::_EVERY]
+        maps, bad = self(extractor, damaged[0])
+        pixels = (_mistakes(some.flatten()[::_EVERY], changed) for some in (damaged[1], maps))
+        is_bad = torch.arange(len(good[2]) + len(bad), device=bad.device) >= len(good[2])
+        scores = (torch.cat([good[2], damaged[2]]), torch.cat([self(extractor, good[0])[1], bad]))
+        for index, (theirs, ours) in enumerate((pixels, (_mistakes(some, is_bad) for some in scores))):
+            self.trust[index] = max(0.0, 1 - ours / theirs)
+        logger.info("The memory's share of maps and scores is %.2f and %.2f at least.", *self.trust.tolist())
+
+    @torch.no_grad()
     def mixed(
         self,
         extractor: FeatureExtractor,
@@ -167,31 +200,41 @@ class FeatureMemory(nn.Module):
         compared: tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]],
         share: Float[Tensor, "b"],
     ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]]:
-        """Maps and scores by comparison, of which the memory takes a share; what has no share is not looked at.
+        """Maps and scores by comparison, of which the memory takes a share.
 
         Args:
             extractor: the network.
             queries: RGB in [0, 1].
             compared: maps and scores by comparison.
-            share: of the memory in each, in [0, 1].
+            share: of the memory in each, in [0, 1]; more where ``weigh`` says so. What has no share is not looked at.
         """
-        chosen = share.nonzero().flatten()
+        shares = torch.maximum(share[:, None], self.trust.to(share))
+        chosen = shares.amax(1).nonzero().flatten()
         if not len(chosen):
             return compared
         maps, scores = compared
         other_maps, other_scores = self(extractor, queries[chosen])
-        part = share[chosen]
+        of_map, of_score = shares[chosen].unbind(1)
         return (
-            maps.index_copy(0, chosen, torch.lerp(maps[chosen], other_maps, part[:, None, None])),
-            scores.index_copy(0, chosen, torch.lerp(scores[chosen], other_scores, part)),
+            maps.index_copy(0, chosen, torch.lerp(maps[chosen], other_maps, of_map[:, None, None])),
+            scores.index_copy(0, chosen, torch.lerp(scores[chosen], other_scores, of_score)),
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Let a checkpoint decide how much is remembered."""
+        """Let a checkpoint decide how much is remembered; older ones know of no trust."""
+        state_dict.setdefault(prefix + "trust", torch.zeros_like(self.trust))
         loaded = state_dict.get(prefix + "memory")
         if isinstance(loaded, Tensor):
             self.memory = torch.empty_like(loaded, device=self.gain.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _mistakes(scores: Float[Tensor, "n"], positive: Bool[Tensor, "n"]) -> float:
+    """Share of pairs that are ranked wrongly, 1 - AUROC; never 0, for pairs are few."""
+    pairs = max(1, int(positive.sum()) * int((~positive).sum()))
+    # scaled: torchmetrics takes what is above 1 for logits
+    auroc = float(binary_auroc(scores / scores.amax().clamp(min=1e-6), positive.long()))
+    return ((1 - auroc) * pairs + 0.5) / (pairs + 1)
 
 
 def _embedding(extractor: FeatureExtractor, images: Tensor) -> Tensor:

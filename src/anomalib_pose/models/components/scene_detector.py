@@ -2,6 +2,7 @@
 """The pipeline of every scene model in plain PyTorch: fit, bank, pose, reference, comparison, score."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.compare import CalibratedComparator, Comparator, FeatureExtractor, SurfaceResiduals
+from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
 from anomalib_pose.models.components.feature_memory import FeatureMemory
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _FOUND_DEGREES = 3.0
 _MOST = 0.9
+_FEWEST_TO_WEIGH = 4
+_DAMAGED = 40
 
 FitScene = Callable[[nn.Module, Tensor, Camera, Tensor | None, tuple[int, ...]], float]
 """Fits a scene to images, cameras, masks but for some held-out views, and returns their PSNR."""
@@ -55,7 +59,8 @@ class SceneDetector(nn.Module):
         rolls: turns about the optical axis that the pose search starts from; see ``ViewBank``.
         surface_views: training views whose anomaly maps say what to expect of each place of the surface, where the
             comparator is one that is calibrated; 0 for none.
-        memory_patches: patches of good views that queries whose camera is doubtful are held against, where the
+        memory_patches: patches of good views that queries whose camera is doubtful are held against, and all queries
+            as far as that tells artificial damage of held-out views better than the comparison does, where the
             comparator is one that is calibrated and has a network; 0 for none.
     """
 
@@ -162,7 +167,12 @@ class SceneDetector(nn.Module):
         if not held_out:
             seen = self._stacked([self.render_reference(cameras[index]) for index in range(len(images))])
         queries = images[list(held_out)] if held_out else images
-        self.memory.fit_beside(self._extractor, images, held_out, self._compare(queries, *seen))
+        compared = self._compare(queries, *seen)
+        self.memory.fit_beside(self._extractor, images, held_out, compared)
+        if len(held_out) >= _FEWEST_TO_WEIGH:
+            rounds = [damaged(queries, seed) for seed in range(math.ceil(_DAMAGED / len(queries)))]
+            maps, scores = map(torch.cat, zip(*(self._compare(each, *seen) for each in rounds), strict=True))
+            self.memory.weigh(self._extractor, (queries, *compared), (torch.cat(rounds), maps, scores))
 
     @staticmethod
     def _stacked(rendered: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -301,7 +311,7 @@ class SceneDetector(nn.Module):
     def _remembered(
         self, queries: Tensor, anomaly_map: Tensor, score: Tensor, confidence: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Maps and scores in which the memory has the share that is missing to a pose that needs no retry."""
+        """Maps and scores in which the memory has the share that is missing to a pose that needs no retry, or more."""
         if self.memory is None or self._extractor is None or not self.memory.fitted:
             return anomaly_map, score
         doubt = (1 - confidence / max(self.estimator.retry_below, 1e-6)).clamp(min=0)

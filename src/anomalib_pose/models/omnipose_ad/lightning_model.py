@@ -45,8 +45,9 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         holdout_every: every n-th training view is kept from the fit to calibrate with.
         surface_views: training views that tell the comparison what to expect of each place of the surface; 0 for none.
             The papers' comparisons do without.
-        memory_patches: patches of good views that queries whose camera is doubtful are held against, as PatchCore does;
-            needs a backbone; 0 for none, as in the paper.
+        memory_patches: patches of good views that queries whose camera is doubtful are held against, as PatchCore does,
+            and all queries where that tells artificial damage of held-out views better than the comparison does; needs
+            a backbone; 0 for none, as in the paper.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.
         pre_processor: see ``AnomalibModule``. A resize belongs into the datamodule, which scales the intrinsics too.

@@ -91,9 +91,61 @@ def test_good_views_get_the_mean_and_the_spread_of_the_comparison(extractor):
         FeatureMemory(0)
 
 
-def fitted(weights: str, patches: int, views: int = 24) -> SceneDetector:
+def mistakes(good: torch.Tensor, bad: torch.Tensor) -> float:
+    """Pairs in the wrong order by a loop, with half a mistake for luck."""
+    pairs = [(float(one), float(other)) for one in good for other in bad]
+    wrong = sum((one > other) + 0.5 * (one == other) for one, other in pairs)
+    return (wrong + 0.5) / (len(pairs) + 1)
+
+
+def test_the_memory_is_trusted_where_it_finds_damage_better_than_the_comparison(extractor):
+    memory = FeatureMemory(300)
+    memory.fit(extractor, views(2, 0))
+    good = views(3, 1)
+    bad = good.repeat(2, 1, 1, 1)
+    bad[:, :, 40:160, 60:140] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]  # what is known is grey noise
+    alike, generator = torch.ones(6, 256, 256), torch.Generator().manual_seed(0)
+    scores = 9 * torch.rand(9, generator=generator)
+    maps = alike + torch.rand(alike.shape, generator=generator)
+    memory.weigh(extractor, (good, maps[:3], scores[:3]), (bad, maps, scores[3:]))
+    own = memory(extractor, good)[1], memory(extractor, bad)[1]
+    expected = 1 - mistakes(*own) / mistakes(scores[:3], scores[3:])
+    assert expected > 0.1
+    assert float(memory.trust[1]) == pytest.approx(expected, abs=1e-5)
+    own_maps = memory(extractor, bad)[0]
+    changed = torch.zeros(256, 256, dtype=torch.bool)
+    changed[40:160, 60:140] = True
+    some = torch.arange(0, own_maps.numel(), 997)
+    shown, inside = own_maps.flatten()[some], changed.repeat(6, 1, 1).flatten()[some]
+    assert float(memory.trust[0]) == pytest.approx(1 - mistakes(shown[~inside], shown[inside]) / 0.5, abs=0.05)
+    # what makes no mistakes needs nobody else
+    right = (bad - good.repeat(2, 1, 1, 1)).abs().amax(1)
+    memory.weigh(extractor, (good, maps[:3], torch.zeros(3)), (bad, right, torch.ones(6)))
+    assert memory.trust.tolist() == [0, 0]
+
+
+def test_trust_is_a_share_in_every_answer(extractor):
+    memory = FeatureMemory(300)
+    memory.fit(extractor, views(2, 0))
+    queries, compared = views(2, 1), (torch.ones(2, 256, 256), torch.tensor([3.0, 4.0]))
+    assert memory.mixed(extractor, queries, compared, torch.zeros(2)) is compared
+    memory.trust.copy_(torch.tensor([0.0, 0.25]))
+    maps, scores = memory.mixed(extractor, queries, compared, torch.tensor([0.0, 0.5]))
+    own_maps, own = memory(extractor, queries)
+    torch.testing.assert_close(maps, torch.stack([compared[0][0], 0.5 * compared[0][1] + 0.5 * own_maps[1]]))
+    torch.testing.assert_close(scores, torch.stack([0.75 * 3 + 0.25 * own[0], 0.5 * 4 + 0.5 * own[1]]))
+    older = {name: value for name, value in memory.state_dict().items() if name != "trust"}
+    loaded = FeatureMemory(300)
+    loaded.load_state_dict(older)
+    assert loaded.trust.tolist() == [0, 0]
+
+
+def fitted(weights: str, patches: int, views: int = 24, holdout_every: int = 10) -> SceneDetector:
     comparator = CalibratedComparator(TINY, (0, 1, 2), weights_path=weights, crop_size=64)
-    detector = SceneDetector(make_toy(), make_estimator(), comparator, surface_views=0, memory_patches=patches)
+    detector = SceneDetector(
+        make_toy(), make_estimator(), comparator,
+        surface_views=0, memory_patches=patches, holdout_every=holdout_every,
+    )  # fmt: skip
     cameras = CAMERAS[:: len(CAMERAS) // views]
     images = torch.stack([detector.render_reference(camera)[0] for camera in cameras])
     detector.fit(images, cameras, None, lambda *_: 30.0)
@@ -117,6 +169,21 @@ def test_doubtful_queries_are_judged_by_the_memory_and_others_are_not(weights):
     torch.testing.assert_close(ours.anomaly_map[1, 0], (1 - doubt[1]) * theirs.anomaly_map[1, 0] + doubt[1] * maps[0])
     with pytest.raises(ValueError, match="memory_patches"):
         fitted(weights, -1)
+
+
+def test_damage_of_held_out_views_weighs_the_memory(weights, caplog):
+    caplog.set_level("INFO")
+    few = fitted(weights, 300)
+    assert "memory's share" not in caplog.text, "two held-out views say nothing"
+    assert few.memory.trust.tolist() == [0, 0]
+    detector = fitted(weights, 300, holdout_every=5)
+    assert "memory's share" in caplog.text
+    # the toy is rendered as it is: no residual of the comparison is above 0 but for damage
+    assert detector.memory.trust.tolist() == [0, 0]
+    images = torch.stack([detector.render_reference(camera)[0] for camera in CAMERAS])
+    seen = [detector.render_reference(camera) for camera in CAMERAS]
+    scores = detector._compare(images, *map(torch.stack, zip(*seen, strict=True)))[1]
+    assert scores.max() < 1
 
 
 def test_four_views_are_held_against_each_other(weights, caplog):
