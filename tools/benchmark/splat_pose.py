@@ -85,7 +85,7 @@ def stacked(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str,
 
 def empty_detector(scene: str) -> SceneDetector:
     return SceneDetector(
-        GaussianScene() if scene == "gaussians" else make_field(scene),
+        GaussianScene(FitSettings.sh_degree) if scene == "gaussians" else make_field(scene),
         make_estimator(),
         CalibratedComparator(),
     )

@@ -12,7 +12,7 @@ class FitSettings:
         steps: optimiser steps, one view each.
         max_gaussians: largest number of Gaussians.
         initial_gaussians: number at the start.
-        sh_degree: degree of the colours.
+        sh_degree: degree of the colours; 0 in the paper, which bakes gloss into the object's surface.
         initial: ``"hull"``: surface of the visual hull where masks are known, else random; ``"random"``.
         initial_opacity: of every Gaussian at the start.
         density: ``"relocate"`` (fixed budget) or ``"adaptive"`` (clone, split, prune, reset).
@@ -37,7 +37,7 @@ class FitSettings:
     steps: int = 3000
     max_gaussians: int = 20_000
     initial_gaussians: int = 8_000
-    sh_degree: int = 0
+    sh_degree: int = 2
     initial: str = "hull"
     initial_opacity: float = 0.5
     density: str = "relocate"
@@ -76,6 +76,7 @@ class FitSettings:
             steps=steps,
             max_gaussians=1_000_000,
             initial_gaussians=100_000,
+            sh_degree=0,
             initial="random",
             initial_opacity=0.1,
             density="adaptive",

@@ -26,7 +26,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
             densification, as in the paper, for which ``steps`` should be 30000.
         steps: optimiser steps of the fit; 3000 reach what the paper's 30000 do on objects of a hundred pixels or two.
         max_gaussians: largest number of Gaussians; not used by the paper's recipe.
-        sh_degree: degree of the view-dependent colour, 0 to 3; the paper uses 0.
+        sh_degree: degree of the view-dependent colour, 0 to 3; the paper uses 0, which leaves gloss to look like a defect.
         refiner: ``"gauss_newton"``: direct alignment; ``"adam"``: the paper's.
         refiner_steps: steps of ``"adam"`` a start; 175 in the paper.
         starts: views of the bank that the refinement starts from; the paper has one start.
@@ -65,7 +65,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         recipe: str = "default",
         steps: int = 3000,
         max_gaussians: int = 20_000,
-        sh_degree: int = 0,
+        sh_degree: int = 2,
         refiner: str = "gauss_newton",
         refiner_steps: int = 175,
         starts: int = 3,
