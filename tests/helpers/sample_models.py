@@ -16,7 +16,7 @@ TRAINING = Camera.from_fov(view_sphere(40, 3.0, 1.2, -1.2), 0.7, SIZE, SIZE)
 
 def make_fitted(model_class: type[SplatPose | PIAD] = SplatPose, **settings: object) -> SplatPose | PIAD:
     """A model that knows the toy on white as if it had been fitted to it."""
-    model = model_class(bank_spacing=12.0, rasterizer="cpu", **settings)
+    model = model_class(bank_spacing=12.0, rasterizer="cpu", **{"sh_degree": 0, **settings})
     detector = model.model
     detector.scene.set_raw(dict(make_toy().named_buffers()))
     detector.intrinsics = TRAINING.K[0].clone()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An object made of 3D Gaussians."""
 
+import math
 from typing import Any
 
 import torch
@@ -117,11 +118,12 @@ class GaussianScene(nn.Module):
         return opaque if len(opaque) else self.means
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Let a checkpoint decide how many Gaussians there are."""
+        """Let a checkpoint decide how many Gaussians there are, and how their colours depend on the direction."""
         for name in RAW_NAMES:
             loaded = state_dict.get(prefix + name)
             if isinstance(loaded, Tensor) and loaded.ndim == getattr(self, name).ndim:
                 setattr(self, name, torch.empty_like(loaded, device=self.means.device))
+        self.sh_degree = math.isqrt(self.sh.shape[1]) - 1
         self.rasterizer = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 

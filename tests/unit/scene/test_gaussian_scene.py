@@ -8,9 +8,10 @@ from anomalib_pose.scene import GaussianScene, Scene, load_ply, save_ply
 from sample_scenes import CAMERA, make_scene
 
 
-def test_a_checkpoint_of_another_count_renders_the_same():
-    scene = make_scene(40)
-    other = make_scene(7, seed=1)
+@pytest.mark.parametrize("degree", [0, 1, 3])
+def test_a_checkpoint_of_another_count_and_degree_renders_the_same(degree):
+    scene = make_scene(40, degree)
+    other = make_scene(7, 1, seed=1)
     other.load_state_dict(scene.state_dict())
     torch.testing.assert_close(other.render(CAMERA).rgb, scene.render(CAMERA).rgb)
     assert isinstance(other, Scene)
