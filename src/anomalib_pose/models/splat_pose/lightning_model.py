@@ -26,7 +26,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
             densification, as in the paper, for which ``steps`` should be 30000.
         steps: optimiser steps of the fit; 3000 reach what the paper's 30000 do on objects of a hundred pixels or two.
         max_gaussians: largest number of Gaussians; not used by the paper's recipe.
-        sh_degree: degree of the view-dependent colour, 0 to 3; the paper uses 0, which leaves gloss to look like a defect.
+        sh_degree: degree of the view-dependent colour, 0 to 3; the paper uses 0; gloss then looks like a defect.
         refiner: ``"gauss_newton"``: direct alignment; ``"adam"``: the paper's.
         refiner_steps: steps of ``"adam"`` a start; 175 in the paper.
         starts: views of the bank that the refinement starts from; the paper has one start.
