@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomalib_pose.compare import CalibratedComparator, Comparator, FeatureExtractor, SurfaceResiduals
+from anomalib_pose.compare import CalibratedComparator, Comparator, FeatureExtractor, SurfaceResiduals, relit
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
 from anomalib_pose.models.components.feature_memory import FeatureMemory
@@ -62,6 +62,7 @@ class SceneDetector(nn.Module):
         memory_patches: patches of good views that queries whose camera is doubtful are held against, and all queries
             as far as that tells artificial damage of held-out views better than the comparison does, where the
             comparator is one that is calibrated and has a network; 0 for none.
+        relight: compare queries with renderings in the queries' own light too, and take the mean of both maps.
     """
 
     intrinsics: Tensor
@@ -81,6 +82,7 @@ class SceneDetector(nn.Module):
         rolls: int = 1,
         surface_views: int = 120,
         memory_patches: int = 0,
+        relight: bool = False,
     ) -> None:
         super().__init__()
         if holdout_every < 2:
@@ -95,6 +97,7 @@ class SceneDetector(nn.Module):
         self.comparator = comparator
         self.surface = SurfaceResiduals()
         self.surface_views = surface_views
+        self.relight = relight
         self.memory = FeatureMemory(memory_patches) if memory_patches and self._extractor is not None else None
         self.holdout_every = holdout_every
         self.register_buffer("intrinsics", torch.eye(3))
@@ -224,7 +227,7 @@ class SceneDetector(nn.Module):
         def collected() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for index in torch.linspace(0, len(images) - 1, count).round().long().tolist():
                 reference, alpha, points = self.render_reference(cameras[index])
-                yield self.comparator(images[index][None], reference[None], alpha[None])[0], points, alpha
+                yield self._map(images[index][None], reference[None], alpha[None], points[None])[0], points, alpha
 
         self.surface.fit(collected(), self.rendered.centre, self.rendered.extent)
 
@@ -304,8 +307,14 @@ class SceneDetector(nn.Module):
     @torch.no_grad()
     def _compare(self, queries: Tensor, references: Tensor, alpha: Tensor, surfaces: Tensor) -> tuple[Tensor, Tensor]:
         """Anomaly maps and scores by comparison with the renderings."""
-        anomaly_map = self.surface(self.comparator(queries, references, alpha), surfaces, alpha)
+        anomaly_map = self.surface(self._map(queries, references, alpha, surfaces), surfaces, alpha)
         return anomaly_map, self.comparator.score(anomaly_map, alpha)
+
+    def _map(self, queries: Tensor, references: Tensor, alpha: Tensor, surfaces: Tensor) -> Tensor:
+        found = self.comparator(queries, references, alpha)
+        if not self.relight:
+            return found
+        return (found + self.comparator(queries, relit(queries, references, alpha, surfaces), alpha)) / 2
 
     @torch.no_grad()
     def _remembered(

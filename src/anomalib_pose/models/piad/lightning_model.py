@@ -30,7 +30,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             densification, for which ``steps`` should be 30000 and ``sh_degree`` 3.
         steps: optimiser steps of the fit.
         max_gaussians: largest number of Gaussians; not used by the paper's recipe.
-        sh_degree: degree of the view-dependent colour, 0 to 3; the paper uses 3, which learns more of the light.
+        sh_degree: degree of the view-dependent colour, 0 to 3; the paper uses 3; with 0 gloss looks like a defect.
         refiner: ``"gauss_newton"``: direct alignment; ``"reflectance"``: the paper's; ``"adam"``: SplatPose's.
         refiner_steps: steps of ``"reflectance"`` and ``"adam"`` a start; 300 in the paper.
         starts: views of the bank that the refinement starts from; the paper has one start.
@@ -55,6 +55,8 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             SplatPose; 0 for none: in another light it is elsewhere that renderings fail.
         memory_patches: patches of good views that queries whose camera is doubtful are held against, 1000 in SplatPose;
             0 for none: in another light everything is far from what is remembered.
+        relight: compare queries with renderings in the queries' own light too, by a low-frequency shading of the
+            surface's normals, and take the mean of both maps; not in the paper.
         rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.
@@ -69,7 +71,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         recipe: str = "default",
         steps: int = 3000,
         max_gaussians: int = 20_000,
-        sh_degree: int = 0,
+        sh_degree: int = 2,
         refiner: str = "gauss_newton",
         refiner_steps: int = 300,
         starts: int = 3,
@@ -87,6 +89,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         holdout_every: int = 10,
         surface_views: int = 0,
         memory_patches: int = 0,
+        relight: bool = True,
         rasterizer: str = "auto",
         fit_checkpoint: str = "",
         seed: int = 0,
@@ -116,6 +119,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             holdout_every=holdout_every,
             surface_views=surface_views,
             memory_patches=memory_patches,
+            relight=relight,
         )
 
     def fit_scene(self) -> GaussianFit:
