@@ -13,6 +13,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib_pose.compare import CalibratedComparator, SurfaceResiduals
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, build_detector
 from anomalib_pose.geometry import Camera, view_sphere
+from anomalib_pose.scene import GaussianScene
 from sample_scenes import make_toy
 
 openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -25,9 +26,18 @@ SETTINGS = DetectorSettings(views=40, size=64, starts=2, neighbours=2, steps=(1,
 QUERIES = view_sphere(7, 3.0, 0.8, -0.8)[1::2]
 
 
+def glossy_toy() -> GaussianScene:
+    """The toy with colours that depend on the direction of view, as fitted ones do."""
+    raw = dict(make_toy().named_buffers())
+    gloss = 0.1 * torch.randn(len(raw["sh"]), 8, 3, generator=torch.Generator().manual_seed(2))
+    scene = GaussianScene(2, "cpu")
+    scene.set_raw({**raw, "sh": torch.cat([raw["sh"], gloss], 1)})
+    return scene
+
+
 def photographs(size: int) -> torch.Tensor:
     camera = CAMERA.resized(size, size)
-    images = [make_toy().render(camera.with_pose(pose), torch.ones(3)).rgb for pose in QUERIES]
+    images = [glossy_toy().render(camera.with_pose(pose), torch.ones(3)).rgb for pose in QUERIES]
     return torch.stack(images).permute(0, 3, 1, 2).clamp(0, 1).contiguous()
 
 
@@ -35,11 +45,11 @@ def photographs(size: int) -> torch.Tensor:
 def exported() -> ExportedDetector:
     comparator = CalibratedComparator("test_efficientnet.r160_in1k", (0, 1), pretrained=False)
     comparator.extractor.loaded.fill_(value=True)
-    detector = build_detector(make_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True)
+    detector = build_detector(glossy_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True)
     good = detector.reference(photographs(80))
     surface = SurfaceResiduals()
     maps = detector.comparator.compare_windows(*good[:3])
-    surface.fit(zip(maps, good.points, good.alpha, strict=True), make_toy().centre, make_toy().extent)
+    surface.fit(zip(maps, good.points, good.alpha, strict=True), glossy_toy().centre, glossy_toy().extent)
     detector.calibrate(photographs(80), surface)
     processor = PostProcessor()
     limits = {"_image_threshold": 3.0, "_pixel_threshold": 3.0, "image_min": 0.0, "image_max": 10.0}
