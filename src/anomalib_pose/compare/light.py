@@ -53,6 +53,11 @@ def _gain_offset(query: Tensor, reference: Tensor, iterations: int) -> tuple[Ten
         gain = (covariance / variance).clamp(*GAIN_RANGE)
         offset = reference_mean - gain * query_mean
         residual = (gain * query + offset - reference).abs()
-        scale = 4.685 * 1.4826 * residual.median() + 0.01
-        weight = (1 - (residual / scale).clamp(max=1).square()).square()
+        weight = biweight(residual)
     return gain, offset
+
+
+def biweight(residual: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Tukey's weights of residuals of colours, which are not negative; scale from their median."""
+    scale = 4.685 * 1.4826 * residual.median() + 0.01
+    return (1 - (residual / scale).clamp(max=1).square()).square()

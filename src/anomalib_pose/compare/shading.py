@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from anomalib_pose.compare.light import MIN_PIXELS
+from anomalib_pose.compare.light import MIN_PIXELS, biweight
 from anomalib_pose.render.spherical_harmonics import C0, sh_basis
 
 _DEGREE = 2  # holds 98 % of what distant light does to matt surfaces (Ramamoorthi and Hanrahan 2001)
@@ -81,6 +81,5 @@ def _factors(
         products = weighted @ columns.transpose(1, 2) + ridge
         factors = torch.linalg.solve(products, (weighted @ query[:, :, None])[..., 0] + ridge[0])
         residual = ((factors[:, None] @ columns)[:, 0] - query).abs().sum(0)
-        scale = 4.685 * 1.4826 * residual.median() + 0.01
-        weight = (1 - (residual / scale).clamp(max=1).square()).square()
+        weight = biweight(residual)
     return factors

@@ -54,15 +54,14 @@ def build_detector(
     megabytes = check_size(settings, height, width)
     chosen = spread_poses(poses, scene.centre.to(poses), settings.views)
     logger.info("A bank of %d views of %d x %d pixels takes %.0f MB.", len(chosen), height, width, megabytes)
-    rows = window_matrix(camera.height, height, window.top, window.height, chosen)
-    columns = window_matrix(camera.width, width, window.left, window.width, chosen).T
+    rows, columns = window.along_axes(window_matrix, (camera.height, camera.width), (height, width), chosen)
     bank = RenderedBank.render(
         scene,
         chosen,
         camera,
         window.camera(camera, height, width).K,
         rows,
-        columns,
+        columns.T,
         silhouettes_only=not white_background,
         progress=progress,
     )

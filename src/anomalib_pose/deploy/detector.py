@@ -105,9 +105,7 @@ class FeedForwardDetector(nn.Module):
             images: RGB in [0, 1].
             size: height and width of the windows in pixels; None for those that are compared.
         """
-        size = size or self.size
-        rows = window_matrix(images.shape[-2], size[0], self.window.top, self.window.height, images)
-        columns = window_matrix(images.shape[-1], size[1], self.window.left, self.window.width, images)
+        rows, columns = self.window.along_axes(window_matrix, images.shape[-2:], size or self.size, images)
         return rows @ images @ columns.transpose(0, 1)
 
     def locate(self, query: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 4 4"], Float[Tensor, "b"]]:
@@ -163,8 +161,7 @@ class FeedForwardDetector(nn.Module):
         finer = [self.size[axis] / self.bank_size[axis] for axis in (1, 0, 1, 0)]
         intrinsics = self.bank.intrinsics(near[:, 0]) * pose.new_tensor(finer)
         seen = self._seen_from(pose, intrinsics, near)
-        rows = softening_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
-        columns = softening_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
+        rows, columns = self.window.along_axes(softening_matrix, images.shape[-2:], self.size, images)
         rgb = rows @ seen.rgb @ columns.transpose(0, 1)
         known = seen.known if self.white_background else seen.known * seen.alpha
         rgb = query + known[:, None] * (rgb - query)
@@ -210,6 +207,5 @@ class FeedForwardDetector(nn.Module):
         if self.surface is not None:
             window_map = self.surface.relative(window_map, points, alpha)
         score = self.comparator.score(window_map, alpha)
-        rows = frame_matrix(images.shape[-2], self.size[0], self.window.top, self.window.height, images)
-        columns = frame_matrix(images.shape[-1], self.size[1], self.window.left, self.window.width, images)
+        rows, columns = self.window.along_axes(frame_matrix, images.shape[-2:], self.size, images)
         return DetectorOutput(score, (rows @ window_map @ columns.transpose(0, 1))[:, None])

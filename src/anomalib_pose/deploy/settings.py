@@ -42,8 +42,7 @@ class DetectorSettings:
             self.views < 1
             or min(self.starts, self.neighbours) < 1
             or self.size < 64
-            or 0 < self.drawn_size < 64
-            or self.drawn_size < 0
+            or (self.drawn_size != 0 and self.drawn_size < 64)
             or len(self.steps) != 3
             or min(self.steps) < 0
         ):

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of an image that an exported detector looks at."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from anomalib_pose.geometry import Camera
+
+WindowMatrix = Callable[[int, int, float, float, Tensor], Tensor]
 
 _MULTIPLE = 8  # the pyramid halves twice, and networks like it
 
@@ -34,6 +39,22 @@ class Window(NamedTuple):
         sides = (size, size / ratio) if ratio > 1 else (size * ratio, size)
         height, width = (_MULTIPLE * max(8, round(side / _MULTIPLE)) for side in sides)
         return height, width
+
+    def along_axes(
+        self, matrix: WindowMatrix, image_size: Sequence[int], size: tuple[int, int], like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the rows and the columns are multiplied by, one of the matrices of ``resample`` for each axis.
+
+        Args:
+            matrix: makes it of an axis.
+            image_size: height and width of the images in pixels.
+            size: height and width of the window in pixels.
+            like: gives dtype and device.
+        """
+        return (
+            matrix(image_size[0], size[0], self.top, self.height, like),
+            matrix(image_size[1], size[1], self.left, self.width, like),
+        )
 
     def camera(self, camera: Camera, height: int, width: int) -> Camera:
         """The camera whose image is the window, resized.

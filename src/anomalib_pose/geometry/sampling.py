@@ -25,6 +25,7 @@ def farthest_point_sampling(points: Shaped[Tensor, "n d"], count: int, start: in
         raise ValueError(msg)
     # By products, not differences: no copy of all points in each step.
     points = points if points.is_floating_point() else points.double()
+    # Near the origin products lose little; whole numbers stay whole.
     points = points - points.mean(0).round()
     norms = points.square().sum(1)
     chosen = torch.empty(count, dtype=torch.long)

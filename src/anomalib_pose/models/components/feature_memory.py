@@ -72,8 +72,7 @@ class FeatureMemory(nn.Module):
         views = [_embedding(extractor, images[index][None]).flatten(2)[0].T for index in chosen]
         patches = torch.cat(views)
         first = int(torch.randint(len(patches), (), generator=torch.Generator().manual_seed(self.seed)))
-        # anomalib's KCenterGreedy copies all patches in each step, which has filled 24 GB here: glibc does not use
-        # freed blocks of 30 MB again if something small has come to lie behind each.
+        # anomalib's KCenterGreedy copies all patches in each step, and has filled 24 GB with them.
         self.memory = patches[farthest_point_sampling(patches, min(self.patches, len(patches)), first)]
         logger.info("Remembered %d of %d patches of %d views.", len(self.memory), len(patches), len(chosen))
 
