@@ -51,9 +51,11 @@ def build_detector(
     """
     window = find_window(scene, poses, camera)
     height, width = window.pixels(camera, settings.size)
-    megabytes = check_size(settings, height, width)
+    drawn = scene if isinstance(scene, GaussianScene) and settings.drawn else None
+    count, sh_degree = (0, 0) if drawn is None else (len(drawn), drawn.sh_degree)
+    megabytes = check_size(settings, height, width, count, sh_degree)
     chosen = spread_poses(poses, scene.centre.to(poses), settings.views)
-    logger.info("A bank of %d views of %d x %d pixels takes %.0f MB.", len(chosen), height, width, megabytes)
+    logger.info("%d views of %d x %d px, %d Gaussians: %.0f MB.", len(chosen), height, width, count, megabytes)
     rows, columns = window.along_axes(window_matrix, (camera.height, camera.width), (height, width), chosen)
     bank = RenderedBank.render(
         scene,
@@ -66,10 +68,10 @@ def build_detector(
         progress=progress,
     )
     drawing = None
-    if isinstance(scene, GaussianScene) and settings.drawn:
+    if drawn is not None:
         compared = window.camera(camera, *window.pixels(camera, settings.drawn_size or settings.size))
         scale = float((compared.K.diagonal() / camera.K.diagonal())[:2].mean())
-        drawing = _drawing(scene, bank, compared.with_pose(chosen), settings.neighbours, scale, progress)
+        drawing = _drawing(drawn, bank, compared.with_pose(chosen), settings.neighbours, scale, progress)
     return FeedForwardDetector(bank, comparator, window, settings, drawing, white_background=white_background).eval()
 
 

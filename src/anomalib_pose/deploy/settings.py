@@ -54,29 +54,50 @@ class DetectorSettings:
             raise ValueError(msg)
 
 
-def bank_megabytes(views: int, height: int, width: int) -> float:
+def bank_megabytes(views: int, height: int, width: int, gaussians: int = 0) -> float:
     """Size of a bank of views in units of 10^6 bytes, descriptors in half precision included.
 
     Args:
         views: number of views.
         height: of a view in pixels.
         width: of a view in pixels.
+        gaussians: a byte for each says whether a view sees it.
     """
     descriptor = 2 * 4 * THUMBNAIL**2
-    return views * (BYTES_A_PIXEL * height * width + descriptor) / 1e6
+    return views * (BYTES_A_PIXEL * height * width + descriptor + gaussians) / 1e6
 
 
-def check_size(settings: DetectorSettings, height: int, width: int) -> float:
-    """Megabytes of the bank.
+def drawing_megabytes(gaussians: int, sh_degree: int) -> float:
+    """Size of the Gaussians themselves in units of 10^6 bytes, in single precision.
+
+    Args:
+        gaussians: their number.
+        sh_degree: of their colours.
+    """
+    centre, axes, opacity, colours = 3, 9, 1, 3 * (sh_degree + 1) ** 2
+    return 4 * gaussians * (centre + axes + opacity + colours) / 1e6
+
+
+def check_size(settings: DetectorSettings, height: int, width: int, gaussians: int = 0, sh_degree: int = 0) -> float:
+    """Megabytes of the bank and of what it draws with.
+
+    Args:
+        settings: number of views, and how much is allowed.
+        height: of a view in pixels.
+        width: of a view in pixels.
+        gaussians: that are drawn; those that no view of the bank sees are dropped later.
+        sh_degree: of their colours.
 
     Raises:
-        ValueError: if the bank is larger than allowed; with the number of views that would fit.
+        ValueError: if they are larger than allowed; with the number of views that would fit.
     """
-    needed = bank_megabytes(settings.views, height, width)
+    fixed, view = drawing_megabytes(gaussians, sh_degree), bank_megabytes(1, height, width, gaussians)
+    needed = fixed + settings.views * view
     if needed > settings.max_megabytes:
-        fits = math.floor(settings.max_megabytes / bank_megabytes(1, height, width))
+        fits = max(0, math.floor((settings.max_megabytes - fixed) / view))
+        drawn = f" and {gaussians} Gaussians" if gaussians else ""
         msg = (
-            f"A bank of {settings.views} views of {height} x {width} pixels takes {needed:.0f} MB, more than "
+            f"A bank of {settings.views} views of {height} x {width} pixels{drawn} takes {needed:.0f} MB, more than "
             f"max_megabytes={settings.max_megabytes}. Nothing was written. Up to views={fits} fit at this size; "
             "or lower size, or raise max_megabytes."
         )

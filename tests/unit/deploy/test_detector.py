@@ -278,6 +278,11 @@ def test_a_bank_that_is_too_large_is_refused_with_numbers():
     assert bank_megabytes(1000, 256, 256) == pytest.approx(1000 * (4 * 256**2 + 8 * 625) / 1e6)
     with pytest.raises(ValueError, match=r"4000 views of 400 x 400.*2580 MB.*max_megabytes=512.*views=793 fit"):
         check_size(DetectorSettings(views=4000, size=400), 400, 400)
+    # a view knows of each Gaussian whether it sees it, and a Gaussian of degree 2 has 40 numbers
+    each, own = (4 * 256**2 + 8 * 625 + 20_000) / 1e6, 20_000 * 160 / 1e6
+    assert check_size(DetectorSettings(views=500), 256, 256, 20_000, 2) == pytest.approx(500 * each + own)
+    with pytest.raises(ValueError, match=rf"and 20000 Gaussians takes 147 MB.*views={int((140 - own) / each)} fit"):
+        check_size(DetectorSettings(views=500, max_megabytes=140), 256, 256, 20_000, 2)
     with pytest.raises(ValueError, match="views >= 1"):
         DetectorSettings(views=0)
 
