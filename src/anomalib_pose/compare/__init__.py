@@ -6,7 +6,7 @@ from anomalib_pose.compare.factory import make_comparator
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.paper import PaperComparator
 from anomalib_pose.compare.protocol import Comparator
-from anomalib_pose.compare.shading import relit
+from anomalib_pose.compare.shading import relit, unlit
 from anomalib_pose.compare.surface import SurfaceResiduals
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "SurfaceResiduals",
     "make_comparator",
     "relit",
+    "unlit",
 ]

@@ -52,20 +52,38 @@ def relit(
         alpha: opacity of the object.
         points: of the surface that pixels show, any frame.
     """
-    results = []
-    for photograph, rendering, opacity, surface in zip(query, reference, alpha, points, strict=True):
-        inside = opacity > 0.9
-        if int(inside.sum()) < MIN_PIXELS:
-            results.append(rendering)
-            continue
-        basis = sh_basis(_DEGREE, surface_normals(surface, opacity)) / C0
-        every = 1 + int(inside.sum()) // _MOST_PIXELS
-        factors = _factors(
-            *(part[..., inside][..., ::every] for part in (photograph, rendering, basis.permute(2, 0, 1)))
-        )
-        shades = (basis @ factors.T).permute(2, 0, 1).clamp(*_SHADES)
-        results.append(torch.lerp(rendering, (rendering * shades).clamp(0, 1), opacity))
-    return torch.stack(results)
+    shades = torch.stack([_shades(*parts) for parts in zip(query, reference, alpha, points, strict=True)])
+    return torch.lerp(reference, (reference * shades).clamp(0, 1), alpha[:, None])
+
+
+@torch.no_grad()
+def unlit(
+    query: Float[Tensor, "b 3 h w"],
+    reference: Float[Tensor, "b 3 h w"],
+    alpha: Float[Tensor, "b h w"],
+    points: Float[Tensor, "b h w 3"],
+) -> Float[Tensor, "b 3 h w"]:
+    """Photographs as they would look in the light of their renderings; the inverse of ``relit``.
+
+    Args:
+        query: see ``relit``.
+        reference: see ``relit``.
+        alpha: see ``relit``.
+        points: see ``relit``.
+    """
+    shades = torch.stack([_shades(*parts) for parts in zip(query, reference, alpha, points, strict=True)])
+    return torch.lerp(query, (query / shades).clamp(0, 1), alpha[:, None])
+
+
+def _shades(query: Tensor, reference: Tensor, alpha: Tensor, points: Tensor) -> Float[Tensor, "3 h w"]:
+    """What a rendering is multiplied by to look like the photograph; 1 where the object has a few pixels only."""
+    inside = alpha > 0.9
+    if int(inside.sum()) < MIN_PIXELS:
+        return torch.ones_like(reference)
+    basis = sh_basis(_DEGREE, surface_normals(points, alpha)) / C0
+    every = 1 + int(inside.sum()) // _MOST_PIXELS
+    factors = _factors(*(part[..., inside][..., ::every] for part in (query, reference, basis.permute(2, 0, 1))))
+    return (basis @ factors.T).permute(2, 0, 1).clamp(*_SHADES)
 
 
 def _factors(

@@ -92,6 +92,21 @@ class PoseEstimator(nn.Module):
             return best
         return _surer(best, self._polished(scene, query, self._try(self.refiner, scene, query, starts)))
 
+    def again(self, scene: Scene, query: Query, estimate: PoseEstimate) -> PoseEstimate:
+        """Refine an estimate on a query that was changed after it, or keep it if that is surer.
+
+        Without a polisher, as the papers' refiners are used, it is kept as it is.
+
+        Args:
+            scene: the fitted object.
+            query: what was searched for, brought into the scene's light for example.
+            estimate: where it was found.
+        """
+        if self.polisher is None or _is_empty(query):
+            return estimate
+        here = replace(query, K=estimate.camera.K)
+        return _surer(estimate, self._try(self.refiner, scene, here, estimate.camera.camera_to_world[None]))
+
     def _polished(self, scene: Scene, query: Query, best: PoseEstimate) -> PoseEstimate:
         """A doubtful estimate, or what the polisher makes of it if that is surer."""
         for _ in range(_POLISHES):

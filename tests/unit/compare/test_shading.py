@@ -3,7 +3,7 @@
 
 import torch
 
-from anomalib_pose.compare.shading import relit, surface_normals
+from anomalib_pose.compare.shading import relit, surface_normals, unlit
 
 SIZE = 96
 AXIS = (torch.arange(SIZE) + 0.5) / SIZE * 2.4 - 1.2
@@ -43,6 +43,12 @@ def test_another_lamp_is_no_defect_and_a_defect_is_no_lamp():
     assert (found - query)[:, INNER].abs().mean() < 0.03 * before
     assert (found - spoilt)[defect].abs().mean() > 0.2
     assert torch.equal(found[:, ALPHA == 0], reference[:, ALPHA == 0])
+    back = unlit(*(part[None] for part in (spoilt, reference, ALPHA, POINTS)))[0]
+    kept = INNER.clone()
+    kept[defect[1:]] = False
+    assert (back - reference)[:, kept].abs().mean() < 0.03 * before
+    assert (back - reference)[defect].abs().mean() > 0.2
+    assert torch.equal(back[:, ALPHA == 0], spoilt[:, ALPHA == 0])
 
 
 def test_the_same_light_changes_nothing_and_a_few_pixels_are_left_alone():
@@ -52,3 +58,4 @@ def test_the_same_light_changes_nothing_and_a_few_pixels_are_left_alone():
     nearly_nothing = torch.zeros_like(ALPHA)
     nearly_nothing[:5, :5] = 1
     assert torch.equal(relit(1 - reference[None], reference[None], nearly_nothing[None], POINTS[None])[0], reference)
+    assert torch.equal(unlit(reference[None], 1 - reference[None], nearly_nothing[None], POINTS[None])[0], reference)

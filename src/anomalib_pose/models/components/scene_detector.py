@@ -4,13 +4,14 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomalib_pose.compare import CalibratedComparator, Comparator, FeatureExtractor, SurfaceResiduals, relit
+from anomalib_pose.compare import CalibratedComparator, Comparator, FeatureExtractor, SurfaceResiduals, relit, unlit
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
 from anomalib_pose.models.components.feature_memory import FeatureMemory
@@ -62,7 +63,8 @@ class SceneDetector(nn.Module):
         memory_patches: patches of good views that queries whose camera is doubtful are held against, and all queries
             as far as that tells artificial damage of held-out views better than the comparison does, where the
             comparator is one that is calibrated and has a network; 0 for none.
-        relight: compare queries with renderings in the queries' own light too, and take the mean of both maps.
+        relight: find the camera again in the query with its own light removed, compare it with renderings in that light
+            too, and take the mean of both maps.
     """
 
     intrinsics: Tensor
@@ -264,7 +266,13 @@ class SceneDetector(nn.Module):
             foreground: mask of the object (H, W), or None.
         """
         query = self._query(image, intrinsics, foreground)
-        return self.estimator(self.rendered, self.bank, query), query
+        estimate = self.estimator(self.rendered, self.bank, query)
+        if self.relight:
+            # another lamp's shading pulls the camera to the side
+            shown = (part[None] for part in self.render_reference(estimate.camera))
+            lit = replace(query, image=unlit(query.image[None], *shown)[0])
+            estimate = self.estimator.again(self.rendered, lit, estimate)
+        return estimate, query
 
     def forward(
         self,

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from anomalib_pose.compare import CalibratedComparator
-from anomalib_pose.geometry import Camera, view_sphere
+from anomalib_pose.compare.shading import surface_normals
+from anomalib_pose.geometry import Camera, pose_error, view_sphere
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.pose import make_estimator
 from sample_scenes import make_toy
@@ -47,3 +48,21 @@ def test_without_views_nothing_is_expected() -> None:
     assert not detector.surface.excess_square.any()
     with pytest.raises(ValueError, match="surface_views"):
         make_detector(-1)
+
+
+def test_another_lamp_does_not_move_the_camera() -> None:
+    light, colour = torch.tensor([0.8, -0.6, 0.0]), torch.tensor([1.0, 0.75, 0.5])
+    errors = []
+    for relight in (False, True):
+        detector = SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), relight=relight)
+        detector.white_background = torch.tensor(data=True)
+        detector.bank.build(detector.rendered, CAMERAS)
+        for truth in view_sphere(7, 3.0, 0.9, -0.1):
+            image, alpha, points = detector.render_reference(CAMERA.with_pose(truth))
+            shade = (0.55 + 0.45 * surface_normals(points, alpha) @ light) * colour[:, None, None]
+            estimate, query = detector.estimate(torch.lerp(image, image * shade, alpha), CAMERA.K)
+            assert query.image.shape == image.shape
+            errors.append(pose_error(estimate.camera.camera_to_world.double(), truth.double())[0])
+    before, after = torch.rad2deg(torch.stack(errors)).unflatten(0, (2, -1))
+    assert after.max() < 0.7 * before.max(), (before, after)
+    assert after.median() < 0.7 * before.median(), (before, after)
