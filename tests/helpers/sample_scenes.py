@@ -48,3 +48,22 @@ def make_toy(count: int = 1500) -> GaussianScene:
         }
     )
     return scene
+
+
+def make_ring(count: int = 1500) -> GaussianScene:
+    """A dark ring in the plane z = 0, through whose hole the background is seen."""
+    generator = torch.Generator().manual_seed(6)
+    around, across = (2 * torch.pi * torch.rand(count, generator=generator) for _ in range(2))
+    radius = 0.65 + 0.16 * across.cos()
+    means = torch.stack([radius * around.cos(), radius * around.sin(), 0.16 * across.sin()], 1)
+    scene = GaussianScene(0, "cpu")
+    scene.set_raw(
+        {
+            "means": means,
+            "quats": torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
+            "log_scales": torch.full((count, 3), -3.2),
+            "logit_opacities": torch.full((count,), 3.0),
+            "sh": ((0.2 + 0.3 * torch.rand(count, 3, generator=generator) - 0.5) / 0.28209479)[:, None],
+        }
+    )
+    return scene

@@ -3,6 +3,7 @@
 
 import torch
 from jaxtyping import Bool, Float
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,7 +22,8 @@ _FULL_TEXTURE = 0.05  # standard deviation above which a neighbourhood counts no
 def judge(scene: Scene, query: Query, camera_to_world: Float[Tensor, "4 4"]) -> tuple[float, float]:
     """Residual of the structure and overlap (intersection over union) of the silhouettes at a pose.
 
-    Where the query's foreground is unknown, the overlap is 1 if the object is in the image at all.
+    Where the query's foreground is unknown, the overlap is 1 if the object is in the image at all. Holes of silhouettes
+    are filled: a mask that was found by a white background says nothing of the background that is seen through a hole.
 
     Args:
         scene: the fitted object.
@@ -35,8 +37,13 @@ def judge(scene: Scene, query: Query, camera_to_world: Float[Tensor, "4 4"]) -> 
     else:
         object_pixels = query.foreground > OBJECT_ALPHA
         shared = drawn & object_pixels
-        overlap = float(shared.sum() / (drawn | object_pixels).sum().clamp_min(1))
+        ours, theirs = _filled(drawn), _filled(object_pixels)
+        overlap = float((ours & theirs).sum() / (ours | theirs).sum().clamp_min(1))
     return structure_residual(query.image, output.rgb.permute(2, 0, 1), shared), overlap
+
+
+def _filled(mask: Bool[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
+    return torch.from_numpy(ndimage.binary_fill_holes(mask.cpu().numpy()))
 
 
 def structure_residual(

@@ -6,17 +6,20 @@ from anomalib_pose.scene.foreground import white_foreground
 from anomalib_pose.scene.gaussian_scene import GaussianScene, scene_rasterizer
 from anomalib_pose.scene.mlp_fit import MlpFitSettings, fit_mlp
 from anomalib_pose.scene.mlp_scene import MlpScene
+from anomalib_pose.scene.nearby_views import CorrectedScene, NearbyViews
 from anomalib_pose.scene.ply import load_ply, save_ply
 from anomalib_pose.scene.protocol import PixelScene, Scene
 from anomalib_pose.scene.voxel_fit import VoxelFitSettings, fit_voxels
 from anomalib_pose.scene.voxel_scene import VoxelScene
 
 __all__ = [
+    "CorrectedScene",
     "FitResult",
     "FitSettings",
     "GaussianScene",
     "MlpFitSettings",
     "MlpScene",
+    "NearbyViews",
     "PixelScene",
     "Scene",
     "VoxelFitSettings",

@@ -7,10 +7,14 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
+WHITE_TOLERANCE = 0.01
+"""Largest distance from white, per channel, of a pixel of a white background."""
 _WHITE_BORDER = 0.9
 
 
-def white_foreground(images: Float[Tensor, "b 3 h w"], tolerance: float = 0.01) -> Float[Tensor, "b h w"] | None:
+def white_foreground(
+    images: Float[Tensor, "b 3 h w"], tolerance: float = WHITE_TOLERANCE
+) -> Float[Tensor, "b h w"] | None:
     """Masks of an object photographed on white, or None where the background is not white.
 
     The background is the white that touches the image's border, so that white parts inside the silhouette stay. It

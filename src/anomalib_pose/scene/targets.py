@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.geometry import Camera
-from anomalib_pose.scene.foreground import boundary_band
+from anomalib_pose.scene.foreground import WHITE_TOLERANCE, boundary_band
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class View:
         camera: one camera.
         image: RGB (H, W, 3), over white where ``foreground`` is known.
         foreground: mask of the object (H, W), or None.
-        band: pixels at the silhouette that may be partly covered (H, W); None if ``foreground`` is.
+        band: pixels (H, W) that may be covered partly or not at all, at the silhouette and where it is white inside of
+            it; None if ``foreground`` is.
     """
 
     camera: Camera
@@ -90,6 +91,7 @@ def make_views(
         if foreground is not None:
             soft = foreground[index]
             mask = (soft > 0).to(soft) if bool(((soft > 0) & (soft < 1)).any()) else soft
-            band = boundary_band(mask)
+            # what is white inside the silhouette is a white part, or the background seen through a hole
+            band = torch.maximum(boundary_band(mask), mask * (image > 1 - WHITE_TOLERANCE).all(0))
         views.append(View(cameras[index], image.permute(1, 2, 0).contiguous(), mask, band))
     return views

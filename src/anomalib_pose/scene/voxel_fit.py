@@ -21,7 +21,7 @@ from anomalib_pose.scene.voxel_scene import VoxelScene
 
 logger = logging.getLogger(__name__)
 
-_FIRST_DENSITY = -1.0
+_FIRST_DENSITY = -4.0  # with more, the hull's own surface takes the colours, and holes fill with fog
 _PRUNE_SHARE = 0.1  # of the steps, after which the fine grid knows what is seen
 _KEEP_DENSITY = 0.02  # optical depth of a cell below which a vertex is dropped
 _KEEP_LIGHT = 0.1  # light that a vertex gives off in all views together, below which it is dropped
@@ -137,7 +137,7 @@ class _VoxelFitter(FitLoop):
         return torch.stack(torch.meshgrid(*ticks, indexing="ij"), -1).float()
 
     def _lay(self, cell: float, hull: Bool[Tensor, "a b c"]) -> None:
-        """Begin with all vertices in the hull, half transparent."""
+        """Begin with all vertices in the hull, nearly transparent."""
         points = self._points(cell) * cell / (self.upper - self.lower)
         last = points.new_tensor(hull.shape) - 1
         where = (points * (last + 1)).long().minimum(last.long())

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_pose.pose.agreement import structure_residual
+from anomalib_pose.geometry import Camera, look_at
+from anomalib_pose.pose import Query
+from anomalib_pose.pose.agreement import judge, structure_residual
+from anomalib_pose.scene import white_foreground
+from sample_scenes import make_ring
 
 
 def pictures(seed: int = 0, height: int = 24, width: int = 40) -> torch.Tensor:
@@ -63,3 +67,17 @@ def test_a_defect_spoils_only_its_neighbourhood():
     spoiled[:, :16, :16] = 0
     everywhere = torch.ones(80, 80, dtype=torch.bool)
     assert structure_residual(spoiled, image, everywhere) < 0.1
+
+
+def test_a_hole_that_a_white_background_hides_is_no_disagreement():
+    scene = make_ring()
+    above = look_at(torch.tensor([0.0, 0.0, 3.0]), torch.zeros(3), torch.tensor([0.0, 1, 0]))
+    camera = Camera.from_fov(above, 0.7, 64, 64)
+    image = scene.render(camera, torch.ones(3)).rgb.permute(2, 0, 1).clamp(0, 1)
+    query = Query(image, camera.K, white_foreground(image[None])[0])
+    residual, overlap = judge(scene, query, above)
+    assert overlap > 0.87  # a soft edge of half a pixel; 0.72 with the hole
+    assert residual == pytest.approx(0, abs=1e-3)
+    moved = above.clone()
+    moved[0, 3] += 0.3
+    assert judge(scene, query, moved)[1] < overlap - 0.1

@@ -19,10 +19,11 @@ from anomalib_pose.scene import (
     fit_voxels,
     mlp_fit,
     voxel_fit,
+    white_foreground,
 )
 from anomalib_pose.scene.hull import object_box
 from anomalib_pose.scene.mlp_scene import RadianceMlp, _resample, encode
-from sample_scenes import make_toy
+from sample_scenes import make_ring, make_toy
 
 QUICK = VoxelFitSettings(steps=160, rays=2048)
 BRIEF = MlpFitSettings(steps=3, rays=64, samples=8, fine_samples=8, centre_steps=1)
@@ -57,6 +58,22 @@ def test_voxels_find_a_known_object(posed, fitted):
     assert (found.depth - output.depth[3])[opaque].abs().median() < 0.06  # two cells
     assert (scene.centre - make_toy().centre).norm() < 0.25  # of a body 1.6 long
     assert scene.extent == pytest.approx(make_toy().extent, rel=0.2)
+
+
+def test_a_hole_is_left_empty():
+    cameras = Camera.from_fov(view_sphere(60, 3.0), 0.75, 48, 48)
+    output = make_ring().render(cameras, torch.ones(3))
+    images = output.rgb.permute(0, 3, 1, 2).clamp(0, 1)
+    foreground = white_foreground(images)
+    assert foreground[0, 24, 24] == 1  # seen from above: white that does not touch the border
+    assert output.alpha[0, 24, 24] < 0.01
+    scene, _ = fit_voxels(images, cameras, foreground, VoxelFitSettings(steps=400, rays=2048), progress=False)
+    found = scene.render(cameras)
+    beside = torch.nn.functional.max_pool2d((output.alpha > 0.01).float(), 3, 1, 1) > 0
+    empty = ~beside & (foreground > 0)
+    assert empty.sum() > 1000
+    assert found.alpha[empty].mean() < 0.1
+    assert found.alpha[output.alpha > 0.99].mean() > 0.9
 
 
 def test_near_and_far_come_from_the_object(posed):

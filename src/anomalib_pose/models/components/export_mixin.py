@@ -18,6 +18,7 @@ from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.deploy.thresholds import ScoreMap, carry_over
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.scene_detector import SceneDetector
+from anomalib_pose.scene import GaussianScene
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +112,11 @@ class DetectorExportMixin(FeedForwardExportMixin):
                 "exported: the detector will be worse than the model.", *model.memory.trust.tolist()
             )  # fmt: skip
         height, width = model.image_size.tolist()
+        # Gaussians are drawn as they are; views that are warped are those that the model compares with
+        drawn = isinstance(model.rendered, GaussianScene) and chosen.drawn
+        scene = model.rendered if drawn else model.reference
         detector = build_detector(
-            model.rendered,
+            scene,
             model.bank.poses,
             Camera(torch.eye(4).to(model.intrinsics), model.intrinsics, width, height),
             comparator,

@@ -17,7 +17,7 @@ from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
 from anomalib_pose.models.components.feature_memory import FeatureMemory
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import judge
-from anomalib_pose.scene import Scene, white_foreground
+from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, white_foreground
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class SceneDetector(nn.Module):
             comparator is one that is calibrated and has a network; 0 for none.
         relight: find the camera again in the query with its own light removed, compare it with renderings in that light
             too, and take the mean of both maps.
+        nearby_views: training views nearest to a camera, by what they show beyond their renderings references are
+            corrected; 0 for none.
     """
 
     intrinsics: Tensor
@@ -85,13 +87,15 @@ class SceneDetector(nn.Module):
         surface_views: int = 120,
         memory_patches: int = 0,
         relight: bool = False,
+        nearby_views: int = 0,
     ) -> None:
         super().__init__()
         if holdout_every < 2:
             msg = f"holdout_every should be 2 or more, so that views are left to fit, got {holdout_every}."
             raise ValueError(msg)
-        if min(surface_views, memory_patches) < 0:
-            msg = f"surface_views and memory_patches should not be negative, got {surface_views} and {memory_patches}."
+        counts = (surface_views, memory_patches, nearby_views)
+        if min(counts) < 0:
+            msg = f"surface_views, memory_patches and nearby_views should not be negative, got {counts}."
             raise ValueError(msg)
         self.scene = scene
         self.bank = ViewBank(bank_spacing, rolls)
@@ -100,6 +104,7 @@ class SceneDetector(nn.Module):
         self.surface = SurfaceResiduals()
         self.surface_views = surface_views
         self.relight = relight
+        self.nearby = NearbyViews(nearby_views) if nearby_views else None
         self.memory = FeatureMemory(memory_patches) if memory_patches and self._extractor is not None else None
         self.holdout_every = holdout_every
         self.register_buffer("intrinsics", torch.eye(3))
@@ -117,6 +122,11 @@ class SceneDetector(nn.Module):
     def rendered(self) -> Scene:
         """The object; empty until ``fit``."""
         return cast("Scene", self.scene)
+
+    @property
+    def reference(self) -> Scene:
+        """The object as queries are compared with it, corrected by photographs from nearby if there are any."""
+        return CorrectedScene(self.rendered, self.nearby) if self.nearby is not None else self.rendered
 
     def fit(
         self,
@@ -143,6 +153,9 @@ class SceneDetector(nn.Module):
         self.intrinsics = cameras.median_intrinsics
         self.image_size = torch.tensor([cameras.height, cameras.width], device=images.device)
         self.bank.build(self.rendered, cameras)
+        if self.nearby is not None:
+            fitted = [index for index in range(count) if index not in held_out]
+            self.nearby.take(self.rendered, images[fitted], cameras[fitted])
         self._calibrate(images, cameras, foreground, held_out)
 
     def _over_white(self, images: Tensor, foreground: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -240,7 +253,7 @@ class SceneDetector(nn.Module):
         Args:
             camera: one camera.
         """
-        output = self.rendered.render(camera, torch.ones(3, device=camera.K.device))
+        output = self.reference.render(camera, torch.ones(3, device=camera.K.device))
         return output.rgb.permute(2, 0, 1).clamp(0, 1), output.alpha, camera.unproject(output.depth)
 
     def _query(self, image: Tensor, intrinsics: Tensor | None, foreground: Tensor | None) -> Query:

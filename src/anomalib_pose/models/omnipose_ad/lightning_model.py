@@ -48,6 +48,9 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         memory_patches: patches of good views that queries whose camera is doubtful are held against, as PatchCore does,
             and all queries where that tells artificial damage of held-out views better than the comparison does; needs
             a backbone; 0 for none, as in the paper.
+        nearby_views: training views nearest to a camera, by what they show beyond the field's renderings references are
+            corrected: the grid is softer than they are, and its colours do not depend on the direction. Checkpoints
+            hold these views. 0 for none, as in the paper; for ``"mlp"`` all of them would have to be rendered.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.
         pre_processor: see ``AnomalibModule``. A resize belongs into the datamodule, which scales the intrinsics too.
@@ -76,6 +79,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         holdout_every: int = 10,
         surface_views: int = 120,
         memory_patches: int = 1000,
+        nearby_views: int = 3,
         fit_checkpoint: str = "",
         seed: int = 0,
         pre_processor: nn.Module | bool = True,
@@ -101,6 +105,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             holdout_every=holdout_every,
             surface_views=surface_views,
             memory_patches=memory_patches,
+            nearby_views=nearby_views,
         )
 
     def fit_scene(self) -> FieldFit:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Renderings with what photographs from nearby show beyond them."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_pose.geometry import Camera
+from anomalib_pose.render import RenderOutput
+from anomalib_pose.scene.protocol import Scene
+
+_LEVELS = 127  # of a difference in [-1, 1]; half of one is less than what a photograph of 8 bits resolves
+_OPAQUE = 0.5
+_MARGIN = 2  # pixels around the object that are kept
+_SAME_POSE = 1e-5
+_SAME_SURFACE = 0.03  # of the depth; what is farther apart is another surface
+_NEAREST = 1e-4  # keeps a view from the very direction from having all the weight
+
+
+class NearbyViews(nn.Module):
+    """What photographs show beyond the renderings of a scene at their poses, to be added where a camera is near.
+
+    A fitted scene is softer than photographs, and its gloss is a mean over directions. From a camera nearby the same is
+    missing: the surface points that a rendering shows are looked up in the differences between the nearest photographs
+    and their renderings, where those see the same surface, and the mean, weighted by nearness of the direction, is
+    added (image-based rendering; Debevec et al. 1996 do the same with a model's texture).
+
+    Buffers: differences (V, 3, h, w) in steps of 1 / 127, of the part of the images that shows the object; depths
+    (V, h, w), 0 where it is not; camera_to_world (V, 4, 4); intrinsics (V, 3, 3) of that part; centre (3,).
+
+    Args:
+        count: photographs that a rendering is corrected by.
+    """
+
+    differences: Tensor
+    depths: Tensor
+    camera_to_world: Tensor
+    intrinsics: Tensor
+    centre: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        if count < 1:
+            msg = f"A rendering is corrected by one photograph or more, got count={count}."
+            raise ValueError(msg)
+        self.count = count
+        self.register_buffer("differences", torch.zeros(0, 3, 1, 1, dtype=torch.int8))
+        self.register_buffer("depths", torch.zeros(0, 1, 1, dtype=torch.float16))
+        self.register_buffer("camera_to_world", torch.zeros(0, 4, 4))
+        self.register_buffer("intrinsics", torch.zeros(0, 3, 3))
+        self.register_buffer("centre", torch.zeros(3))
+
+    def __len__(self) -> int:
+        """Number of photographs."""
+        return len(self.differences)
+
+    @torch.no_grad()
+    def take(self, scene: Scene, images: Float[Tensor, "c 3 h w"], cameras: Camera) -> None:
+        """Keep what photographs show beyond the scene.
+
+        Args:
+            scene: fitted to them.
+            images: RGB in [0, 1], over white where the foreground is known.
+            cameras: C of them.
+        """
+        differences, depths = [], []
+        for index, image in enumerate(images):
+            output = scene.render(cameras[index], torch.ones(3).to(image))
+            opaque = output.alpha > _OPAQUE
+            beyond = (image - output.rgb.permute(2, 0, 1).clamp(0, 1)) * opaque
+            differences.append((beyond * _LEVELS).round().to(torch.int8))
+            depths.append(torch.where(opaque, output.depth, 0).half())
+        shown = torch.stack(depths)
+        rows, columns = (_extent((shown > 0).any(0).any(axis)) for axis in (1, 0))
+        self.differences = torch.stack(differences)[..., rows, columns].contiguous()
+        self.depths = shown[..., rows, columns].contiguous()
+        self.camera_to_world, self.intrinsics = cameras.camera_to_world.clone(), cameras.K.clone()
+        self.intrinsics[:, :2, 2] -= self.intrinsics.new_tensor([columns.start, rows.start])
+        self.centre = scene.centre.clone()
+
+    @torch.no_grad()
+    def corrected(self, output: RenderOutput, camera: Camera) -> RenderOutput:
+        """A rendering with what the nearest photographs show beyond theirs.
+
+        A photograph from the very pose is left out: what is measured on good views that were fitted is to hold for
+        queries.
+
+        Args:
+            output: colour (H, W, 3), depth and alpha (H, W) as the camera sees the scene.
+            camera: one camera.
+        """
+        shown = output.alpha > _OPAQUE
+        near = self._nearest(camera)
+        if not len(near) or not bool(shown.any()):
+            return output
+        points = camera.unproject(output.depth)[shown]
+        total, weights = points.new_zeros(3, len(points)), points.new_full((len(points),), 1e-6)
+        direction = F.normalize(camera.centre - self.centre, dim=0)
+        for index in near:
+            away = 1 - F.normalize(self.camera_to_world[index, :3, 3] - self.centre, dim=0) @ direction
+            difference, seen = self._look_up(index, points)
+            weight = seen / (away + _NEAREST)
+            total += weight * difference
+            weights += weight
+        rgb = output.rgb.clone()
+        rgb[shown] += output.alpha[shown][:, None] * (total / weights).T
+        return replace(output, rgb=rgb)
+
+    def _nearest(self, camera: Camera) -> list[int]:
+        """Photographs from the most similar directions, the nearest first."""
+        mine, theirs = camera.centre - self.centre, self.camera_to_world[:, :3, 3] - self.centre
+        away = 1 - F.normalize(theirs, dim=1) @ F.normalize(mine, dim=0)
+        same = (self.camera_to_world - camera.camera_to_world).abs().flatten(1).amax(1) < _SAME_POSE
+        order = torch.where(same, torch.inf, away).argsort(stable=True)
+        return order[: min(self.count, len(self) - int(same.sum()))].tolist()
+
+    def _look_up(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "3 n"], Float[Tensor, "n"]]:
+        """Differences of a photograph at surface points, and 1 where it shows them."""
+        height, width = self.depths.shape[-2:]
+        view = Camera(self.camera_to_world[index], self.intrinsics[index], width, height)
+        uv, depth = view.project(points)
+        places = (2 * uv / uv.new_tensor([width, height]) - 1)[None, None]
+        difference = F.grid_sample(self.differences[index][None].to(points) / _LEVELS, places, align_corners=False)
+        surface = F.grid_sample(self.depths[index][None, None].to(points), places, "nearest", align_corners=False)
+        same = _is_same(surface[0, 0, 0], depth)
+        return difference[0, :, 0], same.to(points)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Let a checkpoint decide how many photographs there are, and of which size."""
+        for name in ("differences", "depths", "camera_to_world", "intrinsics"):
+            loaded = state_dict.get(prefix + name)
+            if isinstance(loaded, Tensor) and loaded.ndim == getattr(self, name).ndim:
+                setattr(self, name, torch.empty_like(loaded, device=self.centre.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _is_same(surface: Float[Tensor, "n"], depth: Float[Tensor, "n"]) -> Bool[Tensor, "n"]:
+    return (surface > 0) & ((depth - surface).abs() < _SAME_SURFACE * depth)
+
+
+def _extent(occupied: Bool[Tensor, "n"]) -> slice:
+    """From the first to the last that is occupied, with a margin; all if none is."""
+    found = occupied.nonzero().flatten().tolist()
+    if not found:
+        return slice(0, len(occupied))
+    return slice(max(0, found[0] - _MARGIN), min(len(occupied), found[-1] + 1 + _MARGIN))
+
+
+@dataclass(frozen=True)
+class CorrectedScene:
+    """A scene whose renderings have what photographs from nearby show beyond them.
+
+    Args:
+        scene: the fitted object.
+        nearby: the photographs.
+    """
+
+    scene: Scene
+    nearby: NearbyViews
+
+    @property
+    def centre(self) -> Tensor:
+        """See ``Scene``."""
+        return self.scene.centre
+
+    @property
+    def extent(self) -> float:
+        """See ``Scene``."""
+        return self.scene.extent
+
+    def render(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
+        """Images of the object; see ``Scene``."""
+        output = self.scene.render(cameras, background)
+        if not cameras.batch_shape:
+            return self.nearby.corrected(output, cameras)
+        single = [self.nearby.corrected(output[index], cameras[index]) for index in range(len(cameras))]
+        return replace(output, rgb=torch.stack([one.rgb for one in single]))

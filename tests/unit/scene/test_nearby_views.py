@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A spot that only photographs show appears in renderings from elsewhere, where the surface is seen that bears it."""
+
+import pytest
+import torch
+
+from anomalib_pose.geometry import Camera, view_sphere
+from anomalib_pose.render import RenderOutput
+from anomalib_pose.scene import CorrectedScene, NearbyViews
+from sample_scenes import make_toy
+
+SIZE = 64
+CAMERA = Camera.from_fov(torch.eye(4), 0.7, SIZE, SIZE)
+CAMERAS = CAMERA.with_pose(view_sphere(200, 3.0))
+QUERIES = CAMERA.with_pose(view_sphere(9, 3.0, 1.2, -1.1))
+SPOT = torch.tensor([0.1, 0.9, 0.1])
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return make_toy()
+
+
+@pytest.fixture(scope="module")
+def place(scene) -> torch.Tensor:
+    output = scene.render(CAMERAS[7], torch.ones(3))
+    return CAMERAS[7].unproject(output.depth)[SIZE // 2, SIZE // 2]
+
+
+def spotted(output: RenderOutput, camera: Camera, place: torch.Tensor) -> torch.Tensor:
+    """What a photograph of the object with a soft spot on its surface shows (H, W, 3)."""
+    away = (camera.unproject(output.depth) - place).norm(dim=-1)
+    share = torch.exp(-((away / 0.3) ** 2)) * (output.alpha > 0.5)
+    return torch.lerp(output.rgb, SPOT.expand_as(output.rgb), share[..., None])
+
+
+@pytest.fixture(scope="module")
+def nearby(scene, place) -> NearbyViews:
+    photographs = [spotted(scene.render(CAMERAS[i], torch.ones(3)), CAMERAS[i], place) for i in range(len(CAMERAS))]
+    views = NearbyViews(3)
+    views.take(scene, torch.stack(photographs).permute(0, 3, 1, 2).clamp(0, 1), CAMERAS)
+    return views
+
+
+def test_renderings_get_what_photographs_show_and_nothing_where_it_is_hidden(scene, place, nearby):
+    sides = {True: 0, False: 0}
+    for index in range(len(QUERIES)):
+        output = scene.render(QUERIES[index], torch.ones(3))
+        truth = spotted(output, QUERIES[index], place)
+        found = CorrectedScene(scene, nearby).render(QUERIES[index], torch.ones(3)).rgb
+        before, after = (torch.linalg.norm(image - truth) for image in (output.rgb, found))
+        if before > 3:
+            assert after < 0.4 * before, (index, before, after)
+        elif before < 0.1:
+            assert after < 0.2
+        sides[bool(before > 3)] += 1
+    assert min(sides.values()) > 1
+
+
+def test_several_cameras_are_corrected_one_by_one(scene, nearby):
+    shown = CorrectedScene(scene, nearby)
+    together = shown.render(QUERIES, torch.ones(3))
+    torch.testing.assert_close(together.rgb[2], shown.render(QUERIES[2], torch.ones(3)).rgb)
+    assert torch.equal(shown.centre, scene.centre)
+    assert shown.extent == scene.extent
+
+
+def test_a_photograph_does_not_correct_its_own_rendering(scene, place):
+    output = scene.render(CAMERAS[7], torch.ones(3))
+    alone = NearbyViews(3)
+    alone.take(scene, spotted(output, CAMERAS[7], place).permute(2, 0, 1)[None], CAMERAS[7:8])
+    assert torch.equal(alone.corrected(output, CAMERAS[7]).rgb, output.rgb)
+    neighbour = CAMERAS[int((CAMERAS.centre @ CAMERAS.centre[7]).topk(2).indices[1])]
+    beside = scene.render(neighbour)
+    assert not torch.equal(alone.corrected(beside, neighbour).rgb, beside.rgb)
+
+
+def test_only_the_object_is_kept_and_a_checkpoint_keeps_it(scene, nearby):
+    assert nearby.depths.shape[-1] < SIZE
+    fresh = NearbyViews(3)
+    fresh.load_state_dict(nearby.state_dict())
+    output = scene.render(QUERIES[1], torch.ones(3))
+    assert torch.equal(fresh.corrected(output, QUERIES[1]).rgb, nearby.corrected(output, QUERIES[1]).rgb)
+    with pytest.raises(ValueError, match="count=0"):
+        NearbyViews(0)
