@@ -22,22 +22,30 @@ class SurfaceResiduals(nn.Module):
     The maps of good views are collected in the cells of a cube around the object: e is their root mean square. Where
     the surface point that a pixel shows is worse than the median, the query's map is divided by how much worse:
 
-    .. math:: m / \max(1, e / \mathrm{median}(e))
+    .. math:: m / \max(1, e / \mathrm{median}(e))^s
 
     Other places keep what they have: a defect counts no more on a surface that is rendered well. Between the centres of
     the cells is interpolated. Until it is fitted it changes nothing.
 
     Args:
         cells: along each side of the cube.
+        strength: the exponent s; less than 1 where queries are lit otherwise, and gloss lies elsewhere than it did.
+
+    Raises:
+        ValueError: if the strength is negative.
     """
 
     excess_square: Tensor
     corner: Tensor
     cell: Tensor
 
-    def __init__(self, cells: int = 64) -> None:
+    def __init__(self, cells: int = 64, strength: float = 1.0) -> None:
         super().__init__()
+        if strength < 0:
+            msg = f"strength should not be negative, got {strength}."
+            raise ValueError(msg)
         self.cells = cells
+        self.strength = strength
         self.register_buffer("excess_square", torch.zeros(cells**3))
         self.register_buffer("corner", torch.zeros(3))
         self.register_buffer("cell", torch.ones(()))
@@ -107,7 +115,7 @@ class SurfaceResiduals(nn.Module):
         excess = torch.zeros_like(anomaly_map)
         for index, weight in self._corners(points):
             excess = excess + self.excess_square[index] * weight
-        return anomaly_map / torch.where(alpha > _SEEN, excess, 0).clamp(min=1).sqrt()
+        return anomaly_map / torch.where(alpha > _SEEN, excess, 0).clamp(min=1).pow(self.strength / 2)
 
     def _corners(self, points: Float[Tensor, "*n 3"]) -> Iterable[tuple[Int[Tensor, "*n"], Float[Tensor, "*n"]]]:
         """The eight cells around each point with their weights of trilinear interpolation."""

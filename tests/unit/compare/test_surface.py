@@ -65,6 +65,17 @@ def test_divides_by_the_excess_between_the_cells() -> None:
     torch.testing.assert_close(surface(anomaly_map, points, alpha), expected.float(), rtol=1e-4, atol=1e-5)
 
 
+def test_half_the_strength_divides_by_the_root() -> None:
+    whole, half = fitted(), SurfaceResiduals(CELLS, 0.5)
+    half.load_state_dict(whole.state_dict())
+    anomaly_map, points, alpha = (part[None] for part in random_views(1)[0])
+    quotient = anomaly_map / whole(anomaly_map, points, alpha)
+    assert quotient.max() > 1.05
+    torch.testing.assert_close(half(anomaly_map, points, alpha), anomaly_map / quotient.sqrt())
+    with pytest.raises(ValueError, match="strength should not be negative, got -1"):
+        SurfaceResiduals(strength=-1.0)
+
+
 def test_needs_views_that_show_the_object() -> None:
     anomaly_map, points, _ = random_views(1)[0]
     with pytest.raises(ValueError, match="good views"):

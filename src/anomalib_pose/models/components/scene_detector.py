@@ -60,6 +60,7 @@ class SceneDetector(nn.Module):
         rolls: turns about the optical axis that the pose search starts from; see ``ViewBank``.
         surface_views: training views whose anomaly maps say what to expect of each place of the surface, where the
             comparator is one that is calibrated; 0 for none.
+        surface_strength: see ``SurfaceResiduals``.
         memory_patches: patches of good views that queries whose camera is doubtful are held against, and all queries
             as far as that tells artificial damage of held-out views better than the comparison does, where the
             comparator is one that is calibrated and has a network; 0 for none.
@@ -85,6 +86,7 @@ class SceneDetector(nn.Module):
         holdout_every: int = 10,
         rolls: int = 1,
         surface_views: int = 120,
+        surface_strength: float = 1.0,
         memory_patches: int = 0,
         relight: bool = False,
         nearby_views: int = 0,
@@ -101,7 +103,7 @@ class SceneDetector(nn.Module):
         self.bank = ViewBank(bank_spacing, rolls)
         self.estimator = estimator
         self.comparator = comparator
-        self.surface = SurfaceResiduals()
+        self.surface = SurfaceResiduals(strength=surface_strength)
         self.surface_views = surface_views
         self.relight = relight
         self.nearby = NearbyViews(nearby_views) if nearby_views else None

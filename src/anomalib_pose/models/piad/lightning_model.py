@@ -51,8 +51,10 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         second_weights_path: file with its weights; empty to let timm download them once.
         reflectance_weights_path: file of the published decomposition network; empty for the closed form.
         holdout_every: every n-th training view is kept from the fit to calibrate with.
-        surface_views: training views that tell the comparison what to expect of each place of the surface, 120 in
-            SplatPose; 0 for none: in another light it is elsewhere that renderings fail.
+        surface_views: training views that tell the comparison what to expect of each place of the surface; 0 for none.
+            The papers' comparisons do without.
+        surface_strength: how far that is followed, as an exponent, 1 in SplatPose: in another light renderings fail
+            elsewhere too.
         memory_patches: patches of good views that queries whose camera is doubtful are held against, 1000 in SplatPose;
             0 for none: in another light everything is far from what is remembered.
         relight: compare queries with renderings in the queries' own light too, by a low-frequency shading of the
@@ -87,7 +89,8 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         second_weights_path: str = "",
         reflectance_weights_path: str = "",
         holdout_every: int = 10,
-        surface_views: int = 0,
+        surface_views: int = 120,
+        surface_strength: float = 0.5,
         memory_patches: int = 0,
         relight: bool = True,
         rasterizer: str = "auto",
@@ -118,6 +121,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             rolls=rolls,
             holdout_every=holdout_every,
             surface_views=surface_views,
+            surface_strength=surface_strength,
             memory_patches=memory_patches,
             relight=relight,
         )
