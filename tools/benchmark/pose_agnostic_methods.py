@@ -56,6 +56,7 @@ METHODS = {
     "splatpose_paper": Method("SplatPose, paper's preset", comparison={"name": "paper"}, needs_network=True),
     "splatpose_no_surface": _changed("whole surface alike", surface_views=0),
     "splatpose_no_memory": _changed("no memory", memory_patches=0),
+    "splatpose_nearby": _changed("references corrected by photographs from nearby", nearby_views=3),
     "splatpose_one_start": _changed("one start", starts=1),
     "splatpose_paper_comparison": _compared("paper's comparison", name="paper", needs_network=True),
     "splatpose_no_own_level": _compared("not against its own level", self_normalisation=0.0),
