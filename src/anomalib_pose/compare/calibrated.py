@@ -26,6 +26,7 @@ from anomalib_pose.compare.maps import (
 COLOUR_SCALE, STRUCTURE_SCALE, REFLECTANCE_SCALE, FEATURE_SCALE = 0.03, 0.02, 0.05, 0.1
 """Spread of the residuals that stands until the calibration, about what good views show."""
 
+_SAME_COLOUR = 0.05  # difference of a channel above which a pixel surely shows something else
 _DARK = 0.05  # a larger offset of the reflectance than published: noise in the dark is not colour
 
 
@@ -254,7 +255,7 @@ class CalibratedComparator(nn.Module):
             root = (deviations.sqrt() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
             deviations = deviations / (1 + self.self_normalisation * root.square())[:, :, None, None]
         total = torch.einsum("blhw,l->bhw", deviations, deviations.new_tensor(self.weights))
-        return gaussian_blur(total, self.blur_sigma)
+        return gaussian_blur(total * _shown(query, reference, alpha), self.blur_sigma)
 
     def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:
         """Mean of the largest ``top_fraction`` of pixels.
@@ -285,6 +286,15 @@ def _weights(
             raise ValueError(msg)
         parts += [weight / sum(features) * mix * share for weight in features]
     return tuple(parts)
+
+
+def _shown(query: Tensor, reference: Tensor, alpha: Tensor) -> Float[Tensor, "b h w"]:
+    """0 where both images show nothing but the same background, 1 where one of them shows anything.
+
+    Features see what is around them: without this, what differs at the rim of a hole would be found in its middle.
+    """
+    differs = ((query - reference).abs().amax(1) / _SAME_COLOUR).clamp(0, 1)
+    return 1 - (1 - (2 * alpha).clamp(0, 1)) * (1 - differs)
 
 
 def _lab(image: Tensor) -> Tensor:

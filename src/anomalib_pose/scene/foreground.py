@@ -10,6 +10,9 @@ from torch import Tensor
 WHITE_TOLERANCE = 0.01
 """Largest distance from white, per channel, of a pixel of a white background."""
 _WHITE_BORDER = 0.9
+_PURE = 1 - 0.5 / 255
+_HOLE = 5e-4  # of the image's pixels; what is smaller is as likely a highlight
+_PURE_SHARE = 0.6  # of a region inside the silhouette that is a hole; its rim may be mixed with what is around
 
 
 def white_foreground(
@@ -17,8 +20,9 @@ def white_foreground(
 ) -> Float[Tensor, "b h w"] | None:
     """Masks of an object photographed on white, or None where the background is not white.
 
-    The background is the white that touches the image's border, so that white parts inside the silhouette stay. It
-    counts as white if nine tenths of the border pixels of the images are within ``tolerance`` of white.
+    The background is the white that touches the image's border, and what is seen of it through holes: larger regions of
+    pure white. White parts inside the silhouette stay, for they are shaded somewhere, and so do highlights. The
+    background counts as white if nine tenths of the border pixels of the images are within ``tolerance`` of white.
 
     Args:
         images: RGB in [0, 1].
@@ -29,10 +33,13 @@ def white_foreground(
     if float(border.float().mean()) < _WHITE_BORDER:
         return None
     masks = []
-    for plane in white.cpu().numpy():
-        regions, _ = ndimage.label(plane)
+    for plane, pure in zip(white.cpu().numpy(), (images > _PURE).all(1).cpu().numpy(), strict=True):
+        regions, count = ndimage.label(plane)
         touching = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
-        masks.append(~np.isin(regions, touching[touching > 0]))
+        numbers = np.arange(1, count + 1)
+        purity, size = ndimage.mean(pure, regions, numbers), ndimage.sum(plane, regions, numbers)
+        holes = numbers[(np.asarray(purity) > _PURE_SHARE) & (np.asarray(size) > _HOLE * plane.size)]
+        masks.append(~np.isin(regions, np.union1d(touching[touching > 0], holes)))
     return torch.from_numpy(np.stack(masks)).to(images)
 
 

@@ -45,7 +45,7 @@ class VoxelFitSettings:
         seed: of everything random.
     """
 
-    steps: int = 1500
+    steps: int = 3000
     rays: int = 8192
     cell: float = 1.0
     max_resolution: int = 256

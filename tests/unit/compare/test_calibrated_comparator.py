@@ -225,3 +225,17 @@ def test_two_networks_are_experts_of_one_sum():
         maps.append(comparator(*_pairs([20, 21])))
     assert (maps[1] - maps[2]).abs().max() > 0.1
     torch.testing.assert_close(maps[0], 0.75 * maps[1] + 0.25 * maps[2], rtol=1e-4, atol=1e-4)
+
+
+def test_background_that_is_seen_in_both_images_has_no_defect():
+    torch.manual_seed(0)
+    comparator = _comparator(TINY)
+    query, reference, alpha = _pairs([3])
+    hole = np.s_[..., 44:74, 46:76]
+    query[hole], reference[hole], alpha[hole] = 1.0, 1.0, 0.0
+    query[..., 40:44, 46:76] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]  # the upper part of the rim
+    anomaly_map = comparator(query, reference, alpha)[0]
+    assert anomaly_map.max() == anomaly_map[38:46, 44:78].max()
+    assert anomaly_map[54:66, 56:66].max() < 1e-3 * anomaly_map.max()
+    query[..., 56:62, 58:64] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]  # something hangs in the hole
+    assert comparator(query, reference, alpha)[0][56:62, 58:64].mean() > 0.1 * anomaly_map.max()

@@ -56,12 +56,16 @@ def test_colours_of_points_are_those_of_their_pixels():
     torch.testing.assert_close(colours, torch.tensor([[0.25, 0.0, 0.75]]).expand(5, 3))
 
 
-def test_white_foreground_keeps_white_inside_the_silhouette():
-    image = torch.ones(1, 3, 20, 20)
-    image[:, :, 5:15, 5:15] = 0.2
-    image[:, :, 8:12, 8:12] = 1.0  # a white part of the object
-    expected = torch.zeros(1, 20, 20)
-    expected[:, 5:15, 5:15] = 1
+def test_white_foreground_keeps_white_parts_and_opens_holes():
+    image = torch.ones(1, 3, 60, 60)
+    image[:, :, 5:55, 5:55] = 0.2
+    image[:, :, 8:12, 8:22] = torch.linspace(0.991, 1, 14)  # a white part of the object
+    image[:, :, 20:30, 20:30] = 1.0
+    image[:, :, 40, 40] = 1.0  # a highlight
+    image[:, :, 20, 20:30] = 0.995  # the rim of the hole is mixed with what is around it
+    expected = torch.zeros(1, 60, 60)
+    expected[:, 5:55, 5:55] = 1
+    expected[:, 20:30, 20:30] = 0
     torch.testing.assert_close(white_foreground(image), expected)
     assert white_foreground(torch.full((1, 3, 20, 20), 0.5)) is None
 

@@ -21,7 +21,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
     ``configs/paper/omniposead_mad.yaml`` holds the paper's settings; the defaults are ours.
 
     Args:
-        field: ``"grid"``: density and colour on a sparse grid, fitted in a minute or two; ``"mlp"``: the paper's two
+        field: ``"grid"``: density and colour on a sparse grid, fitted in minutes; ``"mlp"``: the paper's two
             networks, for which ``steps`` should be 200000 and a GPU at hand.
         steps: optimiser steps of the fit.
         refiner: ``"gauss_newton"``: direct alignment; ``"inerf"``: the paper's; ``"adam"``: SplatPose's.
@@ -62,7 +62,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
     def __init__(
         self,
         field: str = "grid",
-        steps: int = 1500,
+        steps: int = 3000,
         refiner: str = "gauss_newton",
         refiner_steps: int = 300,
         starts: int = 3,
