@@ -57,8 +57,9 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             elsewhere too.
         memory_patches: patches of good views that queries whose camera is doubtful are held against, 1000 in SplatPose;
             0 for none: in another light everything is far from what is remembered.
-        relight: compare queries with renderings in the queries' own light too, by a low-frequency shading of the
-            surface's normals, and take the mean of both maps; not in the paper.
+        relight: find the camera again in the query with its own light removed, a low-frequency shading of the surface's
+            normals, compare the query with renderings in that light too, and take the mean of both maps; not in the
+            paper.
         rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.
