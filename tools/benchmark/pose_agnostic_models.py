@@ -122,6 +122,11 @@ class KnownPose(nn.Module):
         del scene, bank
         return PoseEstimate(query.camera(self.camera_to_world.to(query.K)), 0.0, 1.0, converged=True, n_renders=0)
 
+    def again(self, scene: nn.Module, query: Query, estimate: PoseEstimate) -> PoseEstimate:
+        """The same estimate."""
+        del scene, query
+        return estimate
+
 
 class KeptFit:
     """Fits a scene, or takes it from a file where the same fit of the same images was kept: ablations share the scene.
