@@ -16,7 +16,7 @@ from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
 from anomalib_pose.models.components.feature_memory import FeatureMemory
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
-from anomalib_pose.pose.agreement import judge
+from anomalib_pose.pose.agreement import OBJECT_ALPHA, judge
 from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, white_foreground
 
 logger = logging.getLogger(__name__)
@@ -238,11 +238,14 @@ class SceneDetector(nn.Module):
             cameras: of the images.
         """
         count = min(self.surface_views, len(images))
-        if not count:
+        chosen = torch.linspace(0, len(images) - 1, count).round().long().tolist()
+        if not any(bool((self.render_reference(cameras[index])[1] > OBJECT_ALPHA).any()) for index in chosen):
+            if count:
+                logger.warning("The scene is transparent in all of %d views: it takes more steps to fit.", count)
             return
 
         def collected() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for index in torch.linspace(0, len(images) - 1, count).round().long().tolist():
+            for index in chosen:
                 reference, alpha, points = self.render_reference(cameras[index])
                 yield self._map(images[index][None], reference[None], alpha[None], points[None])[0], points, alpha
 

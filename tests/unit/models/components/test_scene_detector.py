@@ -50,6 +50,14 @@ def test_without_views_nothing_is_expected() -> None:
         make_detector(-1)
 
 
+def test_a_transparent_scene_is_reported(caplog) -> None:
+    detector = make_detector(8)
+    detector.scene.set_raw({**dict(detector.scene.named_buffers()), "logit_opacities": torch.full((1500,), -9.0)})
+    detector.calibrate_surface(torch.ones(24, 3, SIZE, SIZE), CAMERAS)
+    assert "transparent in all of 8 views" in caplog.text
+    assert not detector.surface.fitted
+
+
 def test_another_lamp_does_not_move_the_camera() -> None:
     light, colour = torch.tensor([0.8, -0.6, 0.0]), torch.tensor([1.0, 0.75, 0.5])
     errors = []
