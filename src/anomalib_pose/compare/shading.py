@@ -52,7 +52,7 @@ def relit(
         alpha: opacity of the object.
         points: of the surface that pixels show, any frame.
     """
-    shades = torch.stack([_shades(*parts) for parts in zip(query, reference, alpha, points, strict=True)])
+    shades = _shades(query, reference, alpha, points)
     return torch.lerp(reference, (reference * shades).clamp(0, 1), alpha[:, None])
 
 
@@ -71,11 +71,16 @@ def unlit(
         alpha: see ``relit``.
         points: see ``relit``.
     """
-    shades = torch.stack([_shades(*parts) for parts in zip(query, reference, alpha, points, strict=True)])
+    shades = _shades(query, reference, alpha, points)
     return torch.lerp(query, (query / shades).clamp(0, 1), alpha[:, None])
 
 
-def _shades(query: Tensor, reference: Tensor, alpha: Tensor, points: Tensor) -> Float[Tensor, "3 h w"]:
+def _shades(*images: Tensor) -> Float[Tensor, "b 3 h w"]:
+    """What renderings are multiplied by to look like their photographs; takes what ``relit`` takes."""
+    return torch.stack([_shade(*parts) for parts in zip(*images, strict=True)])
+
+
+def _shade(query: Tensor, reference: Tensor, alpha: Tensor, points: Tensor) -> Float[Tensor, "3 h w"]:
     """What a rendering is multiplied by to look like the photograph; 1 where the object has a few pixels only."""
     inside = alpha > 0.9
     if int(inside.sum()) < MIN_PIXELS:

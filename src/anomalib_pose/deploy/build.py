@@ -51,7 +51,7 @@ def build_detector(
     """
     window = find_window(scene, poses, camera)
     height, width = window.pixels(camera, settings.size)
-    drawn = scene if isinstance(scene, GaussianScene) and settings.drawn else None
+    drawn = drawn_scene(scene, settings)
     count, sh_degree = (0, 0) if drawn is None else (len(drawn), drawn.sh_degree)
     megabytes = check_size(settings, height, width, count, sh_degree)
     chosen = spread_poses(poses, scene.centre.to(poses), settings.views)
@@ -73,6 +73,16 @@ def build_detector(
         scale = float((compared.K.diagonal() / camera.K.diagonal())[:2].mean())
         drawing = _drawing(drawn, bank, compared.with_pose(chosen), settings.neighbours, scale, progress)
     return FeedForwardDetector(bank, comparator, window, settings, drawing, white_background=white_background).eval()
+
+
+def drawn_scene(scene: Scene, settings: DetectorSettings) -> GaussianScene | None:
+    """The scene if a detector draws its Gaussians, None if it warps views of the bank.
+
+    Args:
+        scene: the fitted object.
+        settings: of the detector.
+    """
+    return scene if isinstance(scene, GaussianScene) and settings.drawn else None
 
 
 def _drawing(

@@ -104,17 +104,20 @@ class PoseEstimator(nn.Module):
         """
         if self.polisher is None or _is_empty(query):
             return estimate
-        here = replace(query, K=estimate.camera.K)
-        return _surer(estimate, self._try(self.refiner, scene, here, estimate.camera.camera_to_world[None]))
+        return self._improved(self.refiner, scene, query, estimate)
 
     def _polished(self, scene: Scene, query: Query, best: PoseEstimate) -> PoseEstimate:
         """A doubtful estimate, or what the polisher makes of it if that is surer."""
         for _ in range(_POLISHES):
             if self.polisher is None or best.confidence >= self.retry_below:
                 break
-            here = replace(query, K=best.camera.K)
-            best = _surer(best, self._try(self.polisher, scene, here, best.camera.camera_to_world[None]))
+            best = self._improved(self.polisher, scene, query, best)
         return best
+
+    def _improved(self, refiner: Refiner, scene: Scene, query: Query, best: PoseEstimate) -> PoseEstimate:
+        """An estimate, or what a refiner makes of it if that is surer."""
+        here = replace(query, K=best.camera.K)
+        return _surer(best, self._try(refiner, scene, here, best.camera.camera_to_world[None]))
 
     def _try(self, refiner: Refiner, scene: Scene, query: Query, starts: Tensor) -> PoseEstimate:
         found = refiner(scene, query, starts)

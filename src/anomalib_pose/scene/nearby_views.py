@@ -94,14 +94,11 @@ class NearbyViews(nn.Module):
             camera: one camera.
         """
         shown = output.alpha > _OPAQUE
-        near = self._nearest(camera)
-        if not len(near) or not bool(shown.any()):
+        if not bool(shown.any()):
             return output
         points = camera.unproject(output.depth)[shown]
         total, weights = points.new_zeros(3, len(points)), points.new_full((len(points),), 1e-6)
-        direction = F.normalize(camera.centre - self.centre, dim=0)
-        for index in near:
-            away = 1 - F.normalize(self.camera_to_world[index, :3, 3] - self.centre, dim=0) @ direction
+        for index, away in self._nearest(camera):
             difference, seen = self._look_up(index, points)
             weight = seen / (away + _NEAREST)
             total += weight * difference
@@ -110,13 +107,14 @@ class NearbyViews(nn.Module):
         rgb[shown] += output.alpha[shown][:, None] * (total / weights).T
         return replace(output, rgb=rgb)
 
-    def _nearest(self, camera: Camera) -> list[int]:
-        """Photographs from the most similar directions, the nearest first."""
+    def _nearest(self, camera: Camera) -> list[tuple[int, float]]:
+        """Photographs from the most similar directions, the nearest first, and one minus the cosine between them."""
         mine, theirs = camera.centre - self.centre, self.camera_to_world[:, :3, 3] - self.centre
         away = 1 - F.normalize(theirs, dim=1) @ F.normalize(mine, dim=0)
         same = (self.camera_to_world - camera.camera_to_world).abs().flatten(1).amax(1) < _SAME_POSE
-        order = torch.where(same, torch.inf, away).argsort(stable=True)
-        return order[: min(self.count, len(self) - int(same.sum()))].tolist()
+        away, order = torch.where(same, torch.inf, away).sort(stable=True)
+        count = min(self.count, len(self) - int(same.sum()))
+        return list(zip(order[:count].tolist(), away[:count].tolist(), strict=True))
 
     def _look_up(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "3 n"], Float[Tensor, "n"]]:
         """Differences of a photograph at surface points, and 1 where it shows them."""
@@ -126,7 +124,8 @@ class NearbyViews(nn.Module):
         places = (2 * uv / uv.new_tensor([width, height]) - 1)[None, None]
         difference = F.grid_sample(self.differences[index][None].to(points) / _LEVELS, places, align_corners=False)
         surface = F.grid_sample(self.depths[index][None, None].to(points), places, "nearest", align_corners=False)
-        same = _is_same(surface[0, 0, 0], depth)
+        surface = surface[0, 0, 0]
+        same = (surface > 0) & ((depth - surface).abs() < _SAME_SURFACE * depth)
         return difference[0, :, 0], same.to(points)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -136,10 +135,6 @@ class NearbyViews(nn.Module):
             if isinstance(loaded, Tensor) and loaded.ndim == getattr(self, name).ndim:
                 setattr(self, name, torch.empty_like(loaded, device=self.centre.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _is_same(surface: Float[Tensor, "n"], depth: Float[Tensor, "n"]) -> Bool[Tensor, "n"]:
-    return (surface > 0) & ((depth - surface).abs() < _SAME_SURFACE * depth)
 
 
 def _extent(occupied: Bool[Tensor, "n"]) -> slice:

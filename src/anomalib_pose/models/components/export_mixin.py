@@ -13,12 +13,11 @@ from rich.progress import track
 from torch import Tensor
 
 from anomalib_pose.compare import CalibratedComparator
-from anomalib_pose.deploy import DetectorSettings, ExportedDetector, FeedForwardDetector, build_detector
+from anomalib_pose.deploy import DetectorSettings, ExportedDetector, FeedForwardDetector, build_detector, drawn_scene
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.deploy.thresholds import ScoreMap, carry_over
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.scene_detector import SceneDetector
-from anomalib_pose.scene import GaussianScene
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +112,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
             )  # fmt: skip
         height, width = model.image_size.tolist()
         # Gaussians are drawn as they are; views that are warped are those that the model compares with
-        drawn = isinstance(model.rendered, GaussianScene) and chosen.drawn
-        scene = model.rendered if drawn else model.reference
+        scene = model.reference if drawn_scene(model.rendered, chosen) is None else model.rendered
         detector = build_detector(
             scene,
             model.bank.poses,

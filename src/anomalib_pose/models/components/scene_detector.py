@@ -238,10 +238,11 @@ class SceneDetector(nn.Module):
             cameras: of the images.
         """
         count = min(self.surface_views, len(images))
+        if not count:
+            return
         chosen = torch.linspace(0, len(images) - 1, count).round().long().tolist()
         if not any(bool((self.render_reference(cameras[index])[1] > OBJECT_ALPHA).any()) for index in chosen):
-            if count:
-                logger.warning("The scene is transparent in all of %d views: it takes more steps to fit.", count)
+            logger.warning("The scene is transparent in all of %d views: it takes more steps to fit.", count)
             return
 
         def collected() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
