@@ -64,16 +64,21 @@ def structure_residual(
     """
     if not bool(region.any()):
         return 1.0
-    mask = region.to(image)[None]
     radius = max(2, round(_WINDOW / 2 * max(image.shape[-2:])))
+    rows, columns = (torch.nonzero(region.any(side))[[0, -1], 0].tolist() for side in (1, 0))
+    box = (..., slice(rows[0], rows[1] + 1), slice(columns[0], columns[1] + 1))  # nothing outside takes part
+    image, rendering, mask = image[box], rendering[box], region[box].to(image)[None]
 
     def around(values: Tensor) -> Tensor:
-        return functional.avg_pool2d(values[None], 2 * radius + 1, 1, radius)[0]
+        # down, then across: over both at once takes eight times as long
+        down = functional.avg_pool2d(values[None], (2 * radius + 1, 1), 1, (radius, 0))
+        return functional.avg_pool2d(down, (1, 2 * radius + 1), 1, (0, radius))[0]
 
     share = around(mask).clamp(min=1e-6)
     ours, theirs = (part - around(part * mask) / share for part in (image, rendering))
     ours, theirs = ours * mask, theirs * mask
-    own, other, both = (around(a * b).sum(0) / share[0] for a, b in ((ours, ours), (theirs, theirs), (ours, theirs)))
+    products = (ours * ours, theirs * theirs, ours * theirs)
+    own, other, both = (around(product.sum(0, keepdim=True))[0] / share[0] for product in products)
     correlation = (both + _NOISE) / ((own + _NOISE) * (other + _NOISE)).sqrt()
     weight = (other + _NOISE).sqrt().clamp(max=_FULL_TEXTURE) * mask[0]
     return float(1 - (weight * correlation).sum() / weight.sum())

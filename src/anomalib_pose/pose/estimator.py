@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anomalib_pose.geometry import scaled_focal
 from anomalib_pose.pose.agreement import OBJECT_ALPHA, judge
 from anomalib_pose.pose.matching import MatchedPose
-from anomalib_pose.pose.types import PoseEstimate, Query, Refiner
+from anomalib_pose.pose.types import PoseEstimate, Query, Refinement, Refiner
 from anomalib_pose.pose.view_bank import ViewBank
 from anomalib_pose.scene import Scene
 
@@ -35,6 +35,7 @@ class PoseEstimator(nn.Module):
         starts: views of the bank to start from.
         retry_below: confidence under which more is tried.
         polisher: improves a doubtful end, or None.
+        finisher: improves an estimate on a query that was changed after it, or None; see ``again``.
         matched: finds other starts for a doubtful query, or None. It is no part of the state.
     """
 
@@ -46,6 +47,7 @@ class PoseEstimator(nn.Module):
         starts: int = 3,
         retry_below: float = 0.5,
         polisher: Refiner | None = None,
+        finisher: Refiner | None = None,
         matched: MatchedPose | None = None,
     ) -> None:
         super().__init__()
@@ -56,6 +58,7 @@ class PoseEstimator(nn.Module):
         self.starts = starts
         self.retry_below = retry_below
         self.polisher = polisher
+        self.finisher = finisher
         self.matched = matched
         self.register_buffer("typical_residual", torch.tensor(0.1))
 
@@ -95,16 +98,19 @@ class PoseEstimator(nn.Module):
     def again(self, scene: Scene, query: Query, estimate: PoseEstimate) -> PoseEstimate:
         """Refine an estimate on a query that was changed after it, or keep it if that is surer.
 
-        Without a polisher, as the papers' refiners are used, it is kept as it is.
+        Without a finisher, as the papers' refiners are used, it is kept as it is.
 
         Args:
             scene: the fitted object.
             query: what was searched for, brought into the scene's light for example.
             estimate: where it was found.
         """
-        if self.polisher is None or _is_empty(query):
+        if self.finisher is None or _is_empty(query):
             return estimate
-        return self._improved(self.refiner, scene, query, estimate)
+        camera = estimate.camera
+        found = Refinement(camera.camera_to_world, estimate.residual, estimate.converged, estimate.n_renders)
+        # both are judged on the changed query: on the other one the estimate may look better than it is
+        return self._improved(self.finisher, scene, query, self._judged(scene, replace(query, K=camera.K), found))
 
     def _polished(self, scene: Scene, query: Query, best: PoseEstimate) -> PoseEstimate:
         """A doubtful estimate, or what the polisher makes of it if that is surer."""
@@ -120,7 +126,9 @@ class PoseEstimator(nn.Module):
         return _surer(best, self._try(refiner, scene, here, best.camera.camera_to_world[None]))
 
     def _try(self, refiner: Refiner, scene: Scene, query: Query, starts: Tensor) -> PoseEstimate:
-        found = refiner(scene, query, starts)
+        return self._judged(scene, query, refiner(scene, query, starts))
+
+    def _judged(self, scene: Scene, query: Query, found: Refinement) -> PoseEstimate:
         query = replace(query, K=scaled_focal(query.K, found.focal_scale))
         camera = query.camera(found.camera_to_world)
         residual, overlap = judge(scene, query, found.camera_to_world)

@@ -90,6 +90,7 @@ class GaussNewtonRefiner:
         coarse_levels: levels that all starts are refined on, before the best ones go on.
         survivors: starts that go on to the finer levels.
         max_size: longer side in pixels of the finest level.
+        coarsest: divisor of the size on the coarsest level, 1, 2, 4 or 8: starts that are nearly right need none of 8.
         redescending: reject what differs much altogether (Geman and McClure 1987), instead of bounding its pull: holds
             on to what is left of an object with a large part missing, but finds home from nearby only.
         refine_focal: find one factor of both focal lengths too, which may be off by a few percent. It moves a pixel
@@ -105,6 +106,7 @@ class GaussNewtonRefiner:
         coarse_levels: int = 2,
         survivors: int = 1,
         max_size: int = 400,
+        coarsest: int = 8,
         *,
         redescending: bool = False,
         refine_focal: bool = False,
@@ -116,6 +118,7 @@ class GaussNewtonRefiner:
         self.coarse_levels = coarse_levels
         self.survivors = survivors
         self.max_size = max_size
+        self.coarsest = coarsest
         self.redescending = redescending
         self.refine_focal = refine_focal
 
@@ -138,7 +141,7 @@ class GaussNewtonRefiner:
         full = query.camera(torch.eye(4, device=query.image.device))
         levels = []
         for divisor, blur in _BLUR_OF_DIVISOR.items():
-            if min(width, height) / finest / divisor < _COARSEST[divisor]:
+            if divisor > self.coarsest or min(width, height) / finest / divisor < _COARSEST[divisor]:
                 continue
             size = (max(1, round(width / finest / divisor)), max(1, round(height / finest / divisor)))
             image = gaussian_blur(shrink(query.image, *size), blur)
@@ -186,19 +189,25 @@ class GaussNewtonRefiner:
         z, pixels = _surface(state.depth, state.alpha)
         if not bool(pixels.any()):
             return None, z
-        rows, columns = pixels.nonzero(as_tuple=True)
+        places = pixels.flatten().nonzero()[:, 0]
+        u, v = places % z.shape[1] + 0.5, places // z.shape[1] + 0.5
         K = level.intrinsics(state.view)  # noqa: N806
-        jacobian_u, jacobian_v = _projection_jacobian(K, columns + 0.5, rows + 0.5, z[rows, columns])
+        jacobian_u, jacobian_v = _projection_jacobian(K, u, v, z.flatten()[places])
         if level.refines_focal:
-            jacobian_u = torch.cat([jacobian_u, (columns + 0.5 - K[0, 2])[:, None]], 1)
-            jacobian_v = torch.cat([jacobian_v, (rows + 0.5 - K[1, 2])[:, None]], 1)
+            jacobian_u = torch.cat([jacobian_u, (u - K[0, 2])[:, None]], 1)
+            jacobian_v = torch.cat([jacobian_v, (v - K[1, 2])[:, None]], 1)
         own_x, own_y = central_differences(state.rgb)
-        gradient_x = 0.5 * (own_x + level.gradients[0])[:, rows, columns]
-        gradient_y = 0.5 * (own_y + level.gradients[1])[:, rows, columns]
-        jacobian = -(gradient_x[..., None] * jacobian_u + gradient_y[..., None] * jacobian_v).flatten(0, 1)
-        residual = (state.rgb - level.image)[:, rows, columns].reshape(-1)
-        weighted = jacobian * self._robust(level, residual)[1][:, None]
-        return (weighted.T @ jacobian).double(), (weighted.T @ residual).double()
+        images = (0.5 * (own_x + level.gradients[0]), 0.5 * (own_y + level.gradients[1]), state.rgb - level.image)
+        gradient_x, gradient_y, residual = (image.flatten(1).index_select(1, places) for image in images)
+        weight = self._robust(level, residual)[1]
+        # channels share the pixel's motion, so they are summed before it is multiplied by
+        weighted_x, weighted_y = weight * gradient_x, weight * gradient_y
+        sums = (weighted_x * gradient_x, weighted_x * gradient_y, weighted_y * gradient_y)
+        xx, xy, yy = (part.sum(0)[:, None] for part in sums)
+        along_u, along_v = xx * jacobian_u + xy * jacobian_v, xy * jacobian_u + yy * jacobian_v
+        pull_x, pull_y = (weighted_x * residual).sum(0), (weighted_y * residual).sum(0)
+        hessian = along_u.T @ jacobian_u + along_v.T @ jacobian_v
+        return hessian.double(), -(jacobian_u.T @ pull_x + jacobian_v.T @ pull_y).double()
 
     def _damped_step(
         self, level: _Level, state: _State, hessian: Tensor, gradient: Tensor, damping: float
@@ -227,7 +236,8 @@ def _surface(depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"]) -> tuple[
     opaque = (alpha > _OPAQUE) & (depth > 0)
     known = torch.where(opaque, depth, 0)
     size = 2 * _REACH + 1
-    grown = F.max_pool2d(known[None, None], size, 1, _REACH)[0, 0]
+    down = F.max_pool2d(known[None, None], (size, 1), 1, (_REACH, 0))
+    grown = F.max_pool2d(down, (1, size), 1, (0, _REACH))[0, 0]
     return torch.where(opaque, depth, grown), grown > 0
 
 

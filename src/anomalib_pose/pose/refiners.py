@@ -8,6 +8,7 @@ from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
 from anomalib_pose.pose.matching import MatchedPose
 from anomalib_pose.pose.types import Refiner
 
+_FINISHED_FROM = 2  # divisor of the size: an estimate is within a few pixels of what it is corrected to
 _ADAMS: dict[str, type[AdamRefiner | InerfRefiner | ReflectanceRefiner]] = {
     "adam": AdamRefiner,
     "inerf": InerfRefiner,
@@ -65,10 +66,11 @@ def make_estimator(
     Raises:
         ValueError: if a name is unknown, there is no start, or a matcher without weights.
     """
-    polisher = None
+    polisher = finisher = None
     if refiner == "gauss_newton":
         polisher = GaussNewtonRefiner(iterations=12, redescending=True, refine_focal=refine_focal)
+        finisher = GaussNewtonRefiner(iterations=4, coarsest=_FINISHED_FROM, refine_focal=refine_focal)
     found = make_matcher(matcher, matcher_weights)
     matched = None if found is None else MatchedPose(found, seed=seed)
     aligned = make_refiner(refiner, steps, seed, refine_focal=refine_focal)
-    return PoseEstimator(aligned, starts, polisher=polisher, matched=matched)
+    return PoseEstimator(aligned, starts, polisher=polisher, finisher=finisher, matched=matched)

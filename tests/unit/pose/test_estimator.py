@@ -114,6 +114,24 @@ def test_a_doubtful_end_is_polished(fitted):
     assert polished.n_renders > doubtful.n_renders
 
 
+def test_an_estimate_is_corrected_on_a_changed_query_where_there_is_a_finisher(fitted):
+    scene, bank = fitted
+    pose, beside = view_sphere(24, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4], math.radians(1.5)
+    turned = torch.eye(4)
+    turned[:2, :2] = torch.tensor([[math.cos(beside), -math.sin(beside)], [math.sin(beside), math.cos(beside)]])
+    seen, wanted = render_query(scene, turned @ pose), render_query(scene, pose)
+
+    def lazy(scene, query, starts):
+        return Refinement(turned @ pose, 1.0, converged=True, n_renders=1)
+
+    with_finisher = PoseEstimator(lazy, starts=1, finisher=GaussNewtonRefiner(coarsest=2))
+    found = with_finisher(scene, bank, seen)
+    corrected = with_finisher.again(scene, wanted, found)
+    assert math.degrees(pose_error(found.camera.camera_to_world, pose)[0]) == pytest.approx(1.5, abs=1e-3)
+    assert math.degrees(pose_error(corrected.camera.camera_to_world, pose)[0]) < 0.1
+    assert PoseEstimator(lazy, starts=1).again(scene, wanted, found) is found
+
+
 def test_query_without_an_object_has_a_low_confidence_and_finite_residual(fitted):
     scene, bank = fitted
     estimator = PoseEstimator(GaussNewtonRefiner(), starts=2)

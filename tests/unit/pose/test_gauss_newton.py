@@ -46,6 +46,23 @@ def test_gauss_newton_recovers_a_known_pose(degrees, share, masked):
         assert found.n_renders < 60
 
 
+def test_a_start_that_is_nearly_right_is_refined_on_the_levels_asked_for(monkeypatch):
+    scene = make_toy()
+    query, start = query_of(scene), start_off_by(0.7, 0.005, 0)[None]
+    render, drawn = scene.render, []
+
+    def watched(camera, background):
+        drawn.append(camera.width)
+        return render(camera, background)
+
+    monkeypatch.setattr(scene, "render", watched)
+    for coarsest, widths in ((4, {24, 48, 96}), (2, {48, 96}), (1, {96})):
+        drawn.clear()
+        found = GaussNewtonRefiner(coarsest=coarsest)(scene, query, start)
+        assert set(drawn) == widths
+        assert math.degrees(pose_error(found.camera_to_world, TRUTH)[0]) < 0.1
+
+
 def test_gauss_newton_ignores_a_defect():
     """A fifth of the object is covered by something else: robust weights keep it from pulling the pose."""
     scene = make_toy()
@@ -127,7 +144,7 @@ def test_inerf_recovers_a_known_pose():
     cameras = Camera.from_fov(view_sphere(40, 3.0), 0.6, 64, 64)
     output = toy.render(cameras, torch.ones(3))
     images, masks = output.rgb.permute(0, 3, 1, 2).clamp(0, 1), (output.alpha > 0.01).float()
-    scene, _ = fit_voxels(images, cameras, masks, VoxelFitSettings(steps=150, rays=2048), progress=False)
+    scene, _ = fit_voxels(images, cameras, masks, VoxelFitSettings(steps=300, rays=2048), progress=False)
     start = start_off_by(5.0, 0.01, 0)
     found = InerfRefiner(steps=120, rays=300)(scene, query_of(toy), start[None])
     before, after = (math.degrees(pose_error(pose, TRUTH)[0]) for pose in (start, found.camera_to_world))
