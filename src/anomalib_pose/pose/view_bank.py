@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.geometry import Camera, look_at, view_sphere, viewed_point
 from anomalib_pose.pose.roll import roll_matrix, shrunk, unrolled
 from anomalib_pose.pose.types import Query
@@ -190,10 +191,7 @@ class ViewBank(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint decide how many views there are."""
-        for name in ("poses", "thumbnails", "boxes"):
-            loaded = state_dict.get(prefix + name)
-            if isinstance(loaded, Tensor) and loaded.ndim == getattr(self, name).ndim:
-                setattr(self, name, torch.empty_like(loaded, device=self.poses.device))
+        resize_buffers(self, ("poses", "thumbnails", "boxes"), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

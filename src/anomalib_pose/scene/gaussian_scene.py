@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render import Gaussians, Rasterizer, RenderOutput, make_rasterizer
 
@@ -119,10 +120,7 @@ class GaussianScene(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint decide how many Gaussians there are, and how their colours depend on the direction."""
-        for name in RAW_NAMES:
-            loaded = state_dict.get(prefix + name)
-            if isinstance(loaded, Tensor) and loaded.ndim == getattr(self, name).ndim:
-                setattr(self, name, torch.empty_like(loaded, device=self.means.device))
+        resize_buffers(self, RAW_NAMES, state_dict, prefix)
         self.sh_degree = math.isqrt(self.sh.shape[1]) - 1
         self.rasterizer = None
         super()._load_from_state_dict(state_dict, prefix, *args)

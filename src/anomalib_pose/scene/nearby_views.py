@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render import RenderOutput
 from anomalib_pose.scene.protocol import Scene
@@ -130,10 +131,7 @@ class NearbyViews(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint decide how many photographs there are, and of which size."""
-        for name in ("differences", "depths", "camera_to_world", "intrinsics"):
-            loaded = state_dict.get(prefix + name)
-            if isinstance(loaded, Tensor) and loaded.ndim == getattr(self, name).ndim:
-                setattr(self, name, torch.empty_like(loaded, device=self.centre.device))
+        resize_buffers(self, ("differences", "depths", "camera_to_world", "intrinsics"), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

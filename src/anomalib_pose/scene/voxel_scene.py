@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render import RenderOutput
 from anomalib_pose.render.volume import camera_rays, render_rays
@@ -134,10 +135,7 @@ class VoxelScene(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint decide how many vertices there are."""
-        for name in ("vertices", "values"):
-            loaded = state_dict.get(prefix + name)
-            if isinstance(loaded, Tensor) and loaded.ndim == 2:
-                setattr(self, name, torch.empty_like(loaded, device=self.lower.device))
+        resize_buffers(self, ("vertices", "values"), state_dict, prefix)
         self._voxels = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 

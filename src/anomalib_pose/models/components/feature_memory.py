@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.functional.classification import binary_auroc
 
+from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.compare import FeatureExtractor
 from anomalib_pose.compare.maps import gaussian_blur
 from anomalib_pose.geometry import farthest_point_sampling
@@ -222,9 +223,7 @@ class FeatureMemory(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint decide how much is remembered; older ones know of no trust."""
         state_dict.setdefault(prefix + "trust", torch.zeros_like(self.trust))
-        loaded = state_dict.get(prefix + "memory")
-        if isinstance(loaded, Tensor):
-            self.memory = torch.empty_like(loaded, device=self.gain.device)
+        resize_buffers(self, ("memory",), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

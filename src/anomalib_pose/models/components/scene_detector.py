@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.compare import CalibratedComparator, Comparator, FeatureExtractor, SurfaceResiduals, relit, unlit
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
@@ -355,7 +356,5 @@ class SceneDetector(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint decide how many views were held out, and of which size."""
-        loaded = state_dict.get(prefix + "calibration_views")
-        if isinstance(loaded, Tensor) and loaded.ndim == 4:
-            self.calibration_views = torch.empty_like(loaded, device=self.intrinsics.device)
+        resize_buffers(self, ("calibration_views",), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
