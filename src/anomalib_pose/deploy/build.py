@@ -71,7 +71,7 @@ def build_detector(
     if drawn is not None:
         compared = window.camera(camera, *window.pixels(camera, settings.drawn_size or settings.size))
         scale = float((compared.K.diagonal() / camera.K.diagonal())[:2].mean())
-        drawing = _drawing(drawn, bank, compared.with_pose(chosen), settings.neighbours, scale, progress)
+        drawing = _drawing(drawn, bank, compared.with_pose(chosen), settings, scale, progress)
     return FeedForwardDetector(bank, comparator, window, settings, drawing, white_background=white_background).eval()
 
 
@@ -89,7 +89,7 @@ def _drawing(
     scene: GaussianScene,
     bank: RenderedBank,
     cameras: Camera,
-    neighbours: int,
+    settings: DetectorSettings,
     scale: float,
     progress: bool,
 ) -> GaussianDrawing:
@@ -105,8 +105,9 @@ def _drawing(
         bank.unit,
         seen[:, kept],
         (cameras.height, cameras.width),
-        (bank.pose(some), intrinsics, bank.around(bank.pose(some), neighbours)),
+        (bank.pose(some), intrinsics, bank.around(bank.pose(some), settings.neighbours)),
         scale,
+        settings.oversampling,
     )
     logger.info("Draws %d Gaussians; room for %s.", int(kept.sum()), drawing.room)
     return drawing

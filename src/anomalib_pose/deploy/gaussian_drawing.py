@@ -30,6 +30,7 @@ from anomalib_pose.deploy.gaussian_tiles import (
     touching,
     whole_images,
 )
+from anomalib_pose.deploy.resample import window_matrix
 from anomalib_pose.deploy.view_synthesis import Synthesis
 from anomalib_pose.geometry import Camera, rigid_inverse
 from anomalib_pose.render import Gaussians, Rasterizer
@@ -93,13 +94,18 @@ class GaussianDrawing(nn.Module):
     Those Gaussians that the nearest views see are drawn. Tiles of 32 pixels collect the ones that touch them and hand
     them down to tiles of 8, and these to tiles of 4, whose pixels blend them from front to back.
 
+    Images that are smaller than those that the Gaussians were fitted to are drawn larger and resized as queries are.
+    Gaussians that are widened instead, each for itself, let more of what is behind them shine through.
+
     Args:
         gaussians: what is drawn.
         unit: length in scene units that ``forward`` counts in.
         visible: which Gaussians each view sees (V, N).
         size: height and width of the images in pixels.
         room: for how many Gaussians.
-        scale: pixels here for one of the images that the Gaussians were fitted to.
+        scale: pixels of the images for one of those that the Gaussians were fitted to.
+        oversampling: pixels drawn along a side for one of the images, where these are smaller than those that the
+            Gaussians were fitted to; no more than those have. 1 to widen the Gaussians.
     """
 
     centres: Tensor
@@ -107,6 +113,8 @@ class GaussianDrawing(nn.Module):
     log_opacities: Tensor
     sh: Tensor
     visible: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def __init__(
         self,
@@ -116,11 +124,16 @@ class GaussianDrawing(nn.Module):
         size: tuple[int, int],
         room: Room,
         scale: float = 1.0,
+        oversampling: float = 1.0,
     ) -> None:
         super().__init__()
-        self.scale = scale
+        factor = min(oversampling, 1 / scale)
         self.size = size
+        self.drawn_size = _enlarged(size, factor) if factor > 1 else size
+        self.scale = scale * self.drawn_size[1] / size[1]
         self.room = room
+        for name, drawn, side in zip(("rows", "columns"), self.drawn_size, size, strict=True):
+            self.register_buffer(name, window_matrix(drawn, side, 0.0, 1.0, torch.zeros(())))
         self.degree = gaussians.sh_degree or 0
         self.register_buffer("centres", to_fixed(gaussians.means / unit))
         rotations = quaternion_to_rotation_matrix(functional.normalize(gaussians.quats, dim=1))
@@ -138,6 +151,7 @@ class GaussianDrawing(nn.Module):
         size: tuple[int, int],
         cameras: tuple[Float[Tensor, "b 4 4"], Float[Tensor, "b 4"], Int[Tensor, "b s"]],
         scale: float = 1.0,
+        oversampling: float = 1.0,
     ) -> "GaussianDrawing":
         """With the room that some cameras need.
 
@@ -148,8 +162,9 @@ class GaussianDrawing(nn.Module):
             size: see the class.
             cameras: what ``forward`` takes.
             scale: see the class.
+            oversampling: see the class.
         """
-        drawing = cls(gaussians, unit, visible, size, Room(len(gaussians), 0, 0, 0, 0), scale)
+        drawing = cls(gaussians, unit, visible, size, Room(len(gaussians), 0, 0, 0, 0), scale, oversampling)
         needed = [drawing.needs(*(part[some : some + 1] for part in cameras)) for some in range(len(cameras[0]))]
         most = Room(*(_STEP * math.ceil(max(part) / _STEP) for part in zip(*needed, strict=True)))
         image, coarse, middle, fine = (min(room, len(gaussians)) for room in most[:4])
@@ -182,7 +197,7 @@ class GaussianDrawing(nn.Module):
     @property
     def _levels(self) -> tuple[tuple[int, int], ...]:
         """Pieces along a side that tiles are split into, and their sides, from the whole image to the finest."""
-        whole = math.ceil(max(self.size) / COARSE)
+        whole = math.ceil(max(self.drawn_size) / COARSE)
         return (whole, COARSE), (COARSE // MIDDLE, MIDDLE), (MIDDLE // FINE, FINE)
 
     def forward(
@@ -203,7 +218,10 @@ class GaussianDrawing(nn.Module):
         pixels = blended(splats, split(splats, tiles, parts, FINE, self.room.fine, exact=True))
         shown = joined(pixels, parts)
         shown = torch.cat([shown, torch.zeros_like(shown[:1])]).index_select(0, place)
-        image = joined(joined(shown, pieces), whole)[:, : self.size[0], : self.size[1]].permute(0, 3, 1, 2)
+        height, width = self.drawn_size
+        image = joined(joined(shown, pieces), whole)[:, :height, :width].permute(0, 3, 1, 2)
+        if self.drawn_size != self.size:
+            image = self.rows @ image @ self.columns.transpose(0, 1)
         alpha = image[:, 3]
         depth = torch.where(alpha > FAINT[1], image[:, 4] / alpha.clamp(min=FAINT[0]), 0.0)
         return Synthesis(image[:, :3] + (1 - image[:, 3:4]), alpha, torch.ones_like(alpha), depth)
@@ -215,11 +233,12 @@ class GaussianDrawing(nn.Module):
         x, y, z = (view[:, :3, :3] @ centres.T + view[:, :3, 3:]).unbind(1)
         axes = (view[:, :3, :3] @ self.axes.permute(1, 0, 2).flatten(1)).unflatten(2, (-1, 3))
         inverse = 1 / z.clamp(min=_NEAR)
-        fx, fy, cx, cy = intrinsics.T[:, :, None].unbind(0)
+        finer = [self.drawn_size[axis] / self.size[axis] for axis in (1, 0, 1, 0)]
+        fx, fy, cx, cy = (intrinsics * intrinsics.new_tensor(finer)).T[:, :, None].unbind(0)
         x, y = x * inverse, y * inverse
         along_u = (fx * inverse)[..., None] * (axes[:, 0] - x[..., None] * axes[:, 2])
         along_v = (fy * inverse)[..., None] * (axes[:, 1] - y[..., None] * axes[:, 2])
-        fitted, spread = _BLUR * self.scale**2, max(1.0, self.scale**2) / 6
+        fitted, spread = _BLUR * self.scale**2, self._spread
         xx, yy = along_u.square().sum(2) + fitted, along_v.square().sum(2) + fitted
         xy = (along_u * along_v).sum(2)
         before = xx * yy - xy.square()
@@ -235,11 +254,22 @@ class GaussianDrawing(nn.Module):
         numbers = numbers.flatten(0, 1).index_select(0, (first.indices + offset).flatten())
         return splats_of(numbers, first.values.flatten() > 0)
 
+    @property
+    def _spread(self) -> float:
+        """Variance in px² of the filter that brings photographs to the images' size, where drawings are not resized."""
+        return 0.0 if self.drawn_size != self.size else max(1.0, self.scale**2) / 6
+
     def _colours(self, pose: Tensor, centres: Tensor) -> Float[Tensor, "b n 3"]:
         """RGB as seen from each camera."""
         directions = functional.normalize(centres - pose[:, None, :3, 3], dim=2)
         basis = sh_basis(self.degree, directions)
         return (0.5 + (basis[..., None] * self.sh).sum(2)).clamp(min=0)
+
+
+def _enlarged(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """At least so many times a size, in whole tiles."""
+    height, width = (MIDDLE * math.ceil(factor * side / MIDDLE) for side in size)
+    return height, width
 
 
 def _enough(counts: Int[Tensor, "t"], share: float) -> int:

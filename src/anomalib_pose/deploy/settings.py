@@ -7,6 +7,7 @@ from dataclasses import dataclass
 BYTES_A_PIXEL = 4
 """Colour in three bytes; depth in seven bits and the silhouette in one."""
 THUMBNAIL = 25
+_MOST_OVERSAMPLING = 4
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class DetectorSettings:
             the bank are warped there.
         drawn_size: longer side in pixels of the window in which the query is compared with what is drawn; 0 for
             ``size``, at which it is always compared with views that are warped.
+        oversampling: pixels that are drawn along a side for one that is compared, no more than photographs have: closer
+            to what the scene itself shows, and slower. 1 for none.
         steps: alignment steps at a quarter, at half and at the full size.
         max_megabytes: a larger bank is refused before it is rendered.
         seed: of the defects that are drawn to carry the thresholds over.
@@ -33,6 +36,7 @@ class DetectorSettings:
     neighbours: int = 3
     drawn: bool = True
     drawn_size: int = 0
+    oversampling: float = 1.25
     steps: tuple[int, int, int] = (8, 6, 4)
     max_megabytes: int = 512
     seed: int = 0
@@ -43,13 +47,15 @@ class DetectorSettings:
             or min(self.starts, self.neighbours) < 1
             or self.size < 64
             or (self.drawn_size != 0 and self.drawn_size < 64)
+            or not 1 <= self.oversampling <= _MOST_OVERSAMPLING
             or len(self.steps) != 3
             or min(self.steps) < 0
         ):
             msg = (
-                "A detector needs views >= 1, starts >= 1, neighbours >= 1, size >= 64, drawn_size >= 64 or 0, and "
-                f"three numbers of steps, got {self.views}, {self.starts}, {self.neighbours}, {self.size}, "
-                f"{self.drawn_size} and {self.steps}."
+                "A detector needs views >= 1, starts >= 1, neighbours >= 1, size >= 64, drawn_size >= 64 or 0, "
+                f"oversampling in 1 to {_MOST_OVERSAMPLING}, and three numbers of steps, got {self.views}, "
+                f"{self.starts}, {self.neighbours}, {self.size}, {self.drawn_size}, {self.oversampling} and "
+                f"{self.steps}."
             )
             raise ValueError(msg)
 

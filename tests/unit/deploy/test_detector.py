@@ -285,6 +285,8 @@ def test_a_bank_that_is_too_large_is_refused_with_numbers():
         check_size(DetectorSettings(views=500, max_megabytes=140), 256, 256, 20_000, 2)
     with pytest.raises(ValueError, match="views >= 1"):
         DetectorSettings(views=0)
+    with pytest.raises(ValueError, match=r"oversampling in 1 to 4.* got .* 0.5 and"):
+        DetectorSettings(oversampling=0.5)
 
 
 def test_bank_for_unknown_backgrounds_ignores_what_lies_behind(detector):
