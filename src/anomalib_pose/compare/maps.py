@@ -65,17 +65,30 @@ def tolerance_shifts(tolerance: float) -> list[tuple[float, float]]:
 
 def shifted(features: Float[Tensor, "b c h w"], dy: float, dx: float) -> Float[Tensor, "b c h w"]:
     """``features`` read ``(dy, dx)`` cells further, bilinear between cells; the border is repeated outwards."""
+    reach = math.ceil(max(abs(dy), abs(dx)))
+    return _read(_widened(features, reach), reach, dy, dx)
+
+
+def _widened(features: Float[Tensor, "b c h w"], reach: int) -> Tensor:
+    """With the border repeated ``reach`` times on each side."""
+    for axis in (2, 3):
+        size = features.shape[axis]
+        cells = torch.arange(-reach, size + reach, device=features.device).clamp(0, size - 1)
+        features = features.index_select(axis, cells)
+    return features
+
+
+def _read(widened: Tensor, reach: int, dy: float, dx: float) -> Tensor:
+    """What ``_widened`` was made of, read further."""
     for axis, amount in ((2, dy), (3, dx)):
         whole = math.floor(amount)
-        fraction = amount - whole
-        size = features.shape[axis]
-        cells = torch.arange(size, device=features.device)
-        near = features.index_select(axis, (cells + whole).clamp(0, size - 1))
-        if fraction == 0:
-            features = near
+        size = widened.shape[axis] - 2 * reach
+        near = widened.narrow(axis, reach + whole, size)
+        if amount == whole:
+            widened = near
         else:
-            features = torch.lerp(near, features.index_select(axis, (cells + whole + 1).clamp(0, size - 1)), fraction)
-    return features
+            widened = torch.lerp(near, widened.narrow(axis, reach + whole + 1, size), amount - whole)
+    return widened
 
 
 def tolerant_distance(
@@ -93,9 +106,11 @@ def tolerant_distance(
         shifts: ``(dy, dx)`` in cells.
     """
     forth = back = None
+    reach = math.ceil(max((abs(amount) for shift in shifts for amount in shift), default=0))
+    wide_query, wide_reference = _widened(query, reach), _widened(reference, reach)
     for dy, dx in shifts:
-        to_reference = squared_difference(query, shifted(reference, dy, dx))
-        to_query = squared_difference(reference, shifted(query, dy, dx))
+        to_reference = squared_difference(query, _read(wide_reference, reach, dy, dx))
+        to_query = squared_difference(reference, _read(wide_query, reach, dy, dx))
         forth = to_reference if forth is None else torch.minimum(forth, to_reference)
         back = to_query if back is None else torch.minimum(back, to_query)
     if forth is None or back is None:
