@@ -65,8 +65,8 @@ class SceneDetector(nn.Module):
         memory_patches: patches of good views that queries whose camera is doubtful are held against, and all queries
             as far as that tells artificial damage of held-out views better than the comparison does, where the
             comparator is one that is calibrated and has a network; 0 for none.
-        relight: find the camera again in the query with its own light removed, compare it with renderings in that light
-            too, and take the mean of both maps.
+        relight: find the camera again in the query with its own light removed, and compare it with renderings in that
+            light.
         nearby_views: training views nearest to a camera, by what they show beyond their renderings references are
             corrected; 0 for none.
     """
@@ -339,10 +339,9 @@ class SceneDetector(nn.Module):
         return anomaly_map, self.comparator.score(anomaly_map, alpha)
 
     def _map(self, queries: Tensor, references: Tensor, alpha: Tensor, surfaces: Tensor) -> Tensor:
-        found = self.comparator(queries, references, alpha)
-        if not self.relight:
-            return found
-        return (found + self.comparator(queries, relit(queries, references, alpha, surfaces), alpha)) / 2
+        """Differences from renderings, in the light of the queries if they are to be."""
+        shown = relit(queries, references, alpha, surfaces) if self.relight else references
+        return self.comparator(queries, shown, alpha)
 
     @torch.no_grad()
     def _remembered(

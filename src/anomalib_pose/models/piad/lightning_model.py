@@ -58,8 +58,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         memory_patches: patches of good views that queries whose camera is doubtful are held against, 1000 in SplatPose;
             0 for none: in another light everything is far from what is remembered.
         relight: find the camera again in the query with its own light removed, a low-frequency shading of the surface's
-            normals, compare the query with renderings in that light too, and take the mean of both maps; not in the
-            paper.
+            normals, and compare the query with renderings in that light; not in the paper.
         rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.

@@ -58,8 +58,25 @@ def test_a_transparent_scene_is_reported(caplog) -> None:
     assert not detector.surface.fitted
 
 
+LAMP, LAMP_COLOUR = torch.tensor([0.8, -0.6, 0.0]), torch.tensor([1.0, 0.75, 0.5])
+
+
+def test_another_lamp_is_no_defect() -> None:
+    found = []
+    for relight in (False, True):
+        detector = SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), relight=relight)
+        detector.white_background = torch.tensor(data=True)
+        detector.bank.build(detector.rendered, CAMERAS)
+        image, alpha, points = detector.render_reference(CAMERA.with_pose(view_sphere(7, 3.0, 0.9, -0.1)[3]))
+        lit = torch.lerp(
+            image, image * (0.55 + 0.45 * surface_normals(points, alpha) @ LAMP) * LAMP_COLOUR[:, None, None], alpha
+        )
+        found.append(detector(lit[None], CAMERA.K[None]).anomaly_map[0, 0][alpha > 0.5].mean())
+    plain, in_its_light = found
+    assert in_its_light < 0.6 * plain, found
+
+
 def test_another_lamp_does_not_move_the_camera() -> None:
-    light, colour = torch.tensor([0.8, -0.6, 0.0]), torch.tensor([1.0, 0.75, 0.5])
     errors = []
     for relight in (False, True):
         detector = SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), relight=relight)
@@ -67,7 +84,7 @@ def test_another_lamp_does_not_move_the_camera() -> None:
         detector.bank.build(detector.rendered, CAMERAS)
         for truth in view_sphere(7, 3.0, 0.9, -0.1):
             image, alpha, points = detector.render_reference(CAMERA.with_pose(truth))
-            shade = (0.55 + 0.45 * surface_normals(points, alpha) @ light) * colour[:, None, None]
+            shade = (0.55 + 0.45 * surface_normals(points, alpha) @ LAMP) * LAMP_COLOUR[:, None, None]
             estimate, query = detector.estimate(torch.lerp(image, image * shade, alpha), CAMERA.K)
             assert query.image.shape == image.shape
             errors.append(pose_error(estimate.camera.camera_to_world.double(), truth.double())[0])
