@@ -102,9 +102,14 @@ class DetectorExportMixin(FeedForwardExportMixin):
             msg = "Nothing is fitted that could be exported: train the model first, or give its checkpoint."
             raise ValueError(msg)
         comparator = copy.deepcopy(model.comparator)
-        if isinstance(comparator, CalibratedComparator) and comparator.light_correction:
-            msg = "light_correction fits each image by itself, which no exported graph can: switch it off to export."
-            raise ValueError(msg)
+        if isinstance(comparator, CalibratedComparator):
+            if comparator.light_correction:
+                msg = (
+                    "light_correction fits each image by itself, which no exported graph can: switch it off to export."
+                )
+                raise ValueError(msg)
+            # as wide on the object as the model's
+            comparator.blur_sigma *= (chosen.drawn_size or chosen.size) / comparator.crop_size
         if model.memory is not None and bool(model.memory.trust.any()):
             logger.warning(
                 "The model's memory has a share of at least %.2f in its maps and %.2f in its scores and is not "
