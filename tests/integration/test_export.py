@@ -11,9 +11,10 @@ from anomalib.deploy import CompressionType
 from anomalib.post_processing import PostProcessor
 
 from anomalib_pose.compare import CalibratedComparator, SurfaceResiduals
+from anomalib_pose.data import MAD
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, build_detector
 from anomalib_pose.geometry import Camera, view_sphere
-from anomalib_pose.scene import GaussianScene
+from anomalib_pose.scene import FitSettings, GaussianScene, fit_gaussians, white_foreground
 from sample_scenes import make_toy
 
 openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -97,6 +98,53 @@ def test_onnx_and_openvino_say_what_the_module_says(exported, runtimes, size, co
     assert_same(found, expected, 1e-4)
     assert np.array_equal(found["pred_label"], expected["pred_label"])
     assert_same({name: compiled(images.numpy())[name] for name in names}, expected, 1e-4)
+
+
+@pytest.mark.slow
+def test_openvino_takes_batches_where_it_is_asked_to(exported, tmp_path):
+    path = exported.to_openvino(tmp_path, ov_kwargs={"input": [-1, 3, -1, -1]})
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for size, count in ((80, 3), (100, 2)):
+        images = photographs(size)[:count]
+        found = compiled(images.numpy())
+        assert_same({name: found[name] for name in ("pred_score", "anomaly_map")}, outputs(exported, images), 1e-4)
+
+
+@pytest.mark.slow
+def test_all_three_say_the_same_of_photographs(shared, tmp_path):
+    """A scene that was fitted to rendered photographs of a brick model, and its good and defective queries."""
+    if not (shared / "data" / "brickmad").is_dir():
+        pytest.skip(f"the brick models are not in {shared / 'data'}")
+    data = MAD(root=shared / "data" / "brickmad", category="car", image_size=96, num_workers=0)
+    data.setup()
+    train = data.train_dataloader().dataset
+    items = [train[index] for index in range(0, len(train), 5)]
+    images, intrinsics, poses = (
+        torch.stack([torch.as_tensor(getattr(item, name)) for item in items])
+        for name in ("image", "intrinsics", "camera_to_world")
+    )
+    cameras = Camera(poses, intrinsics, 96, 96)
+    settings = FitSettings(steps=200, max_gaussians=2000, initial_gaussians=1000, sh_degree=1)
+    scene = fit_gaussians(images, cameras, white_foreground(images), settings, progress=False).scene
+    camera = Camera(torch.eye(4), cameras.median_intrinsics, 96, 96)
+    settings = DetectorSettings(views=60, size=64, starts=2, neighbours=2, steps=(2, 2, 1))
+    detector = build_detector(scene, poses, camera, CalibratedComparator(), settings, white_background=True)
+    detector.calibrate(images[1::7])
+    exported = ExportedDetector(detector, None)
+    path = exported.to_onnx(tmp_path)
+    session = onnxruntime.InferenceSession(str(path))
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    names = [output.name for output in session.get_outputs()]
+    test = data.test_dataloader().dataset
+    queries = torch.stack([torch.as_tensor(test[index].image) for index in (0, 20, 50)])
+    for size in (96, 120):
+        resized = torch.nn.functional.interpolate(queries, (size, size), mode="bilinear", antialias=True)
+        expected = outputs(exported, resized)
+        by_onnx = dict(zip(names, session.run(None, {"input": resized.numpy()}), strict=True))
+        for found in (by_onnx, {name: compiled(resized.numpy())[name] for name in names}):
+            np.testing.assert_allclose(found["pred_score"], expected["pred_score"], atol=1e-4)
+            most = expected["anomaly_map"].max()
+            np.testing.assert_allclose(found["anomaly_map"] / most, expected["anomaly_map"] / most, atol=1e-4)
 
 
 @pytest.mark.slow
