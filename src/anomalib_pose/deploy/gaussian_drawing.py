@@ -38,7 +38,7 @@ from anomalib_pose.render.spherical_harmonics import sh_basis
 
 _BLUR = 0.3
 _NEAR = 1e-2
-_MOST = 0.96  # of the finest tiles are drawn in full; 0.995 would take twice the time and be 3 % closer to the scene
+_MOST = 0.96  # of the finest tiles are drawn in full; 0.995 takes twice the time for 3 % less error
 _OPAQUE = math.log(0.01)  # what lies behind this is not missed
 _UNSEEN = 0.001  # what covers less of what a view shows, all together, is not missed
 _STEP = 16

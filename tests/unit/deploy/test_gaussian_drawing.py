@@ -41,7 +41,9 @@ def cut(image: torch.Tensor) -> torch.Tensor:
     return rows @ image @ rows.T
 
 
-@pytest.mark.parametrize(("degree", "oversampling", "off"), [(0, 1, 8e-3), (2, 1, 8e-3), (2, 1.25, 4e-3), (2, 2, 1.5e-3)])
+@pytest.mark.parametrize(
+    ("degree", "oversampling", "off"), [(0, 1, 8e-3), (2, 1, 8e-3), (2, 1.25, 4e-3), (2, 2, 1.5e-3)]
+)
 def test_a_drawing_is_the_photograph_in_its_size(degree, oversampling, off):
     gaussians = make_toy().activated()
     colours = 0.3 * torch.randn(len(gaussians), (degree + 1) ** 2, 3, generator=torch.Generator().manual_seed(0))
