@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -63,32 +64,31 @@ def tolerance_shifts(tolerance: float) -> list[tuple[float, float]]:
     return list(itertools.product(steps, steps))
 
 
-def shifted(features: Float[Tensor, "b c h w"], dy: float, dx: float) -> Float[Tensor, "b c h w"]:
-    """``features`` read ``(dy, dx)`` cells further, bilinear between cells; the border is repeated outwards."""
-    reach = math.ceil(max(abs(dy), abs(dx)))
-    return _read(_widened(features, reach), reach, dy, dx)
+def shifted(
+    features: Float[Tensor, "b c h w"], shifts: Sequence[tuple[float, float]]
+) -> Iterator[Float[Tensor, "b c h w"]]:
+    """``features`` read some cells further for each shift; bilinear between cells, the border is repeated outwards.
 
-
-def _widened(features: Float[Tensor, "b c h w"], reach: int) -> Tensor:
-    """With the border repeated ``reach`` times on each side."""
+    Args:
+        features: what is read.
+        shifts: ``(dy, dx)`` in cells.
+    """
+    reach = math.ceil(max((abs(amount) for shift in shifts for amount in shift), default=0))
+    widened = features
     for axis in (2, 3):
         size = features.shape[axis]
         cells = torch.arange(-reach, size + reach, device=features.device).clamp(0, size - 1)
-        features = features.index_select(axis, cells)
-    return features
-
-
-def _read(widened: Tensor, reach: int, dy: float, dx: float) -> Tensor:
-    """What ``_widened`` was made of, read further."""
-    for axis, amount in ((2, dy), (3, dx)):
-        whole = math.floor(amount)
-        size = widened.shape[axis] - 2 * reach
-        near = widened.narrow(axis, reach + whole, size)
-        if amount == whole:
-            widened = near
-        else:
-            widened = torch.lerp(near, widened.narrow(axis, reach + whole + 1, size), amount - whole)
-    return widened
+        widened = widened.index_select(axis, cells)
+    for shift in shifts:
+        read = widened
+        for axis, amount in zip((2, 3), shift, strict=True):
+            size, whole = features.shape[axis], math.floor(amount)
+            near = read.narrow(axis, reach + whole, size)
+            if amount == whole:
+                read = near
+            else:
+                read = torch.lerp(near, read.narrow(axis, reach + whole + 1, size), amount - whole)
+        yield read
 
 
 def tolerant_distance(
@@ -106,11 +106,9 @@ def tolerant_distance(
         shifts: ``(dy, dx)`` in cells.
     """
     forth = back = None
-    reach = math.ceil(max((abs(amount) for shift in shifts for amount in shift), default=0))
-    wide_query, wide_reference = _widened(query, reach), _widened(reference, reach)
-    for dy, dx in shifts:
-        to_reference = squared_difference(query, _read(wide_reference, reach, dy, dx))
-        to_query = squared_difference(reference, _read(wide_query, reach, dy, dx))
+    for moved_query, moved_reference in zip(shifted(query, shifts), shifted(reference, shifts), strict=True):
+        to_reference = squared_difference(query, moved_reference)
+        to_query = squared_difference(reference, moved_query)
         forth = to_reference if forth is None else torch.minimum(forth, to_reference)
         back = to_query if back is None else torch.minimum(back, to_query)
     if forth is None or back is None:

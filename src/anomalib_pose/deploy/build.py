@@ -69,7 +69,7 @@ def build_detector(
     )
     drawing = None
     if drawn is not None:
-        compared = window.camera(camera, *window.pixels(camera, settings.drawn_size or settings.size))
+        compared = window.camera(camera, *window.pixels(camera, settings.compared_size))
         scale = float((compared.K.diagonal() / camera.K.diagonal())[:2].mean())
         drawing = _drawing(drawn, bank, compared.with_pose(chosen), settings, scale, progress)
     return FeedForwardDetector(bank, comparator, window, settings, drawing, white_background=white_background).eval()

@@ -12,7 +12,7 @@ from anomalib_pose.compare import Comparator, SurfaceResiduals
 from anomalib_pose.deploy.alignment import align, pyramid, unproject
 from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing
 from anomalib_pose.deploy.rendered_bank import RenderedBank
-from anomalib_pose.deploy.resample import frame_matrix, softening_matrix, window_matrix
+from anomalib_pose.deploy.resample import frame_matrix, resized_intrinsics, softening_matrix, window_matrix
 from anomalib_pose.deploy.settings import DetectorSettings
 from anomalib_pose.deploy.view_synthesis import Synthesis, synthesise
 from anomalib_pose.deploy.window import Window
@@ -158,8 +158,7 @@ class FeedForwardDetector(nn.Module):
         query = self.cut(images)
         pose, _ = self.locate(query if self.size == self.bank_size else self.cut(images, self.bank_size))
         near = self.bank.around(pose, self.neighbours, apart)
-        finer = [self.size[axis] / self.bank_size[axis] for axis in (1, 0, 1, 0)]
-        intrinsics = self.bank.intrinsics(near[:, 0]) * pose.new_tensor(finer)
+        intrinsics = resized_intrinsics(self.bank.intrinsics(near[:, 0]), self.bank_size, self.size)
         seen = self._seen_from(pose, intrinsics, near)
         rows, columns = self.window.along_axes(softening_matrix, images.shape[-2:], self.size, images)
         rgb = rows @ seen.rgb @ columns.transpose(0, 1)

@@ -30,7 +30,7 @@ from anomalib_pose.deploy.gaussian_tiles import (
     touching,
     whole_images,
 )
-from anomalib_pose.deploy.resample import window_matrix
+from anomalib_pose.deploy.resample import resized_intrinsics, window_matrix
 from anomalib_pose.deploy.view_synthesis import Synthesis
 from anomalib_pose.geometry import Camera, rigid_inverse
 from anomalib_pose.render import Gaussians, Rasterizer
@@ -38,7 +38,7 @@ from anomalib_pose.render.spherical_harmonics import sh_basis
 
 _BLUR = 0.3
 _NEAR = 1e-2
-_MOST = 0.96  # of the finest tiles are drawn in full; 0.995 takes twice the time for 3 % less error
+_MOST = 0.96  # of the finest tiles are drawn in full; 0.995 takes 1.7 times the time in PyTorch for 2 % less error
 _OPAQUE = math.log(0.01)  # what lies behind this is not missed
 _UNSEEN = 0.001  # what covers less of what a view shows, all together, is not missed
 _STEP = 16
@@ -233,8 +233,7 @@ class GaussianDrawing(nn.Module):
         x, y, z = (view[:, :3, :3] @ centres.T + view[:, :3, 3:]).unbind(1)
         axes = (view[:, :3, :3] @ self.axes.permute(1, 0, 2).flatten(1)).unflatten(2, (-1, 3))
         inverse = 1 / z.clamp(min=_NEAR)
-        finer = [self.drawn_size[axis] / self.size[axis] for axis in (1, 0, 1, 0)]
-        fx, fy, cx, cy = (intrinsics * intrinsics.new_tensor(finer)).T[:, :, None].unbind(0)
+        fx, fy, cx, cy = resized_intrinsics(intrinsics, self.size, self.drawn_size).T[:, :, None].unbind(0)
         x, y = x * inverse, y * inverse
         along_u = (fx * inverse)[..., None] * (axes[:, 0] - x[..., None] * axes[:, 2])
         along_v = (fy * inverse)[..., None] * (axes[:, 1] - y[..., None] * axes[:, 2])

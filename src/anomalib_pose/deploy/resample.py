@@ -64,6 +64,19 @@ def frame_matrix(length: int, size: int, start: float, extent: float, like: Tens
     return weights * inside[:, None]
 
 
+def resized_intrinsics(
+    intrinsics: Float[Tensor, "b 4"], size: tuple[int, int], resized: tuple[int, int]
+) -> Float[Tensor, "b 4"]:
+    """(fx, fy, cx, cy) of images after they are resized.
+
+    Args:
+        intrinsics: in pixels.
+        size: height and width of the images.
+        resized: the same afterwards.
+    """
+    return intrinsics * intrinsics.new_tensor([resized[axis] / size[axis] for axis in (1, 0, 1, 0)])
+
+
 def pooling_matrix(length: int, size: int) -> Float[Tensor, "size length"]:
     """Rows of the mean over ``size`` equal parts of ``length`` cells; parts may share cells."""
     edges = torch.arange(size + 1, dtype=torch.float64) * length / size

@@ -59,6 +59,11 @@ class DetectorSettings:
             )
             raise ValueError(msg)
 
+    @property
+    def compared_size(self) -> int:
+        """Longer side in pixels of the window in which the query is compared with what is drawn."""
+        return self.drawn_size or self.size
+
 
 def bank_megabytes(views: int, height: int, width: int, gaussians: int = 0) -> float:
     """Size of a bank of views in units of 10^6 bytes, descriptors in half precision included.

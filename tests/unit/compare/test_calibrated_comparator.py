@@ -35,9 +35,8 @@ def _pairs(seeds, shift=0.4):
     alphas = torch.stack([alpha for _, alpha in views])
     generator = torch.Generator().manual_seed(seeds[0])
     references = torch.stack([gaussian_blur(image, 0.6) for image in queries])
-    references = torch.cat(
-        [shifted(r[None], *(shift * (2 * torch.rand(2, generator=generator) - 1)).tolist()) for r in references]
-    )
+    moves = [tuple((shift * (2 * torch.rand(2, generator=generator) - 1)).tolist()) for _ in references]
+    references = torch.cat([next(shifted(r[None], [move])) for r, move in zip(references, moves, strict=True)])
     return (queries + 0.01 * torch.randn(queries.shape, generator=generator)).clamp(0, 1), references, alphas
 
 
@@ -130,7 +129,7 @@ def test_shifted_good_view_stays_below_a_stain(comparator):
     queries, references, alphas = _pairs([30, 31], shift=0.0)
     stained = queries.clone()
     stained[:, :, 50:57, 60:67] *= 0.5
-    moved = shifted(references, 1.0, -1.0)
+    moved = next(shifted(references, [(1.0, -1.0)]))
     good = comparator.score(comparator(queries, moved, alphas), alphas)
     bad = comparator.score(comparator(stained, references, alphas), alphas)
     assert (bad > 1.2 * good).all()

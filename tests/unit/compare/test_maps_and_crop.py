@@ -36,7 +36,9 @@ def test_no_tolerance_is_the_plain_distance():
 
 def test_fractional_shift_of_a_ramp_and_shifts_in_cells():
     ramp = (10.0 * torch.arange(8.0)[:, None] + torch.arange(8.0))[None, None]
-    torch.testing.assert_close(shifted(ramp, 0.25, -1.5)[0, 0, 2:-2, 2:-2], ramp[0, 0, 2:-2, 2:-2] + 2.5 - 1.5)
+    torch.testing.assert_close(
+        next(shifted(ramp, [(0.25, -1.5)]))[0, 0, 2:-2, 2:-2], ramp[0, 0, 2:-2, 2:-2] + 2.5 - 1.5
+    )
     assert tolerance_shifts(0.5) == [(dy, dx) for dy in (-0.5, 0, 0.5) for dx in (-0.5, 0, 0.5)]
     assert len(tolerance_shifts(1.5)) == 25
 

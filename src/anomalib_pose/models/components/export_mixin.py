@@ -109,7 +109,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
                 )
                 raise ValueError(msg)
             # as wide on the object as the model's
-            comparator.blur_sigma *= (chosen.drawn_size or chosen.size) / comparator.crop_size
+            comparator.blur_sigma *= chosen.compared_size / comparator.crop_size
         if model.memory is not None and bool(model.memory.trust.any()):
             logger.warning(
                 "The model's memory has a share of at least %.2f in its maps and %.2f in its scores and is not "
