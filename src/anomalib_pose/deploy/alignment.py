@@ -226,7 +226,8 @@ def _solve(hessian: Tensor, gradient: Tensor, damping: Tensor) -> Float[Tensor, 
     matrix = hessian * scale[:, :, None] * scale[:, None] + (damping[:, None, None] + 1e-6) * eye
     table = torch.cat([matrix, -(gradient * scale)[:, :, None]], 2)
     for pivot in range(6):
-        row = table[:, pivot : pivot + 1] / table[:, pivot : pivot + 1, pivot : pivot + 1]
-        keep = 1 - eye[pivot][None, :, None]
-        table = table * keep - table[:, :, pivot : pivot + 1] * keep * row + (1 - keep) * row
+        row = table.narrow(1, pivot, 1)
+        row = row / row.narrow(2, pivot, 1)
+        # the pivot's own row becomes ``row``
+        table = table - (table.narrow(2, pivot, 1) - eye.narrow(1, pivot, 1)) * row
     return table[:, :, 6] * scale

@@ -3,7 +3,6 @@
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +11,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomalib_pose.deploy.drawing_room import Filled, Room, filled, levels, room_for
 from anomalib_pose.deploy.fixed_point import from_fixed, to_fixed
 from anomalib_pose.deploy.gaussian_tiles import (
     COARSE,
@@ -22,12 +22,12 @@ from anomalib_pose.deploy.gaussian_tiles import (
     Splats,
     Tiles,
     blended,
-    blending,
+    fullest_first,
+    in_groups,
     joined,
-    occupied_tiles,
     splats_of,
     split,
-    touching,
+    together,
     whole_images,
 )
 from anomalib_pose.deploy.resample import resized_intrinsics, window_matrix
@@ -38,11 +38,7 @@ from anomalib_pose.render.spherical_harmonics import sh_basis
 
 _BLUR = 0.3
 _NEAR = 1e-2
-_MOST = 0.96  # of the finest tiles are drawn in full; 0.995 takes 1.7 times the time in PyTorch for 2 % less error
-_OPAQUE = math.log(0.01)  # what lies behind this is not missed
 _UNSEEN = 0.001  # what covers less of what a view shows, all together, is not missed
-_STEP = 16
-_SLACK = 1.1  # a camera that is closer than those that were measured shows the object in more tiles
 
 
 def seen_gaussians(
@@ -70,29 +66,12 @@ def seen_gaussians(
     return torch.stack(seen)
 
 
-class Room(NamedTuple):
-    """How many Gaussians parts of an image have room for. Of more, those farthest away are not drawn.
-
-    Args:
-        image: of the whole image.
-        coarse: of a tile of 32 pixels.
-        middle: of a tile of 8 pixels.
-        fine: of a tile of 4 pixels.
-        tiles: tiles of 8 pixels that show the object; of more, those farthest down are not drawn.
-    """
-
-    image: int
-    coarse: int
-    middle: int
-    fine: int
-    tiles: int
-
-
 class GaussianDrawing(nn.Module):
     """Draws Gaussians as rasterisers do (Kerbl et al. 2023, section 6), without a branch that depends on the data.
 
     Those Gaussians that the nearest views see are drawn. Tiles of 32 pixels collect the ones that touch them and hand
-    them down to tiles of 8, and these to tiles of 4, whose pixels blend them from front to back.
+    them down to tiles of 8, and these to tiles of 4, whose pixels blend them from front to back. Tiles that about as
+    many touch are taken together: room for the fullest in all of them would take twice the time.
 
     Images that are smaller than those that the Gaussians were fitted to are drawn larger and resized as queries are.
     Gaussians that are widened instead, each for itself, let more of what is behind them shine through.
@@ -164,41 +143,16 @@ class GaussianDrawing(nn.Module):
             scale: see the class.
             oversampling: see the class.
         """
-        drawing = cls(gaussians, unit, visible, size, Room(len(gaussians), 0, 0, 0, 0), scale, oversampling)
-        needed = [drawing.needs(*(part[some : some + 1] for part in cameras)) for some in range(len(cameras[0]))]
-        most = Room(*(_STEP * math.ceil(max(part) / _STEP) for part in zip(*needed, strict=True)))
-        image, coarse, middle, fine = (min(room, len(gaussians)) for room in most[:4])
-        drawing.room = Room(image, coarse, middle, fine, math.ceil(_SLACK * most.tiles))
+        drawing = cls(gaussians, unit, visible, size, Room(len(gaussians), (), (), (), 0), scale, oversampling)
+        images = [drawing.filled(*(part[some : some + 1] for part in cameras)) for some in range(len(cameras[0]))]
+        drawing.room = room_for(images, len(gaussians))
         return drawing
 
-    def needs(self, pose: Float[Tensor, "1 4 4"], intrinsics: Float[Tensor, "1 4"], near: Int[Tensor, "1 s"]) -> Room:
-        """The room that a camera takes: all Gaussians of larger tiles, of the finest what most of them need."""
-        splats = self._project(pose, intrinsics, near)
-        coarse, middle = (self._touched(splats, side) for side in (COARSE, MIDDLE))
-        image = (splats.bounds[0] < splats.bounds[1]).sum()
-        needed = Room(int(image), _enough(coarse, 1.0), _enough(middle, 1.0), 0, int((middle > 0).sum()))
-        tiles = whole_images(splats, self.room.image)
-        for (pieces, side), room in zip(self._levels[:2], needed[1:3], strict=True):
-            tiles = split(splats, tiles, pieces, side, room)
-        shown = tiles.members[:, 0] < splats.nobody
-        tiles = Tiles(*(part[shown] for part in tiles))
-        fine = [
-            _count_until_opaque(splats, split(splats, Tiles(*some), *self._levels[2], needed.middle, exact=True))
-            for some in zip(*(part.split(16) for part in tiles), strict=True)
-        ]
-        return needed._replace(fine=_enough(torch.cat(fine) if fine else coarse, _MOST))
-
-    def _touched(self, splats: Splats, side: int) -> Int[Tensor, "t"]:
-        """How many Gaussians touch each tile of an image."""
-        pieces = self._levels[0][0] * COARSE // side
-        inside, _ = touching(splats, whole_images(splats, self.room.image), pieces, side)
-        return inside.sum(2).flatten()
-
-    @property
-    def _levels(self) -> tuple[tuple[int, int], ...]:
-        """Pieces along a side that tiles are split into, and their sides, from the whole image to the finest."""
-        whole = math.ceil(max(self.drawn_size) / COARSE)
-        return (whole, COARSE), (COARSE // MIDDLE, MIDDLE), (MIDDLE // FINE, FINE)
+    def filled(
+        self, pose: Float[Tensor, "1 4 4"], intrinsics: Float[Tensor, "1 4"], near: Int[Tensor, "1 s"]
+    ) -> Filled:
+        """How many Gaussians the image of a camera takes; see ``forward``."""
+        return filled(self._project(pose, intrinsics, near), self.drawn_size)
 
     def forward(
         self, pose: Float[Tensor, "b 4 4"], intrinsics: Float[Tensor, "b 4"], near: Int[Tensor, "b s"]
@@ -211,20 +165,30 @@ class GaussianDrawing(nn.Module):
             near: indices of views close to each camera: what one of them sees is drawn.
         """
         splats = self._project(pose, intrinsics, near)
-        (whole, _), (pieces, _), (parts, _) = self._levels
-        tiles = split(splats, whole_images(splats, self.room.image), whole, COARSE, self.room.coarse)
-        tiles = split(splats, tiles, pieces, MIDDLE, self.room.middle)
-        tiles, place = occupied_tiles(tiles, (whole * pieces) ** 2, self.room.tiles, splats.nobody)
-        pixels = blended(splats, split(splats, tiles, parts, FINE, self.room.fine, exact=True))
-        shown = joined(pixels, parts)
-        shown = torch.cat([shown, torch.zeros_like(shown[:1])]).index_select(0, place)
         height, width = self.drawn_size
-        image = joined(joined(shown, pieces), whole)[:, :height, :width].permute(0, 3, 1, 2)
+        image = self._drawn(splats)[:, :height, :width].permute(0, 3, 1, 2)
         if self.drawn_size != self.size:
             image = self.rows @ image @ self.columns.transpose(0, 1)
         alpha = image[:, 3]
         depth = torch.where(alpha > FAINT[1], image[:, 4] / alpha.clamp(min=FAINT[0]), 0.0)
         return Synthesis(image[:, :3] + (1 - image[:, 3:4]), alpha, torch.ones_like(alpha), depth)
+
+    def _drawn(self, splats: Splats) -> Float[Tensor, "b s s 5"]:
+        """Square images of weights times RGB, 1 and depth."""
+        room, nobody = self.room, splats.nobody
+        (whole, _), (pieces, _), (parts, _) = levels(self.drawn_size)
+        tiles = split(splats, whole_images(splats, room.image), whole, COARSE, room.coarse[0])
+        groups = in_groups(fullest_first(tiles, whole**2, whole**2, nobody), whole**2, room.coarse)
+        groups = [split(splats, group, pieces, MIDDLE, room.middle[0]) for group in groups]
+        tiles = Tiles(*(together(list(part), whole**2, pieces**2) for part in zip(*groups, strict=True)))
+        side = whole * pieces
+        tiles = fullest_first(tiles, side**2, room.tiles, nobody)
+        groups = in_groups(tiles, room.tiles, room.middle)
+        shown = [
+            joined(blended(splats, split(splats, group, parts, FINE, most, exact=True)), parts)
+            for group, most in zip(groups, room.fine, strict=True)
+        ]
+        return joined(_placed(together(shown, room.tiles), tiles, side, room.tiles), side)
 
     def _project(self, pose: Tensor, intrinsics: Tensor, near: Tensor) -> Splats:
         """Gaussians on the image plane (Zwicker et al. 2002), those that nearby views see, the nearest first."""
@@ -271,15 +235,10 @@ def _enlarged(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return height, width
 
 
-def _enough(counts: Int[Tensor, "t"], share: float) -> int:
-    """Room that is enough for a share of those tiles that hold anything."""
-    counts = counts[counts > 0].double()
-    return math.ceil(counts.quantile(share)) if len(counts) else 1
-
-
-def _count_until_opaque(splats: Splats, tiles: Tiles) -> Int[Tensor, "t"]:
-    """How many Gaussians, from the front, the pixels of each of the finest tiles show."""
-    passed = blending(splats, tiles)[1]
-    ahead = torch.cat([torch.zeros_like(passed[:, :, :1]), passed[:, :, :-1]], 2)
-    present = (tiles.members < splats.nobody)[:, None]
-    return ((ahead > _OPAQUE) & present).any(1).sum(1)
+def _placed(shown: Float[Tensor, "t s s c"], tiles: Tiles, side: int, count: int) -> Float[Tensor, "bt s s c"]:
+    """All tiles of images of so many along a side, row by row, empty where none is shown."""
+    row, column = ((part / MIDDLE).round().long() for part in (tiles.top, tiles.left))
+    place = (row * side + column).unflatten(0, (-1, count))
+    number = torch.arange(1, shown.shape[0] + 1, device=shown.device).unflatten(0, (-1, count))
+    chosen = torch.zeros_like(place[:, :1]).expand(-1, side**2).scatter(1, place, number).flatten()
+    return torch.cat([torch.zeros_like(shown[:1]), shown]).index_select(0, chosen)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 COARSE, MIDDLE, FINE = 32, 8, 4
 """Sides of tiles in pixels."""
+_GROUPS = 8
 FAINT = (0.5 / 255, 1.5 / 255)
 """Rasterisers leave out opacities below 1/255; runtimes must not differ about that, hence a slope."""
 REACH = math.log(255.0)
@@ -120,67 +121,86 @@ def touching(
     return inside, (left.flatten(), top.flatten())
 
 
-def compacted(
-    kept: Bool[Tensor, "*s n"], values: Int[Tensor, "*#s n"], room: int, filler: int
-) -> tuple[Int[Tensor, "*s r"], Int[Tensor, "*s n"]]:
-    """Lists of the values that are kept, in their order.
-
-    Args:
-        kept: which.
-        values: of each list.
-        room: length of the lists; what does not fit is left out.
-        filler: fills the lists up.
-
-    Returns:
-        The lists, and each value's place in its list; ``room`` where it is not in it.
-    """
+def _compacted(kept: Bool[Tensor, "t p n"], members: Int[Tensor, "t 1 n"], room: int, nobody: int) -> Tensor:
+    """Lists (T, p, room) of those members that are kept, in their order, filled up with nobody."""
     rank = kept.to(torch.int32).cumsum(-1)
     slot = torch.where(kept & (rank <= room), rank - 1, room).long()
-    lists = torch.zeros_like(slot[..., :1]).expand(*[-1] * (kept.ndim - 1), room + 1) + filler
-    return lists.scatter(-1, slot, values.expand_as(slot))[..., :room], slot
+    lists = torch.zeros_like(slot[..., :1]).expand(-1, -1, room + 1) + nobody
+    return lists.scatter(-1, slot, members.expand_as(slot))[..., :room]
 
 
 def split(splats: Splats, tiles: Tiles, pieces: int, side: int, room: int, *, exact: bool = False) -> Tiles:
     """Tiles cut into pieces, row by row, that keep the Gaussians which touch them; see ``touching``."""
     inside, corners = touching(splats, tiles, pieces, side, exact=exact)
-    members, _ = compacted(inside, tiles.members[:, None], room, splats.nobody)
+    members = _compacted(inside, tiles.members[:, None], room, splats.nobody)
     return Tiles(*corners, members.flatten(0, 1))
 
 
-def occupied_tiles(tiles: Tiles, count: int, room: int, nobody: int) -> tuple[Tiles, Int[Tensor, "bt"]]:
-    """Tiles that Gaussians touch, as many of each image as there is room for, and where each tile has gone.
+def fullest_first(tiles: Tiles, count: int, room: int, nobody: int) -> Tiles:
+    """Those tiles of each image that most Gaussians touch, in the order of how many do.
 
     Args:
         tiles: of all images.
         count: tiles an image.
-        room: of them that are kept.
+        room: tiles an image that are kept.
         nobody: number of the Gaussian that is nowhere.
-
-    Returns:
-        The tiles that are kept, and each tile's index among them; their number for those that are not.
     """
-    occupied = (tiles.members[:, 0] < nobody).unflatten(0, (-1, count))
-    everyone = tiles.members.shape[0]
-    numbers = torch.arange(everyone, device=occupied.device).unflatten(0, (-1, count))
-    chosen, slot = compacted(occupied, numbers, room, everyone)
-    chosen = chosen.flatten()
-    empty = torch.zeros_like(tiles.members[:1]) + nobody
-    left, top = (torch.cat([part, torch.zeros_like(part[:1])]).index_select(0, chosen) for part in tiles[:2])
-    offset = torch.arange(slot.shape[0], device=slot.device)[:, None] * room
-    place = torch.where(slot < room, slot + offset, chosen.shape[0]).flatten()
-    return Tiles(left, top, torch.cat([tiles.members, empty]).index_select(0, chosen)), place
+    touch = (tiles.members < nobody).to(tiles.left.dtype).sum(1).unflatten(0, (-1, count))
+    # runtimes must not differ about tiles that as many touch
+    order = (count * touch - torch.arange(count, device=touch.device).to(touch.dtype)).topk(room, dim=1).indices
+    rows = (order + torch.arange(order.shape[0], device=order.device)[:, None] * count).flatten()
+    return Tiles(*(part.index_select(0, rows) for part in tiles))
 
 
-def blending(splats: Splats, tiles: Tiles) -> tuple[Float[Tensor, "t p n"], Float[Tensor, "t p n"]]:
+def group_size(count: int) -> int:
+    """Tiles in each group of so many, but for the last."""
+    return math.ceil(count / _GROUPS)
+
+
+def in_groups(tiles: Tiles, count: int, rooms: tuple[int, ...]) -> list[Tiles]:
+    """Tiles of all images, the fullest first, in groups that have room for fewer and fewer Gaussians.
+
+    Args:
+        tiles: of all images.
+        count: tiles an image.
+        rooms: of each group.
+    """
+    size = group_size(count)
+    groups = []
+    for start, room in zip(range(0, count, size), rooms, strict=True):
+        left, top, members = (part.unflatten(0, (-1, count))[:, start : start + size].flatten(0, 1) for part in tiles)
+        groups.append(Tiles(left, top, members[:, :room]))
+    return groups
+
+
+def together(groups: list[Tensor], count: int, parts: int = 1) -> Tensor:
+    """What has been made of the tiles of each group, image by image.
+
+    Args:
+        groups: made of the tiles that ``in_groups`` gives, along the first axis.
+        count: tiles an image.
+        parts: made of each tile.
+    """
+    size = group_size(count)
+    lengths = [min(size, count - start) * parts for start in range(0, count, size)]
+    split_up = [group.unflatten(0, (-1, length)) for group, length in zip(groups, lengths, strict=True)]
+    return torch.cat(split_up, 1).flatten(0, 1)
+
+
+def blending(splats: Splats, tiles: Tiles) -> tuple[Float[Tensor, "tp n"], Float[Tensor, "tp n"]]:
     """Opacities at the pixels of the finest tiles, and logarithms of what passes up to each Gaussian and through it."""
-    rows = splats.narrow.index_select(1, tiles.members.flatten()).unflatten(1, (-1, 1, tiles.members.shape[1]))
-    corner = torch.stack([tiles.left, tiles.top])[:, :, None, None]
-    rows = torch.cat([rows[:2] - corner, rows[2:]])
-    centres = torch.arange(FINE, device=rows.device).to(rows.dtype) + 0.5
-    x, y = centres.expand(FINE, FINE).reshape(-1, 1), centres[:, None].expand(FINE, FINE).reshape(-1, 1)
-    alpha = torch.exp(_exponent(rows, x, y)).clamp(max=_ALPHA_MAX)
+    rows = splats.narrow.index_select(1, tiles.members.flatten()).unflatten(1, (-1, tiles.members.shape[1]))
+    middle = torch.stack([tiles.left, tiles.top])[:, :, None] + FINE / 2
+    u, v, xx, xy, yy, opacity = torch.cat([rows[:2] - middle, rows[2:]]).unbind(0)
+    constant = xx * u * u + xy * u * v + yy * v * v + opacity
+    factors = torch.stack([constant, -2 * xx * u - xy * v, -2 * yy * v - xy * u, xx, xy, yy], 1)
+    ticks = torch.arange(FINE, device=u.device).to(u.dtype) + 0.5 - FINE / 2
+    x, y = ticks.expand(FINE, FINE).flatten(), ticks[:, None].expand(FINE, FINE).flatten()
+    powers = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
+    # in two dimensions: with three, OpenVINO moves the numbers around between the operations
+    alpha = torch.exp((powers @ factors).flatten(0, 1)).clamp(max=_ALPHA_MAX)
     alpha = alpha * ((alpha - FAINT[0]) / (FAINT[1] - FAINT[0])).clamp(0, 1)
-    return alpha, _logarithm(1 - alpha).cumsum(2)
+    return alpha, _logarithm(1 - alpha).cumsum(1)
 
 
 def blended(splats: Splats, tiles: Tiles) -> Float[Tensor, "t s s 5"]:
@@ -188,7 +208,7 @@ def blended(splats: Splats, tiles: Tiles) -> Float[Tensor, "t s s 5"]:
     alpha, passed = blending(splats, tiles)
     weight = torch.exp(passed) * alpha / (1 - alpha)
     colours = splats.colours.index_select(0, tiles.members.flatten()).unflatten(0, (-1, tiles.members.shape[1]))
-    return (weight @ colours).unflatten(1, (FINE, FINE))
+    return (weight.unflatten(0, (-1, FINE * FINE)) @ colours).unflatten(1, (FINE, FINE))
 
 
 def _logarithm(share: Tensor) -> Tensor:

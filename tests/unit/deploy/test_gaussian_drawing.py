@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
-from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing, Room, seen_gaussians
-from anomalib_pose.deploy.gaussian_tiles import _logarithm
+from anomalib_pose.deploy.drawing_room import Room
+from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing, _placed, seen_gaussians
+from anomalib_pose.deploy.gaussian_tiles import Tiles, _logarithm, fullest_first, in_groups, together
 from anomalib_pose.deploy.resample import window_matrix
+from anomalib_pose.deploy.view_synthesis import Synthesis
 from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.render import Gaussians, make_rasterizer
 from sample_scenes import make_toy
@@ -41,9 +44,7 @@ def cut(image: torch.Tensor) -> torch.Tensor:
     return rows @ image @ rows.T
 
 
-@pytest.mark.parametrize(
-    ("degree", "oversampling", "off"), [(0, 1, 8e-3), (2, 1, 8e-3), (2, 1.25, 4e-3), (2, 2, 1.5e-3)]
-)
+@pytest.mark.parametrize(("degree", "oversampling", "off"), [(0, 1, 8e-3), (2, 1, 8e-3), (2, 1.25, 4e-3), (2, 2, 1e-3)])
 def test_a_drawing_is_the_photograph_in_its_size(degree, oversampling, off):
     gaussians = make_toy().activated()
     colours = 0.3 * torch.randn(len(gaussians), (degree + 1) ** 2, 3, generator=torch.Generator().manual_seed(0))
@@ -101,15 +102,55 @@ def test_unseen_gaussians_are_not_drawn():
     assert torch.equal(blind(*arguments).rgb, torch.ones(len(QUERIES), 3, SMALL, SMALL))
 
 
+def drawn_with(drawing: GaussianDrawing, room: Room, *camera: torch.Tensor) -> Synthesis:
+    found = copy.deepcopy(drawing)
+    found.room = room
+    return found(*camera)
+
+
 def test_without_room_the_farthest_are_left_out():
     gaussians = wall_and_ball()
     gaussians = replace(gaussians, colors=(gaussians.colors[:, None] - 0.5) / 0.28209479177387814, sh_degree=0)
     camera, seen = (torch.eye(4)[None], INTRINSICS[None], torch.zeros(1, 1, dtype=torch.long)), torch.ones(1, 2) > 0
-    enough = GaussianDrawing(gaussians, 1.0, seen, (SMALL, SMALL), Room(2, 2, 2, 2, 144), 1.0)(*camera)
-    scarce = GaussianDrawing(gaussians, 1.0, seen, (SMALL, SMALL), Room(2, 2, 2, 1, 144), 1.0)(*camera)
+    room = Room(2, (2,) * 5, (2,) * 8, (2,) * 8, 144)
+    drawing = GaussianDrawing(gaussians, 1.0, seen, (SMALL, SMALL), room, 1.0)
+    enough, scarce = drawing(*camera), drawn_with(drawing, room._replace(fine=(1,) * 8), *camera)
     middle = (0, slice(None), SMALL // 2, SMALL // 2)
     torch.testing.assert_close(scarce.rgb[middle], torch.tensor([1.0, 0.0, 0.0]), atol=5e-3, rtol=0)
     torch.testing.assert_close(scarce.rgb, enough.rgb, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("poses", [POSES, QUERIES])
+def test_what_is_measured_is_enough(poses):
+    gaussians = make_toy().activated()
+    drawing = drawing_of(gaussians, 1.5)
+    everything = drawing.room._replace(
+        image=len(gaussians), tiles=324, **{name: (len(gaussians),) * 8 for name in ("middle", "fine")}
+    )._replace(coarse=(len(gaussians),) * len(drawing.room.coarse))
+    assert sum(drawing.room.fine) < 0.7 * 8 * drawing.room.fine[0]
+    camera = in_units(poses), INTRINSICS.expand(len(poses), 4), near(poses, 3)
+    found, whole = drawing(*camera), drawn_with(drawing, everything, *camera)
+    for one, other in zip(found, whole, strict=True):
+        assert (one - other).abs().mean() < 1e-4
+    assert (found.rgb - whole.rgb).abs().max() < 0.011  # what lies behind 99 % may be missing
+
+
+def test_tiles_go_back_where_they_came_from():
+    images, side, room, nobody = 2, 5, 11, 30
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, nobody, (images, side**2), generator=generator)
+    members = torch.where(torch.arange(nobody) < counts.flatten()[:, None], torch.arange(nobody), nobody)
+    row, column = (part.flatten().repeat(images) for part in torch.meshgrid([torch.arange(side)] * 2, indexing="ij"))
+    tiles = fullest_first(Tiles(column * 8.0, row * 8.0, members), side**2, room, nobody)
+    groups = in_groups(tiles, room, tuple(range(nobody, nobody - 6, -1)))
+    shown = together([group.members[:, :1] + 100 * group.top[:, None] + group.left[:, None] for group in groups], room)
+    placed = _placed(shown[:, None, None], tiles, side, room).view(images, side, side)
+    for image in range(images):
+        kept = counts[image].argsort(descending=True, stable=True)[:room].tolist()
+        expected = [8 * (100 * (i // side) + i % side) if i in kept else 0 for i in range(side**2)]
+        assert placed[image].flatten().tolist() == expected
+    assert [len(group.left) for group in groups] == [4, 4, 4, 4, 4, 2]
+    assert [group.members.shape[1] for group in groups] == [30, 29, 28, 27, 26, 25]
 
 
 def test_logarithm_by_series():
