@@ -35,6 +35,7 @@ from anomalib_pose.data import MAD
 from anomalib_pose.geometry import Camera, pose_error
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.gaussian_fit import GaussianFit
+from anomalib_pose.models.components.reference import stacked as stacked_references
 from anomalib_pose.models.components.scene_detector import FitScene
 from anomalib_pose.models.omnipose_ad.torch_model import FIELDS, FieldFit, make_field
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, Refiner, ViewBank, make_estimator, make_refiner
@@ -137,8 +138,8 @@ def queries(test: dict[str, Tensor]) -> list[Query]:
 def references(detector: SceneDetector, found: list[Query]) -> tuple[Tensor, Tensor, Tensor]:
     """Renderings, alphas and surface points at the queries' estimated poses."""
     cameras = [detector.estimator(detector.scene, detector.bank, query).camera for query in found]
-    rendered, alphas, points = zip(*(detector.render_reference(camera) for camera in cameras), strict=True)
-    return torch.stack(rendered), torch.stack(alphas), torch.stack(points)
+    found_there = stacked_references(detector.render_reference(camera) for camera in cameras)
+    return found_there.rgb, found_there.alpha, found_there.points
 
 
 def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:

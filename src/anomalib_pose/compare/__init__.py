@@ -2,6 +2,7 @@
 """Query and defect-free reference in, anomaly map and image score out."""
 
 from anomalib_pose.compare.calibrated import CalibratedComparator
+from anomalib_pose.compare.doubt import discounted
 from anomalib_pose.compare.factory import make_comparator
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.paper import PaperComparator
@@ -15,6 +16,7 @@ __all__ = [
     "FeatureExtractor",
     "PaperComparator",
     "SurfaceResiduals",
+    "discounted",
     "make_comparator",
     "relit",
     "unlit",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renderings with what photographs from nearby show beyond them."""
+"""Renderings with what photographs from nearby show beyond them, and what none of those shows."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,13 +30,17 @@ class NearbyViews(nn.Module):
     and their renderings, where those see the same surface, and the mean, weighted by nearness of the direction, is
     added (image-based rendering; Debevec et al. 1996 do the same with a model's texture).
 
-    Buffers: differences (V, 3, h, w) in steps of 1 / 127, of the part of the images that shows the object; depths
-    (V, h, w), 0 where it is not; camera_to_world (V, 4, 4); intrinsics (V, 3, 3) of that part; centre (3,).
+    They also tell where a rendering is not to be trusted: where none of them shows what it shows (``doubt``).
+
+    Buffers: photographs (V, 3, h, w) in steps of 1 / 255, of the part of the images that shows the object; differences
+    (V, 3, h, w) in steps of 1 / 127; depths (V, h, w), 0 where the object is not; camera_to_world (V, 4, 4); intrinsics
+    (V, 3, 3) of that part; centre (3,).
 
     Args:
         count: photographs that a rendering is corrected by.
     """
 
+    photographs: Tensor
     differences: Tensor
     depths: Tensor
     camera_to_world: Tensor
@@ -49,6 +53,7 @@ class NearbyViews(nn.Module):
             msg = f"A rendering is corrected by one photograph or more, got count={count}."
             raise ValueError(msg)
         self.count = count
+        self.register_buffer("photographs", torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
         self.register_buffer("differences", torch.zeros(0, 3, 1, 1, dtype=torch.int8))
         self.register_buffer("depths", torch.zeros(0, 1, 1, dtype=torch.float16))
         self.register_buffer("camera_to_world", torch.zeros(0, 4, 4))
@@ -77,6 +82,7 @@ class NearbyViews(nn.Module):
             depths.append(torch.where(opaque, output.depth, 0).half())
         shown = torch.stack(depths)
         rows, columns = (_extent((shown > 0).any(0).any(axis)) for axis in (1, 0))
+        self.photographs = (images[..., rows, columns] * 255).round().to(torch.uint8)
         self.differences = torch.stack(differences)[..., rows, columns].contiguous()
         self.depths = shown[..., rows, columns].contiguous()
         self.camera_to_world, self.intrinsics = cameras.camera_to_world.clone(), cameras.K.clone()
@@ -108,6 +114,39 @@ class NearbyViews(nn.Module):
         rgb[shown] += output.alpha[shown][:, None] * (total / weights).T
         return replace(output, rgb=rgb)
 
+    @torch.no_grad()
+    def doubt(self, output: RenderOutput, camera: Camera) -> Float[Tensor, "h w"]:
+        """How far from a rendering's colours the nearest photographs are, at the surface points that it shows.
+
+        That of the photograph that is nearest in colour counts, in its channel that differs most: from the others the
+        point may be hidden, or show gloss. What a scene shows in mid-air, none of them shows. 0 beside the object.
+
+        Args:
+            output: colour (H, W, 3), depth and alpha (H, W) as the camera sees the scene.
+            camera: one camera.
+        """
+        shown, found = output.alpha > _OPAQUE, torch.zeros_like(output.alpha)
+        nearest = self._nearest(camera)
+        if nearest and bool(shown.any()):
+            points = camera.unproject(output.depth)[shown]
+            colours = output.rgb[shown].T
+            away = [(self._photographed(index, points) - colours).abs().amax(0) for index, _ in nearest]
+            found[shown] = torch.stack(away).amin(0)
+        return found
+
+    def _photographed(self, index: int, points: Float[Tensor, "n 3"]) -> Float[Tensor, "3 n"]:
+        """Colours of a photograph where it would show surface points."""
+        places, _ = self._places(index, points)
+        photograph = self.photographs[index][None].to(points) / 255
+        return F.grid_sample(photograph, places, padding_mode="border", align_corners=False)[0, :, 0]
+
+    def _places(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "1 1 n 2"], Float[Tensor, "n"]]:
+        """Where a photograph would show surface points, from -1 to 1 in both axes, and their depths."""
+        height, width = self.depths.shape[-2:]
+        view = Camera(self.camera_to_world[index], self.intrinsics[index], width, height)
+        uv, depth = view.project(points)
+        return (2 * uv / uv.new_tensor([width, height]) - 1)[None, None], depth
+
     def _nearest(self, camera: Camera) -> list[tuple[int, float]]:
         """Photographs from the most similar directions, the nearest first, and one minus the cosine between them."""
         mine, theirs = camera.centre - self.centre, self.camera_to_world[:, :3, 3] - self.centre
@@ -119,10 +158,7 @@ class NearbyViews(nn.Module):
 
     def _look_up(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "3 n"], Float[Tensor, "n"]]:
         """Differences of a photograph at surface points, and 1 where it shows them."""
-        height, width = self.depths.shape[-2:]
-        view = Camera(self.camera_to_world[index], self.intrinsics[index], width, height)
-        uv, depth = view.project(points)
-        places = (2 * uv / uv.new_tensor([width, height]) - 1)[None, None]
+        places, depth = self._places(index, points)
         difference = F.grid_sample(self.differences[index][None].to(points) / _LEVELS, places, align_corners=False)
         surface = F.grid_sample(self.depths[index][None, None].to(points), places, "nearest", align_corners=False)
         surface = surface[0, 0, 0]
@@ -131,7 +167,9 @@ class NearbyViews(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint decide how many photographs there are, and of which size."""
-        resize_buffers(self, ("differences", "depths", "camera_to_world", "intrinsics"), state_dict, prefix)
+        resize_buffers(
+            self, ("photographs", "differences", "depths", "camera_to_world", "intrinsics"), state_dict, prefix
+        )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A spot that only photographs show appears in renderings from elsewhere, where the surface is seen that bears it."""
 
+import itertools
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -73,6 +77,52 @@ def test_a_photograph_does_not_correct_its_own_rendering(scene, place):
     neighbour = CAMERAS[int((CAMERAS.centre @ CAMERAS.centre[7]).topk(2).indices[1])]
     beside = scene.render(neighbour)
     assert not torch.equal(alone.corrected(beside, neighbour).rgb, beside.rgb)
+
+
+def test_what_no_photograph_shows_is_doubted(scene, place, nearby):
+    output = scene.render(QUERIES[4], torch.ones(3))
+    truth = spotted(output, QUERIES[4], place)
+    shown = output.alpha > 0.9
+    row, column = shown.nonzero().float().mean(0).round().long().tolist()
+    floater = (slice(row - 3, row + 4), slice(column - 3, column + 4))
+    depth, rgb = output.depth.clone(), truth.clone()
+    depth[floater], rgb[floater] = 0.6 * output.depth[row, column], torch.tensor([0.0, 1.0, 1.0])
+    before = nearby.doubt(replace(output, rgb=truth), QUERIES[4])
+    after = nearby.doubt(replace(output, rgb=rgb, depth=depth), QUERIES[4])
+    assert before[shown].median() < 0.02
+    assert (before[output.alpha < 0.5] == 0).all()
+    assert after[floater].min() > 0.2
+    elsewhere = torch.ones_like(shown)
+    elsewhere[floater] = False
+    assert torch.equal(after[elsewhere], before[elsewhere])
+
+
+def test_doubt_is_the_difference_from_the_photograph_that_is_nearest_in_colour(scene, nearby):
+    camera = QUERIES[4]
+    output = scene.render(camera, torch.ones(3))
+    found = nearby.doubt(output, camera)
+    inside = (output.alpha > 0.5).nonzero()
+    away = [index for index, _ in nearby._nearest(camera)]
+    for row, column in inside[:: len(inside) // 9].tolist():
+        point, colour = camera.unproject(output.depth)[row, column], output.rgb[row, column]
+        least = 1.0
+        for index in away:
+            view = Camera(nearby.camera_to_world[index], nearby.intrinsics[index], *nearby.depths.shape[:0:-1])
+            x, y = (view.project(point[None])[0][0] - 0.5).tolist()
+            left, top = math.floor(x), math.floor(y)
+            seen = torch.zeros(3)
+            for dx, dy in itertools.product((0, 1), (0, 1)):
+                weight = (1 - abs(x - left - dx)) * (1 - abs(y - top - dy))
+                seen += weight * nearby.photographs[index][:, top + dy, left + dx] / 255
+            least = min(least, float((seen - colour).abs().max()))
+        assert float(found[row, column]) == pytest.approx(least, abs=1e-4)
+
+
+def test_nothing_is_doubted_where_there_is_nothing_to_ask(scene, place):
+    alone = NearbyViews(3)
+    output = scene.render(CAMERAS[7], torch.ones(3))
+    alone.take(scene, spotted(output, CAMERAS[7], place).permute(2, 0, 1)[None], CAMERAS[7:8])
+    assert not alone.doubt(output, CAMERAS[7]).any()
 
 
 def test_only_the_object_is_kept_and_a_checkpoint_keeps_it(scene, nearby):

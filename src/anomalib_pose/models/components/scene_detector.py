@@ -12,10 +12,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.buffers import resize_buffers
-from anomalib_pose.compare import CalibratedComparator, Comparator, FeatureExtractor, SurfaceResiduals, relit, unlit
+from anomalib_pose.compare import (
+    CalibratedComparator,
+    Comparator,
+    FeatureExtractor,
+    SurfaceResiduals,
+    discounted,
+    relit,
+    unlit,
+)
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
 from anomalib_pose.models.components.feature_memory import FeatureMemory
+from anomalib_pose.models.components.reference import Reference, stacked
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import OBJECT_ALPHA, judge
 from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, white_foreground
@@ -68,7 +77,7 @@ class SceneDetector(nn.Module):
         relight: find the camera again in the query with its own light removed, and compare it with renderings in that
             light.
         nearby_views: training views nearest to a camera, by what they show beyond their renderings references are
-            corrected; 0 for none.
+            corrected, and without which a place of a reference counts less; 0 for none.
     """
 
     intrinsics: Tensor
@@ -178,7 +187,7 @@ class SceneDetector(nn.Module):
         self.calibration_views = (images[list(held_out)] * 255).round().to(torch.uint8)
         if held_out:
             seen = self._search_again(images, cameras, foreground, held_out)
-            self.comparator.fit_calibration(images[list(held_out)], *seen[:2])
+            self.comparator.fit_calibration(images[list(held_out)], seen.rgb, seen.alpha)
             if isinstance(self.comparator, CalibratedComparator):
                 self.calibrate_surface(images, cameras)
         else:
@@ -186,24 +195,19 @@ class SceneDetector(nn.Module):
         if self.memory is None or self._extractor is None:
             return
         if not held_out:
-            seen = self._stacked([self.render_reference(cameras[index]) for index in range(len(images))])
+            seen = stacked(self.render_reference(cameras[index]) for index in range(len(images)))
         queries = images[list(held_out)] if held_out else images
-        compared = self._compare(queries, *seen)
+        compared = self._compare(queries, seen)
         self.memory.fit_beside(self._extractor, images, held_out, compared)
         if len(held_out) >= _FEWEST_TO_WEIGH:
             rounds = [damaged(queries, seed) for seed in range(math.ceil(_DAMAGED / len(queries)))]
-            maps, scores = map(torch.cat, zip(*(self._compare(each, *seen) for each in rounds), strict=True))
+            maps, scores = map(torch.cat, zip(*(self._compare(each, seen) for each in rounds), strict=True))
             self.memory.weigh(self._extractor, (queries, *compared), (torch.cat(rounds), maps, scores))
-
-    @staticmethod
-    def _stacked(rendered: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        references, alphas, surfaces = map(torch.stack, zip(*rendered, strict=True))
-        return references, alphas, surfaces
 
     def _search_again(
         self, images: Tensor, cameras: Camera, foreground: Tensor | None, held_out: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """References, alphas and surface points of held-out views from where they are found, or are if they are not.
+    ) -> Reference:
+        """References of held-out views from where they are found, or are if they are not.
 
         The estimator learns what residual is typical, and what was found is logged.
         """
@@ -228,7 +232,7 @@ class SceneDetector(nn.Module):
             )  # fmt: skip
         else:
             logger.info("Found %d of %d held-out cameras within %g degrees.", found, len(held_out), _FOUND_DEGREES)
-        return self._stacked(rendered)
+        return stacked(rendered)
 
     @torch.no_grad()
     def calibrate_surface(self, images: Float[Tensor, "c 3 h w"], cameras: Camera) -> None:
@@ -242,26 +246,28 @@ class SceneDetector(nn.Module):
         if not count:
             return
         chosen = torch.linspace(0, len(images) - 1, count).round().long().tolist()
-        if not any(bool((self.render_reference(cameras[index])[1] > OBJECT_ALPHA).any()) for index in chosen):
+        if not any(bool((self.render_reference(cameras[index]).alpha > OBJECT_ALPHA).any()) for index in chosen):
             logger.warning("The scene is transparent in all of %d views: it takes more steps to fit.", count)
             return
 
         def collected() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for index in chosen:
-                reference, alpha, points = self.render_reference(cameras[index])
-                yield self._map(images[index][None], reference[None], alpha[None], points[None])[0], points, alpha
+                seen = stacked([self.render_reference(cameras[index])])
+                yield self._map(images[index][None], seen)[0], seen.points[0], seen.alpha[0]
 
         self.surface.fit(collected(), self.rendered.centre, self.rendered.extent)
 
     @torch.no_grad()
-    def render_reference(self, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-        """Render the defect-free object over white: RGB (3, H, W), alpha (H, W), surface points (H, W, 3).
+    def render_reference(self, camera: Camera) -> Reference:
+        """Render the defect-free object over white.
 
         Args:
             camera: one camera.
         """
         output = self.reference.render(camera, torch.ones(3, device=camera.K.device))
-        return output.rgb.permute(2, 0, 1).clamp(0, 1), output.alpha, camera.unproject(output.depth)
+        doubt = torch.zeros_like(output.alpha) if self.nearby is None else self.nearby.doubt(output, camera)
+        rgb = output.rgb.permute(2, 0, 1).clamp(0, 1)
+        return Reference(rgb, output.alpha, camera.unproject(output.depth), doubt)
 
     def _query(self, image: Tensor, intrinsics: Tensor | None, foreground: Tensor | None) -> Query:
         height, width = image.shape[-2:]
@@ -289,8 +295,8 @@ class SceneDetector(nn.Module):
         estimate = self.estimator(self.rendered, self.bank, query)
         if self.relight:
             # another lamp's shading pulls the camera to the side
-            shown = (part[None] for part in self.render_reference(estimate.camera))
-            lit = replace(query, image=unlit(query.image[None], *shown)[0])
+            shown = stacked([self.render_reference(estimate.camera)])
+            lit = replace(query, image=unlit(query.image[None], shown.rgb, shown.alpha, shown.points)[0])
             estimate = self.estimator.again(self.rendered, lit, estimate)
         return estimate, query
 
@@ -307,41 +313,41 @@ class SceneDetector(nn.Module):
             intrinsics: K of every image, or None for the training views'.
             foreground: masks of the object, or None.
         """
-        estimates, queries, references, alphas, surfaces = [], [], [], [], []
+        estimates, queries, references = [], [], []
         for index, image in enumerate(images):
             K = None if intrinsics is None else intrinsics[index]  # noqa: N806
             mask = None if foreground is None else foreground[index]
             estimate, query = self.estimate(image, K, mask)
-            reference, alpha, points = self.render_reference(estimate.camera)
+            seen = self.render_reference(estimate.camera)
             if query.foreground is None:
-                reference = reference - (1 - alpha) + (1 - alpha) * query.image
+                seen = seen._replace(rgb=seen.rgb - (1 - seen.alpha) + (1 - seen.alpha) * query.image)
             estimates.append(estimate)
             queries.append(query.image)
-            references.append(reference.clamp(0, 1))
-            alphas.append(alpha)
-            surfaces.append(points)
-        photographs, renderings = torch.stack(queries), torch.stack(references)
-        compared = self._compare(photographs, renderings, torch.stack(alphas), torch.stack(surfaces))
+            references.append(seen._replace(rgb=seen.rgb.clamp(0, 1)))
+        photographs, shown = torch.stack(queries), stacked(references)
+        compared = self._compare(photographs, shown)
         confidence = images.new_tensor([estimate.confidence for estimate in estimates])
         anomaly_map, score = self._remembered(photographs, *compared, confidence)
         return ScenePrediction(
             score.detach(),
             anomaly_map.detach()[:, None],
-            renderings.detach(),
+            shown.rgb.detach(),
             torch.stack([estimate.camera.camera_to_world for estimate in estimates]).detach(),
             confidence,
         )
 
     @torch.no_grad()
-    def _compare(self, queries: Tensor, references: Tensor, alpha: Tensor, surfaces: Tensor) -> tuple[Tensor, Tensor]:
+    def _compare(self, queries: Tensor, seen: Reference) -> tuple[Tensor, Tensor]:
         """Anomaly maps and scores by comparison with the renderings."""
-        anomaly_map = self.surface(self._map(queries, references, alpha, surfaces), surfaces, alpha)
-        return anomaly_map, self.comparator.score(anomaly_map, alpha)
+        anomaly_map = self.surface(self._map(queries, seen), seen.points, seen.alpha)
+        if self.nearby is not None:
+            anomaly_map = discounted(anomaly_map, seen.doubt)
+        return anomaly_map, self.comparator.score(anomaly_map, seen.alpha)
 
-    def _map(self, queries: Tensor, references: Tensor, alpha: Tensor, surfaces: Tensor) -> Tensor:
+    def _map(self, queries: Tensor, seen: Reference) -> Tensor:
         """Differences from renderings, in the light of the queries if they are to be."""
-        shown = relit(queries, references, alpha, surfaces) if self.relight else references
-        return self.comparator(queries, shown, alpha)
+        shown = relit(queries, seen.rgb, seen.alpha, seen.points) if self.relight else seen.rgb
+        return self.comparator(queries, shown, seen.alpha)
 
     @torch.no_grad()
     def _remembered(

@@ -13,6 +13,7 @@ from anomalib_pose.compare import CalibratedComparator, FeatureExtractor
 from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.feature_memory import FeatureMemory
+from anomalib_pose.models.components.reference import stacked
 from anomalib_pose.pose import PoseEstimator, make_estimator
 from sample_scenes import make_toy
 
@@ -180,8 +181,8 @@ def test_damage_of_held_out_views_weighs_the_memory(weights, caplog):
     assert "memory's share" in caplog.text
     # the toy is rendered as it is: no residual of the comparison is above 0 but for damage
     assert detector.memory.trust.tolist() == [0, 0]
-    seen = [torch.stack(part) for part in zip(*map(detector.render_reference, CAMERAS), strict=True)]
-    assert detector._compare(seen[0], *seen)[1].max() < 1
+    seen = stacked(map(detector.render_reference, CAMERAS))
+    assert detector._compare(seen.rgb, seen)[1].max() < 1
 
 
 def test_four_views_are_held_against_each_other(weights, caplog):

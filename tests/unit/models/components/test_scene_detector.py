@@ -6,6 +6,7 @@ from anomalib_pose.compare import CalibratedComparator
 from anomalib_pose.compare.shading import surface_normals
 from anomalib_pose.geometry import Camera, pose_error, view_sphere
 from anomalib_pose.models.components import SceneDetector
+from anomalib_pose.models.components.reference import stacked
 from anomalib_pose.pose import make_estimator
 from sample_scenes import make_toy
 
@@ -23,7 +24,7 @@ def photographs(detector: SceneDetector, place: torch.Tensor) -> torch.Tensor:
     """Renderings with a green spot wherever the surface is near a place."""
     images = []
     for index in range(len(POSES)):
-        image, alpha, points = detector.render_reference(CAMERAS[index])
+        image, alpha, points, _ = detector.render_reference(CAMERAS[index])
         spot = ((points - place).norm(dim=-1) < 0.25) & (alpha > 0.8)
         images.append(torch.where(spot, torch.tensor([0.1, 0.9, 0.1])[:, None, None], image))
     return torch.stack(images)
@@ -31,7 +32,7 @@ def photographs(detector: SceneDetector, place: torch.Tensor) -> torch.Tensor:
 
 def test_what_all_training_views_show_is_expected_of_a_query() -> None:
     detector = make_detector(24)
-    image, alpha, points = detector.render_reference(CAMERAS[3])
+    image, alpha, points, _ = detector.render_reference(CAMERAS[3])
     usual, other = (points[row, column] for row, column in ((26, 26), (38, 38)))
     detector.calibrate_surface(photographs(detector, usual), CAMERAS)
     both = photographs(detector, usual)[3]
@@ -40,6 +41,23 @@ def test_what_all_training_views_show_is_expected_of_a_query() -> None:
     corrected = detector.surface(anomaly_map, points[None], alpha[None])[0] / anomaly_map[0].clamp(min=1e-6)
     assert corrected[26, 26] < 0.5
     assert corrected[38, 38] > 0.9
+
+
+def test_what_no_photograph_confirms_counts_less() -> None:
+    detector = SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), nearby_views=3)
+    images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in CAMERAS])
+    detector.nearby.take(detector.rendered, images.clamp(0, 1), CAMERAS)
+    seen = stacked([detector.render_reference(CAMERA.with_pose(view_sphere(3, 3.0, 1.0, -0.2, azimuth_offset=0.1)[1]))])
+    query = seen.rgb.clone()
+    query[0, :, 30:34, 30:34] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
+    floating = torch.zeros_like(seen.doubt)
+    floating[0, 28:36, 28:36] = 0.5
+    maps, scores = zip(
+        *(detector._compare(query, seen._replace(doubt=doubt)) for doubt in (seen.doubt, floating)), strict=True
+    )
+    assert seen.doubt[seen.alpha > 0.9].median() < 0.05
+    assert maps[1][0, 32, 32] < 0.15 * maps[0][0, 32, 32]
+    assert scores[1] < 0.6 * scores[0]
 
 
 def test_without_views_nothing_is_expected() -> None:
@@ -75,7 +93,7 @@ def detectors() -> list[SceneDetector]:
 
 def under_the_lamp(detector: SceneDetector, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Photograph and alpha of the object in other light."""
-    image, alpha, points = detector.render_reference(CAMERA.with_pose(pose))
+    image, alpha, points, _ = detector.render_reference(CAMERA.with_pose(pose))
     shade = (0.55 + 0.45 * surface_normals(points, alpha) @ LAMP) * LAMP_COLOUR[:, None, None]
     return torch.lerp(image, image * shade, alpha), alpha
 
