@@ -11,7 +11,7 @@ import yaml
 from pose_agnostic_data import DataSpec
 
 PAPER_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "paper" / "splatpose_mad.yaml"
-FORMAT = 5
+FORMAT = 6
 """Raised when what a run stores or measures changes, so that older runs are not taken for finished."""
 
 
