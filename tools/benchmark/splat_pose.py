@@ -90,6 +90,7 @@ def empty_detector(scene: str) -> SceneDetector:
         make_estimator(),
         CalibratedComparator(),
         nearby_views=3 if scene == "grid" else 0,
+        doubt_unconfirmed=scene == "grid",
     )
 
 

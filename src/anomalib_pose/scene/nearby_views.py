@@ -38,6 +38,7 @@ class NearbyViews(nn.Module):
 
     Args:
         count: photographs that a rendering is corrected by.
+        keep_photographs: keep what ``doubt`` needs, too.
     """
 
     photographs: Tensor
@@ -47,12 +48,13 @@ class NearbyViews(nn.Module):
     intrinsics: Tensor
     centre: Tensor
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, keep_photographs: bool = False) -> None:
         super().__init__()
         if count < 1:
             msg = f"A rendering is corrected by one photograph or more, got count={count}."
             raise ValueError(msg)
         self.count = count
+        self.keep_photographs = keep_photographs
         self.register_buffer("photographs", torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
         self.register_buffer("differences", torch.zeros(0, 3, 1, 1, dtype=torch.int8))
         self.register_buffer("depths", torch.zeros(0, 1, 1, dtype=torch.float16))
@@ -82,7 +84,8 @@ class NearbyViews(nn.Module):
             depths.append(torch.where(opaque, output.depth, 0).half())
         shown = torch.stack(depths)
         rows, columns = (_extent((shown > 0).any(0).any(axis)) for axis in (1, 0))
-        self.photographs = (images[..., rows, columns] * 255).round().to(torch.uint8)
+        if self.keep_photographs:
+            self.photographs = (images[..., rows, columns] * 255).round().to(torch.uint8)
         self.differences = torch.stack(differences)[..., rows, columns].contiguous()
         self.depths = shown[..., rows, columns].contiguous()
         self.camera_to_world, self.intrinsics = cameras.camera_to_world.clone(), cameras.K.clone()
@@ -119,14 +122,15 @@ class NearbyViews(nn.Module):
         """How far from a rendering's colours the nearest photographs are, at the surface points that it shows.
 
         That of the photograph that is nearest in colour counts, in its channel that differs most: from the others the
-        point may be hidden, or show gloss. What a scene shows in mid-air, none of them shows. 0 beside the object.
+        point may be hidden, or show gloss. What a scene shows in mid-air, none of them shows. 0 beside the object,
+        and everywhere without photographs.
 
         Args:
             output: colour (H, W, 3), depth and alpha (H, W) as the camera sees the scene.
             camera: one camera.
         """
         shown, found = output.alpha > _OPAQUE, torch.zeros_like(output.alpha)
-        nearest = self._nearest(camera)
+        nearest = self._nearest(camera) if self.keep_photographs else []
         if nearest and bool(shown.any()):
             points = camera.unproject(output.depth)[shown]
             colours = output.rgb[shown].T

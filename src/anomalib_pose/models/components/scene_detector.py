@@ -77,7 +77,9 @@ class SceneDetector(nn.Module):
         relight: find the camera again in the query with its own light removed, and compare it with renderings in that
             light.
         nearby_views: training views nearest to a camera, by what they show beyond their renderings references are
-            corrected, and without which a place of a reference counts less; 0 for none.
+            corrected; 0 for none.
+        doubt_unconfirmed: what none of those views confirms of a reference counts less: for scenes that show things in
+            mid-air.
     """
 
     intrinsics: Tensor
@@ -100,6 +102,7 @@ class SceneDetector(nn.Module):
         memory_patches: int = 0,
         relight: bool = False,
         nearby_views: int = 0,
+        doubt_unconfirmed: bool = False,
     ) -> None:
         super().__init__()
         if holdout_every < 2:
@@ -116,7 +119,7 @@ class SceneDetector(nn.Module):
         self.surface = SurfaceResiduals(strength=surface_strength)
         self.surface_views = surface_views
         self.relight = relight
-        self.nearby = NearbyViews(nearby_views) if nearby_views else None
+        self.nearby = NearbyViews(nearby_views, keep_photographs=doubt_unconfirmed) if nearby_views else None
         self.memory = FeatureMemory(memory_patches) if memory_patches and self._extractor is not None else None
         self.holdout_every = holdout_every
         self.register_buffer("intrinsics", torch.eye(3))
@@ -340,7 +343,7 @@ class SceneDetector(nn.Module):
     def _compare(self, queries: Tensor, seen: Reference) -> tuple[Tensor, Tensor]:
         """Anomaly maps and scores by comparison with the renderings."""
         anomaly_map = self.surface(self._map(queries, seen), seen.points, seen.alpha)
-        if self.nearby is not None:
+        if self.nearby is not None and self.nearby.keep_photographs:
             anomaly_map = discounted(anomaly_map, seen.doubt)
         return anomaly_map, self.comparator.score(anomaly_map, seen.alpha)
 

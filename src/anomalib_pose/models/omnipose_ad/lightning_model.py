@@ -49,8 +49,9 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             and all queries where that tells artificial damage of held-out views better than the comparison does; needs
             a backbone; 0 for none, as in the paper.
         nearby_views: training views nearest to a camera, by what they show beyond the field's renderings references are
-            corrected: the grid is softer than they are, and its colours do not depend on the direction. Checkpoints
-            hold these views. 0 for none, as in the paper; for ``"mlp"`` all of them would have to be rendered.
+            corrected: the grid is softer than they are, and its colours do not depend on the direction. What none of
+            them confirms, fog along a wall for example, counts less. Checkpoints hold these views. 0 for none, as in
+            the paper; for ``"mlp"`` all of them would have to be rendered.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.
         pre_processor: see ``AnomalibModule``. A resize belongs into the datamodule, which scales the intrinsics too.
@@ -106,6 +107,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             surface_views=surface_views,
             memory_patches=memory_patches,
             nearby_views=nearby_views,
+            doubt_unconfirmed=True,
         )
 
     def fit_scene(self) -> FieldFit:

@@ -44,7 +44,8 @@ def test_what_all_training_views_show_is_expected_of_a_query() -> None:
 
 
 def test_what_no_photograph_confirms_counts_less() -> None:
-    detector = SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), nearby_views=3)
+    comparator = CalibratedComparator(crop_size=64)
+    detector = SceneDetector(make_toy(), make_estimator(), comparator, nearby_views=3, doubt_unconfirmed=True)
     images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in CAMERAS])
     detector.nearby.take(detector.rendered, images.clamp(0, 1), CAMERAS)
     seen = stacked([detector.render_reference(CAMERA.with_pose(view_sphere(3, 3.0, 1.0, -0.2, azimuth_offset=0.1)[1]))])
@@ -58,6 +59,8 @@ def test_what_no_photograph_confirms_counts_less() -> None:
     assert seen.doubt[seen.alpha > 0.9].median() < 0.05
     assert maps[1][0, 32, 32] < 0.15 * maps[0][0, 32, 32]
     assert scores[1] < 0.6 * scores[0]
+    detector.nearby.keep_photographs = False
+    assert detector._compare(query, seen._replace(doubt=floating))[1] > scores[0]
 
 
 def test_without_views_nothing_is_expected() -> None:
