@@ -179,7 +179,7 @@ class _March(torch.autograd.Function):
                 )
 
         for_ranges(work, _GRADIENT_PARTS)
-        return None, None, None, None, torch.from_numpy(parts.sum(0))
+        return None, None, None, None, torch.from_numpy(parts).sum(0)
 
 
 def warmup() -> None:

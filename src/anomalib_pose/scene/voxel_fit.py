@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -149,6 +149,7 @@ class _VoxelFitter(FitLoop):
     def _take(self, cell: float, kept: Bool[Tensor, "x y z"], values: Tensor) -> None:
         self.kept, self.current_cell = kept, cell
         self.table, self.blocks = index_vertices(kept)
+        self.neighbours = [_neighbours(self.table, axis) for axis in range(3)]
         self.values = values.detach().clone().requires_grad_()
         self.optimizer = torch.optim.Adam([self.values], lr=self.settings.rate, betas=(0.9, 0.99), eps=1e-15)
 
@@ -219,15 +220,8 @@ class _VoxelFitter(FitLoop):
 
     def _roughness(self) -> Tensor:
         """Mean squared difference between neighbours, summed over channels."""
-        total = self.values.new_zeros(())
-        for axis in range(3):
-            here, there = (
-                self.table.narrow(axis, 0, self.table.shape[axis] - 1),
-                self.table.narrow(axis, 1, self.table.shape[axis] - 1),
-            )
-            both = (here >= 0) & (there >= 0)
-            total = total + (self.values[here[both].long()] - self.values[there[both].long()]).square().sum(1).mean()
-        return total
+        pairs = [self.values[here] - self.values[there] for here, there in self.neighbours]
+        return torch.stack([difference.square().sum(1).mean() for difference in pairs]).sum()
 
     @property
     def count(self) -> str:
@@ -255,3 +249,10 @@ class _VoxelFitter(FitLoop):
         self.generator.set_state(state["generator"])
         self._take(state["cell"], state["kept"].to(self.device), state["values"].to(self.device))
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _neighbours(table: Int[Tensor, "x y z"], axis: int) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+    """Rows of kept vertices, and of those that come next along an axis."""
+    here, there = (table.narrow(axis, start, table.shape[axis] - 1) for start in (0, 1))
+    both = (here >= 0) & (there >= 0)
+    return here[both].long(), there[both].long()
