@@ -109,14 +109,21 @@ class ExportedDetector(ExportMixin, LightningModule):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """INT8_PTQ runs the network's convolutions alone in eight bits: poses and maps need their digits."""
-        if compression_type != CompressionType.INT8_PTQ:
+        """Eight bits for the network's convolutions alone: what is drawn, poses and maps need their digits."""
+        own = getattr(self.model, "keeps_precision", False)
+        if compression_type != CompressionType.INT8_PTQ and not (compression_type == CompressionType.INT8 and own):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
         import nncf
 
         network = getattr(self.model.comparator, "extractor", None)
+        if compression_type == CompressionType.INT8:
+            if network is None:
+                logger.warning("INT8 compresses the comparison's network, and there is none: all stays as it is.")
+                return model
+            outside = nncf.IgnoredScope(names=_outside_network(model, network), validate=False)
+            return nncf.compress_weights(model, ignored_scope=outside)
         if network is None:
-            msg = "INT8_PTQ quantises the comparison's network, and there is none: give a backbone, or export INT8."
+            msg = "INT8_PTQ quantises the comparison's network, and there is none: give a backbone, or export FP16."
             raise ValueError(msg)
         if datamodule is None:
             msg = "INT8_PTQ measures activations on images: give the data too (--data MAD --data.root ...)."
@@ -173,7 +180,7 @@ def _outside_network(model: Any, network: nn.Module) -> list[str]:
             shape = (groups * each, *rest)
         (inside if shape in shapes else outside).append(node.get_friendly_name())
     if not inside:
-        msg = "INT8_PTQ quantises the network's convolutions, but found none of their shapes: export INT8 or FP16."
+        msg = "INT8 is for the network's convolutions, but found none of their shapes: export FP16."
         raise ValueError(msg)
     return outside
 
