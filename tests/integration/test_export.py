@@ -103,7 +103,7 @@ def test_onnx_and_openvino_say_what_the_module_says(exported, runtimes, size, co
 @pytest.mark.slow
 def test_openvino_takes_batches_where_it_is_asked_to(exported, tmp_path):
     path = exported.to_openvino(tmp_path, ov_kwargs={"input": [-1, 3, -1, -1]})
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(path, "CPU")
     for size, count in ((80, 3), (100, 2)):
         images = photographs(size)[:count]
         found = compiled(images.numpy())
@@ -142,13 +142,16 @@ def test_all_three_say_the_same_of_photographs(shared, tmp_path):
         expected = outputs(exported, resized)
         by_onnx = dict(zip(names, session.run(None, {"input": resized.numpy()}), strict=True))
         for found in (by_onnx, {name: compiled(resized.numpy())[name] for name in names}):
-            np.testing.assert_allclose(found["pred_score"], expected["pred_score"], atol=1e-4)
+            # of the score, too: the module's own moves by 5e-5 of it when the image is 1e-7 brighter
+            np.testing.assert_allclose(found["pred_score"], expected["pred_score"], rtol=1e-4)
             most = expected["anomaly_map"].max()
             np.testing.assert_allclose(found["anomaly_map"] / most, expected["anomaly_map"] / most, atol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("compression", "tolerance"), [(CompressionType.FP16, 0.02), (CompressionType.INT8, 0.02)])
+@pytest.mark.parametrize(
+    ("compression", "tolerance"), [(None, 1e-4), (CompressionType.FP16, 0.02), (CompressionType.INT8, 0.02)]
+)
 def test_compressed_openvino_stays_close(exported, tmp_path, compression, tolerance):
     images = photographs(80)
     path = exported.to_openvino(tmp_path, compression_type=compression)
@@ -180,8 +183,8 @@ def test_quantised_openvino_runs_the_network_alone_in_eight_bits(exported, tmp_p
 
 
 def one_by_one(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
-    """Scores and maps of an OpenVINO file, which takes single images."""
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    """Scores and maps of an OpenVINO file, which takes single images, as the stock inferencer would run it."""
+    compiled = openvino.Core().compile_model(path, "CPU")
     assert compiled.input(0).get_partial_shape() == openvino.PartialShape([1, 3, -1, -1])
     found = [compiled(image[None].numpy()) for image in images]
     return {name: np.concatenate([one[name] for one in found]) for name in ("pred_score", "anomaly_map")}

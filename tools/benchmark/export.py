@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[200, 1000, 4000])
     parser.add_argument("--window", type=int, nargs="+", default=[256, 400])
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
-    parser.add_argument("--inference", default="f32", help="OpenVINO's precision; empty for the machine's own choice")
+    parser.add_argument("--inference", default="", help="OpenVINO's precision, such as f32; empty for its own choice")
     parser.add_argument("--warped", action="store_true", help="warp views of the bank instead of drawing Gaussians")
     parser.add_argument("--full", action="store_true", help="compare with the model that is exported")
     parser.add_argument("--backbone", default="mobilenetv2_100")

@@ -254,7 +254,7 @@ class CalibratedComparator(nn.Module):
             inside = (alpha > 0.5).to(deviations)[:, None]
             root = (deviations.sqrt() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
             deviations = deviations / (1 + self.self_normalisation * root.square())[:, :, None, None]
-        total = torch.einsum("blhw,l->bhw", deviations, deviations.new_tensor(self.weights))
+        total = (deviations * deviations.new_tensor(self.weights)[:, None, None]).sum(1)
         return gaussian_blur(total * _shown(query, reference, alpha), self.blur_sigma)
 
     def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:

@@ -82,7 +82,8 @@ def filled(splats: Splats, size: tuple[int, int]) -> Filled:
     """
     (whole, _), (pieces, _), (parts, _) = levels(size)
     coarse = split(splats, whole_images(splats, splats.nobody), whole, COARSE, splats.nobody)
-    most = max(1, int(_counts(coarse, splats).max()))
+    touching = _counts(coarse, splats)
+    most = max(1, int(touching.max()))
     middle = split(splats, coarse._replace(members=coarse.members[:, :most]), pieces, MIDDLE, most)
     middle = fullest_first(middle, len(middle.left), len(middle.left), splats.nobody)
     counts = _counts(middle, splats)
@@ -94,7 +95,7 @@ def filled(splats: Splats, size: tuple[int, int]) -> Filled:
     ]
     return Filled(
         int((splats.bounds[0] < splats.bounds[1]).sum()),
-        _counts(coarse, splats).sort(descending=True).values,
+        touching.sort(descending=True).values,
         counts,
         torch.cat(fine).unflatten(0, (-1, parts**2)) if fine else counts.new_zeros(0, parts**2),
     )

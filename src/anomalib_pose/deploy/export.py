@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from xml.etree import ElementTree
 
 import torch
 from anomalib.data import InferenceBatch
@@ -17,11 +16,12 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from anomalib_pose.deploy.precision import keep_precision
+
 logger = logging.getLogger(__name__)
 
 _OPSET = 18
 _CALIBRATION_IMAGES = 64
-_NO_OPERATIONS = ("Parameter", "Result")
 
 
 class ExportedDetector(ExportMixin, LightningModule):
@@ -29,7 +29,7 @@ class ExportedDetector(ExportMixin, LightningModule):
 
     Args:
         detector: built and calibrated; gives ``pred_score`` and ``anomaly_map``. Where it says ``keeps_precision``,
-            OpenVINO models are marked so that they run in single precision on every machine.
+            OpenVINO models are written so that they run in single precision on every machine.
         post_processor: with thresholds on the detector's scale, or None for raw scores.
     """
 
@@ -116,51 +116,22 @@ class ExportedDetector(ExportMixin, LightningModule):
         import nncf
 
         network = getattr(self.model.comparator, "extractor", None)
-        if compression_type == CompressionType.INT8:
-            if network is None:
-                logger.warning("INT8 compresses the comparison's network, and there is none: all stays as it is.")
-                return model
-            outside = nncf.IgnoredScope(names=_outside_network(model, network), validate=False)
-            return nncf.compress_weights(model, ignored_scope=outside)
+        if network is None and compression_type == CompressionType.INT8:
+            logger.warning("INT8 compresses the comparison's network, and there is none: all stays as it is.")
+            return model
         if network is None:
             msg = "INT8_PTQ quantises the comparison's network, and there is none: give a backbone, or export FP16."
             raise ValueError(msg)
+        outside = nncf.IgnoredScope(names=_outside_network(model, network), validate=False)
+        if compression_type == CompressionType.INT8:
+            return nncf.compress_weights(model, ignored_scope=outside)
         if datamodule is None:
             msg = "INT8_PTQ measures activations on images: give the data too (--data MAD --data.root ...)."
             raise ValueError(msg)
         datamodule.setup("fit")
         images = (image[None].numpy() for batch in datamodule.val_dataloader() for image in batch.image)
         chosen = list(itertools.islice(images, _CALIBRATION_IMAGES))
-        return nncf.quantize(
-            model,
-            nncf.Dataset(chosen),
-            subset_size=len(chosen),
-            ignored_scope=nncf.IgnoredScope(names=_outside_network(model, network), validate=False),
-        )
-
-
-def keep_precision(path: Path) -> None:
-    """Mark the operations of an OpenVINO model as needing the precision that they are written in.
-
-    On machines with BF16 instructions OpenVINO would otherwise run a model in eight bits of mantissa without being
-    asked, in which a pixel's column is known to the next pixel.
-
-    Args:
-        path: the ``.xml`` file; it is replaced.
-    """
-    tree = ElementTree.parse(path)  # noqa: S314  # just written by OpenVINO
-    for layer in tree.iterfind("layers/layer"):
-        if layer.get("type") in _NO_OPERATIONS:
-            continue
-        marks = layer.find("rt_info")
-        if marks is None:
-            marks = ElementTree.Element("rt_info")
-            ports = next(index for index, part in enumerate(layer) if part.tag in ("input", "output"))
-            layer.insert(ports, marks)
-        ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
-    partial = path.with_suffix(".partial")
-    tree.write(partial, encoding="utf-8", xml_declaration=True)
-    partial.replace(path)
+        return nncf.quantize(model, nncf.Dataset(chosen), subset_size=len(chosen), ignored_scope=outside)
 
 
 def _outside_network(model: Any, network: nn.Module) -> list[str]:

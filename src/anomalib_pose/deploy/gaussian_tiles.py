@@ -10,7 +10,7 @@ from torch import Tensor
 
 COARSE, MIDDLE, FINE = 32, 8, 4
 """Sides of tiles in pixels."""
-_GROUPS = 8
+_GROUPS = 8  # each adds its operations to the graph
 FAINT = (0.5 / 255, 1.5 / 255)
 """Rasterisers leave out opacities below 1/255; runtimes must not differ about that, hence a slope."""
 REACH = math.log(255.0)

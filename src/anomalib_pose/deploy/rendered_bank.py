@@ -108,9 +108,9 @@ class RenderedBank(nn.Module):
             area = 3 * weight.sum((1, 2, 3)).clamp(min=1e-3)
             mean = (weight * small).sum((1, 2, 3)) / area
             variance = (weight * small.square()).sum((1, 2, 3)) / area - mean.square()
-            weights.append(weight.flatten(1))
-            weighted.append((weight * small).flatten(1))
-            moments.append(torch.stack([area, mean, variance.clamp(min=1e-6).sqrt()], 1))
+            weights.append(weight.flatten(1) / area[:, None])
+            weighted.append((weight * small).flatten(1) / area[:, None])
+            moments.append(torch.stack([mean, variance.clamp(min=1e-6).sqrt()], 1))
         self.register_buffer("weights", torch.cat(weights).T.contiguous())
         self.register_buffer("weighted", torch.cat(weighted).T.contiguous())
         self.register_buffer("moments", torch.cat(moments))
@@ -130,10 +130,10 @@ class RenderedBank(nn.Module):
             image: windows of queries, RGB in [0, 1].
         """
         small = self.thumbnail(image).flatten(2)
-        area, mean, spread = self.moments.unbind(1)
-        own_mean = small.sum(1) @ self.weights / area
-        own_variance = small.square().sum(1) @ self.weights / area - own_mean.square()
-        product = small.flatten(1) @ self.weighted / area
+        mean, spread = self.moments.unbind(1)
+        own_mean = small.sum(1) @ self.weights
+        own_variance = small.square().sum(1) @ self.weights - own_mean.square()
+        product = small.flatten(1) @ self.weighted
         return (product - own_mean * mean) / (own_variance.clamp(min=1e-6).sqrt() * spread)
 
     def nearest(self, image: Float[Tensor, "b 3 h w"], count: int) -> Int[Tensor, "b s"]:

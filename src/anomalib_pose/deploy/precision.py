@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVINO models that run in the precision that they are written in, on every machine."""
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+_NO_OPERATIONS = ("Parameter", "Result")
+_REDUCED = ("MatMul", "Convolution", "GroupConvolution", "Interpolate")
+"""Operations that OpenVINO runs in BF16 wherever they are; others only where they do not lead straight to a result."""
+_LARGEST = np.float32(np.finfo(np.float32).max)
+
+
+def keep_precision(path: Path) -> None:
+    """Make an OpenVINO model run in single precision where OpenVINO would choose another.
+
+    On machines with BF16 instructions it would otherwise run in eight bits of mantissa without being asked, in which a
+    pixel's column is known to the next pixel. Marks ask for the precision that is written, but OpenVINO replaces many
+    operations before it runs them, and what it puts in their place bears no mark. So matrix products, sums of products
+    and resizings are written in the form that it would replace them by. All else keeps its precision unmarked if it
+    leads to a result by a way without these operations; hence a number of each of their inputs is watched: should one
+    not be finite, the first result is NaN.
+
+    Args:
+        path: the ``.xml`` file; it and its ``.bin`` are replaced.
+    """
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    for node in model.get_ordered_ops():
+        rewrite = _REWRITTEN.get(node.get_type_name())
+        if rewrite is not None:
+            rewrite(node)
+    _watch_inputs(model)
+    model.validate_nodes_and_infer_types()
+    with TemporaryDirectory(prefix=".precise-", dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        openvino.serialize(model, written)
+        del model  # it holds the file that is replaced
+        _mark(written)
+        for suffix in (".bin", ".xml"):
+            written.with_suffix(suffix).replace(path.with_suffix(suffix))
+
+
+def _align_ranks(product: Any) -> None:
+    """Give both factors as many axes, as OpenVINO would in a new operation; constant weights need none."""
+    from openvino import opset13
+
+    ranks = [len(value.get_partial_shape()) for value in product.input_values()]
+    low, high = sorted(range(2), key=ranks.__getitem__)
+    if ranks[low] < 2 or ranks[low] == ranks[high] or (low == 1 and _is_constant(product.input_value(1).get_node())):
+        return
+    axes = opset13.constant(np.arange(ranks[high] - ranks[low]))
+    product.input(low).replace_source_output(opset13.unsqueeze(product.input_value(low), axes).output(0))
+
+
+def _replace_interpolation(node: Any) -> None:
+    """Write a resizing to a given size in the form of the fourth operation set, which OpenVINO runs."""
+    from openvino import opset10
+
+    if node.get_attributes()["shape_calculation_mode"] != "sizes" or node.get_input_size() != 2:
+        return
+    image, size = node.input_values()
+    scales = opset10.constant(np.ones(len(node.get_output_partial_shape(0)), np.float32))
+    _replace(node, opset10.interpolate(image, size, scales, **node.get_attributes()))
+
+
+def _replace_sum_of_products(node: Any) -> None:
+    """Write a square matrix that is applied to the channels of images as a product of two factors."""
+    from openvino import opset13
+
+    matrix, images = node.input_values()[:2]
+    written = node.get_attributes()["equation"].replace(" ", "")
+    square = len({*map(str, matrix.get_partial_shape())}) == 1
+    if not (square and re.fullmatch(r"(\w)(\w),(\w|\.\.\.)\2(\w\w)->\3\1\4", written)):
+        return
+    if len(images.get_partial_shape()) != 4:
+        return
+    flat = opset13.reshape(images, opset13.constant(np.array([0, 0, -1])), special_zero=True)
+    factor = opset13.unsqueeze(matrix, opset13.constant(np.array([0])))
+    product = opset13.matmul(factor, flat, transpose_a=False, transpose_b=False)
+    _replace(node, opset13.reshape(product, opset13.shape_of(images), special_zero=False))
+
+
+_REWRITTEN = {"MatMul": _align_ranks, "Interpolate": _replace_interpolation, "Einsum": _replace_sum_of_products}
+
+
+def _replace(node: Any, new: Any) -> None:
+    """Let an operation take the place of another."""
+    new.set_friendly_name(node.get_friendly_name())
+    for target in node.output(0).get_target_inputs():
+        target.replace_source_output(new.output(0))
+
+
+def _watch_inputs(model: Any) -> None:
+    """Lead a number of each input of the operations that run in BF16 to the first result."""
+    from openvino import Type, opset13
+
+    one, watched = opset13.constant(np.array([1])), {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() not in _REDUCED:
+            continue
+        for value in node.input_values()[:2]:
+            source = value.get_node()
+            known = (source.get_friendly_name(), value.get_index())
+            unquantised = value.get_element_type() == Type.f32 and source.get_type_name() != "FakeQuantize"
+            if known not in watched and unquantised and not _is_constant(source):
+                axes = len(value.get_partial_shape())
+                zeros, ones = (opset13.constant(np.full(axes, number)) for number in (0, 1))
+                corner = opset13.slice(value, zeros, ones, ones)  # reads any layout
+                watched[known] = opset13.reshape(corner, one, special_zero=False)
+    if not watched:
+        return
+    finite = opset13.less_equal(opset13.abs(opset13.concat(list(watched.values()), 0)), opset13.constant(_LARGEST))
+    fine = opset13.reduce_logical_and(finite, opset13.constant(np.array([0])), keep_dims=False)
+    result = model.get_results()[0]
+    value = result.input_value(0)
+    names = value.get_names()
+    guarded = opset13.select(fine, value, opset13.constant(np.float32(np.nan)))
+    result.input(0).replace_source_output(guarded.output(0))
+    value.get_tensor().set_names(set())
+    guarded.output(0).get_tensor().set_names(names)
+
+
+def _is_constant(node: Any) -> bool:
+    """Whether an operation depends on no input of the model."""
+    if node.get_type_name() == "Constant":
+        return True
+    sources = [value.get_node() for value in node.input_values()]
+    return bool(sources) and all(map(_is_constant, sources))
+
+
+def _mark(path: Path) -> None:
+    """Mark all operations of a model as needing their precision."""
+    tree = ElementTree.parse(path)  # noqa: S314  # just written by OpenVINO
+    for layer in tree.iterfind("layers/layer"):
+        if layer.get("type") in _NO_OPERATIONS:
+            continue
+        marks = layer.find("rt_info")
+        if marks is None:
+            marks = ElementTree.Element("rt_info")
+            ports = next(index for index, part in enumerate(layer) if part.tag in ("input", "output"))
+            layer.insert(ports, marks)
+        ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
+    tree.write(path, encoding="utf-8", xml_declaration=True)
