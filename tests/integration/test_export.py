@@ -14,7 +14,7 @@ from anomalib_pose.compare import CalibratedComparator, SurfaceResiduals
 from anomalib_pose.data import MAD
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, build_detector
 from anomalib_pose.geometry import Camera, view_sphere
-from anomalib_pose.scene import FitSettings, GaussianScene, fit_gaussians, white_foreground
+from anomalib_pose.scene import FitSettings, GaussianScene, NearbyViews, fit_gaussians, white_foreground
 from sample_scenes import make_toy
 
 openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -46,7 +46,9 @@ def photographs(size: int) -> torch.Tensor:
 def exported() -> ExportedDetector:
     comparator = CalibratedComparator("test_efficientnet.r160_in1k", (0, 1), pretrained=False)
     comparator.extractor.loaded.fill_(value=True)
-    detector = build_detector(glossy_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True)
+    darker, nearby = CAMERA.with_pose(POSES), NearbyViews(2)
+    nearby.take(glossy_toy(), 0.9 * glossy_toy().render(darker, torch.ones(3)).rgb.permute(0, 3, 1, 2), darker)
+    detector = build_detector(glossy_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True, nearby=nearby)
     good = detector.reference(photographs(80))
     surface = SurfaceResiduals()
     maps = detector.comparator.compare_windows(*good[:3])
@@ -127,8 +129,13 @@ def test_all_three_say_the_same_of_photographs(shared, tmp_path):
     settings = FitSettings(steps=200, max_gaussians=2000, initial_gaussians=1000, sh_degree=1)
     scene = fit_gaussians(images, cameras, white_foreground(images), settings, progress=False).scene
     camera = Camera(torch.eye(4), cameras.median_intrinsics, 96, 96)
-    settings = DetectorSettings(views=60, size=64, starts=2, neighbours=2, steps=(2, 2, 1))
-    detector = build_detector(scene, poses, camera, CalibratedComparator(), settings, white_background=True)
+    # steps enough to converge: until then a last digit of the image is a fourth one of the score
+    settings = DetectorSettings(views=60, size=64, starts=2, neighbours=2, steps=(4, 4, 3))
+    nearby = NearbyViews(3)
+    nearby.take(scene, images, cameras)
+    detector = build_detector(
+        scene, poses, camera, CalibratedComparator(), settings, white_background=True, nearby=nearby
+    )
     detector.calibrate(images[1::7])
     exported = ExportedDetector(detector, None)
     path = exported.to_onnx(tmp_path)
@@ -142,7 +149,7 @@ def test_all_three_say_the_same_of_photographs(shared, tmp_path):
         expected = outputs(exported, resized)
         by_onnx = dict(zip(names, session.run(None, {"input": resized.numpy()}), strict=True))
         for found in (by_onnx, {name: compiled(resized.numpy())[name] for name in names}):
-            # of the score, too: the module's own moves by 5e-5 of it when the image is 1e-7 brighter
+            # of the score: the module's own moves by 3e-5 of it when the image is 1e-7 brighter
             np.testing.assert_allclose(found["pred_score"], expected["pred_score"], rtol=1e-4)
             most = expected["anomaly_map"].max()
             np.testing.assert_allclose(found["anomaly_map"] / most, expected["anomaly_map"] / most, atol=1e-4)

@@ -56,10 +56,11 @@ def fitted(arguments: argparse.Namespace, train: dict[str, Tensor]) -> SceneDete
     return detector
 
 
-def build(detector: SceneDetector, views: int, window: int, *, drawn: bool) -> ExportedDetector:
+def build(detector: SceneDetector, views: int, window: int, bank: int, *, drawn: bool) -> ExportedDetector:
     exporter = Exporter()
     exporter.model = detector
-    return exporter.feed_forward(views=views, size=window, drawn=drawn, max_megabytes=4000, progress=False)
+    sizes = {"size": bank, "drawn_size": window} if drawn else {"size": window}
+    return exporter.feed_forward(views=views, **sizes, drawn=drawn, max_megabytes=4000, progress=False)
 
 
 def run(path: Path, test: dict[str, Tensor], hint: str) -> tuple[dict[str, float], Tensor, Tensor]:
@@ -128,7 +129,8 @@ def main() -> None:
     parser.add_argument("--category", required=True)
     parser.add_argument("--size", type=int, default=400, help="of the images that were fitted")
     parser.add_argument("--views", type=int, nargs="+", default=[200, 1000, 4000])
-    parser.add_argument("--window", type=int, nargs="+", default=[256, 400])
+    parser.add_argument("--window", type=int, nargs="+", default=[256, 400], help="that queries are compared in")
+    parser.add_argument("--bank", type=int, default=0, help="size of the bank's views where Gaussians are drawn")
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--inference", default="", help="OpenVINO's precision, such as f32; empty for its own choice")
     parser.add_argument("--warped", action="store_true", help="warp views of the bank instead of drawing Gaussians")
@@ -146,7 +148,8 @@ def main() -> None:
     result.update(full[0] if full else {})
     data = MAD(root=arguments.data, category=arguments.category, image_size=arguments.size, num_workers=0)
     for views, window in itertools.product(arguments.views, arguments.window):
-        exported = build(detector, views, window, drawn=not arguments.warped)
+        drawn = not arguments.warped and arguments.scene == "gaussians"
+        exported = build(detector, views, window, arguments.bank, drawn=drawn)
         with torch.no_grad():
             poses = torch.cat([exported.model.reference(image[None]).pose for image in test["image"]])
         for precision in arguments.precision:

@@ -11,7 +11,7 @@ import yaml
 from pose_agnostic_data import DataSpec
 
 PAPER_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "paper" / "splatpose_mad.yaml"
-FORMAT = 6
+FORMAT = 7
 """Raised when what a run stores or measures changes, so that older runs are not taken for finished."""
 
 
@@ -56,7 +56,7 @@ METHODS = {
     "splatpose_paper": Method("SplatPose, paper's preset", comparison={"name": "paper"}, needs_network=True),
     "splatpose_no_surface": _changed("whole surface alike", surface_views=0),
     "splatpose_no_memory": _changed("no memory", memory_patches=0),
-    "splatpose_nearby": _changed("references corrected by photographs from nearby", nearby_views=3),
+    "splatpose_not_corrected": _changed("references as they are rendered", nearby_views=0),
     "splatpose_one_start": _changed("one start", starts=1),
     "splatpose_paper_comparison": _compared("paper's comparison", name="paper", needs_network=True),
     "splatpose_no_own_level": _compared("not against its own level", self_normalisation=0.0),

@@ -89,7 +89,7 @@ def empty_detector(scene: str) -> SceneDetector:
         GaussianScene(FitSettings.sh_degree) if scene == "gaussians" else make_field(scene),
         make_estimator(),
         CalibratedComparator(),
-        nearby_views=3 if scene == "grid" else 0,
+        nearby_views=0 if scene == "mlp" else 3,
         doubt_unconfirmed=scene == "grid",
     )
 

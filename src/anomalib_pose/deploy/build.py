@@ -13,9 +13,10 @@ from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing, seen_gaussian
 from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
 from anomalib_pose.deploy.resample import window_matrix
 from anomalib_pose.deploy.settings import DetectorSettings, check_size
+from anomalib_pose.deploy.view_corrections import ViewCorrections, corrections_megabytes
 from anomalib_pose.deploy.window import Window
 from anomalib_pose.geometry import Camera
-from anomalib_pose.scene import GaussianScene, Scene, scene_rasterizer
+from anomalib_pose.scene import GaussianScene, NearbyViews, Scene, scene_rasterizer
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def build_detector(
     settings: DetectorSettings,
     *,
     white_background: bool,
+    nearby: NearbyViews | None = None,
     progress: bool = False,
 ) -> FeedForwardDetector:
     """Render the bank of a fitted scene and put a detector around it, not yet calibrated.
@@ -44,16 +46,22 @@ def build_detector(
         comparator: kept by the detector.
         settings: size of the detector.
         white_background: see ``FeedForwardDetector``.
+        nearby: photographs that correct what is drawn, if anything is.
         progress: show a bar.
 
     Raises:
         ValueError: if the bank would be larger than the settings allow, before anything is rendered.
     """
     window = find_window(scene, poses, camera)
-    height, width = window.pixels(camera, settings.size)
     drawn = drawn_scene(scene, settings)
+    size, compared_size = settings.sizes(drawn=drawn is not None)
+    height, width = window.pixels(camera, size)
+    compared = window.camera(camera, *window.pixels(camera, compared_size))
+    scale = float((compared.K.diagonal() / camera.K.diagonal())[:2].mean())
     count, sh_degree = (0, 0) if drawn is None else (len(drawn), drawn.sh_degree)
-    megabytes = check_size(settings, height, width, count, sh_degree)
+    photographs = nearby if drawn is not None and settings.photographs else None
+    extra = 0.0 if photographs is None else corrections_megabytes(photographs, scale, settings.photographs)
+    megabytes = check_size(settings, height, width, count, sh_degree, extra)
     chosen = spread_poses(poses, scene.centre.to(poses), settings.views)
     logger.info("%d views of %d x %d px, %d Gaussians: %.0f MB.", len(chosen), height, width, count, megabytes)
     rows, columns = window.along_axes(window_matrix, (camera.height, camera.width), (height, width), chosen)
@@ -67,12 +75,14 @@ def build_detector(
         silhouettes_only=not white_background,
         progress=progress,
     )
-    drawing = None
+    drawing, corrections = None, None
     if drawn is not None:
-        compared = window.camera(camera, *window.pixels(camera, settings.compared_size))
-        scale = float((compared.K.diagonal() / camera.K.diagonal())[:2].mean())
         drawing = _drawing(drawn, bank, compared.with_pose(chosen), settings, scale, progress)
-    return FeedForwardDetector(bank, comparator, window, settings, drawing, white_background=white_background).eval()
+    if photographs is not None:
+        corrections = ViewCorrections.of(photographs, bank.unit, scale, settings.photographs)
+    return FeedForwardDetector(
+        bank, comparator, window, settings, drawing, corrections, white_background=white_background
+    ).eval()
 
 
 def drawn_scene(scene: Scene, settings: DetectorSettings) -> GaussianScene | None:

@@ -14,6 +14,7 @@ from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing
 from anomalib_pose.deploy.rendered_bank import RenderedBank
 from anomalib_pose.deploy.resample import frame_matrix, resized_intrinsics, softening_matrix, window_matrix
 from anomalib_pose.deploy.settings import DetectorSettings
+from anomalib_pose.deploy.view_corrections import ViewCorrections
 from anomalib_pose.deploy.view_synthesis import Synthesis, synthesise
 from anomalib_pose.deploy.window import Window
 from anomalib_pose.geometry import rigid_inverse
@@ -67,6 +68,7 @@ class FeedForwardDetector(nn.Module):
         window: part of the image that the views show.
         settings: numbers of starts, steps and neighbours.
         drawing: draws the object at the pose that was found; None to warp views of the bank there.
+        corrections: adds to what is drawn what photographs show beyond it; None for nothing.
         white_background: whether the object was photographed on white; otherwise only its silhouette is compared.
     """
 
@@ -80,12 +82,14 @@ class FeedForwardDetector(nn.Module):
         window: Window,
         settings: DetectorSettings,
         drawing: GaussianDrawing | None = None,
+        corrections: ViewCorrections | None = None,
         *,
         white_background: bool,
     ) -> None:
         super().__init__()
         self.bank = bank
         self.drawing = drawing
+        self.corrections = corrections
         self.comparator = comparator
         self.window = window
         self.starts = min(settings.starts, len(bank))
@@ -173,7 +177,10 @@ class FeedForwardDetector(nn.Module):
     def _seen_from(self, pose: Tensor, intrinsics: Tensor, near: Tensor) -> Synthesis:
         """What cameras see of the object, drawn or put together from the views nearest to them."""
         if self.drawing is not None:
-            return self.drawing(pose, intrinsics, near)
+            drawn = self.drawing(pose, intrinsics, near)
+            if self.corrections is None:
+                return drawn
+            return drawn._replace(rgb=self.corrections(drawn, pose, intrinsics))
         flat = near.flatten()
         back = rigid_inverse(self.bank.pose(flat)) @ pose.repeat_interleave(self.neighbours, 0)
         view, intrinsics = self.bank.view(flat), self.bank.intrinsics(flat)

@@ -138,6 +138,10 @@ class NearbyViews(nn.Module):
             found[shown] = torch.stack(away).amin(0)
         return found
 
+    def unpacked(self, index: int) -> Float[Tensor, "3 h w"]:
+        """What a photograph shows beyond its rendering, as parts of a colour's range."""
+        return self.differences[index].float() / _LEVELS
+
     def _photographed(self, index: int, points: Float[Tensor, "n 3"]) -> Float[Tensor, "3 n"]:
         """Colours of a photograph where it would show surface points."""
         places, _ = self._places(index, points)
@@ -163,7 +167,7 @@ class NearbyViews(nn.Module):
     def _look_up(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "3 n"], Float[Tensor, "n"]]:
         """Differences of a photograph at surface points, and 1 where it shows them."""
         places, depth = self._places(index, points)
-        difference = F.grid_sample(self.differences[index][None].to(points) / _LEVELS, places, align_corners=False)
+        difference = F.grid_sample(self.unpacked(index)[None].to(points), places, align_corners=False)
         surface = F.grid_sample(self.depths[index][None, None].to(points), places, "nearest", align_corners=False)
         surface = surface[0, 0, 0]
         same = (surface > 0) & ((depth - surface).abs() < _SAME_SURFACE * depth)

@@ -10,7 +10,8 @@ from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
 from anomalib_pose.deploy.alignment import View, _solve, align, project, pyramid, retract, unproject
 from anomalib_pose.deploy.damage import damaged
-from anomalib_pose.deploy.rendered_bank import RenderedBank, _pack, spread_poses
+from anomalib_pose.deploy.packed_views import pack
+from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
 from anomalib_pose.deploy.resample import frame_matrix, pooling_matrix, sample, softening_matrix, window_matrix
 from anomalib_pose.deploy.settings import bank_megabytes, check_size
 from anomalib_pose.deploy.thresholds import ScoreMap
@@ -258,7 +259,7 @@ def test_no_point_of_a_packed_view_hangs_between_two_surfaces():
     depth[:, 6] = 2.7  # expected depth where both show
     alpha = torch.ones(8, 12)
     alpha[:, 11] = 0
-    packed, limits = _pack(torch.rand(8, 12, 3), depth, alpha)
+    packed, limits = pack(torch.rand(8, 12, 3), depth, alpha)
     found = limits[0] + torch.floor(packed[3].float() / 2) / 127 * (limits[1] - limits[0])
     expected = depth.clone()
     expected[:, 6] = 3.07
@@ -283,10 +284,22 @@ def test_a_bank_that_is_too_large_is_refused_with_numbers():
     assert check_size(DetectorSettings(views=500), 256, 256, 20_000, 2) == pytest.approx(500 * each + own)
     with pytest.raises(ValueError, match=rf"and 20000 Gaussians takes 147 MB.*views={int((140 - own) / each)} fit"):
         check_size(DetectorSettings(views=500, max_megabytes=140), 256, 256, 20_000, 2)
+    corrected = r"and 20000 Gaussians, corrected by 30 MB of photographs, takes 177 MB"
+    with pytest.raises(ValueError, match=rf"{corrected}.*views={int((140 - own - 30) / each)} fit"):
+        check_size(DetectorSettings(max_megabytes=140), 256, 256, 20_000, 2, 30.0)
     with pytest.raises(ValueError, match="views >= 1"):
         DetectorSettings(views=0)
-    with pytest.raises(ValueError, match=r"oversampling in 1 to 4.* got .* 0.5 and"):
+    with pytest.raises(ValueError, match=r"oversampling in 1 to 4.* got .* 0.5, 192 and"):
         DetectorSettings(oversampling=0.5)
+
+
+@pytest.mark.parametrize(
+    ("size", "drawn_size", "drawn", "found"),
+    [(0, 0, True, (200, 256)), (0, 0, False, (256, 256)), (96, 0, True, (96, 96)), (96, 128, True, (96, 128)),
+     (0, 128, True, (200, 128)), (96, 128, False, (96, 96))],
+)  # fmt: skip
+def test_poses_are_found_in_smaller_windows_than_drawings_are_compared_in(size, drawn_size, drawn, found):
+    assert DetectorSettings(size=size, drawn_size=drawn_size).sizes(drawn=drawn) == found
 
 
 def test_bank_for_unknown_backgrounds_ignores_what_lies_behind(detector):

@@ -109,7 +109,8 @@ class DetectorExportMixin(FeedForwardExportMixin):
                 )
                 raise ValueError(msg)
             # as wide on the object as the model's
-            comparator.blur_sigma *= chosen.compared_size / comparator.crop_size
+            compared_size = chosen.sizes(drawn=drawn_scene(model.rendered, chosen) is not None)[1]
+            comparator.blur_sigma *= compared_size / comparator.crop_size
         if model.memory is not None and bool(model.memory.trust.any()):
             logger.warning(
                 "The model's memory has a share of at least %.2f in its maps and %.2f in its scores and is not "
@@ -125,6 +126,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
             comparator,
             chosen,
             white_background=bool(model.white_background),
+            nearby=model.nearby,
             progress=progress,
         ).cpu()
         views = model.calibration_views.cpu().float() / 255

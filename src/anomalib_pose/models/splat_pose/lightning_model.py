@@ -52,8 +52,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
             and all queries where that tells artificial damage of held-out views better than the comparison does; needs
             a backbone; 0 for none, as in the paper.
         nearby_views: training views nearest to a camera, by what they show beyond their renderings references are
-            corrected, 3 for example; checkpoints then hold these views. 0 for none: the Gaussians' own references rank
-            images as well, and exported detectors draw them.
+            corrected; checkpoints hold these views. 0 for none, as in the paper: a point less of image AUROC and AUPRO.
         rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.
         seed: of everything random.
@@ -85,7 +84,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         holdout_every: int = 10,
         surface_views: int = 120,
         memory_patches: int = 1000,
-        nearby_views: int = 0,
+        nearby_views: int = 3,
         rasterizer: str = "auto",
         fit_checkpoint: str = "",
         seed: int = 0,

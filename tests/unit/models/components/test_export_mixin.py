@@ -25,7 +25,7 @@ class Exporter(DetectorExportMixin):
 
 def test_maps_are_smoothed_as_far_on_the_object_as_the_models():
     exporter = Exporter(crop_size=256, blur_sigma=4.0)
-    for settings, sigma in (({"size": 64}, 1.0), ({"size": 64, "drawn_size": 128}, 2.0)):
+    for settings, sigma in (({"size": 64}, 1.0), ({"size": 64, "drawn_size": 128}, 2.0), ({"drawn": False}, 4.0)):
         found = exporter.feed_forward(views=4, progress=False, **settings).model.comparator
         assert found.blur_sigma == pytest.approx(sigma)
     assert exporter.model.comparator.blur_sigma == 4.0
