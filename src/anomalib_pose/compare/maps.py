@@ -120,7 +120,8 @@ def tolerant_distance(
 def top_mean(maps: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"], fraction: float) -> Float[Tensor, "b"]:
     """Mean of the largest values of each map, as many as ``fraction`` of the object's pixels, at least one.
 
-    They are searched in the whole map: what was added to an object lies outside its rendering.
+    They are searched in the whole map: what was added to an object lies outside its rendering. Where that is no whole
+    number, the last one has a part of the weight: a pixel more on the outline changes next to nothing.
 
     Args:
         maps: anomaly maps.
@@ -132,7 +133,7 @@ def top_mean(maps: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"], fracti
     area = torch.where(area > 0, area, pixels)
     # as many as a full image could ask for, so that the shape does not depend on the data
     most = max(1, round(pixels * fraction))
-    counts = (area * fraction).round().clamp(1, most)
+    counts = (area * fraction).clamp(1, most).to(maps)
     values = maps.flatten(1).topk(most).values
-    taken = torch.arange(most, device=maps.device) < counts[:, None]
+    taken = (counts[:, None] - torch.arange(most, device=maps.device)).clamp(0, 1)
     return (values * taken).sum(1) / counts

@@ -53,6 +53,14 @@ def test_what_one_side_lacks_is_found_in_both_directions():
         assert found.sum() == 1
 
 
+def test_top_mean_gives_the_last_pixel_the_part_that_is_left():
+    maps, alpha = torch.zeros(1, 10, 10), torch.zeros(1, 100)
+    maps.flatten()[:3] = torch.tensor([8.0, 4.0, 2.0])
+    alpha[:, :25] = 1
+    # a tenth of 25 pixels: two and a half
+    torch.testing.assert_close(top_mean(maps, alpha.view(1, 10, 10), 0.1), torch.tensor([(8 + 4 + 0.5 * 2) / 2.5]))
+
+
 def test_top_mean_counts_the_objects_pixels():
     maps = _random(2, 20, 20)
     alpha = torch.zeros(2, 20, 20, dtype=torch.float64)
