@@ -3,21 +3,22 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
-from anomalib_pose.geometry import Camera, projection_jacobian, rigid_inverse, scaled_focal, se3_exp
+from anomalib_pose.geometry import Camera, rigid_inverse, scaled_focal, se3_exp
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur, shrink
+from anomalib_pose.pose.surface_alignment import OPAQUE, ShownSurface, System, linearised, shown_surface
 from anomalib_pose.pose.types import Query, Refinement
 from anomalib_pose.scene import Scene
 
-_OPAQUE = 0.3
-_REACH = 2  # pixels beyond the silhouette that still pull; they take the depth of the nearest surface
 _REJECTIONS = 4
 _DAMPING = 1e-3
+_SETTLED = {8: 0.2, 4: 0.2, 2: 0.1, 1: 0.02}  # pixels, by the divisor of the size: the next level goes on
+_WORTH_A_STEP = 0.01  # share of the cost; what lowers it by less is left to the next rendering
 # Pixels: smaller images hold too little for six degrees of freedom. From an eighth of the size a bank's view is near
 # enough without, and in 25 pixels a missing part was seen to pull the camera out of the basin of the next level.
 _COARSEST = {8: 48, 4: 24, 2: 24, 1: 0}
@@ -36,9 +37,10 @@ class _Level:
     blur: float
     background: Tensor
     scene: Scene
-    gradients: tuple[Tensor, Tensor]
+    maps: Tensor
     redescends: bool
     refines_focal: bool
+    settled: float
     n_renders: int = 0
 
     def render(self, view: "_View") -> tuple[Tensor, Tensor, Tensor]:
@@ -87,6 +89,8 @@ class GaussNewtonRefiner:
         tolerance: a level is finished when a step lowers the cost by less than this share and moves less than
             ``min_step``.
         min_step: in radians and in units of the distance to the object.
+        steps_a_render: steps that a rendering is used for, moved by its depth, before the next one is made: it costs
+            ten times as much as a step on small images. 1 for a rendering at each step.
         coarse_levels: levels that all starts are refined on, before the best ones go on.
         survivors: starts that go on to the finer levels.
         max_size: longer side in pixels of the finest level.
@@ -107,6 +111,7 @@ class GaussNewtonRefiner:
         survivors: int = 1,
         max_size: int = 400,
         coarsest: int = 8,
+        steps_a_render: int = 8,
         *,
         redescending: bool = False,
         refine_focal: bool = False,
@@ -119,6 +124,7 @@ class GaussNewtonRefiner:
         self.survivors = survivors
         self.max_size = max_size
         self.coarsest = coarsest
+        self.steps_a_render = steps_a_render
         self.redescending = redescending
         self.refine_focal = refine_focal
 
@@ -145,11 +151,21 @@ class GaussNewtonRefiner:
                 continue
             size = (max(1, round(width / finest / divisor)), max(1, round(height / finest / divisor)))
             image = gaussian_blur(shrink(query.image, *size), blur)
-            gradients = central_differences(image)
+            maps = torch.cat([image, *central_differences(image)])
             redescends = self.redescending and divisor <= _REDESCENDS
             focal = self.refine_focal and divisor <= _FOCAL_FROM
             levels.append(
-                _Level(full.resized(*size), image, blur, query.background, scene, gradients, redescends, focal)
+                _Level(
+                    full.resized(*size),
+                    image,
+                    blur,
+                    query.background,
+                    scene,
+                    maps,
+                    redescends,
+                    focal,
+                    _SETTLED[divisor],
+                )
             )
         return levels
 
@@ -157,10 +173,10 @@ class GaussNewtonRefiner:
         state = self._look(level, view)
         damping, converged = _DAMPING, False
         for _ in range(self.iterations):
-            hessian, gradient = self._normal_equations(level, state)
-            if hessian is None:
+            surface = shown_surface(state.rgb, state.depth, state.alpha, level.intrinsics(state.view))
+            if surface is None:
                 break
-            found, damping, step = self._damped_step(level, state, hessian, gradient, damping)
+            found, damping, step = self._step(level, state, surface, damping)
             if found is None:
                 converged = True
                 break
@@ -185,40 +201,52 @@ class GaussNewtonRefiner:
         root = (1 + squared).sqrt()
         return scale**2 * (root - 1), 1 / root
 
-    def _normal_equations(self, level: _Level, state: _State) -> tuple[Tensor | None, Tensor]:
-        z, pixels = _surface(state.depth, state.alpha)
-        if not bool(pixels.any()):
-            return None, z
-        places = pixels.flatten().nonzero()[:, 0]
-        u, v = places % z.shape[1] + 0.5, places // z.shape[1] + 0.5
-        K = level.intrinsics(state.view)  # noqa: N806
-        jacobian_u, jacobian_v = _projection_jacobian(K, u, v, z.flatten()[places])
-        if level.refines_focal:
-            jacobian_u = torch.cat([jacobian_u, (u - K[0, 2])[:, None]], 1)
-            jacobian_v = torch.cat([jacobian_v, (v - K[1, 2])[:, None]], 1)
-        own_x, own_y = central_differences(state.rgb)
-        images = (0.5 * (own_x + level.gradients[0]), 0.5 * (own_y + level.gradients[1]), state.rgb - level.image)
-        gradient_x, gradient_y, residual = (image.flatten(1).index_select(1, places) for image in images)
-        weight = self._robust(level, residual)[1]
-        # channels share the pixel's motion, so they are summed before it is multiplied by
-        weighted_x, weighted_y = weight * gradient_x, weight * gradient_y
-        sums = (weighted_x * gradient_x, weighted_x * gradient_y, weighted_y * gradient_y)
-        xx, xy, yy = (part.sum(0)[:, None] for part in sums)
-        along_u, along_v = xx * jacobian_u + xy * jacobian_v, xy * jacobian_u + yy * jacobian_v
-        pull_x, pull_y = (weighted_x * residual).sum(0), (weighted_y * residual).sum(0)
-        hessian = along_u.T @ jacobian_u + along_v.T @ jacobian_v
-        return hessian.double(), -(jacobian_u.T @ pull_x + jacobian_v.T @ pull_y).double()
+    def _linearised(self, level: _Level, state: _State, surface: ShownSurface, motion: Tensor) -> System:
+        intrinsics = level.intrinsics(state.view)
+        robust = partial(self._robust, level)
+        return linearised(surface, level.maps, intrinsics, motion, robust, focal=level.refines_focal)
+
+    def _aligned(
+        self, level: _Level, state: _State, surface: ShownSurface, system: System, damping: float
+    ) -> tuple[Tensor, float]:
+        """Motion (4, 4) of the surface that brings it nearer to the query, and by how many pixels it moves it."""
+        motion = _not_moved(state)
+        for _ in range(self.steps_a_render):
+            tangent = _solved(system, damping)
+            moved = se3_exp(tangent[:6]) @ motion
+            following = self._linearised(level, state, surface, moved) if bool(tangent.isfinite().all()) else None
+            if following is None or not following.cost < system.cost:
+                break
+            gain = system.cost - following.cost
+            motion, system = moved, following
+            if gain < _WORTH_A_STEP * system.cost:
+                break
+        return motion, system.shift
+
+    def _step(
+        self, level: _Level, state: _State, surface: ShownSurface, damping: float
+    ) -> tuple[_State | None, float, float]:
+        """Next state, or None if nothing finds a lower cost; the damping for later; the size of the step."""
+        system = self._linearised(level, state, surface, _not_moved(state))
+        viewmat = rigid_inverse(state.view.camera_to_world.double())
+        if self.steps_a_render > 1 and not level.refines_focal:
+            motion, shift = self._aligned(level, state, surface, system, damping)
+            if shift < level.settled:
+                return None, damping, 0.0
+            found = self._look(level, _View(rigid_inverse(motion @ viewmat).to(state.rgb), state.view.log_focal))
+            if found.cost < state.cost:
+                return found, max(damping / 6, 1e-6), shift / float(level.camera.K[0, 0])
+            damping *= 8
+        return self._damped_step(level, state, system, viewmat, damping)
 
     def _damped_step(
-        self, level: _Level, state: _State, hessian: Tensor, gradient: Tensor, damping: float
+        self, level: _Level, state: _State, system: System, viewmat: Tensor, damping: float
     ) -> tuple[_State | None, float, float]:
-        """Next state, or None if no damping finds a lower cost; the damping for later; the size of the step."""
-        diagonal = torch.diag(hessian.diagonal() + 1e-9)
-        viewmat = rigid_inverse(state.view.camera_to_world.double())
-        opaque = state.depth[state.alpha > _OPAQUE]
+        """``_step`` by the rendering alone: with more and more damping."""
+        opaque = state.depth[state.alpha > OPAQUE]
         distance = float(opaque.median()) if len(opaque) else 1.0
         for _ in range(_REJECTIONS):
-            tangent = -torch.linalg.solve(hessian + damping * diagonal, gradient)
+            tangent = _solved(system, damping)
             if not bool(tangent.isfinite().all()):
                 return None, damping, 0.0
             moved = rigid_inverse(se3_exp(tangent[:6]) @ viewmat).to(state.view.camera_to_world)
@@ -231,19 +259,11 @@ class GaussNewtonRefiner:
         return None, damping, 0.0
 
 
-def _surface(depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"]) -> tuple[Tensor, Bool[Tensor, "h w"]]:
-    """Depth on the object and ``_REACH`` pixels around it, and which pixels those are."""
-    opaque = (alpha > _OPAQUE) & (depth > 0)
-    known = torch.where(opaque, depth, 0)
-    size = 2 * _REACH + 1
-    down = F.max_pool2d(known[None, None], (size, 1), 1, (_REACH, 0))
-    grown = F.max_pool2d(down, (1, size), 1, (0, _REACH))[0, 0]
-    return torch.where(opaque, depth, grown), grown > 0
+def _not_moved(state: _State) -> Tensor:
+    return torch.eye(4, dtype=torch.float64, device=state.rgb.device)
 
 
-def _projection_jacobian(K: Tensor, u: Tensor, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
-    """Derivatives (n, 6) of the pixel coordinates of surface points by the tangent (v, omega) that moves them."""
-    fx, fy = K[0, 0], K[1, 1]
-    x, y = (u - K[0, 2]) / fx, (v - K[1, 2]) / fy  # slopes X / Z and Y / Z
-    by_x, by_y = projection_jacobian(x, y, 1 / z, -1)
-    return fx * by_x, fy * by_y
+def _solved(system: System, damping: float) -> Tensor:
+    """The damped step of a system."""
+    diagonal = torch.diag(system.hessian.diagonal() + 1e-9)
+    return -torch.linalg.solve(system.hessian + damping * diagonal, system.gradient)

@@ -7,8 +7,9 @@ import torch
 from anomalib_pose.geometry import Camera, look_at, pose_error, scaled_focal, se3_exp, view_sphere
 from anomalib_pose.pose import AdamRefiner, GaussNewtonRefiner, Query
 from anomalib_pose.pose.adam import InerfRefiner, interest_region
-from anomalib_pose.pose.gauss_newton import _projection_jacobian, _surface, _View
+from anomalib_pose.pose.gauss_newton import _View
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur
+from anomalib_pose.pose.surface_alignment import _surface, linearised, shown_surface
 from anomalib_pose.scene import VoxelFitSettings, fit_voxels
 from sample_scenes import make_toy
 
@@ -116,7 +117,8 @@ def test_the_slope_of_the_focal_length_is_the_finite_difference():
         return refiner._look(level, _View(TRUTH, log_focal)).cost * level.image.numel()
 
     state = refiner._look(level, _View(TRUTH, 0.004))
-    _, gradient = refiner._normal_equations(level, state)
+    surface = shown_surface(state.rgb, state.depth, state.alpha, level.intrinsics(state.view))
+    gradient = refiner._linearised(level, state, surface, torch.eye(4)).gradient
     assert float(gradient[6]) == pytest.approx((cost(0.0045) - cost(0.0035)) / 0.001, rel=0.1)
 
 
@@ -169,18 +171,62 @@ def test_interest_region_lies_around_key_points():
     assert len(interest_region(Query(torch.ones(3, 10, 10), CAMERA.K))) == 100
 
 
-def test_jacobian_of_the_projection_against_differences():
-    K = torch.tensor([[90.0, 0, 31], [0, 80.0, 25], [0, 0, 1]], dtype=torch.float64)
-    u, v, z = (torch.tensor([value], dtype=torch.float64) for value in (40.0, 10.0, 2.5))
-    point = z * torch.linalg.inv(K) @ torch.stack([u[0], v[0], torch.ones(())]).double()
-    by_u, by_v = _projection_jacobian(K, u, v, z)
+def least_squares(residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return residual.square() / 2, torch.ones_like(residual)
 
-    def project(tangent: torch.Tensor) -> torch.Tensor:
-        moved = K @ (se3_exp(tangent) @ torch.cat([point, torch.ones(1, dtype=torch.float64)]))[:3]
-        return moved[:2] / moved[2]
 
-    expected = torch.autograd.functional.jacobian(project, torch.zeros(6, dtype=torch.float64))
-    torch.testing.assert_close(torch.cat([by_u, by_v]), expected, atol=1e-8, rtol=1e-8)
+def test_slopes_of_the_residual_are_its_differences():
+    """Also where the surface has been moved already."""
+    scene, query = make_toy(), query_of(make_toy())
+    output = scene.render(CAMERA.with_pose(start_off_by(1, 0.01, 5)), torch.ones(3))
+    blurred = (gaussian_blur(image, 2.0) for image in (output.rgb.permute(2, 0, 1), query.image))
+    rgb, image = (part.double() for part in blurred)
+    K = CAMERA.K.double()
+    maps = torch.cat([image, *central_differences(image)])
+    surface = shown_surface(rgb, output.depth.double(), output.alpha.double(), K)
+    for moved in (torch.zeros(6).double(), torch.tensor([0.01, -0.02, 0.01, 0.004, -0.003, 0.01]).double()):
+        motion = se3_exp(moved)
+        found = linearised(surface, maps, K, motion, least_squares).gradient
+        differences = torch.stack([
+            torch.tensor((cost(surface, maps, K, step, motion) - cost(surface, maps, K, -step, motion)) / 2e-4)
+            for step in 1e-4 * torch.eye(6).double()
+        ])  # fmt: skip
+        # the slope is the mean of both images', so it is theirs where they are alike
+        assert torch.nn.functional.cosine_similarity(found, differences, dim=0) > 0.97
+        assert 0.85 < found.norm() / differences.norm() < 1.15
+
+
+def cost(surface, maps, K, step, motion) -> float:
+    system = linearised(surface, maps, K, se3_exp(step) @ motion, least_squares)
+    return system.cost * surface.colours.numel()
+
+
+def test_the_surface_moves_as_the_camera_sees_it_move():
+    output = make_toy().render(CAMERA, torch.ones(3))
+    rgb = output.rgb.permute(2, 0, 1)
+    surface = shown_surface(rgb, output.depth, output.alpha, CAMERA.K)
+    maps = torch.cat([rgb, *central_differences(rgb)])
+    still = linearised(surface, maps, CAMERA.K, torch.eye(4), least_squares)
+    assert still.cost < 1e-10
+    assert still.shift < 1e-4
+    motion = se3_exp(torch.tensor([0.02, 0.01, -0.03, 0.01, 0.02, -0.01]))
+    world = CAMERA.camera_to_world[:3, :3] @ surface.points + CAMERA.camera_to_world[:3, 3:]
+    seen, _ = CAMERA.with_pose(CAMERA.camera_to_world @ motion.inverse()).project(world.T)
+    expected = (seen - surface.places.T).norm(dim=1).mean()
+    assert linearised(surface, maps, CAMERA.K, motion, least_squares).shift == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_rendering_serves_several_steps():
+    scene = make_toy()
+    query, start = query_of(scene), start_off_by(10.0, 0.05, 1)[None]
+    one, several = (GaussNewtonRefiner(steps_a_render=steps)(scene, query, start) for steps in (1, 8))
+    for found in (one, several):
+        assert math.degrees(pose_error(found.camera_to_world, TRUTH)[0]) < 0.1
+    assert several.n_renders < 0.6 * one.n_renders
+
+
+def test_nothing_shown_is_no_surface():
+    assert shown_surface(torch.ones(3, 8, 8), torch.zeros(8, 8), torch.zeros(8, 8), CAMERA.K) is None
 
 
 def test_surface_reaches_two_pixels_beyond_the_silhouette():
