@@ -214,10 +214,15 @@ class GaussNewtonRefiner:
         for _ in range(self.steps_a_render):
             tangent = _solved(system, damping)
             moved = se3_exp(tangent[:6]) @ motion
-            following = self._linearised(level, state, surface, moved) if bool(tangent.isfinite().all()) else None
-            if following is None or not following.cost < system.cost:
+            if not bool(tangent.isfinite().all()):
                 break
+            following = self._linearised(level, state, surface, moved)
             gain = system.cost - following.cost
+            if not gain > 0:
+                if -gain < self.tolerance * system.cost:
+                    break
+                damping *= 8
+                continue
             motion, system = moved, following
             if gain < _WORTH_A_STEP * system.cost:
                 break
