@@ -16,19 +16,17 @@ from torch import Tensor
 # Below this squared angle the Taylor series is used. With the terms kept, the truncation error there is below
 # float64 round-off, while the closed forms have not yet lost digits to cancellation that matter.
 _SMALL = 0.25
-_TERMS = 12
+_INVERSES = tuple(tuple(1 / ((2 * k + first) * (2 * k + first - 1)) for first in (1, 2, 3)) for k in range(8, 0, -1))
+_FACTORIALS = (1.0, 0.5, 1 / 6)
 
 
-def _series(squared_angle: Tensor, first_factorial: int) -> Tensor:
-    """Sum of ``(-x)^k / (2k + first_factorial)!``, by Horner's rule."""
-    result = torch.ones_like(squared_angle)
-    for k in range(_TERMS, 0, -1):
-        a = 2 * k + first_factorial
-        result = 1 - squared_angle / (a * (a - 1)) * result
-    factorial = 1
-    for k in range(2, first_factorial + 1):
-        factorial *= k
-    return result / factorial
+def _series(squared_angle: Tensor) -> Tensor:
+    """Sums of ``(-x)^k / (2k + f)!`` for f = 1, 2, 3 along a last axis, by Horner's rule."""
+    factors = (squared_angle[..., None, None] * squared_angle.new_tensor(_INVERSES)).unbind(-2)
+    result = 1 - factors[0]
+    for factor in factors[1:]:
+        result = 1 - factor * result
+    return result * squared_angle.new_tensor(_FACTORIALS)
 
 
 def _coefficients(squared_angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,9 +35,9 @@ def _coefficients(squared_angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     near = torch.where(small, squared_angle, torch.zeros_like(squared_angle))
     far = torch.where(small, torch.ones_like(squared_angle), squared_angle)
     angle = far.sqrt()
-    a = torch.where(small, _series(near, 1), angle.sin() / angle)
-    b = torch.where(small, _series(near, 2), 2 * (angle / 2).sin() ** 2 / far)
-    c = torch.where(small, _series(near, 3), (angle - angle.sin()) / (far * angle))
+    sine = angle.sin()
+    closed = torch.stack([sine / angle, 2 * (angle / 2).sin() ** 2 / far, (angle - sine) / (far * angle)], -1)
+    a, b, c = torch.where(small[..., None], _series(near), closed).unbind(-1)
     return a, b, c
 
 
