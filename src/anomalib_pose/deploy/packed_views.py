@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy.alignment import View
 from anomalib_pose.deploy.fixed_point import from_fixed, to_fixed
+from anomalib_pose.render import RenderOutput
 
 _DEPTH_LEVELS = 127
 _OPAQUE = 0.5
@@ -89,6 +90,20 @@ class PackedViews(nn.Module):
     def intrinsics(self, index: Int[Tensor, "b"]) -> Float[Tensor, "b 4"]:
         """Focal lengths and principal points (fx, fy, cx, cy) in pixels."""
         return self.numbers(index)[:, 14:] * max(self.views.shape[-2:])
+
+
+def resampled(output: RenderOutput, rows: Tensor, columns: Tensor) -> RenderOutput:
+    """Images of which rows and columns are put together to others; depth by its share of the opacity.
+
+    Args:
+        output: what is shown.
+        rows: what its rows are multiplied by, from the left.
+        columns: what its columns are multiplied by, from the right.
+    """
+    alpha = rows @ output.alpha @ columns
+    depth = rows @ (output.alpha * output.depth) @ columns / alpha.clamp(min=1e-6)
+    rgb = (rows @ output.rgb.movedim(-1, -3) @ columns).movedim(-3, -1)
+    return RenderOutput(rgb, depth, alpha)
 
 
 def pack(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:

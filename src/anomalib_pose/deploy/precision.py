@@ -31,10 +31,13 @@ def keep_precision(path: Path) -> None:
     import openvino
 
     model = openvino.Core().read_model(path)
+    constants = _constants(model)
     for node in model.get_ordered_ops():
-        rewrite = _REWRITTEN.get(node.get_type_name())
-        if rewrite is not None:
-            rewrite(node)
+        kind = node.get_type_name()
+        if kind == "MatMul":
+            _align_ranks(node, constants)
+        elif kind in _REWRITTEN:
+            _REWRITTEN[kind](node)
     _watch_inputs(model)
     model.validate_nodes_and_infer_types()
     with TemporaryDirectory(prefix=".precise-", dir=path.parent) as folder:
@@ -46,13 +49,14 @@ def keep_precision(path: Path) -> None:
             written.with_suffix(suffix).replace(path.with_suffix(suffix))
 
 
-def _align_ranks(product: Any) -> None:
+def _align_ranks(product: Any, constants: set[str]) -> None:
     """Give both factors as many axes, as OpenVINO would in a new operation; constant weights need none."""
     from openvino import opset13
 
     ranks = [len(value.get_partial_shape()) for value in product.input_values()]
     low, high = sorted(range(2), key=ranks.__getitem__)
-    if ranks[low] < 2 or ranks[low] == ranks[high] or (low == 1 and _is_constant(product.input_value(1).get_node())):
+    weights = product.input_value(1).get_node().get_friendly_name()
+    if ranks[low] < 2 or ranks[low] == ranks[high] or (low == 1 and weights in constants):
         return
     axes = opset13.constant(np.arange(ranks[high] - ranks[low]))
     product.input(low).replace_source_output(opset13.unsqueeze(product.input_value(low), axes).output(0))
@@ -86,7 +90,7 @@ def _replace_sum_of_products(node: Any) -> None:
     _replace(node, opset13.reshape(product, opset13.shape_of(images), special_zero=False))
 
 
-_REWRITTEN = {"MatMul": _align_ranks, "Interpolate": _replace_interpolation, "Einsum": _replace_sum_of_products}
+_REWRITTEN = {"Interpolate": _replace_interpolation, "Einsum": _replace_sum_of_products}
 
 
 def _replace(node: Any, new: Any) -> None:
@@ -100,6 +104,7 @@ def _watch_inputs(model: Any) -> None:
     """Lead a number of each input of the operations that run in BF16 to the first result."""
     from openvino import Type, opset13
 
+    constants = _constants(model)
     one, watched = opset13.constant(np.array([1])), {}
     for node in model.get_ordered_ops():
         if node.get_type_name() not in _REDUCED:
@@ -108,7 +113,7 @@ def _watch_inputs(model: Any) -> None:
             source = value.get_node()
             known = (source.get_friendly_name(), value.get_index())
             unquantised = value.get_element_type() == Type.f32 and source.get_type_name() != "FakeQuantize"
-            if known not in watched and unquantised and not _is_constant(source):
+            if known not in watched and unquantised and known[0] not in constants:
                 axes = len(value.get_partial_shape())
                 zeros, ones = (opset13.constant(np.full(axes, number)) for number in (0, 1))
                 corner = opset13.slice(value, zeros, ones, ones)  # reads any layout
@@ -126,12 +131,14 @@ def _watch_inputs(model: Any) -> None:
     guarded.output(0).get_tensor().set_names(names)
 
 
-def _is_constant(node: Any) -> bool:
-    """Whether an operation depends on no input of the model."""
-    if node.get_type_name() == "Constant":
-        return True
-    sources = [value.get_node() for value in node.input_values()]
-    return bool(sources) and all(map(_is_constant, sources))
+def _constants(model: Any) -> set[str]:
+    """Names of the operations that depend on no input of the model."""
+    found: set[str] = set()
+    for node in model.get_ordered_ops():
+        sources = [value.get_node().get_friendly_name() for value in node.input_values()]
+        if node.get_type_name() == "Constant" or (sources and found.issuperset(sources)):
+            found.add(node.get_friendly_name())
+    return found
 
 
 def _mark(path: Path) -> None:

@@ -9,12 +9,11 @@ from jaxtyping import Float, Int, UInt8
 from rich.progress import track
 from torch import Tensor
 
-from anomalib_pose.deploy.packed_views import PackedViews, pack
+from anomalib_pose.deploy.packed_views import PackedViews, pack, resampled
 from anomalib_pose.deploy.resample import pooling_matrix
 from anomalib_pose.deploy.settings import THUMBNAIL
 from anomalib_pose.geometry import Camera, farthest_point_sampling
 from anomalib_pose.pose import bank_poses
-from anomalib_pose.render import RenderOutput
 from anomalib_pose.scene import Scene
 
 logger = logging.getLogger(__name__)
@@ -157,7 +156,7 @@ class RenderedBank(PackedViews):
         """
         views, ranges = [], []
         for some in track(poses.split(_BATCH), "Rendering the bank", disable=not progress):
-            output = _resampled(scene.render(camera.with_pose(some), torch.ones(3).to(some)), rows, columns)
+            output = resampled(scene.render(camera.with_pose(some), torch.ones(3).to(some)), rows, columns)
             for rgb, depth, alpha in zip(output.rgb.cpu(), output.depth.cpu(), output.alpha.cpu(), strict=True):
                 packed, limits = pack(rgb, depth, alpha)
                 views.append(packed)
@@ -165,11 +164,3 @@ class RenderedBank(PackedViews):
         return cls(
             torch.stack(views), torch.stack(ranges), poses.cpu(), intrinsics.cpu(), silhouettes_only=silhouettes_only
         )
-
-
-def _resampled(output: RenderOutput, rows: Tensor, columns: Tensor) -> RenderOutput:
-    """Images of which rows and columns are put together to others; depth by its share of the opacity."""
-    alpha = rows @ output.alpha @ columns
-    depth = rows @ (output.alpha * output.depth) @ columns / alpha.clamp(min=1e-6)
-    rgb = (rows @ output.rgb.movedim(-1, -3) @ columns).movedim(-3, -1)
-    return RenderOutput(rgb, depth, alpha)

@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from anomalib_pose.deploy.alignment import project, unproject
-from anomalib_pose.deploy.packed_views import PackedViews, pack
+from anomalib_pose.deploy.packed_views import PackedViews, pack, resampled
 from anomalib_pose.deploy.resample import sample, window_matrix
 from anomalib_pose.deploy.settings import BYTES_A_PIXEL
 from anomalib_pose.deploy.view_synthesis import Synthesis
 from anomalib_pose.geometry import farthest_point_sampling, rigid_inverse
+from anomalib_pose.render import RenderOutput
 from anomalib_pose.scene import NearbyViews
+from anomalib_pose.scene.nearby_views import NEAREST, SAME_SURFACE
 
-_SAME_SURFACE = 0.03  # of the depth, as in the model
-_NEAREST = 1e-4
 _BORDER = (0.375, 4.0)  # opacity from which something is added, and how fast
 
 
@@ -76,10 +76,9 @@ class ViewCorrections(PackedViews):
         views, ranges = [], []
         for index in chosen.tolist():
             depth = nearby.depths[index].cpu().float()
-            alpha = rows @ (depth > 0).float() @ columns
-            depth = (rows @ depth @ columns) / alpha.clamp(min=1e-6)
-            difference = rows @ nearby.unpacked(index).cpu() @ columns
-            packed, limits = pack((0.5 + difference / 2).permute(1, 2, 0), depth, alpha)
+            difference = nearby.unpacked(index).cpu().permute(1, 2, 0)
+            shown = resampled(RenderOutput(difference, depth, (depth > 0).float()), rows, columns)
+            packed, limits = pack(0.5 + shown.rgb / 2, shown.depth, shown.alpha)
             views.append(packed)
             ranges.append(limits)
         factors = torch.tensor([width / breadth, height / length, 1.0])
@@ -111,9 +110,9 @@ class ViewCorrections(PackedViews):
         maps = torch.cat([view.rgb, view.alpha[:, None], view.depth[:, None]], 1)
         found = sample(maps, uv.unflatten(2, shape))
         depth = points[:, 2].unflatten(1, shape)
-        apart = (depth - found[:, 4]).abs() / (_SAME_SURFACE * depth.clamp(min=1e-6))
+        apart = (depth - found[:, 4]).abs() / (SAME_SURFACE * depth.clamp(min=1e-6))
         same = (2 - 2 * apart).clamp(0, 1) * (2 * found[:, 3] - 1).clamp(min=0)
-        weight = same.unflatten(0, (-1, self.count)) / (away + _NEAREST)[:, :, None, None]
+        weight = same.unflatten(0, (-1, self.count)) / (away + NEAREST)[:, :, None, None]
         difference = (2 * found[:, :3] - 1).unflatten(0, (-1, self.count))
         mean = (weight[:, :, None] * difference).sum(1) / (weight.sum(1)[:, None] + 1e-6)
         opaque = ((seen.alpha - _BORDER[0]) * _BORDER[1]).clamp(0, 1) * seen.alpha

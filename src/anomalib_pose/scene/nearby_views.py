@@ -18,8 +18,8 @@ _LEVELS = 127  # of a difference in [-1, 1]; half of one is less than what a pho
 _OPAQUE = 0.5
 _MARGIN = 2  # pixels around the object that are kept
 _SAME_POSE = 1e-5
-_SAME_SURFACE = 0.03  # of the depth; what is farther apart is another surface
-_NEAREST = 1e-4  # keeps a view from the very direction from having all the weight
+SAME_SURFACE = 0.03  # of the depth; what is farther apart is another surface
+NEAREST = 1e-4  # keeps a view from the very direction from having all the weight
 
 
 class NearbyViews(nn.Module):
@@ -110,7 +110,7 @@ class NearbyViews(nn.Module):
         total, weights = points.new_zeros(3, len(points)), points.new_full((len(points),), 1e-6)
         for index, away in self._nearest(camera):
             difference, seen = self._look_up(index, points)
-            weight = seen / (away + _NEAREST)
+            weight = seen / (away + NEAREST)
             total += weight * difference
             weights += weight
         rgb = output.rgb.clone()
@@ -170,7 +170,7 @@ class NearbyViews(nn.Module):
         difference = F.grid_sample(self.unpacked(index)[None].to(points), places, align_corners=False)
         surface = F.grid_sample(self.depths[index][None, None].to(points), places, "nearest", align_corners=False)
         surface = surface[0, 0, 0]
-        same = (surface > 0) & ((depth - surface).abs() < _SAME_SURFACE * depth)
+        same = (surface > 0) & ((depth - surface).abs() < SAME_SURFACE * depth)
         return difference[0, :, 0], same.to(points)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

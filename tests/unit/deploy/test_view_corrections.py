@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomalib_pose.compare import CalibratedComparator
-from anomalib_pose.deploy import DetectorSettings, build_detector
+from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
 from anomalib_pose.deploy.view_corrections import ViewCorrections, corrections_megabytes
 from anomalib_pose.deploy.view_synthesis import Synthesis
 from anomalib_pose.geometry import Camera, view_sphere
@@ -71,19 +71,16 @@ def test_fewer_and_smaller_photographs_still_show_what_is_painted(scene, nearby)
         assert (after - truth).square().mean() < 0.6**2 * (before - truth).square().mean()
 
 
+def built(scene, settings: DetectorSettings, nearby: NearbyViews | None) -> FeedForwardDetector:
+    poses = CAMERAS.camera_to_world
+    return build_detector(scene, poses, CAMERA, CalibratedComparator(), settings, white_background=True, nearby=nearby)
+
+
 def test_a_detector_that_draws_compares_with_what_photographs_show(scene, nearby):
     settings = DetectorSettings(views=150, size=SIZE, oversampling=1.0)
     errors = {}
     for name, views in (("plain", None), ("corrected", nearby)):
-        detector = build_detector(
-            scene,
-            CAMERAS.camera_to_world,
-            CAMERA,
-            CalibratedComparator(),
-            settings,
-            white_background=True,
-            nearby=views,
-        )
+        detector = built(scene, settings, views)
         assert (detector.corrections is None) == (views is None)
         images = torch.stack([painted(scene, QUERIES[index]) for index in range(len(QUERIES))])
         found = detector.reference(images)
@@ -99,12 +96,4 @@ def test_photographs_count_for_the_size(scene, nearby):
     )
     settings = DetectorSettings(views=40, size=SIZE, max_megabytes=1)
     with pytest.raises(ValueError, match=r"corrected by \d+ MB of photographs"):
-        build_detector(
-            scene,
-            CAMERAS.camera_to_world,
-            CAMERA,
-            CalibratedComparator(),
-            settings,
-            white_background=True,
-            nearby=nearby,
-        )
+        built(scene, settings, nearby)
