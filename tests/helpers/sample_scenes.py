@@ -30,6 +30,14 @@ def make_scene(count: int = 40, sh_degree: int = 1, seed: int = 0) -> GaussianSc
     return scene
 
 
+def with_reflectance(scene: GaussianScene, seed: int = 3) -> GaussianScene:
+    """The same Gaussians with random reflectances."""
+    noise = torch.randn(scene.sh.shape, generator=torch.Generator().manual_seed(seed))
+    found = GaussianScene(scene.sh_degree, "cpu")
+    found.set_raw(scene.raw | {"sh": torch.cat([scene.sh, 0.5 * noise], 2)})
+    return found
+
+
 def make_toy(count: int = 1500) -> GaussianScene:
     """An opaque, asymmetric body with patches of colour, which a pose can be found of."""
     generator = torch.Generator().manual_seed(5)

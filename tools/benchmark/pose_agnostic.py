@@ -136,8 +136,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--layers", nargs="+", default=list(Settings.layers), help="stages that anomalib's models read")
     made.add_argument("--window", type=int, default=Settings.window, help="side of anomalib's models' images")
     made.add_argument("--steps", type=int, default=0, help="of the fits but the paper's; 0 for the models' defaults")
-    made.add_argument("--paper-steps", type=int, default=Settings.paper_steps, help="of the paper's fit")
-    made.add_argument("--paper-refiner-steps", type=int, default=Settings.paper_refiner_steps)
+    made.add_argument(
+        "--paper-steps", type=int, default=Settings.paper_steps, help="of the papers' fits; 0 for their own"
+    )
+    made.add_argument("--paper-refiner-steps", type=int, default=Settings.paper_refiner_steps, help="0: their own")
     made.add_argument("--device", default=Settings.device, choices=["cpu", "cuda"])
     made.add_argument("--report-only", action="store_true", help="measure nothing")
     return made

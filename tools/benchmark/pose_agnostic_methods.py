@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pose_agnostic_data import DataSpec
 
-PAPER_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "paper" / "splatpose_mad.yaml"
+PAPER_CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "paper"
 FORMAT = 7
 """Raised when what a run stores or measures changes, so that older runs are not taken for finished."""
 
@@ -27,6 +27,7 @@ class Method:
         comparison: the comparator's name, and arguments of the comparator that the constructor has no name for.
         network: whether it compares features of the backbone.
         needs_network: whether it cannot do without.
+        preset: file in ``configs/paper`` that holds the model's arguments; empty for its defaults.
     """
 
     title: str
@@ -36,6 +37,11 @@ class Method:
     comparison: dict[str, Any] = field(default_factory=lambda: {"name": "calibrated"})
     network: bool = True
     needs_network: bool = False
+    preset: str = ""
+
+
+def _paper(title: str, model: str, preset: str, comparator: str) -> Method:
+    return Method(f"{title}, paper's preset", model, True, {}, {"name": comparator}, needs_network=True, preset=preset)
 
 
 def _changed(title: str, **arguments: Any) -> Method:
@@ -53,7 +59,7 @@ def _baseline(model: str, **arguments: Any) -> Method:
 
 METHODS = {
     "splatpose": Method("SplatPose"),
-    "splatpose_paper": Method("SplatPose, paper's preset", comparison={"name": "paper"}, needs_network=True),
+    "splatpose_paper": _paper("SplatPose", "SplatPose", "splatpose_mad.yaml", "paper"),
     "splatpose_no_surface": _changed("whole surface alike", surface_views=0),
     "splatpose_no_memory": _changed("no memory", memory_patches=0),
     "splatpose_not_corrected": _changed("references as they are rendered", nearby_views=0),
@@ -63,7 +69,18 @@ METHODS = {
     "splatpose_no_tolerance": _compared("no tolerance to shifts", tolerance=0.0),
     "splatpose_no_network": Method("SplatPose, no network", network=False),
     "omniposead": Method("OmniposeAD", "OmniposeAD"),
+    "omniposead_paper": _paper("OmniposeAD", "OmniposeAD", "omniposead_mad.yaml", "paper"),
     "piad": Method("PIAD", "PIAD", comparison={"name": "illumination"}),
+    "piad_paper": _paper("PIAD", "PIAD", "piad_mip.yaml", "product"),
+    "piad_no_relight": Method(
+        "PIAD, not in the query's light", "PIAD", arguments={"relight": False}, comparison={"name": "illumination"}
+    ),
+    "piad_reflectance": Method(
+        "PIAD, not in the query's light, reflectance fitted",
+        "PIAD",
+        arguments={"relight": False, "reflectance": True},
+        comparison={"name": "illumination"},
+    ),
     "patchcore": _baseline("Patchcore", coreset_sampling_ratio=0.01),
     "padim": _baseline("Padim", n_features=100),
     "dfm": _baseline("Dfm"),
@@ -89,8 +106,8 @@ class Settings:
         layers: stages that anomalib's models read, by timm's module names; scene models read the first four stages.
         window: side that anomalib's models resize images to, pixels.
         steps: of the fits; 0 for each model's default.
-        paper_steps: of the paper's fit.
-        paper_refiner_steps: of the paper's refiner.
+        paper_steps: of the papers' fits; 0 for their own.
+        paper_refiner_steps: of the papers' refiners; 0 for their own.
         device: cpu or cuda.
         format: of what is stored.
     """
@@ -108,8 +125,8 @@ class Settings:
     layers: tuple[str, ...] = ("blocks.2", "blocks.4")
     window: int = 256
     steps: int = 0
-    paper_steps: int = 30_000
-    paper_refiner_steps: int = 175
+    paper_steps: int = 0
+    paper_refiner_steps: int = 0
     device: str = "cpu"
     format: int = FORMAT
 
@@ -132,14 +149,13 @@ class Settings:
         method = METHODS[self.method]
         if not method.scene:
             return dict(method.arguments)
-        found: dict[str, Any] = {"steps": self.steps} if self.steps else {}
-        if self.method == "splatpose_paper":
-            found = {
-                **yaml.safe_load(PAPER_CONFIG.read_text(encoding="utf-8"))["model"]["init_args"],
-                "steps": self.paper_steps,
-                "refiner_steps": self.paper_refiner_steps,
-            }
+        found: dict[str, Any] = {}
+        steps = {"steps": self.steps}
+        if method.preset:
+            found = yaml.safe_load((PAPER_CONFIGS / method.preset).read_text(encoding="utf-8"))["model"]["init_args"]
+            steps = {"steps": self.paper_steps, "refiner_steps": self.paper_refiner_steps}
             del found["backbone"]
+        found |= {name: number for name, number in steps.items() if number}
         return {**found, **method.arguments, "comparator": method.comparison["name"], "seed": self.seed}
 
     def stored(self) -> dict[str, Any]:

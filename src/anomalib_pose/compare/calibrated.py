@@ -165,7 +165,10 @@ class CalibratedComparator(nn.Module):
             raise ValueError(msg)
 
     def _residuals(
-        self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"]
+        self,
+        query: Float[Tensor, "b 3 h w"],
+        reference: Float[Tensor, "b 3 h w"],
+        reflected: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b layers h w"]:
         """Tolerant distances of the windows, one map a layer."""
         size = (query.shape[-2], query.shape[-1])
@@ -176,7 +179,8 @@ class CalibratedComparator(nn.Module):
             tolerant_distance(_gradient(query_lab), _gradient(reference_lab), shifts),
         ]
         if self.reflectance is not None:
-            maps.append(tolerant_distance(self.reflectance(query), self.reflectance(reference), shifts))
+            theirs = self.reflectance(reference) if reflected is None else reflected
+            maps.append(tolerant_distance(self.reflectance(query), theirs, shifts))
         for network in (self.extractor, self.second):
             if network is None:
                 continue
@@ -199,6 +203,7 @@ class CalibratedComparator(nn.Module):
         queries: Float[Tensor, "n 3 h w"],
         references: Float[Tensor, "n 3 h w"],
         alphas: Float[Tensor, "n h w"],
+        reflected: Float[Tensor, "n 3 h w"] | None = None,
     ) -> None:
         """Learn mean and spread of the residuals of good views.
 
@@ -206,13 +211,15 @@ class CalibratedComparator(nn.Module):
             queries: good views that the scene was not fitted to, RGB in [0, 1].
             references: their renderings, RGB in [0, 1].
             alphas: opacity of the object in the renderings, in [0, 1].
+            reflected: what the renderings reflect; None to take it from them.
 
         Raises:
             ValueError: if there is no view.
         """
         if len(queries):
-            _, queries, references, alphas = self._window(queries, references, alphas)
-        self.fit_windows(queries, references, alphas)
+            crop, queries, references, alphas = self._window(queries, references, alphas)
+            reflected = None if reflected is None else crop.apply(reflected)
+        self.fit_windows(queries, references, alphas, reflected)
 
     @torch.no_grad()
     def fit_windows(
@@ -220,20 +227,25 @@ class CalibratedComparator(nn.Module):
         queries: Float[Tensor, "n 3 h w"],
         references: Float[Tensor, "n 3 h w"],
         alphas: Float[Tensor, "n h w"],
+        reflected: Float[Tensor, "n 3 h w"] | None = None,
     ) -> None:
         """``fit_calibration`` on images that are windows of the object already."""
         if not len(queries):
             msg = "fit_calibration expects at least one good view, found none; leave it out to use fixed spreads."
             raise ValueError(msg)
         residuals = [
-            self._residuals(query[None], reference[None])[0]
-            for query, reference in zip(queries, references, strict=True)
+            self._residuals(queries[one], references[one], None if reflected is None else reflected[one])[0]
+            for one in torch.arange(len(queries)).split(1)
         ]
         self.statistics.fit(residuals, list(_contrast(references)), list(alphas))
 
     @torch.no_grad()
     def forward(
-        self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"]
+        self,
+        query: Float[Tensor, "b 3 h w"],
+        reference: Float[Tensor, "b 3 h w"],
+        alpha: Float[Tensor, "b h w"],
+        reflected: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b h w"]:
         """Anomaly map, in spreads of good views; 0 outside of the object's window.
 
@@ -241,15 +253,21 @@ class CalibratedComparator(nn.Module):
             query: photographs, RGB in [0, 1].
             reference: their defect-free renderings, RGB in [0, 1].
             alpha: opacity of the object in the reference, in [0, 1]; where it is empty the whole image is compared.
+            reflected: what the references reflect; None to take it from them.
         """
         crop, query, reference, window = self._window(query, reference, alpha)
-        return crop.restore(self.compare_windows(query, reference, window))
+        reflected = None if reflected is None else crop.apply(reflected)
+        return crop.restore(self.compare_windows(query, reference, window, reflected))
 
     def compare_windows(
-        self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"]
+        self,
+        query: Float[Tensor, "b 3 h w"],
+        reference: Float[Tensor, "b 3 h w"],
+        alpha: Float[Tensor, "b h w"],
+        reflected: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b h w"]:
         """``forward`` on images that are windows of the object already; holds no branch that depends on the data."""
-        deviations = self.statistics(self._residuals(query, reference), _contrast(reference), alpha)
+        deviations = self.statistics(self._residuals(query, reference, reflected), _contrast(reference), alpha)
         if self.self_normalisation:
             inside = (alpha > 0.5).to(deviations)[:, None]
             root = (deviations.sqrt() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)

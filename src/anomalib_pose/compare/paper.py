@@ -73,6 +73,7 @@ class PaperComparator(nn.Module):
         blur_sigma: float = 4.0,
     ) -> None:
         super().__init__()
+        self.reflectance: Reflectance | None = None
         self.extractor = FeatureExtractor(
             backbone,
             layers,
@@ -94,7 +95,8 @@ class PaperComparator(nn.Module):
         size = (round(height * scale), round(width * scale))
         return functional.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
 
-    def _map(self, query: Tensor, reference: Tensor) -> Tensor:
+    def _map(self, query: Tensor, reference: Tensor, reflected: Tensor | None) -> Tensor:
+        del reflected
         return paper_map(
             self.extractor.normalise(query),
             self.extractor.normalise(reference),
@@ -110,6 +112,7 @@ class PaperComparator(nn.Module):
         query: Float[Tensor, "b 3 h w"],
         reference: Float[Tensor, "b 3 h w"],
         alpha: Float[Tensor, "b h w"],  # noqa: ARG002
+        reflected: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b h w"]:
         """Anomaly map.
 
@@ -117,10 +120,11 @@ class PaperComparator(nn.Module):
             query: photographs, RGB in [0, 1].
             reference: their defect-free renderings, RGB in [0, 1].
             alpha: not used.
+            reflected: what the references reflect, for comparators that compare that; None to take it from them.
         """
         size = (query.shape[-2], query.shape[-1])
         query, reference = self._resize(query), self._resize(reference)
-        found = self._map(query, reference)
+        found = self._map(query, reference, None if reflected is None else self._resize(reflected))
         return found if found.shape[-2:] == size else upsample(found, size)
 
     def compare_windows(
@@ -148,6 +152,7 @@ class PaperComparator(nn.Module):
         queries: Float[Tensor, "n 3 h w"],
         references: Float[Tensor, "n 3 h w"],
         alphas: Float[Tensor, "n h w"],
+        reflected: Float[Tensor, "n 3 h w"] | None = None,
     ) -> None:
         """Do nothing: the papers do not calibrate.
 
@@ -155,6 +160,7 @@ class PaperComparator(nn.Module):
             queries: not used.
             references: not used.
             alphas: not used.
+            reflected: not used.
         """
 
     def fit_windows(
@@ -180,14 +186,15 @@ class ProductComparator(PaperComparator):
 
     def __init__(self, *, reflectance_weights_path: str = "", image_size: int = 400, **options: Any) -> None:
         super().__init__(image_size=image_size, rgb_term=False, **options)
-        self.reflectance = Reflectance(reflectance_weights_path)
+        self.reflectance: Reflectance = Reflectance(reflectance_weights_path)
 
-    def _map(self, query: Tensor, reference: Tensor) -> Tensor:
+    def _map(self, query: Tensor, reference: Tensor, reflected: Tensor | None) -> Tensor:
         size = (query.shape[-2], query.shape[-1])
         images = self.extractor(query), self.extractor(reference)
-        reflected = self.extractor(self.reflectance(query)), self.extractor(self.reflectance(reference))
+        theirs_reflected = self.reflectance(reference) if reflected is None else reflected
+        reflectances = self.extractor(self.reflectance(query)), self.extractor(theirs_reflected)
         total = torch.zeros_like(query[:, 0])
-        for ours, theirs, our_colour, their_colour in zip(*images, *reflected, strict=True):
+        for ours, theirs, our_colour, their_colour in zip(*images, *reflectances, strict=True):
             product = squared_difference(ours, theirs) * squared_difference(our_colour, their_colour)
             total = total + upsample(product, size)
         return gaussian_blur(total, self.blur_sigma)

@@ -6,13 +6,24 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from anomalib_pose.compare.illumination import Reflectance
+
 
 @runtime_checkable
 class Comparator(Protocol):
     """Compares a photograph with the rendering of the good object from the same camera."""
 
+    @property
+    def reflectance(self) -> Reflectance | None:
+        """How it takes images to what they reflect; None if it does not compare that."""
+        ...
+
     def __call__(
-        self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"]
+        self,
+        query: Float[Tensor, "b 3 h w"],
+        reference: Float[Tensor, "b 3 h w"],
+        alpha: Float[Tensor, "b h w"],
+        reflected: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b h w"]:
         """Anomaly map: finite, larger where query and reference differ more.
 
@@ -20,6 +31,7 @@ class Comparator(Protocol):
             query: photographs, RGB in [0, 1].
             reference: their defect-free renderings, RGB in [0, 1].
             alpha: opacity of the object in the reference, in [0, 1].
+            reflected: what the reference reflects, where that is rendered too; None to take it from the reference.
         """
         ...
 
@@ -33,7 +45,11 @@ class Comparator(Protocol):
         ...
 
     def fit_calibration(
-        self, queries: Float[Tensor, "n 3 h w"], references: Float[Tensor, "n 3 h w"], alphas: Float[Tensor, "n h w"]
+        self,
+        queries: Float[Tensor, "n 3 h w"],
+        references: Float[Tensor, "n 3 h w"],
+        alphas: Float[Tensor, "n h w"],
+        reflected: Float[Tensor, "n 3 h w"] | None = None,
     ) -> None:
         """Learn from good views how good views differ from their renderings; may do nothing.
 
@@ -41,6 +57,7 @@ class Comparator(Protocol):
             queries: good views that the scene was not fitted to, RGB in [0, 1].
             references: their renderings, RGB in [0, 1].
             alphas: opacity of the object in the renderings, in [0, 1].
+            reflected: what the renderings reflect; see ``__call__``.
         """
         ...
 

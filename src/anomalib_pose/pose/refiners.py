@@ -7,16 +7,20 @@ from anomalib_pose.pose.feature_matchers import make_matcher
 from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
 from anomalib_pose.pose.matching import MatchedPose
 from anomalib_pose.pose.types import Refiner
+from anomalib_pose.render.reflectance import Decomposition, reflectance
 
 _FINISHED_FROM = 2  # divisor of the size: an estimate is within a few pixels of what it is corrected to
-_ADAMS: dict[str, type[AdamRefiner | InerfRefiner | ReflectanceRefiner]] = {
-    "adam": AdamRefiner,
-    "inerf": InerfRefiner,
-    "reflectance": ReflectanceRefiner,
-}
+_ADAMS: dict[str, type[AdamRefiner | InerfRefiner]] = {"adam": AdamRefiner, "inerf": InerfRefiner}
 
 
-def make_refiner(name: str, steps: int = 175, seed: int = 0, *, refine_focal: bool = False) -> Refiner:
+def make_refiner(
+    name: str,
+    steps: int = 175,
+    seed: int = 0,
+    *,
+    refine_focal: bool = False,
+    decompose: Decomposition = reflectance,
+) -> Refiner:
     """Refiner of a name.
 
     Args:
@@ -24,6 +28,7 @@ def make_refiner(name: str, steps: int = 175, seed: int = 0, *, refine_focal: bo
         steps: of all but ``"gauss_newton"``.
         seed: of all but ``"gauss_newton"``.
         refine_focal: find the focal length too; of ``"gauss_newton"`` alone.
+        decompose: how images are taken to what they reflect; of ``"reflectance"`` alone.
 
     Raises:
         ValueError: if the name is unknown, or the refiner cannot find the focal length.
@@ -33,9 +38,12 @@ def make_refiner(name: str, steps: int = 175, seed: int = 0, *, refine_focal: bo
     if refine_focal:
         msg = f"refine_focal needs the refiner 'gauss_newton', got {name!r}."
         raise ValueError(msg)
+    if name == "reflectance":
+        return ReflectanceRefiner(steps=steps, seed=seed, decompose=decompose)
     if name in _ADAMS:
         return _ADAMS[name](steps=steps, seed=seed)
-    msg = f"refiner should be one of 'gauss_newton', {', '.join(map(repr, _ADAMS))}, got {name!r}."
+    names = ("gauss_newton", *_ADAMS, "reflectance")
+    msg = f"refiner should be one of {', '.join(map(repr, names))}, got {name!r}."
     raise ValueError(msg)
 
 
@@ -48,6 +56,7 @@ def make_estimator(
     matcher_weights: str = "",
     *,
     refine_focal: bool = False,
+    decompose: Decomposition = reflectance,
 ) -> PoseEstimator:
     """Pose search with the refiner of a name.
 
@@ -62,6 +71,7 @@ def make_estimator(
         matcher: see ``make_matcher``.
         matcher_weights: see ``make_matcher``.
         refine_focal: see ``make_refiner``.
+        decompose: see ``make_refiner``.
 
     Raises:
         ValueError: if a name is unknown, there is no start, or a matcher without weights.
@@ -72,5 +82,5 @@ def make_estimator(
         finisher = GaussNewtonRefiner(iterations=4, coarsest=_FINISHED_FROM, refine_focal=refine_focal)
     found = make_matcher(matcher, matcher_weights)
     matched = None if found is None else MatchedPose(found, seed=seed)
-    aligned = make_refiner(refiner, steps, seed, refine_focal=refine_focal)
+    aligned = make_refiner(refiner, steps, seed, refine_focal=refine_focal, decompose=decompose)
     return PoseEstimator(aligned, starts, polisher=polisher, finisher=finisher, matched=matched)

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anomalib_pose.geometry import Camera
+from anomalib_pose.render.reflectance import Decomposition, reflectance, reflectance_of_colour
 from anomalib_pose.render.ssim import ssim
 from anomalib_pose.scene.density import AdaptiveDensity, DensityControl, Relocation
 from anomalib_pose.scene.fit_loop import FitLoop, check_views, fingerprint, held_out_psnr
-from anomalib_pose.scene.gaussian_scene import RAW_NAMES, GaussianScene, scene_rasterizer
+from anomalib_pose.scene.gaussian_scene import COLOURS, RAW_NAMES, GaussianScene, activate, scene_rasterizer
 from anomalib_pose.scene.hull import ball_of_cameras
 from anomalib_pose.scene.initial import gaussians_at, initial_points
 from anomalib_pose.scene.parameters import GaussianParameters
@@ -55,6 +56,7 @@ def fit_gaussians(
     progress: bool = True,
     device: torch.device | str = "cpu",
     rasterizer: str = "auto",
+    decompose: Decomposition = reflectance,
 ) -> FitResult:
     """Fit Gaussians to an object.
 
@@ -70,6 +72,7 @@ def fit_gaussians(
         progress: show a bar with step, PSNR of the last views, and number of Gaussians.
         device: where to fit.
         rasterizer: see ``GaussianScene``.
+        decompose: how images are taken to what they reflect, where the settings ask for that.
 
     Raises:
         ValueError: if shapes disagree, nothing is left to fit, or the checkpoint belongs to another fit.
@@ -80,7 +83,7 @@ def fit_gaussians(
     images, cameras = images.to(device), cameras.to(device).to(torch.float32)
     foreground = None if foreground is None else foreground.to(device)
     fitted = [index for index in range(len(images)) if index not in set(held_out)]
-    fitter = _Fitter(images, cameras, foreground, fitted, settings, points, rasterizer)
+    fitter = _Fitter(images, cameras, foreground, fitted, settings, points, rasterizer, decompose)
     start = time.perf_counter()
     fitter.run(None if checkpoint is None else Path(checkpoint), progress=progress)
     seconds = time.perf_counter() - start
@@ -105,9 +108,11 @@ class _Fitter(FitLoop):
         settings: FitSettings,
         points: tuple[Tensor, Tensor] | None,
         rasterizer: str,
+        decompose: Decomposition,
     ) -> None:
         super().__init__(settings.steps, "Fitting Gaussians")
         self.settings = settings
+        self.decompose = decompose
         self.rasterizer_name = rasterizer
         self.rasterize = scene_rasterizer(rasterizer, images.device)
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -121,9 +126,11 @@ class _Fitter(FitLoop):
         centre, self.radius = ball_of_cameras(cameras)
         if points is None:
             points = initial_points(images, cameras, foreground, (centre, self.radius), settings, self.generator)
-        raw = gaussians_at(
-            points[0].to(images), points[1].to(images), settings.initial_opacity, settings.sh_degree, self.generator
-        )
+        at, colours = points[0].to(images), points[1].to(images)
+        if settings.reflectance:
+            # the closed form does for a start: points have no neighbours, which a network would want to see
+            colours = torch.cat([colours, reflectance(colours.clamp(0, 1)[:, :, None, None])[..., 0, 0]], 1)
+        raw = gaussians_at(at, colours, settings.initial_opacity, settings.sh_degree, self.generator)
         eyes = cameras.centre
         self.camera_extent = 1.1 * float((eyes - eyes.mean(0)).norm(dim=-1).max())
         self.parameters = GaussianParameters(raw, self._rates(), settings.sh_degree)
@@ -172,10 +179,9 @@ class _Fitter(FitLoop):
             background = torch.rand(3, generator=self.generator).to(background)
         output = self.rasterize(gaussians, view.camera, background)
         target = view.target(background, output.alpha)
-        difference = output.rgb - target
-        loss = (1 - settings.ssim_weight) * difference.abs().mean()
-        if settings.ssim_weight:
-            loss = loss + settings.ssim_weight * (1 - ssim(output.rgb, target))
+        loss = self._photometric(output.rgb, target)
+        if settings.reflectance:
+            loss = loss + self._photometric(*self._reflected(view.camera, target, background))
         if settings.alpha_weight and view.foreground is not None:
             outside = (1 - view.foreground) * (1 - view.band)  # type: ignore[operator]
             loss = loss + settings.alpha_weight * (output.alpha * outside).mean()
@@ -184,10 +190,23 @@ class _Fitter(FitLoop):
         if settings.scale_weight:
             loss = loss + settings.scale_weight * gaussians.scales.mean() / self.radius
         loss.backward()
-        self.note_psnr(difference.detach())
+        self.note_psnr((output.rgb - target).detach())
         self.density.before_step(self.parameters, view.camera, self.step + 1)
         self.parameters.step(self._decay())
         self.density.after_step(self.parameters, self.step + 1, self.generator)
+
+    def _photometric(self, rendered: Tensor, target: Tensor) -> Tensor:
+        """L1 and SSIM of two images (H, W, 3), in the shares of the recipe."""
+        weight = self.settings.ssim_weight
+        loss = (1 - weight) * (rendered - target).abs().mean()
+        return loss + weight * (1 - ssim(rendered, target)) if weight else loss
+
+    def _reflected(self, camera: Camera, target: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
+        """What the Gaussians reflect as a camera sees them, and what the image to be fitted there does (H, W, 3)."""
+        drawn = activate(self.parameters.raw, self.settings.sh_degree, COLOURS)
+        rendered = self.rasterize(drawn, camera, reflectance_of_colour(background, self.decompose)).rgb
+        wanted = self.decompose(target.detach().permute(2, 0, 1)[None].contiguous())
+        return rendered, wanted[0].permute(1, 2, 0).contiguous()
 
     def _decay(self) -> dict[str, float]:
         share = (self.step + 1) / self.settings.steps

@@ -13,6 +13,8 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.render import Gaussians, Rasterizer, RenderOutput, make_rasterizer
 
 RAW_NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
+COLOURS = 3
+"""Channels of ``sh`` that are colour; as many more hold the reflectance, where it was fitted."""
 _ROBUST_SHARE = 0.98
 
 
@@ -21,7 +23,8 @@ class GaussianScene(nn.Module):
 
     Buffers, raw; ``activated`` gives what is drawn:
         means (N, 3) world frame; quats (N, 4) wxyz, any length; log_scales (N, 3); logit_opacities (N,);
-        sh (N, K, 3) spherical harmonics coefficients, K = (sh_degree + 1)².
+        sh (N, K, 3) spherical harmonics coefficients of the colour, K = (sh_degree + 1)², or (N, K, 6) with those of
+        the reflectance after them.
 
     Args:
         sh_degree: degree 0..3 of the colours. The pose refinement of SplatPose needs 0, where colour does not depend on
@@ -44,18 +47,18 @@ class GaussianScene(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
 
     @staticmethod
-    def shapes(count: int, sh_degree: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the raw tensors of ``count`` Gaussians."""
+    def shapes(count: int, sh_degree: int, channels: int = COLOURS) -> dict[str, tuple[int, ...]]:
+        """Shapes of the raw tensors of ``count`` Gaussians; ``channels`` is 6 with reflectance."""
         return {
             "means": (count, 3),
             "quats": (count, 4),
             "log_scales": (count, 3),
             "logit_opacities": (count,),
-            "sh": (count, (sh_degree + 1) ** 2, 3),
+            "sh": (count, (sh_degree + 1) ** 2, channels),
         }
 
     def set_raw(self, raw: dict[str, Tensor]) -> None:
-        """Take over raw tensors, named as the buffers, of any count.
+        """Take over raw tensors, named as the buffers, of any count, with reflectance or without.
 
         Raises:
             ValueError: if one is missing, has a wrong shape, or is not finite.
@@ -63,7 +66,8 @@ class GaussianScene(nn.Module):
         if set(raw) != set(RAW_NAMES):
             msg = f"A GaussianScene consists of {', '.join(RAW_NAMES)}, got {', '.join(sorted(raw))}."
             raise ValueError(msg)
-        for name, shape in self.shapes(len(raw["means"]), self.sh_degree).items():
+        channels = 2 * COLOURS if raw["sh"].shape[-1] == 2 * COLOURS else COLOURS
+        for name, shape in self.shapes(len(raw["means"]), self.sh_degree, channels).items():
             if tuple(raw[name].shape) != shape or not bool(raw[name].isfinite().all()):
                 msg = f"{name} should be finite and of shape {shape}, got {tuple(raw[name].shape)}."
                 raise ValueError(msg)
@@ -74,13 +78,19 @@ class GaussianScene(nn.Module):
         """Number of Gaussians."""
         return len(self.means)
 
+    @property
+    def raw(self) -> dict[str, Tensor]:
+        """The raw tensors by name."""
+        return {name: getattr(self, name) for name in RAW_NAMES}
+
     def activated(self) -> Gaussians:
-        """The Gaussians as a rasteriser takes them."""
-        return activate(
-            {"means": self.means, "quats": self.quats, "log_scales": self.log_scales,
-             "logit_opacities": self.logit_opacities, "sh": self.sh},
-            self.sh_degree,
-        )  # fmt: skip
+        """The Gaussians as a rasteriser takes them, in their colours."""
+        return activate(self.raw, self.sh_degree)
+
+    @property
+    def reflective(self) -> bool:
+        """Whether it was fitted with its reflectance, too."""
+        return bool(self.sh.shape[2] > COLOURS)
 
     def render(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
         """Images of the object; differentiable in the cameras' poses.
@@ -92,12 +102,30 @@ class GaussianScene(nn.Module):
         Raises:
             ValueError: if the scene has not been fitted.
         """
+        return self._draw(self.activated(), cameras, background)
+
+    def render_reflectance(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
+        """Images of what the object reflects, where it was fitted with that; see ``render``.
+
+        Args:
+            cameras: one camera, or C of them, on any device.
+            background: reflectance (3,) of what is behind the object; black if None.
+
+        Raises:
+            ValueError: if the scene has not been fitted, or without its reflectance.
+        """
+        if not self.reflective:
+            msg = "This scene holds colours alone: fit it with FitSettings(reflectance=True)."
+            raise ValueError(msg)
+        return self._draw(activate(self.raw, self.sh_degree, COLOURS), cameras, background)
+
+    def _draw(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None) -> RenderOutput:
         if not len(self):
             msg = "This scene holds no Gaussians: fit it, load a checkpoint, or read a .ply first."
             raise ValueError(msg)
         if self.rasterizer is None:
             self.rasterizer = scene_rasterizer(self.rasterizer_name, self.means.device)
-        return self.rasterizer(self.activated(), cameras.to(self.means.device), background)
+        return self.rasterizer(gaussians, cameras.to(self.means.device), background)
 
     @property
     def centre(self) -> Float[Tensor, "3"]:
@@ -131,14 +159,20 @@ class GaussianScene(nn.Module):
         return super()._apply(*args, **kwargs)
 
 
-def activate(raw: dict[str, Tensor], sh_degree: int) -> Gaussians:
-    """Gaussians to draw from raw tensors: scales through exp, opacities through the sigmoid."""
+def activate(raw: dict[str, Tensor], sh_degree: int, first: int = 0) -> Gaussians:
+    """Gaussians to draw from raw tensors: scales through exp, opacities through the sigmoid.
+
+    Args:
+        raw: named as the buffers of ``GaussianScene``.
+        sh_degree: degree of the colours.
+        first: of the three channels to draw: 0 for colour, 3 for reflectance.
+    """
     return Gaussians(
         raw["means"],
         raw["quats"],
         raw["log_scales"].exp(),
         raw["logit_opacities"].sigmoid(),
-        raw["sh"],
+        raw["sh"][..., first : first + COLOURS],
         sh_degree,
     )
 

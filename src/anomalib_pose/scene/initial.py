@@ -53,7 +53,7 @@ def initial_points(
 
 def gaussians_at(
     points: Float[Tensor, "n 3"],
-    colours: Float[Tensor, "n 3"],
+    colours: Float[Tensor, "n channels"],
     opacity: float,
     sh_degree: int,
     generator: torch.Generator,
@@ -62,7 +62,7 @@ def gaussians_at(
 
     Args:
         points: centres, world frame.
-        colours: RGB in [0, 1].
+        colours: RGB in [0, 1] (N, 3), or (N, 6) with what the points reflect.
         opacity: of all of them.
         sh_degree: degree of the colours; higher coefficients begin at zero.
         generator: CPU generator, for the orientations.
@@ -73,7 +73,7 @@ def gaussians_at(
     distances = torch.from_numpy(distances).reshape(count, -1)[:, 1:]
     size = distances.square().mean(1).sqrt() if distances.shape[1] else torch.full((count,), 0.1)
     size = size.clamp_min(1e-7).to(points)
-    sh = points.new_zeros(count, (sh_degree + 1) ** 2, 3)
+    sh = points.new_zeros(count, (sh_degree + 1) ** 2, colours.shape[1])
     sh[:, 0] = (colours - 0.5) / C0
     return {
         "means": points.clone(),

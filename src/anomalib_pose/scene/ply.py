@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_pose.scene.gaussian_scene import GaussianScene
+from anomalib_pose.scene.gaussian_scene import COLOURS, GaussianScene
 from anomalib_pose.scene.ply_table import read_ply_vertices, write_ply_vertices
 
 
@@ -28,6 +28,7 @@ def save_ply(scene: GaussianScene, path: str | Path) -> None:
     """Write a scene as a binary little-endian .ply.
 
     Higher coefficients lie channel by channel (all of red, then green, then blue), as every viewer expects them.
+    The layout has no place for reflectance, which is left out.
 
     Args:
         scene: what to write.
@@ -35,12 +36,13 @@ def save_ply(scene: GaussianScene, path: str | Path) -> None:
     """
     path = Path(path)
     count, coefficients = scene.sh.shape[:2]
-    rest = scene.sh[:, 1:].transpose(1, 2).reshape(count, -1)
+    colours = scene.sh[..., :COLOURS]
+    rest = colours[:, 1:].transpose(1, 2).reshape(count, -1)
     table = torch.cat(
         [
             scene.means,
             torch.zeros_like(scene.means),
-            scene.sh[:, 0],
+            colours[:, 0],
             rest,
             scene.logit_opacities[:, None],
             scene.log_scales,

@@ -34,6 +34,25 @@ class Scene(Protocol):
 
 
 @runtime_checkable
+class ReflectiveScene(Scene, Protocol):
+    """A fitted object that may know what it reflects, whatever the light, besides how it looks."""
+
+    @property
+    def reflective(self) -> bool:
+        """Whether it does."""
+        ...
+
+    def render_reflectance(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
+        """Images of what the object reflects.
+
+        Args:
+            cameras: one camera, or C of them.
+            background: reflectance (3,) of what is behind the object; black if None.
+        """
+        ...
+
+
+@runtime_checkable
 class PixelScene(Scene, Protocol):
     """A fitted object whose pixels can be rendered one by one."""
 

@@ -13,6 +13,8 @@ class FitSettings:
         max_gaussians: largest number of Gaussians.
         initial_gaussians: number at the start.
         sh_degree: degree of the colours; 0 in the paper, which bakes gloss into the object's surface.
+        reflectance: fit what the object reflects, whatever the light, as three more channels of the same Gaussians
+            (PIAD, where the paper has two scenes); a step takes twice the time.
         initial: ``"hull"``: surface of the visual hull where masks are known, else random; ``"random"``.
         initial_opacity: of every Gaussian at the start.
         density: ``"relocate"`` (fixed budget) or ``"adaptive"`` (clone, split, prune, reset).
@@ -38,6 +40,7 @@ class FitSettings:
     max_gaussians: int = 20_000
     initial_gaussians: int = 8_000
     sh_degree: int = 2
+    reflectance: bool = False
     initial: str = "hull"
     initial_opacity: float = 0.5
     density: str = "relocate"

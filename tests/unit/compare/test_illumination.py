@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from anomalib_pose.compare import CalibratedComparator, make_comparator
 from anomalib_pose.compare.illumination import Reflectance, ReflectanceNetwork
 from anomalib_pose.compare.paper import ProductComparator
-from anomalib_pose.render.reflectance import reflectance
+from anomalib_pose.render.reflectance import reflectance, reflectance_of_colour
 
 
 def coloured(size: int = 64) -> torch.Tensor:
@@ -126,3 +126,29 @@ def test_product_score_by_hand(monkeypatch):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     # grey on grey is what the product cannot see
     assert float(comparator(0.6 * grey, grey, disc()).max()) < 1e-4
+
+
+def test_a_rendered_reflectance_takes_the_place_of_the_references():
+    comparator = make_comparator("illumination", crop_size=64)
+    reference, query, alpha = coloured(), coloured().flip(1), disc()
+    plain = comparator(query, reference, alpha)
+    own = comparator(query, reference, alpha, comparator.reflectance(reference))
+    assert (own - plain).abs().max() < 0.05 * plain.max()  # decomposed before the window is resized, not after
+    same = comparator(query, reference, alpha, comparator.reflectance(query))
+    assert same.max() < 0.7 * plain.max()
+
+
+def test_in_the_product_a_rendered_reflectance_takes_the_place_of_the_references(monkeypatch):
+    comparator = ProductComparator(backbone="resnet18", pretrained=False, image_size=0)
+    monkeypatch.setattr(comparator, "extractor", _Colours())
+    reference, query, alpha = coloured(), coloured().flip(1), disc()
+    plain = comparator(query, reference, alpha)
+    torch.testing.assert_close(comparator(query, reference, alpha, comparator.reflectance(reference)), plain)
+    same = comparator(query, reference, alpha, comparator.reflectance(query))
+    assert plain.max() > 0
+    assert same.max() == 0  # nothing differs in one of the domains
+
+
+def test_an_even_image_reflects_what_its_colour_does():
+    colour = torch.tensor([0.5, 0.2, 0.1])
+    torch.testing.assert_close(reflectance_of_colour(colour), reflectance(colour[None, :, None, None]).flatten())

@@ -6,12 +6,14 @@ import torch
 
 from anomalib_pose.geometry import Camera, look_at, pose_error, scaled_focal, se3_exp, view_sphere
 from anomalib_pose.pose import AdamRefiner, GaussNewtonRefiner, Query
-from anomalib_pose.pose.adam import InerfRefiner, interest_region
+from anomalib_pose.pose.adam import InerfRefiner, ReflectanceRefiner, interest_region
 from anomalib_pose.pose.gauss_newton import _View
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur
 from anomalib_pose.pose.surface_alignment import _surface, linearised, shown_surface
-from anomalib_pose.scene import VoxelFitSettings, fit_voxels
-from sample_scenes import make_toy
+from anomalib_pose.render.reflectance import reflectance
+from anomalib_pose.render.spherical_harmonics import C0
+from anomalib_pose.scene import GaussianScene, VoxelFitSettings, fit_voxels
+from sample_scenes import make_toy, with_reflectance
 
 EYE = torch.tensor([1.2, -2.5, 1.0])
 TRUTH = look_at(EYE, torch.zeros(3), torch.tensor([0.0, 0, 1]))
@@ -138,6 +140,28 @@ def test_adam_recovers_a_known_pose():
     assert after < before / 5
     rotation = found.camera_to_world[:3, :3]
     torch.testing.assert_close(rotation @ rotation.T, torch.eye(3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_piads_refinement_recovers_a_known_pose_in_half_the_light(channels):
+    """From what the object reflects alone, decomposed from renderings or rendered."""
+    scene = make_toy()
+    query = query_of(scene)
+    dim = Query(query.image * (1 - 0.5 * query.foreground), query.K, query.foreground)
+    if channels:
+        colours = (0.5 + C0 * scene.sh[:, 0]).clamp(0, 1)
+        found = (reflectance(colours[..., None, None])[..., 0, 0] - 0.5) / C0
+        reflecting = GaussianScene(scene.sh_degree, "cpu")
+        # the colours are wrong on purpose
+        reflecting.set_raw(scene.raw | {"sh": torch.cat([scene.sh.flip(0), found[:, None]], 2)})
+        scene = reflecting
+    start = start_off_by(5, 0.02, 0)
+    found = ReflectanceRefiner(steps=120, rate=0.01, reflectance_share=1.0)(scene, dim, start[None])
+    assert math.degrees(pose_error(found.camera_to_world, TRUTH)[0]) < 0.5
+    assert found.cost < 0.01
+    if channels:
+        random = ReflectanceRefiner(steps=1, reflectance_share=1.0)(with_reflectance(make_toy()), dim, TRUTH[None])
+        assert random.cost > 5 * found.cost
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomalib_pose.scene import GaussianScene, Scene, load_ply, save_ply
-from sample_scenes import CAMERA, make_scene
+from sample_scenes import CAMERA, make_scene, with_reflectance
 
 
 @pytest.mark.parametrize("degree", [0, 1, 3])
@@ -83,3 +83,30 @@ def test_centre_and_extent_ignore_stray_parts():
     scene.logit_opacities = torch.ones(1001)
     assert (scene.centre - torch.tensor([1.0, 2, 3])).norm() < 0.1
     assert 0.45 < scene.extent < 0.6
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_reflectance_is_drawn_as_colours_are(degree):
+    plain = make_scene(40, degree)
+    scene = with_reflectance(plain)
+    colours = GaussianScene(degree, "cpu")
+    colours.set_raw(plain.raw | {"sh": scene.sh[..., 3:].clone()})
+    assert scene.reflective
+    assert not plain.reflective
+    background = torch.tensor([0.9, 0.8, 0.7])
+    torch.testing.assert_close(scene.render_reflectance(CAMERA, background).rgb, colours.render(CAMERA, background).rgb)
+    torch.testing.assert_close(scene.render(CAMERA, background).rgb, plain.render(CAMERA, background).rgb)
+    again = make_scene(3, 1)
+    again.load_state_dict(scene.state_dict())
+    torch.testing.assert_close(again.render_reflectance(CAMERA).rgb, scene.render_reflectance(CAMERA).rgb)
+
+
+def test_reflectance_that_was_not_fitted_is_refused():
+    with pytest.raises(ValueError, match="holds colours alone"):
+        make_scene(4, 0).render_reflectance(CAMERA)
+
+
+def test_ply_leaves_reflectance_out(tmp_path):
+    plain = make_scene(12, 1)
+    save_ply(with_reflectance(plain), tmp_path / "object.ply")
+    torch.testing.assert_close(load_ply(tmp_path / "object.ply", "cpu").sh, plain.sh, rtol=0, atol=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from anomalib_pose.geometry import Camera
+from anomalib_pose.render.reflectance import Decomposition, reflectance
 from anomalib_pose.scene import FitSettings, GaussianScene, fit_gaussians
 
 
@@ -17,13 +18,23 @@ class GaussianFit:
         checkpoint: file that an interrupted fit continues from, or None.
         rasterizer: see ``GaussianScene``.
         progress: show a bar.
+        decompose: see ``fit_gaussians``.
     """
 
-    def __init__(self, settings: FitSettings, checkpoint: str | None, rasterizer: str, *, progress: bool) -> None:
+    def __init__(
+        self,
+        settings: FitSettings,
+        checkpoint: str | None,
+        rasterizer: str,
+        *,
+        progress: bool,
+        decompose: Decomposition = reflectance,
+    ) -> None:
         self.settings = settings
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.rasterizer = rasterizer
         self.progress = progress
+        self.decompose = decompose
 
     def __call__(
         self,
@@ -51,6 +62,7 @@ class GaussianFit:
             progress=self.progress,
             device=images.device,
             rasterizer=self.rasterizer,
+            decompose=self.decompose,
         )
-        scene.set_raw(dict(result.scene.named_buffers()))
+        scene.set_raw(result.scene.raw)
         return result.psnr

@@ -27,7 +27,8 @@ from anomalib_pose.models.components.feature_memory import FeatureMemory
 from anomalib_pose.models.components.reference import Reference, stacked
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import OBJECT_ALPHA, judge
-from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, white_foreground
+from anomalib_pose.render.reflectance import reflectance_of_colour
+from anomalib_pose.scene import CorrectedScene, NearbyViews, ReflectiveScene, Scene, white_foreground
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class SceneDetector(nn.Module):
         self.calibration_views = (images[list(held_out)] * 255).round().to(torch.uint8)
         if held_out:
             seen = self._search_again(images, cameras, foreground, held_out)
-            self.comparator.fit_calibration(images[list(held_out)], seen.rgb, seen.alpha)
+            self.comparator.fit_calibration(images[list(held_out)], seen.rgb, seen.alpha, seen.reflected)
             if isinstance(self.comparator, CalibratedComparator):
                 self.calibrate_surface(images, cameras)
         else:
@@ -267,10 +268,22 @@ class SceneDetector(nn.Module):
         Args:
             camera: one camera.
         """
-        output = self.reference.render(camera, torch.ones(3, device=camera.K.device))
+        white = torch.ones(3, device=camera.K.device)
+        output = self.reference.render(camera, white)
         doubt = torch.zeros_like(output.alpha) if self.nearby is None else self.nearby.doubt(output, camera)
         rgb = output.rgb.permute(2, 0, 1).clamp(0, 1)
-        return Reference(rgb, output.alpha, camera.unproject(output.depth), doubt)
+        return Reference(rgb, output.alpha, camera.unproject(output.depth), doubt, self._reflected(camera, white))
+
+    def _reflected(self, camera: Camera, background: Tensor) -> Tensor | None:
+        """What the object reflects (3, H, W), if the scene knows and the comparison asks for it.
+
+        Where renderings are lit like the query, their reflectance is taken from them: it holds the lamp's colour.
+        """
+        scene, decompose = self.rendered, self.comparator.reflectance
+        if decompose is None or self.relight or not (isinstance(scene, ReflectiveScene) and scene.reflective):
+            return None
+        behind = reflectance_of_colour(background, decompose)
+        return scene.render_reflectance(camera, behind).rgb.permute(2, 0, 1).clamp(0, 1)
 
     def _query(self, image: Tensor, intrinsics: Tensor | None, foreground: Tensor | None) -> Query:
         height, width = image.shape[-2:]
@@ -322,11 +335,9 @@ class SceneDetector(nn.Module):
             mask = None if foreground is None else foreground[index]
             estimate, query = self.estimate(image, K, mask)
             seen = self.render_reference(estimate.camera)
-            if query.foreground is None:
-                seen = seen._replace(rgb=seen.rgb - (1 - seen.alpha) + (1 - seen.alpha) * query.image)
             estimates.append(estimate)
             queries.append(query.image)
-            references.append(seen._replace(rgb=seen.rgb.clamp(0, 1)))
+            references.append(seen.over(query.image, self.comparator.reflectance) if query.foreground is None else seen)
         photographs, shown = torch.stack(queries), stacked(references)
         compared = self._compare(photographs, shown)
         confidence = images.new_tensor([estimate.confidence for estimate in estimates])
@@ -350,7 +361,7 @@ class SceneDetector(nn.Module):
     def _map(self, queries: Tensor, seen: Reference) -> Tensor:
         """Differences from renderings, in the light of the queries if they are to be."""
         shown = relit(queries, seen.rgb, seen.alpha, seen.points) if self.relight else seen.rgb
-        return self.comparator(queries, shown, seen.alpha)
+        return self.comparator(queries, shown, seen.alpha, seen.reflected)
 
     @torch.no_grad()
     def _remembered(

@@ -8,7 +8,7 @@ from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_pose.compare import make_comparator
+from anomalib_pose.compare import Reflectance, make_comparator
 from anomalib_pose.models.components.gaussian_fit import GaussianFit
 from anomalib_pose.models.components.pose_mixin import PoseMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
@@ -31,6 +31,9 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         steps: optimiser steps of the fit.
         max_gaussians: largest number of Gaussians; not used by the paper's recipe.
         sh_degree: degree of the view-dependent colour, 0 to 3; the paper uses 3; with 0 gloss looks like a defect.
+        reflectance: fit what the object reflects as three more channels of the same Gaussians, to be rendered by the
+            refiner ``"reflectance"`` and for comparisons without ``relight``; the paper fits a second scene to it.
+            Taken from the renderings, as it is by default, it was measured to be nearer to that of views not fitted.
         refiner: ``"gauss_newton"``: direct alignment; ``"reflectance"``: the paper's; ``"adam"``: SplatPose's.
         refiner_steps: steps of ``"reflectance"`` and ``"adam"`` a start; 300 in the paper.
         starts: views of the bank that the refinement starts from; the paper has one start.
@@ -74,6 +77,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         steps: int = 3000,
         max_gaussians: int = 20_000,
         sh_degree: int = 2,
+        reflectance: bool = False,
         refiner: str = "gauss_newton",
         refiner_steps: int = 300,
         starts: int = 3,
@@ -107,16 +111,28 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.fit_settings = FitSettings.of(recipe, steps, max_gaussians, sh_degree, seed)
+        settings = FitSettings.of(recipe, steps, max_gaussians, sh_degree, seed)
+        self.fit_settings = dataclasses.replace(settings, reflectance=reflectance)
         if recipe == "paper":
             self.fit_settings = dataclasses.replace(self.fit_settings, initial_opacity=0.5)
         self.fit_checkpoint = fit_checkpoint or None
         self.rasterizer = rasterizer
         options = {"reflectance_weights_path": reflectance_weights_path} if comparator in _WITH_REFLECTANCE else {}
+        compared = make_comparator(comparator, backbone, weights_path, second_backbone, second_weights_path, **options)
+        decompose = compared.reflectance or Reflectance()
         self.model = SceneDetector(
             GaussianScene(sh_degree, rasterizer),
-            make_estimator(refiner, refiner_steps, starts, seed, matcher, matcher_weights, refine_focal=refine_focal),
-            make_comparator(comparator, backbone, weights_path, second_backbone, second_weights_path, **options),
+            make_estimator(
+                refiner,
+                refiner_steps,
+                starts,
+                seed,
+                matcher,
+                matcher_weights,
+                refine_focal=refine_focal,
+                decompose=decompose,
+            ),
+            compared,
             bank_spacing=bank_spacing,
             rolls=rolls,
             holdout_every=holdout_every,
@@ -128,4 +144,10 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
 
     def fit_scene(self) -> GaussianFit:
         """How the scene is fitted."""
-        return GaussianFit(self.fit_settings, self.fit_checkpoint, self.rasterizer, progress=self.shows_progress)
+        return GaussianFit(
+            self.fit_settings,
+            self.fit_checkpoint,
+            self.rasterizer,
+            progress=self.shows_progress,
+            decompose=self.model.comparator.reflectance or Reflectance(),
+        )

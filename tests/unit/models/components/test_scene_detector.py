@@ -2,13 +2,14 @@
 import pytest
 import torch
 
-from anomalib_pose.compare import CalibratedComparator
+from anomalib_pose.compare import CalibratedComparator, make_comparator
 from anomalib_pose.compare.shading import surface_normals
 from anomalib_pose.geometry import Camera, pose_error, view_sphere
 from anomalib_pose.models.components import SceneDetector
-from anomalib_pose.models.components.reference import stacked
+from anomalib_pose.models.components.reference import Reference, stacked
 from anomalib_pose.pose import make_estimator
-from sample_scenes import make_toy
+from anomalib_pose.render.reflectance import reflectance
+from sample_scenes import make_toy, with_reflectance
 
 SIZE = 64
 CAMERA = Camera.from_fov(torch.eye(4), 0.7, SIZE, SIZE)
@@ -24,7 +25,7 @@ def photographs(detector: SceneDetector, place: torch.Tensor) -> torch.Tensor:
     """Renderings with a green spot wherever the surface is near a place."""
     images = []
     for index in range(len(POSES)):
-        image, alpha, points, _ = detector.render_reference(CAMERAS[index])
+        image, alpha, points, *_ = detector.render_reference(CAMERAS[index])
         spot = ((points - place).norm(dim=-1) < 0.25) & (alpha > 0.8)
         images.append(torch.where(spot, torch.tensor([0.1, 0.9, 0.1])[:, None, None], image))
     return torch.stack(images)
@@ -32,7 +33,7 @@ def photographs(detector: SceneDetector, place: torch.Tensor) -> torch.Tensor:
 
 def test_what_all_training_views_show_is_expected_of_a_query() -> None:
     detector = make_detector(24)
-    image, alpha, points, _ = detector.render_reference(CAMERAS[3])
+    image, alpha, points, *_ = detector.render_reference(CAMERAS[3])
     usual, other = (points[row, column] for row, column in ((26, 26), (38, 38)))
     detector.calibrate_surface(photographs(detector, usual), CAMERAS)
     both = photographs(detector, usual)[3]
@@ -96,7 +97,7 @@ def detectors() -> list[SceneDetector]:
 
 def under_the_lamp(detector: SceneDetector, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Photograph and alpha of the object in other light."""
-    image, alpha, points, _ = detector.render_reference(CAMERA.with_pose(pose))
+    image, alpha, points, *_ = detector.render_reference(CAMERA.with_pose(pose))
     shade = (0.55 + 0.45 * surface_normals(points, alpha) @ LAMP) * LAMP_COLOUR[:, None, None]
     return torch.lerp(image, image * shade, alpha), alpha
 
@@ -121,3 +122,36 @@ def test_another_lamp_does_not_move_the_camera(detectors) -> None:
     before, after = torch.rad2deg(torch.stack(errors)).unflatten(0, (2, -1))
     assert after.max() < 0.7 * before.max(), (before, after)
     assert after.median() < 0.7 * before.median(), (before, after)
+
+
+def test_the_reflectance_that_was_fitted_is_what_the_comparison_gets() -> None:
+    scene = with_reflectance(make_toy())
+    comparator = make_comparator("illumination", crop_size=64, feature_mix=0.0)
+    seen = stacked([SceneDetector(scene, make_estimator(), comparator).render_reference(CAMERAS[3])])
+    behind = reflectance(torch.ones(1, 3, 1, 1), comparator.reflectance.offset).flatten()
+    drawn = scene.render_reflectance(CAMERAS[3], behind)
+    torch.testing.assert_close(seen.reflected[0], drawn.rgb.permute(2, 0, 1).clamp(0, 1))
+    detector = SceneDetector(scene, make_estimator(), comparator)
+    torch.testing.assert_close(
+        detector._map(seen.rgb, seen), comparator(seen.rgb, seen.rgb, seen.alpha, seen.reflected), rtol=0, atol=0
+    )
+    assert detector._map(seen.rgb, seen).amax() > detector._map(seen.rgb, seen._replace(reflected=None)).amax()
+    for other in (
+        SceneDetector(scene, make_estimator(), comparator, relight=True),
+        SceneDetector(make_toy(), make_estimator(), comparator),
+        SceneDetector(scene, make_estimator(), CalibratedComparator(crop_size=64)),
+    ):
+        assert other.render_reference(CAMERAS[3]).reflected is None
+
+
+def test_a_reference_before_a_photographs_background() -> None:
+    alpha = torch.tensor([[0.0, 1.0, 0.25]])
+    rgb, photograph = torch.rand(2, 3, 1, 3, generator=torch.Generator().manual_seed(0)).unbind()
+    over_white = alpha * rgb + 1 - alpha
+    white = reflectance(torch.ones(1, 3, 1, 3))[0]
+    colour = reflectance(rgb[None])[0]
+    seen = Reference(over_white, alpha, torch.zeros(1, 3, 3), alpha, alpha * colour + (1 - alpha) * white)
+    found = seen.over(photograph, reflectance)
+    torch.testing.assert_close(found.rgb, alpha * rgb + (1 - alpha) * photograph)
+    torch.testing.assert_close(found.reflected, alpha * colour + (1 - alpha) * reflectance(photograph[None])[0])
+    assert seen._replace(reflected=None).over(photograph, reflectance).reflected is None
