@@ -108,14 +108,17 @@ def _drawing(
     rasterizer = scene_rasterizer(scene.rasterizer_name, device)
     seen = seen_gaussians(gaussians, rasterizer, cameras, progress=progress)
     kept = seen.any(0)
-    some = torch.arange(0, len(bank), max(1, len(bank) // _MEASURED))
+    every = torch.arange(len(bank))
+    around = bank.around(bank.pose(every), settings.neighbours)
+    some = every[:: max(1, len(bank) // _MEASURED)]
     intrinsics = cameras.K[some][:, [0, 1, 0, 1], [0, 1, 2, 2]].cpu()
     drawing = GaussianDrawing.measured(
         gaussians[kept.to(device)].to("cpu"),
         bank.unit,
         seen[:, kept],
         (cameras.height, cameras.width),
-        (bank.pose(some), intrinsics, bank.around(bank.pose(some), settings.neighbours)),
+        (bank.pose(some), intrinsics, around[some]),
+        around,
         scale,
         settings.oversampling,
     )

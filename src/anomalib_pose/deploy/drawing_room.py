@@ -24,6 +24,7 @@ from anomalib_pose.deploy.gaussian_tiles import (
 
 _OPAQUE = math.log(0.01)  # what lies behind this is not missed
 _STEP = 16
+_MORE = 1.03  # three views around a camera may see more together than a view and its nearest two
 _SLACK = 1.1  # a camera that is closer than those that were measured shows the object in more tiles
 
 
@@ -51,13 +52,11 @@ class Filled(NamedTuple):
     """How many Gaussians an image takes.
 
     Args:
-        image: all of them.
         coarse: those that touch each tile of 32 pixels, the fullest first.
         middle: those that touch each tile of 8 pixels, the fullest first.
         fine: those that the pixels of each of its tiles of 4 show (T, n), for the tiles of 8 that hold any.
     """
 
-    image: int
     coarse: Int[Tensor, "c"]
     middle: Int[Tensor, "m"]
     fine: Int[Tensor, "t n"]
@@ -94,23 +93,23 @@ def filled(splats: Splats, size: tuple[int, int]) -> Filled:
         for some in zip(*(part.split(16) for part in shown._replace(members=shown.members[:, :most])), strict=True)
     ]
     return Filled(
-        int((splats.bounds[0] < splats.bounds[1]).sum()),
         touching.sort(descending=True).values,
         counts,
         torch.cat(fine).unflatten(0, (-1, parts**2)) if fine else counts.new_zeros(0, parts**2),
     )
 
 
-def room_for(images: Sequence[Filled], gaussians: int) -> Room:
+def room_for(images: Sequence[Filled], together: int, gaussians: int) -> Room:
     """Room that is enough for some images.
 
     Args:
         images: what they take.
+        together: the most Gaussians that views near to one camera see, all together.
         gaussians: how many there are.
     """
     tiles = min(len(images[0].middle), math.ceil(_SLACK * max(1, *(len(image.fine) for image in images))))
     return Room(
-        _rounded(max(image.image for image in images), gaussians),
+        _rounded(math.ceil(_MORE * together), gaussians),
         _group_room([image.coarse for image in images], len(images[0].coarse), gaussians),
         _group_room([image.middle for image in images], tiles, gaussians),
         _group_room([image.fine.amax(1) for image in images], tiles, gaussians),

@@ -129,6 +129,7 @@ class GaussianDrawing(nn.Module):
         visible: Bool[Tensor, "v n"],
         size: tuple[int, int],
         cameras: tuple[Float[Tensor, "b 4 4"], Float[Tensor, "b 4"], Int[Tensor, "b s"]],
+        neighbourhoods: Int[Tensor, "v s"],
         scale: float = 1.0,
         oversampling: float = 1.0,
     ) -> "GaussianDrawing":
@@ -140,12 +141,15 @@ class GaussianDrawing(nn.Module):
             visible: see the class.
             size: see the class.
             cameras: what ``forward`` takes.
+            neighbourhoods: indices of the views around each view: what some of them see together has room, for what is
+                cut off is the object's far end.
             scale: see the class.
             oversampling: see the class.
         """
         drawing = cls(gaussians, unit, visible, size, Room(len(gaussians), (), (), (), 0), scale, oversampling)
         images = [drawing.filled(*(part[some : some + 1] for part in cameras)) for some in range(len(cameras[0]))]
-        drawing.room = room_for(images, len(gaussians))
+        together = max(int(visible[some].any(0).sum()) for some in neighbourhoods.cpu())
+        drawing.room = room_for(images, together, len(gaussians))
         return drawing
 
     def filled(

@@ -35,7 +35,8 @@ def near(poses: torch.Tensor, count: int = 12) -> torch.Tensor:
 def drawing_of(gaussians: Gaussians, oversampling: float = 1.0) -> GaussianDrawing:
     visible = torch.ones(len(POSES), len(gaussians), dtype=torch.bool)
     cameras = (in_units(POSES), INTRINSICS.expand(len(POSES), 4), near(POSES, 3))
-    return GaussianDrawing.measured(gaussians, UNIT, visible, (SMALL, SMALL), cameras, SMALL / LARGE, oversampling)
+    size, around = (SMALL, SMALL), near(POSES, 3)
+    return GaussianDrawing.measured(gaussians, UNIT, visible, size, cameras, around, SMALL / LARGE, oversampling)
 
 
 def cut(image: torch.Tensor) -> torch.Tensor:
@@ -100,6 +101,16 @@ def test_unseen_gaussians_are_not_drawn():
     assert whole(*arguments).alpha.amax() > 0.9
     assert not blind(*arguments).alpha.any()
     assert torch.equal(blind(*arguments).rgb, torch.ones(len(QUERIES), 3, SMALL, SMALL))
+
+
+def test_what_views_around_a_camera_see_together_has_room():
+    """Each view sees a share of its own; cameras between them need more room than those that were measured."""
+    gaussians = make_toy().activated()
+    shares = torch.arange(len(gaussians)) % len(POSES) == torch.arange(len(POSES))[:, None]
+    measured = in_units(POSES[:1]), INTRINSICS[None], torch.zeros(1, 1, dtype=torch.long)
+    several = torch.arange(len(POSES)).expand(len(POSES), -1)
+    drawing = GaussianDrawing.measured(gaussians, UNIT, shares, (SMALL, SMALL), measured, several, SMALL / LARGE)
+    assert drawing.room.image == len(gaussians)
 
 
 def drawn_with(drawing: GaussianDrawing, room: Room, *camera: torch.Tensor) -> Synthesis:
