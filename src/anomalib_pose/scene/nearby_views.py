@@ -174,7 +174,18 @@ class NearbyViews(nn.Module):
         return difference[0, :, 0], same.to(points)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Let a checkpoint decide how many photographs there are, and of which size."""
+        """Let a checkpoint decide how many photographs there are, and of which size.
+
+        Raises:
+            ValueError: if it holds none, and all it should hold is to be loaded.
+        """
+        strict = args[1]
+        if strict and prefix + "differences" not in state_dict:
+            msg = (
+                "The checkpoint holds no photographs to correct renderings by: it was fitted with nearby_views 0, or by a "
+                "version without them. Fit the model anew, or load the checkpoint with nearby_views: 0."
+            )
+            raise ValueError(msg)
         resize_buffers(
             self, ("photographs", "differences", "depths", "camera_to_world", "intrinsics"), state_dict, prefix
         )

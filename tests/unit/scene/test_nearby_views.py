@@ -135,5 +135,7 @@ def test_only_the_object_is_kept_and_a_checkpoint_keeps_it(scene, nearby):
     fresh.load_state_dict(nearby.state_dict())
     output = scene.render(QUERIES[1], torch.ones(3))
     assert torch.equal(fresh.corrected(output, QUERIES[1]).rgb, nearby.corrected(output, QUERIES[1]).rgb)
+    with pytest.raises(ValueError, match="nearby_views: 0"):
+        fresh.load_state_dict({})
     with pytest.raises(ValueError, match="count=0"):
         NearbyViews(0)
