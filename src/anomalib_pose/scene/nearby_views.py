@@ -182,8 +182,8 @@ class NearbyViews(nn.Module):
         strict = args[1]
         if strict and prefix + "differences" not in state_dict:
             msg = (
-                "The checkpoint holds no photographs to correct renderings by: it was fitted with nearby_views 0, or by a "
-                "version without them. Fit the model anew, or load the checkpoint with nearby_views: 0."
+                "The checkpoint holds no photographs to correct renderings by: it was fitted with nearby_views 0, "
+                "or by a version without them. Fit the model anew, or load the checkpoint with nearby_views: 0."
             )
             raise ValueError(msg)
         resize_buffers(
