@@ -32,8 +32,8 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         max_gaussians: largest number of Gaussians; not used by the paper's recipe.
         sh_degree: degree of the view-dependent colour, 0 to 3; the paper uses 3; with 0 gloss looks like a defect.
         reflectance: fit what the object reflects as three more channels of the same Gaussians, to be rendered by the
-            refiner ``"reflectance"`` and for comparisons without ``relight``; the paper fits a second scene to it.
-            Taken from the renderings, as it is by default, it was measured to be nearer to that of views not fitted.
+            refiner ``"reflectance"`` and for comparisons without ``relight``; the paper fits a second scene to it. Off:
+            it takes the fit twice the time, and was measured to change nothing where renderings are lit like the query.
         refiner: ``"gauss_newton"``: direct alignment; ``"reflectance"``: the paper's; ``"adam"``: SplatPose's.
         refiner_steps: steps of ``"reflectance"`` and ``"adam"`` a start; 300 in the paper.
         starts: views of the bank that the refinement starts from; the paper has one start.
