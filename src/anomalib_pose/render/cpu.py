@@ -2,6 +2,7 @@
 """Gaussian splatting on the CPU: fast, differentiable, and the same bits whatever the number of threads."""
 
 import threading
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from anomalib_pose.geometry.camera import Camera
-from anomalib_pose.render import splat_blocks, splat_projection
+from anomalib_pose.render import sh_kernels, splat_blocks, splat_projection
 from anomalib_pose.render.compiled import announced_compilation, for_ranges
 from anomalib_pose.render.compositing import as_batch, over_background
 from anomalib_pose.render.spherical_harmonics import sh_to_rgb
@@ -113,10 +114,23 @@ class _Splat(torch.autograd.Function):
         return None, None, None, *map(torch.from_numpy, gradients)
 
 
+def _colors(gaussians: Gaussians, eye: Tensor) -> Tensor:
+    """RGB (N, 3) as seen from a point."""
+    colors, degree = gaussians.colors, gaussians.sh_degree
+    if degree is None:
+        return colors
+    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (colors, gaussians.means, eye))
+    if learns or not degree:
+        return sh_to_rgb(degree, colors, gaussians.means, eye.to(colors))
+    inputs = [part.detach().to(torch.float32).contiguous().numpy() for part in (colors, gaussians.means, eye)]
+    found = torch.empty(len(colors), 3, dtype=torch.float32)
+    drawn = found.numpy()
+    for_ranges(lambda i, j: sh_kernels.colours(i, j, degree, *inputs, drawn), len(colors), _GAUSSIANS_GRAIN)
+    return found
+
+
 def _draw_one(gaussians: Gaussians, camera: Camera) -> tuple[Tensor, ...]:
-    colors = gaussians.colors
-    if gaussians.sh_degree is not None:
-        colors = sh_to_rgb(gaussians.sh_degree, colors, gaussians.means, camera.centre.to(colors))
+    colors = _colors(gaussians, camera.centre)
     intrinsics = camera.K.detach()
     pinhole = intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]].to(torch.float32).numpy()
     tensors = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, colors, camera.viewmat[:3])
@@ -169,4 +183,5 @@ def warmup() -> None:
         gaussians = Gaussians(means, torch.ones(1, 4), torch.full((1, 3), 0.1), torch.full((1,), 0.5), torch.ones(1, 3))
         camera = Camera(torch.eye(4), torch.tensor([[8.0, 0, 4], [0, 8.0, 4], [0, 0, 1]]), BLOCK, BLOCK)
         torch.stack([image.sum() for image in _draw_one(gaussians, camera)]).sum().backward()
+        _colors(replace(gaussians, colors=torch.ones(1, 4, 3), sh_degree=1, means=means.detach()), camera.centre)
     _compiled.set()

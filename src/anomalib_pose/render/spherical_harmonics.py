@@ -8,9 +8,10 @@ from torch import Tensor
 C0 = 0.28209479177387814
 """Constant basis function, 1 / (2 sqrt(pi)): a grey of value ``v`` has the coefficient ``(v - 0.5) / C0``."""
 
-_C1 = 0.4886025119029199
-_C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
-_C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)
+C1 = 0.4886025119029199
+C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
+C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)
+"""Factors of the basis functions of degree 1, 2 and 3."""
 
 
 def sh_basis(degree: int, directions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch k"]:
@@ -32,19 +33,19 @@ def sh_basis(degree: int, directions: Float[Tensor, "*batch 3"]) -> Float[Tensor
     x, y, z = directions.unbind(-1)
     basis = [torch.full_like(x, C0)]
     if degree >= 1:
-        basis += [-_C1 * y, _C1 * z, -_C1 * x]
+        basis += [-C1 * y, C1 * z, -C1 * x]
     if degree >= 2:
         xx, yy, zz = x * x, y * y, z * z
-        basis += [_C2[0] * x * y, -_C2[0] * y * z, _C2[1] * (2 * zz - xx - yy), -_C2[0] * x * z, _C2[2] * (xx - yy)]
+        basis += [C2[0] * x * y, -C2[0] * y * z, C2[1] * (2 * zz - xx - yy), -C2[0] * x * z, C2[2] * (xx - yy)]
     if degree >= 3:
         basis += [
-            -_C3[0] * y * (3 * xx - yy),
-            _C3[1] * x * y * z,
-            -_C3[2] * y * (4 * zz - xx - yy),
-            _C3[3] * z * (2 * zz - 3 * xx - 3 * yy),
-            -_C3[2] * x * (4 * zz - xx - yy),
-            _C3[4] * z * (xx - yy),
-            -_C3[0] * x * (xx - 3 * yy),
+            -C3[0] * y * (3 * xx - yy),
+            C3[1] * x * y * z,
+            -C3[2] * y * (4 * zz - xx - yy),
+            C3[3] * z * (2 * zz - 3 * xx - 3 * yy),
+            -C3[2] * x * (4 * zz - xx - yy),
+            C3[4] * z * (xx - yy),
+            -C3[0] * x * (xx - 3 * yy),
         ]
     return torch.stack(basis, -1)
 

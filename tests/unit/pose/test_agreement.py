@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from anomalib_pose.geometry import Camera, look_at
 from anomalib_pose.pose import Query
-from anomalib_pose.pose.agreement import judge, structure_residual
+from anomalib_pose.pose.agreement import box_means, judge, structure_residual
 from anomalib_pose.scene import white_foreground
 from sample_scenes import make_ring
 
@@ -36,6 +36,13 @@ def by_loop(image: np.ndarray, rendering: np.ndarray, region: np.ndarray, radius
         total += weight * (both + 1e-5) / ((own + 1e-5) * (other + 1e-5)) ** 0.5
         weights += weight
     return 1 - total / weights
+
+
+@pytest.mark.parametrize("radius", [1, 4, 30])
+def test_box_means_are_those_of_a_filter(radius):
+    values = pictures(3)[0]
+    expected = ndimage.uniform_filter(values.double().numpy(), (0, 2 * radius + 1, 2 * radius + 1), mode="constant")
+    np.testing.assert_allclose(box_means(values, radius), expected, atol=1e-6)
 
 
 def test_the_residual_is_that_of_a_loop_over_pixels():

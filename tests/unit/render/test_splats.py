@@ -32,6 +32,19 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_colours_without_gradients_are_those_with(rasterizer, degree):
+    """Those with gradients are held against associated Legendre functions."""
+    gaussians = replace(make_gaussians(300, degree, sh_degree=3), sh_degree=degree)
+    camera = make_camera((1.0, 2.0, 1.5), width=40, height=30)
+    learning = replace(gaussians, colors=gaussians.colors.clone().requires_grad_())
+    with_gradients = rasterizer(learning, camera).rgb
+    assert with_gradients.requires_grad
+    torch.testing.assert_close(rasterizer(gaussians, camera).rgb, with_gradients.detach(), atol=2e-6, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(rasterizer(learning, camera).rgb, with_gradients, atol=2e-6, rtol=1e-5)
+
+
 def test_gradients_of_the_definition():
     gaussians = make_gaussians(3, 3, sh_degree=2, size=0.3)
     camera = make_camera(width=5, height=4)
