@@ -3,8 +3,6 @@
 
 import torch
 from jaxtyping import Float
-from kornia.color import rgb_to_lab
-from kornia.filters import gaussian_blur2d, spatial_gradient
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -12,10 +10,10 @@ from anomalib_pose.compare.calibration import ResidualStatistics
 from anomalib_pose.compare.crop import ObjectCrop
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.illumination import Reflectance
+from anomalib_pose.compare.layers import contrast, gradient, lab, layer_weights_of, shown
 from anomalib_pose.compare.light import match_light
 from anomalib_pose.compare.maps import (
     gaussian_blur,
-    largest_around,
     squared_difference,
     tolerance_shifts,
     tolerant_distance,
@@ -26,7 +24,6 @@ from anomalib_pose.compare.maps import (
 COLOUR_SCALE, STRUCTURE_SCALE, REFLECTANCE_SCALE, FEATURE_SCALE = 0.03, 0.02, 0.05, 0.1
 """Spread of the residuals that stands until the calibration, about what good views show."""
 
-_SAME_COLOUR = 0.05  # difference of a channel above which a pixel surely shows something else
 _DARK = 0.05  # a larger offset of the reflectance than published: noise in the dark is not colour
 
 
@@ -145,7 +142,7 @@ class CalibratedComparator(nn.Module):
             for network, share, given in networks
             if network is not None
         ]
-        self.weights = _weights(image_weights, experts, feature_mix)
+        self.weights = layer_weights_of(image_weights, experts, feature_mix)
         scales += (FEATURE_SCALE,) * sum(stages for _, _, stages in experts)
         self.statistics = ResidualStatistics(len(scales), scales)
         self._check()
@@ -173,10 +170,10 @@ class CalibratedComparator(nn.Module):
         """Tolerant distances of the windows, one map a layer."""
         size = (query.shape[-2], query.shape[-1])
         shifts = tolerance_shifts(self.tolerance)
-        query_lab, reference_lab = _lab(query), _lab(reference)
+        query_lab, reference_lab = lab(query), lab(reference)
         maps = [
             tolerant_distance(query_lab, reference_lab, shifts),
-            tolerant_distance(_gradient(query_lab), _gradient(reference_lab), shifts),
+            tolerant_distance(gradient(query_lab), gradient(reference_lab), shifts),
         ]
         if self.reflectance is not None:
             theirs = self.reflectance(reference) if reflected is None else reflected
@@ -237,7 +234,7 @@ class CalibratedComparator(nn.Module):
             self._residuals(queries[one], references[one], None if reflected is None else reflected[one])[0]
             for one in torch.arange(len(queries)).split(1)
         ]
-        self.statistics.fit(residuals, list(_contrast(references)), list(alphas))
+        self.statistics.fit(residuals, list(contrast(references)), list(alphas))
 
     @torch.no_grad()
     def forward(
@@ -267,13 +264,13 @@ class CalibratedComparator(nn.Module):
         reflected: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b h w"]:
         """``forward`` on images that are windows of the object already; holds no branch that depends on the data."""
-        deviations = self.statistics(self._residuals(query, reference, reflected), _contrast(reference), alpha)
+        deviations = self.statistics(self._residuals(query, reference, reflected), contrast(reference), alpha)
         if self.self_normalisation:
             inside = (alpha > 0.5).to(deviations)[:, None]
             root = (deviations.sqrt() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
             deviations = deviations / (1 + self.self_normalisation * root.square())[:, :, None, None]
         total = (deviations * deviations.new_tensor(self.weights)[:, None, None]).sum(1)
-        return gaussian_blur(total * _shown(query, reference, alpha), self.blur_sigma)
+        return gaussian_blur(total * shown(query, reference, alpha), self.blur_sigma)
 
     def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:
         """Mean of the largest ``top_fraction`` of pixels.
@@ -283,49 +280,3 @@ class CalibratedComparator(nn.Module):
             alpha: opacity of the object in the reference, in [0, 1].
         """
         return top_mean(anomaly_map, alpha, self.top_fraction)
-
-
-def _weights(
-    image: tuple[float, ...], experts: list[tuple[float, tuple[float, ...], int]], feature_mix: float
-) -> tuple[float, ...]:
-    """Weights of all layers, which sum to 1; ``experts`` are shares, weights and numbers of stages of the networks."""
-    if not 0 <= feature_mix <= 1:
-        msg = f"feature_mix should be in [0, 1], got {feature_mix}."
-        raise ValueError(msg)
-    if min(image) < 0 or sum(image) <= 0:
-        msg = f"The weights of the image's layers should not be negative nor all 0, got {image}."
-        raise ValueError(msg)
-    mix = feature_mix if experts else 0.0
-    parts = [weight / sum(image) * (1 - mix) for weight in image]
-    for share, given, stages in experts:
-        features = tuple(given) or tuple(0.5**stage for stage in range(stages))
-        if len(features) != stages or min(features) < 0 or sum(features) <= 0:
-            msg = f"layer_weights should hold a weight >= 0 for each of {stages} layers, not all 0, got {features}."
-            raise ValueError(msg)
-        parts += [weight / sum(features) * mix * share for weight in features]
-    return tuple(parts)
-
-
-def _shown(query: Tensor, reference: Tensor, alpha: Tensor) -> Float[Tensor, "b h w"]:
-    """0 where both images show nothing but the same background, 1 where one of them shows anything.
-
-    Features see what is around them: without this, what differs at the rim of a hole would be found in its middle.
-    """
-    differs = ((query - reference).abs().amax(1) / _SAME_COLOUR).clamp(0, 1)
-    return 1 - (1 - (2 * alpha).clamp(0, 1)) * (1 - differs)
-
-
-def _lab(image: Tensor) -> Tensor:
-    """CIELAB divided by 100: lightness in [0, 1]."""
-    return rgb_to_lab(image.clamp(0, 1)) / 100
-
-
-def _contrast(reference: Tensor) -> Tensor:
-    """Largest slope (B, H, W) of the lightness in the neighbourhood."""
-    return largest_around(_gradient(_lab(reference)).norm(dim=1), 5)
-
-
-def _gradient(lab: Tensor) -> Tensor:
-    """Gradient (B, 2, H, W) of the slightly smoothed lightness, a pixel."""
-    smooth = gaussian_blur2d(lab[:, :1], (5, 5), (1.0, 1.0), border_type="replicate")
-    return spatial_gradient(smooth, "sobel", normalized=True)[:, 0]
