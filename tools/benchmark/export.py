@@ -63,7 +63,7 @@ def build(detector: SceneDetector, views: int, window: int, bank: int, *, drawn:
     return exporter.feed_forward(views=views, **sizes, drawn=drawn, max_megabytes=4000, progress=False)
 
 
-def run(path: Path, test: dict[str, Tensor], hint: str) -> tuple[dict[str, float], Tensor, Tensor]:
+def run(path: Path, test: dict[str, Tensor], hint: str = "") -> tuple[dict[str, float], Tensor, Tensor]:
     """Size and speed of a file, and the scores and maps it gives.
 
     A file that takes only batches of several images gets each image as often. ``hint`` is OpenVINO's inference
