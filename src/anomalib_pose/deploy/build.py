@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _SMALL = 64
 _MARGIN = 0.08
+_TOGETHER = 256  # views whose neighbours are looked for at once
 _MEASURED = 32  # views by which the room for Gaussians is measured
 
 
@@ -109,7 +110,8 @@ def _drawing(
     seen = seen_gaussians(gaussians, rasterizer, cameras, progress=progress)
     kept = seen.any(0)
     every = torch.arange(len(bank))
-    around = bank.around(bank.pose(every), settings.neighbours)
+    # in parts: a table of all distances at once takes hundreds of megabytes
+    around = torch.cat([bank.around(bank.pose(part), settings.neighbours) for part in every.split(_TOGETHER)])
     some = every[:: max(1, len(bank) // _MEASURED)]
     intrinsics = cameras.K[some][:, [0, 1, 0, 1], [0, 1, 2, 2]].cpu()
     drawing = GaussianDrawing.measured(
