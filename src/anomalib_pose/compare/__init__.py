@@ -5,7 +5,6 @@ from anomalib_pose.compare.calibrated import CalibratedComparator
 from anomalib_pose.compare.doubt import discounted
 from anomalib_pose.compare.factory import make_comparator
 from anomalib_pose.compare.features import FeatureExtractor
-from anomalib_pose.compare.illumination import Reflectance
 from anomalib_pose.compare.paper import PaperComparator
 from anomalib_pose.compare.protocol import Comparator
 from anomalib_pose.compare.shading import relit, unlit
@@ -16,7 +15,6 @@ __all__ = [
     "Comparator",
     "FeatureExtractor",
     "PaperComparator",
-    "Reflectance",
     "SurfaceResiduals",
     "discounted",
     "make_comparator",

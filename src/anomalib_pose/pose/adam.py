@@ -14,7 +14,7 @@ from anomalib_pose.geometry import se3_exp
 from anomalib_pose.pose.types import Query, Refinement
 from anomalib_pose.render.reflectance import Decomposition, reflectance, reflectance_of_colour
 from anomalib_pose.render.ssim import ssim
-from anomalib_pose.scene import PixelScene, ReflectiveScene, Scene
+from anomalib_pose.scene import PixelScene, Scene, is_reflective
 
 _DECAY, _DECAY_STEPS = 0.8, 100
 _DILATIONS, _BOX = 3, 5
@@ -146,7 +146,7 @@ class ReflectanceRefiner(ScrewRefiner):
         def of(camera_to_world: Tensor) -> Tensor:
             camera = query.camera(camera_to_world)
             rendered = scene.render(camera, background).rgb.permute(2, 0, 1)[None]
-            if isinstance(scene, ReflectiveScene) and scene.reflective:
+            if is_reflective(scene):
                 inner = scene.render_reflectance(camera, behind).rgb.permute(2, 0, 1)[None]
             else:
                 inner = self.decompose(rendered)

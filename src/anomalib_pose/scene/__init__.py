@@ -8,7 +8,7 @@ from anomalib_pose.scene.mlp_fit import MlpFitSettings, fit_mlp
 from anomalib_pose.scene.mlp_scene import MlpScene
 from anomalib_pose.scene.nearby_views import CorrectedScene, NearbyViews
 from anomalib_pose.scene.ply import load_ply, save_ply
-from anomalib_pose.scene.protocol import PixelScene, ReflectiveScene, Scene
+from anomalib_pose.scene.protocol import PixelScene, ReflectiveScene, Scene, is_reflective
 from anomalib_pose.scene.voxel_fit import VoxelFitSettings, fit_voxels
 from anomalib_pose.scene.voxel_scene import VoxelScene
 
@@ -28,6 +28,7 @@ __all__ = [
     "fit_gaussians",
     "fit_mlp",
     "fit_voxels",
+    "is_reflective",
     "load_ply",
     "save_ply",
     "scene_rasterizer",

@@ -3,7 +3,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anomalib_pose.geometry import Camera
+from anomalib_pose.render import Gaussians
 from anomalib_pose.render.reflectance import Decomposition, reflectance, reflectance_of_colour
 from anomalib_pose.render.ssim import ssim
 from anomalib_pose.scene.density import AdaptiveDensity, DensityControl, Relocation
 from anomalib_pose.scene.fit_loop import FitLoop, check_views, fingerprint, held_out_psnr
-from anomalib_pose.scene.gaussian_scene import COLOURS, RAW_NAMES, GaussianScene, activate, scene_rasterizer
+from anomalib_pose.scene.gaussian_scene import COLOURS, RAW_NAMES, GaussianScene, scene_rasterizer
 from anomalib_pose.scene.hull import ball_of_cameras
 from anomalib_pose.scene.initial import gaussians_at, initial_points
 from anomalib_pose.scene.parameters import GaussianParameters
@@ -181,7 +182,7 @@ class _Fitter(FitLoop):
         target = view.target(background, output.alpha)
         loss = self._photometric(output.rgb, target)
         if settings.reflectance:
-            loss = loss + self._photometric(*self._reflected(view.camera, target, background))
+            loss = loss + self._photometric(*self._reflected(gaussians, view.camera, target, background))
         if settings.alpha_weight and view.foreground is not None:
             outside = (1 - view.foreground) * (1 - view.band)  # type: ignore[operator]
             loss = loss + settings.alpha_weight * (output.alpha * outside).mean()
@@ -201,9 +202,11 @@ class _Fitter(FitLoop):
         loss = (1 - weight) * (rendered - target).abs().mean()
         return loss + weight * (1 - ssim(rendered, target)) if weight else loss
 
-    def _reflected(self, camera: Camera, target: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
+    def _reflected(
+        self, gaussians: Gaussians, camera: Camera, target: Tensor, background: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What the Gaussians reflect as a camera sees them, and what the image to be fitted there does (H, W, 3)."""
-        drawn = activate(self.parameters.raw, self.settings.sh_degree, COLOURS)
+        drawn = replace(gaussians, colors=self.parameters.raw["sh"][..., COLOURS:])
         rendered = self.rasterize(drawn, camera, reflectance_of_colour(background, self.decompose)).rgb
         wanted = self.decompose(target.detach().permute(2, 0, 1)[None].contiguous())
         return rendered, wanted[0].permute(1, 2, 0).contiguous()

@@ -2,6 +2,7 @@
 """An object made of 3D Gaussians."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ class GaussianScene(nn.Module):
         if not self.reflective:
             msg = "This scene holds colours alone: fit it with FitSettings(reflectance=True)."
             raise ValueError(msg)
-        return self._draw(activate(self.raw, self.sh_degree, COLOURS), cameras, background)
+        return self._draw(replace(self.activated(), colors=self.sh[..., COLOURS:]), cameras, background)
 
     def _draw(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None) -> RenderOutput:
         if not len(self):
@@ -159,20 +160,14 @@ class GaussianScene(nn.Module):
         return super()._apply(*args, **kwargs)
 
 
-def activate(raw: dict[str, Tensor], sh_degree: int, first: int = 0) -> Gaussians:
-    """Gaussians to draw from raw tensors: scales through exp, opacities through the sigmoid.
-
-    Args:
-        raw: named as the buffers of ``GaussianScene``.
-        sh_degree: degree of the colours.
-        first: of the three channels to draw: 0 for colour, 3 for reflectance.
-    """
+def activate(raw: dict[str, Tensor], sh_degree: int) -> Gaussians:
+    """Gaussians to draw in their colours from raw tensors: scales through exp, opacities through the sigmoid."""
     return Gaussians(
         raw["means"],
         raw["quats"],
         raw["log_scales"].exp(),
         raw["logit_opacities"].sigmoid(),
-        raw["sh"][..., first : first + COLOURS],
+        raw["sh"][..., :COLOURS],
         sh_degree,
     )
 

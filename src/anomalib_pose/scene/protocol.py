@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the layers above ask of a fitted object, however it is represented."""
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor
 
@@ -50,6 +50,11 @@ class ReflectiveScene(Scene, Protocol):
             background: reflectance (3,) of what is behind the object; black if None.
         """
         ...
+
+
+def is_reflective(scene: Scene) -> TypeGuard[ReflectiveScene]:
+    """Whether a scene can render what the object reflects."""
+    return isinstance(scene, ReflectiveScene) and scene.reflective
 
 
 @runtime_checkable

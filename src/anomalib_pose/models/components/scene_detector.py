@@ -28,7 +28,7 @@ from anomalib_pose.models.components.reference import Reference, stacked
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import OBJECT_ALPHA, judge
 from anomalib_pose.render.reflectance import reflectance_of_colour
-from anomalib_pose.scene import CorrectedScene, NearbyViews, ReflectiveScene, Scene, white_foreground
+from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, is_reflective, white_foreground
 
 logger = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ class SceneDetector(nn.Module):
         Where renderings are lit like the query, their reflectance is taken from them: it holds the lamp's colour.
         """
         scene, decompose = self.rendered, self.comparator.reflectance
-        if decompose is None or self.relight or not (isinstance(scene, ReflectiveScene) and scene.reflective):
+        if decompose is None or self.relight or not is_reflective(scene):
             return None
         behind = reflectance_of_colour(background, decompose)
         return scene.render_reflectance(camera, behind).rgb.permute(2, 0, 1).clamp(0, 1)

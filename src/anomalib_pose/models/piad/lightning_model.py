@@ -8,11 +8,12 @@ from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_pose.compare import Reflectance, make_comparator
+from anomalib_pose.compare import Comparator, make_comparator
 from anomalib_pose.models.components.gaussian_fit import GaussianFit
 from anomalib_pose.models.components.pose_mixin import PoseMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.pose import make_estimator
+from anomalib_pose.render.reflectance import Decomposition, reflectance
 from anomalib_pose.scene import FitSettings, GaussianScene
 
 _WITH_REFLECTANCE = ("illumination", "product")
@@ -119,7 +120,6 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         self.rasterizer = rasterizer
         options = {"reflectance_weights_path": reflectance_weights_path} if comparator in _WITH_REFLECTANCE else {}
         compared = make_comparator(comparator, backbone, weights_path, second_backbone, second_weights_path, **options)
-        decompose = compared.reflectance or Reflectance()
         self.model = SceneDetector(
             GaussianScene(sh_degree, rasterizer),
             make_estimator(
@@ -130,7 +130,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
                 matcher,
                 matcher_weights,
                 refine_focal=refine_focal,
-                decompose=decompose,
+                decompose=_decomposition(compared),
             ),
             compared,
             bank_spacing=bank_spacing,
@@ -149,5 +149,10 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             self.fit_checkpoint,
             self.rasterizer,
             progress=self.shows_progress,
-            decompose=self.model.comparator.reflectance or Reflectance(),
+            decompose=_decomposition(self.model.comparator),
         )
+
+
+def _decomposition(comparator: Comparator) -> Decomposition:
+    """The comparison's own, so that scene, pose and comparison agree; the closed form where it has none."""
+    return comparator.reflectance or reflectance
