@@ -5,8 +5,9 @@
 
 For each bank and window it exports to OpenVINO, and measures file size, seconds an image on the machine's cores
 (latency hint, and throughput hint with as many requests as OpenVINO wants), image and pixel AUROC on the test images,
-and the share of poses within a degree of the truth. ``--full`` measures the model itself on the same images, and how
-scores and poses of the exported one agree with its.
+and the share of poses within a degree of the truth. ``--full`` measures the model itself on the same images, how
+scores and poses of the exported one agree with its, and the share of images whose label is right at the threshold that
+anomalib chooses for the model on these images, and at the one that is carried over from it for the file.
 """
 
 import argparse
@@ -19,7 +20,9 @@ from typing import Any
 import numpy as np
 import openvino
 import torch
+from anomalib.data import ImageBatch
 from anomalib.deploy import CompressionType
+from anomalib.post_processing import PostProcessor
 from scipy.stats import spearmanr
 from splat_pose import calibrate, held_out_pairs, kept, load_detector, network_options, show, stacked
 from torch import Tensor
@@ -28,6 +31,7 @@ from torchmetrics.functional.classification import binary_auroc
 from anomalib_pose.compare import CalibratedComparator
 from anomalib_pose.data import MAD
 from anomalib_pose.deploy import ExportedDetector
+from anomalib_pose.deploy.thresholds import midway
 from anomalib_pose.geometry import pose_error
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
@@ -42,9 +46,16 @@ PRECISIONS = {
 
 
 class Exporter(DetectorExportMixin):
-    """A fitted detector without a model around it."""
+    """A fitted detector without a model around it.
 
-    post_processor = None
+    Args:
+        model: the detector.
+        post_processor: with the model's thresholds, or None.
+    """
+
+    def __init__(self, model: SceneDetector, post_processor: PostProcessor | None) -> None:
+        self.model = model
+        self.post_processor = post_processor
 
 
 def fitted(arguments: argparse.Namespace, train: dict[str, Tensor]) -> SceneDetector:
@@ -56,11 +67,13 @@ def fitted(arguments: argparse.Namespace, train: dict[str, Tensor]) -> SceneDete
     return detector
 
 
-def build(detector: SceneDetector, views: int, window: int, bank: int, *, drawn: bool) -> ExportedDetector:
-    exporter = Exporter()
-    exporter.model = detector
+def build(exporter: Exporter, views: int, window: int, bank: int, *, drawn: bool) -> tuple[ExportedDetector, float]:
+    """What is exported, with raw scores, and the threshold for them, NaN if there is none."""
     sizes = {"size": bank, "drawn_size": window} if drawn else {"size": window}
-    return exporter.feed_forward(views=views, **sizes, drawn=drawn, max_megabytes=4000, progress=False)
+    exported = exporter.feed_forward(views=views, **sizes, drawn=drawn, max_megabytes=4000, progress=False)
+    processor = exported.post_processor
+    exported.post_processor = None
+    return exported, float("nan") if processor is None else float(processor.image_threshold)
 
 
 def run(path: Path, test: dict[str, Tensor], hint: str = "") -> tuple[dict[str, float], Tensor, Tensor]:
@@ -108,19 +121,38 @@ def within_one_degree(poses: Tensor, others: Tensor) -> float:
     return float((torch.rad2deg(torch.stack(angles)) < 1).float().mean())
 
 
-def beside_full(detector: SceneDetector, test: dict[str, Tensor]) -> tuple[dict[str, dict[str, float]], Tensor, Tensor]:
-    """Accuracy and seconds of the model that is exported, and its scores and poses."""
+def labels_right(scores: Tensor, threshold: float, test: dict[str, Tensor]) -> float:
+    return float(((scores > threshold) == test["label"].bool()).float().mean())
+
+
+def chosen_thresholds(scores: Tensor, maps: Tensor, test: dict[str, Tensor]) -> PostProcessor:
+    """Thresholds as anomalib chooses them for these scores and maps."""
+    processor = PostProcessor()
+    labels = {"gt_label": test["label"].bool(), "gt_mask": test["mask"] > 0}
+    processor.on_validation_batch_end(
+        None, None, ImageBatch(test["image"], pred_score=scores, anomaly_map=maps, **labels)
+    )
+    processor.on_validation_epoch_end(None, None)
+    return processor
+
+
+def beside_full(
+    detector: SceneDetector, test: dict[str, Tensor]
+) -> tuple[dict[str, dict[str, float]], Tensor, Tensor, PostProcessor]:
+    """Accuracy and seconds of the model that is exported, and its scores, poses and thresholds."""
     start = time.perf_counter()
     found = [detector(image[None], K[None]) for image, K in zip(test["image"], test["K"], strict=True)]
     seconds = (time.perf_counter() - start) / len(found)
     scores, maps = torch.cat([one.pred_score for one in found]), torch.cat([one.anomaly_map for one in found])
     poses = torch.cat([one.estimated_camera_to_world for one in found])
+    processor = chosen_thresholds(scores, maps[:, 0], test)
     row = {
         "latency_s": seconds,
         **accuracy(scores, maps, test),
         "within_1_deg": within_one_degree(poses, test["camera_to_world"]),
+        "labels_right": labels_right(scores, float(processor.image_threshold), test),
     }
-    return {"full model": row}, scores, poses
+    return {"full model": row}, scores, poses, processor
 
 
 def main() -> None:
@@ -145,11 +177,12 @@ def main() -> None:
     result: dict[str, dict[str, Any]] = {}
     detector = fitted(arguments, train)
     full = beside_full(detector, test) if arguments.full else None
+    exporter = Exporter(detector, full[3] if full else None)
     result.update(full[0] if full else {})
     data = MAD(root=arguments.data, category=arguments.category, image_size=arguments.size, num_workers=0)
     for views, window in itertools.product(arguments.views, arguments.window):
         drawn = not arguments.warped and arguments.scene == "gaussians"
-        exported = build(detector, views, window, arguments.bank, drawn=drawn)
+        exported, threshold = build(exporter, views, window, arguments.bank, drawn=drawn)
         with torch.no_grad():
             poses = torch.cat([exported.model.reference(image[None]).pose for image in test["image"]])
         for precision in arguments.precision:
@@ -161,6 +194,11 @@ def main() -> None:
             if full:
                 row["rank_correlation"] = float(spearmanr(scores, full[1]).statistic)
                 row["within_1_deg_of_full"] = within_one_degree(poses, full[2])
+                row["labels_right"] = labels_right(scores, threshold, test)
+                measured = chosen_thresholds(scores, maps[:, 0], test)
+                row["labels_right_measured"] = labels_right(
+                    scores, midway(float(measured.image_threshold), scores), test
+                )
             result[f"{views} views, {window} px, {precision}"] = row
             kept(arguments, "export.json").write_text(json.dumps(result, indent=2))
     for name, row in result.items():

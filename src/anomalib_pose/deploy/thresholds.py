@@ -2,8 +2,11 @@
 """Thresholds and normalisation of one way of scoring, for another one."""
 
 import copy
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from anomalib.data import Batch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -51,16 +54,33 @@ def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
     return torch.lerp(ordered[low], ordered[high], place - low)
 
 
-def carry_over(post_processor: nn.Module, images: ScoreMap, pixels: ScoreMap) -> nn.Module:
+def midway(threshold: float, scores: Float[Tensor, "n"]) -> float:
+    """The middle between a threshold and the largest of the scores below it; the threshold itself if there is none.
+
+    anomalib takes the lowest score of what is to be found for the threshold, so that this one is missed by a last
+    digit. All thresholds down to the next score find the same; the middle stays right longest when scores change.
+
+    Args:
+        threshold: what is above is defective.
+        scores: of good images, or of all.
+    """
+    below = scores[scores < threshold]
+    return (threshold + float(below.max())) / 2 if len(below) else threshold
+
+
+def carry_over(post_processor: nn.Module, images: ScoreMap, pixels: ScoreMap, good: Float[Tensor, "n"]) -> nn.Module:
     """A copy of anomalib's post-processor whose thresholds and limits are on our scale.
 
     Args:
         post_processor: calibrated on their scores; numbers it has not learned (NaN) stay so.
         images: map of the image scores.
         pixels: map of the pixel scores.
+        good: their scores of good images, between which and the threshold for images there is to be room.
     """
     mine = copy.deepcopy(post_processor)
     buffers = dict(mine.named_buffers())
+    if "_image_threshold" in buffers:
+        buffers["_image_threshold"].fill_(midway(float(buffers["_image_threshold"]), good))
     for names, mapping in (
         (("_image_threshold", "image_min", "image_max"), images),
         (("_pixel_threshold", "pixel_min", "pixel_max"), pixels),
@@ -69,4 +89,39 @@ def carry_over(post_processor: nn.Module, images: ScoreMap, pixels: ScoreMap) ->
             buffer = buffers.get(name)
             if buffer is not None and bool(buffer.isfinite().all()):
                 buffer.fill_(mapping(float(buffer)))
+    return mine
+
+
+@torch.no_grad()
+def measure(post_processor: Any, detector: Callable[[Tensor], Any], batches: Iterable[Batch]) -> Any:
+    """A copy of anomalib's post-processor with the thresholds and limits of what a detector says of labelled images.
+
+    Args:
+        post_processor: how thresholds are chosen.
+        detector: gives ``pred_score`` and ``anomaly_map`` of images (B, 3, H, W).
+        batches: with labels, and masks if there are any.
+
+    Raises:
+        ValueError: if there are not both good and defective images.
+    """
+    mine = copy.deepcopy(post_processor)
+    scores: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in batches:
+        found = detector(batch.image)
+        told = batch.update(in_place=False, pred_score=found.pred_score, anomaly_map=found.anomaly_map)
+        mine.on_validation_batch_end(None, None, told)
+        scores.append(found.pred_score)
+        labels.append(batch.gt_label)
+    defective = torch.cat(labels).bool() if labels else torch.zeros(0, dtype=torch.bool)
+    if not defective.any() or defective.all():
+        msg = (
+            f"Thresholds are measured on good and defective images, got {int((~defective).sum())} and "
+            f"{int(defective.sum())}."
+        )
+        raise ValueError(msg)
+    mine.on_validation_epoch_end(None, None)
+    if mine.enable_thresholding:
+        threshold = dict(mine.named_buffers())["_image_threshold"]
+        threshold.fill_(midway(float(threshold), torch.cat(scores)))
     return mine

@@ -14,7 +14,6 @@ from anomalib_pose.deploy.packed_views import pack
 from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
 from anomalib_pose.deploy.resample import frame_matrix, pooling_matrix, sample, softening_matrix, window_matrix
 from anomalib_pose.deploy.settings import bank_megabytes, check_size
-from anomalib_pose.deploy.thresholds import ScoreMap
 from anomalib_pose.deploy.view_synthesis import synthesise
 from anomalib_pose.deploy.window import Window
 from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, so3_exp, view_sphere
@@ -321,15 +320,6 @@ def test_damage_is_seeded_and_local():
     changed = ((first - images).abs().amax(1) > 0.05).float().mean((1, 2))
     assert (changed < 0.2).all()
     assert (changed > 0).sum() >= 5
-
-
-def test_score_map_carries_ranks_over():
-    theirs = torch.rand(500, generator=torch.Generator().manual_seed(0))
-    mapping = ScoreMap(theirs, 3 * theirs.flip(0) + 1)
-    for score in (0.1, 0.5, 0.9, 1.5, -0.5):
-        assert mapping(score) == pytest.approx(3 * score + 1, abs=0.05)
-    with pytest.raises(ValueError, match="scores of both kinds"):
-        ScoreMap(theirs, theirs[:0])
 
 
 def test_what_is_drawn_may_be_finer_than_the_bank(detector):

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from anomalib.data import AnomalibDataModule
 from rich.progress import track
 from torch import Tensor
 
 from anomalib_pose.compare import CalibratedComparator
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, FeedForwardDetector, build_detector, drawn_scene
 from anomalib_pose.deploy.damage import damaged
-from anomalib_pose.deploy.thresholds import ScoreMap, carry_over
+from anomalib_pose.deploy.thresholds import ScoreMap, carry_over, measure
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.scene_detector import SceneDetector
 
@@ -67,9 +68,14 @@ class FeedForwardExportMixin:
             kwargs: see anomalib's ``to_openvino``.
         """
         settings, onnx_kwargs = self._split(onnx_kwargs or {})
-        return self.feed_forward(**settings).to_openvino(
+        return self.feed_forward(**settings, **self._measured_on(kwargs.get("datamodule"))).to_openvino(
             export_root, model_file_name, input_size, compression_type, onnx_kwargs=onnx_kwargs, **kwargs
         )
+
+    def _measured_on(self, datamodule: AnomalibDataModule | None) -> dict[str, Any]:
+        """What data that come with an export are to ``feed_forward``: nothing, unless a model says so."""
+        del datamodule
+        return {}
 
     def _split(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """What ``feed_forward`` takes, and the rest."""
@@ -84,10 +90,18 @@ class DetectorExportMixin(FeedForwardExportMixin):
     model: SceneDetector
     post_processor: Any
 
-    def feed_forward(self, *, progress: bool = True, **settings: Any) -> ExportedDetector:
+    def _measured_on(self, datamodule: AnomalibDataModule | None) -> dict[str, Any]:
+        """Thresholds are measured on data that are given."""
+        return {"datamodule": datamodule}
+
+    def feed_forward(
+        self, *, datamodule: AnomalibDataModule | None = None, progress: bool = True, **settings: Any
+    ) -> ExportedDetector:
         """Build the detector that is exported, calibrated on the views that the fit left out.
 
         Args:
+            datamodule: has good and defective images to validate with, on which thresholds are measured; None to carry
+                the model's over.
             progress: show bars.
             settings: fields of ``DetectorSettings`` that differ from its defaults.
 
@@ -134,12 +148,30 @@ class DetectorExportMixin(FeedForwardExportMixin):
             logger.warning("No views were held out from the fit: the exported detector is not calibrated.")
             return ExportedDetector(detector, copy.deepcopy(self.post_processor))
         detector.calibrate(views, copy.deepcopy(model.surface).cpu() if model.surface.fitted else None)
-        return ExportedDetector(detector, self._thresholds(detector, views, chosen.seed, progress))
+        return ExportedDetector(detector, self._thresholds(detector, views, chosen.seed, datamodule, progress))
 
-    def _thresholds(self, detector: FeedForwardDetector, views: Tensor, seed: int, progress: bool) -> Any:
-        """The post-processor on the detector's scale, by scores of both paths on good and damaged views."""
+    def _thresholds(
+        self,
+        detector: FeedForwardDetector,
+        views: Tensor,
+        seed: int,
+        datamodule: AnomalibDataModule | None,
+        progress: bool,
+    ) -> Any:
+        """The post-processor on the detector's scale."""
         if not self.post_processor:
             return None
+        if datamodule is not None:
+            datamodule.setup()
+            batches = track(datamodule.val_dataloader(), "Measuring thresholds", disable=not progress)
+            try:
+                return measure(copy.deepcopy(self.post_processor).cpu(), detector, batches)
+            except ValueError as error:
+                logger.warning("%s The model's are carried over.", error)
+        return self._carried_over(detector, views, seed, progress)
+
+    def _carried_over(self, detector: FeedForwardDetector, views: Tensor, seed: int, progress: bool) -> Any:
+        """The post-processor on the detector's scale, by scores of both paths on good and damaged views."""
         images = torch.cat([views, damaged(views, seed)])
         device = self.model.intrinsics.device
         theirs: list[tuple[Tensor, Tensor]] = []
@@ -155,4 +187,5 @@ class DetectorExportMixin(FeedForwardExportMixin):
             ScoreMap(torch.cat([one[part] for one in theirs]), torch.cat([one[part] for one in ours]))
             for part in (0, 1)
         )
-        return carry_over(self.post_processor, scores, pixels).cpu()
+        good = torch.cat([one[0] for one in theirs[: len(views)]])
+        return carry_over(self.post_processor, scores, pixels, good).cpu()

@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
+import logging
+from types import SimpleNamespace
+
 import pytest
 import torch
+from anomalib.data import ImageBatch
+from anomalib.post_processing import PostProcessor
 
 from anomalib_pose.compare import CalibratedComparator
 from anomalib_pose.geometry import Camera, view_sphere
@@ -34,3 +40,49 @@ def test_maps_are_smoothed_as_far_on_the_object_as_the_models():
 def test_what_no_graph_can_do_is_refused():
     with pytest.raises(ValueError, match="light_correction fits each image by itself"):
         Exporter(light_correction=True).feed_forward(views=4, size=64, progress=False)
+
+
+def views(poses: torch.Tensor, *, damage: bool) -> torch.Tensor:
+    """Photographs of the toy; damaged, with a blot in the middle of each."""
+    images = [make_toy().render(CAMERAS[0].with_pose(pose), torch.ones(3)).rgb.permute(2, 0, 1) for pose in poses]
+    shown = torch.stack(images).clamp(0, 1)
+    if damage:
+        shown[:, :, 28:36, 28:36] = 0
+    return shown
+
+
+def validation(*, damage: tuple[bool, ...]) -> SimpleNamespace:
+    """What a datamodule validates with, a batch of three for each."""
+    batches = []
+    for damaged in damage:
+        images = views(view_sphere(3, 3.0, 0.9, 0.1), damage=damaged)
+        mask = torch.zeros(3, SIZE, SIZE, dtype=torch.bool)
+        mask[:, 28:36, 28:36] = damaged
+        batches.append(ImageBatch(image=images, gt_label=torch.full((3,), damaged), gt_mask=mask))
+    return SimpleNamespace(setup=lambda: None, val_dataloader=lambda: batches)
+
+
+def test_thresholds_are_measured_on_data_that_have_both_kinds_and_else_carried_over(caplog):
+    exporter = Exporter()
+    exporter.model.calibration_views = (views(CAMERAS.camera_to_world[1::2], damage=False) * 255).to(torch.uint8)
+    exporter.post_processor = PostProcessor()
+    for name in ("_image_threshold", "_pixel_threshold", "image_max", "pixel_max"):
+        getattr(exporter.post_processor, name).fill_(20.0)
+    learned = copy.deepcopy(exporter.post_processor.state_dict())
+    options = {"views": 12, "size": SIZE, "progress": False}
+    both = validation(damage=(False, True))
+    measured = exporter.feed_forward(datamodule=both, **options)
+    for batch in both.val_dataloader():
+        with torch.no_grad():
+            found = measured(batch.image)
+        assert torch.equal(found.pred_label, batch.gt_label)
+    with caplog.at_level(logging.WARNING):
+        good = exporter.feed_forward(datamodule=validation(damage=(False,)), **options)
+    assert "got 3 and 0. The model's are carried over." in caplog.text
+    carried = exporter.feed_forward(**options).post_processor.image_threshold
+    assert good.post_processor.image_threshold == carried != measured.post_processor.image_threshold
+    assert all(
+        torch.equal(value, exporter.post_processor.state_dict()[name])
+        for name, value in learned.items()
+        if value.isfinite().all()
+    )
