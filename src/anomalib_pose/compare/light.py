@@ -7,6 +7,8 @@ from torch import Tensor
 
 MIN_PIXELS = 50
 GAIN_RANGE = (0.5, 2.0)
+BIWEIGHT_LIMIT = 4.685 * 1.4826  # of the median residual; beyond it nothing counts
+BIWEIGHT_LEAST = 0.01
 
 
 @torch.no_grad()
@@ -59,5 +61,5 @@ def _gain_offset(query: Tensor, reference: Tensor, iterations: int) -> tuple[Ten
 
 def biweight(residual: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     """Tukey's weights of residuals of colours, which are not negative; scale from their median."""
-    scale = 4.685 * 1.4826 * residual.median() + 0.01
+    scale = BIWEIGHT_LIMIT * residual.median() + BIWEIGHT_LEAST
     return (1 - (residual / scale).clamp(max=1).square()).square()

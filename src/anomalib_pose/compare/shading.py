@@ -9,28 +9,32 @@ from torch.nn import functional
 from anomalib_pose.compare.light import MIN_PIXELS, biweight
 from anomalib_pose.render.spherical_harmonics import C0, sh_basis
 
-_DEGREE = 2  # holds 98 % of what distant light does to matt surfaces (Ramamoorthi and Hanrahan 2001)
-_SMOOTHED = 5  # pixels along a side that a point is the mean of before slopes are taken
-_STEPS = 8
-_RIDGE = 1e-5
+DEGREE = 2  # holds 98 % of what distant light does to matt surfaces (Ramamoorthi and Hanrahan 2001)
+SMOOTHED = 5  # pixels along a side that a point is the mean of before slopes are taken
+STEPS = 8
+RIDGE = 1e-5
+_INDEPENDENT = 1e-4
+INSIDE = 0.9  # opacity of pixels that tell of the light
 _MOST_PIXELS = 20_000
-_SHADES = (0.1, 4.0)
+SHADES = (0.1, 4.0)
 
 
-def surface_normals(points: Float[Tensor, "h w 3"], alpha: Float[Tensor, "h w"]) -> Float[Tensor, "h w 3"]:
+def surface_normals(points: Float[Tensor, "b h w 3"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w 3"]:
     """Unit normals of the surface that pixels show, into the surface; 0 where there is none.
 
     Args:
         points: of the surface, any frame.
         alpha: opacity of the object.
     """
-    opaque = (alpha > 0.5).to(points)[None]
-    weighted = torch.cat([points.permute(2, 0, 1) * opaque, opaque])
-    means = functional.avg_pool2d(weighted[None], _SMOOTHED, 1, _SMOOTHED // 2)[0]
-    smooth = means[:3] / means[3].clamp(min=1e-6)
-    right = functional.pad(smooth[:, :, 2:] - smooth[:, :, :-2], (1, 1))
-    down = functional.pad(smooth[:, 2:] - smooth[:, :-2], (0, 0, 1, 1))
-    return functional.normalize(torch.linalg.cross(right, down, dim=0), dim=0).permute(1, 2, 0) * opaque[0, ..., None]
+    opaque = (alpha > 0.5).to(points)[:, None]
+    weighted = torch.cat([points.permute(0, 3, 1, 2) * opaque, opaque], 1)
+    means = functional.avg_pool2d(weighted, SMOOTHED, 1, SMOOTHED // 2)
+    smooth = means[:, :3] / means[:, 3:].clamp(min=1e-6)
+    rx, ry, rz = functional.pad(smooth[:, :, :, 2:] - smooth[:, :, :, :-2], (1, 1)).unbind(1)
+    dx, dy, dz = functional.pad(smooth[:, :, 2:] - smooth[:, :, :-2], (0, 0, 1, 1)).unbind(1)
+    normals = torch.stack([ry * dz - rz * dy, rz * dx - rx * dz, rx * dy - ry * dx], 3)
+    length = normals.square().sum(3, keepdim=True).sqrt().clamp(min=1e-12)
+    return normals / length * opaque[:, 0, :, :, None]
 
 
 @torch.no_grad()
@@ -82,13 +86,35 @@ def _shades(*images: Tensor) -> Float[Tensor, "b 3 h w"]:
 
 def _shade(query: Tensor, reference: Tensor, alpha: Tensor, points: Tensor) -> Float[Tensor, "3 h w"]:
     """What a rendering is multiplied by to look like the photograph; 1 where the object has a few pixels only."""
-    inside = alpha > 0.9
+    inside = alpha > INSIDE
     if int(inside.sum()) < MIN_PIXELS:
         return torch.ones_like(reference)
-    basis = sh_basis(_DEGREE, surface_normals(points, alpha)) / C0
+    basis = light_basis(points[None], alpha[None])[0].unflatten(1, alpha.shape)
     every = 1 + int(inside.sum()) // _MOST_PIXELS
-    factors = _factors(*(part[..., inside][..., ::every] for part in (query, reference, basis.permute(2, 0, 1))))
-    return (basis @ factors.T).permute(2, 0, 1).clamp(*_SHADES)
+    factors = _factors(*(part[..., inside][..., ::every] for part in (query, reference, basis)))
+    return torch.tensordot(factors, basis, 1).clamp(*SHADES)
+
+
+def light_basis(points: Float[Tensor, "b h w 3"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b k n"]:
+    """Functions of the surface's normal that distant light of any kind is a sum of; the first is 1.
+
+    Spherical harmonics, made orthogonal over the object's pixels one after the other, with a mean square of 1: of what
+    a camera sees they are nearly dependent, and their sums would need more digits than there are. What hardly differs
+    from those before it stays small. There is no branch that depends on the data.
+
+    Args:
+        points: of the surface that pixels show, any frame.
+        alpha: opacity of the object.
+    """
+    functions = sh_basis(DEGREE, surface_normals(points, alpha)).flatten(1, 2).transpose(1, 2) / C0
+    inside = (alpha > INSIDE).to(functions).flatten(1)[:, None]
+    share = inside / inside.sum(2, keepdim=True).clamp(min=1)
+    found = functions[:, :1]
+    for index in range(1, functions.shape[1]):
+        new = functions[:, index : index + 1]
+        new = new - (new * share) @ found.transpose(1, 2) @ found
+        found = torch.cat([found, new / ((new.square() * share).sum(2, keepdim=True) + _INDEPENDENT).sqrt()], 1)
+    return found
 
 
 def _factors(
@@ -97,9 +123,9 @@ def _factors(
     """Coefficients of each channel; where pixels tell nothing, those of the light as it was."""
     columns = reference[:, None] * basis
     weight = torch.ones_like(query[0])
-    ridge = _RIDGE * query.shape[1] * torch.eye(len(basis)).to(query)
+    ridge = RIDGE * query.shape[1] * torch.eye(len(basis)).to(query)
     factors = ridge.new_zeros(3, len(basis))
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         weighted = columns * weight
         products = weighted @ columns.transpose(1, 2) + ridge
         factors = torch.linalg.solve(products, (weighted @ query[:, :, None])[..., 0] + ridge[0])

@@ -8,11 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_pose.deploy.linear import solve_positive
+from anomalib_pose.deploy.relighting import relit_in_windows
 from anomalib_pose.deploy.resample import pixel_centres, sample
 from anomalib_pose.geometry import projection_jacobian, skew
 
 ROBUST_SCALE = 0.1
 DAMPING = 1e-3
+_LEAST_DAMPING = 1e-6
 _LONGEST_TURN = 0.5
 
 
@@ -107,6 +110,7 @@ def pyramid(
     *,
     starts: int = 1,
     silhouettes_only: bool,
+    relight: bool = False,
 ) -> Pyramid:
     """Query and view at a part of their size.
 
@@ -119,6 +123,7 @@ def pyramid(
         stride: one of so many of the view's pixels takes part, in each axis.
         starts: views a query.
         silhouettes_only: whether the background is unknown; where it is white, it counts like the object.
+        relight: whether to bring the view into the light of the query first.
     """
     rgb, depth, alpha = view.rgb, view.depth[:, None], view.alpha[:, None]
     if divisor > 1:
@@ -129,8 +134,11 @@ def pyramid(
     weight = (alpha > 0.5).to(rgb.dtype) if silhouettes_only else torch.ones_like(alpha)
     surface = unproject(depth[:, 0], intrinsics)
     _, uv = project(motion, surface.flatten(2), intrinsics)
+    seen = sample(query, uv.unflatten(2, rgb.shape[2:]))
+    if relight:
+        rgb = relit_in_windows(seen, rgb, alpha[:, 0], surface.permute(0, 2, 3, 1))
     # the mean of both images' slopes leads farther than those of either
-    slopes = derivatives(0.5 * (rgb + sample(query, uv.unflatten(2, rgb.shape[2:]))))
+    slopes = derivatives(0.5 * (rgb + seen))
     rgb, slopes, points, weight = (part[:, :, ::stride, ::stride].flatten(2) for part in (rgb, slopes, surface, weight))
     by_u, by_v = _jacobian(points, intrinsics)
     along_x, along_y = slopes[:, None, :3], slopes[:, None, 3:]
@@ -167,7 +175,7 @@ def align(
     now = _system(level, motion)
     damping = torch.full_like(now.cost, DAMPING)
     for _ in range(steps):
-        tangent = _solve(now.hessian, now.gradient, damping)
+        tangent = -solve_positive(now.hessian, now.gradient, damping + _LEAST_DAMPING)
         moved = motion @ retract(tangent)
         then = _system(level, moved)
         better = then.cost < now.cost
@@ -217,17 +225,3 @@ def _jacobian(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
     focal_x, focal_y = intrinsics[:, :2, None, None].unbind(1)
     by_x, by_y = projection_jacobian(x, y, inverse, 1)
     return focal_x * by_x, focal_y * by_y
-
-
-def _solve(hessian: Tensor, gradient: Tensor, damping: Tensor) -> Float[Tensor, "b 6"]:
-    """``-(H + damping diag H)^-1 g`` by Gauss-Jordan elimination: runtimes have no solver."""
-    scale = 1 / (hessian.diagonal(dim1=1, dim2=2) + 1e-12).sqrt()
-    eye = torch.eye(6, dtype=hessian.dtype, device=hessian.device)
-    matrix = hessian * scale[:, :, None] * scale[:, None] + (damping[:, None, None] + 1e-6) * eye
-    table = torch.cat([matrix, -(gradient * scale)[:, :, None]], 2)
-    for pivot in range(6):
-        row = table.narrow(1, pivot, 1)
-        row = row / row.narrow(2, pivot, 1)
-        # the pivot's own row becomes ``row``
-        table = table - (table.narrow(2, pivot, 1) - eye.narrow(1, pivot, 1)) * row
-    return table[:, :, 6] * scale

@@ -36,6 +36,7 @@ def build_detector(
     *,
     white_background: bool,
     nearby: NearbyViews | None = None,
+    relight: bool = False,
     progress: bool = False,
 ) -> FeedForwardDetector:
     """Render the bank of a fitted scene and put a detector around it, not yet calibrated.
@@ -48,6 +49,7 @@ def build_detector(
         settings: size of the detector.
         white_background: see ``FeedForwardDetector``.
         nearby: photographs that correct what is drawn, if anything is.
+        relight: see ``FeedForwardDetector``.
         progress: show a bar.
 
     Raises:
@@ -82,7 +84,7 @@ def build_detector(
     if photographs is not None:
         corrections = ViewCorrections.of(photographs, bank.unit, scale, settings.photographs)
     return FeedForwardDetector(
-        bank, comparator, window, settings, drawing, corrections, white_background=white_background
+        bank, comparator, window, settings, drawing, corrections, white_background=white_background, relight=relight
     ).eval()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anomalib_pose.compare import Comparator, SurfaceResiduals
 from anomalib_pose.deploy.alignment import align, pyramid, unproject
 from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing
+from anomalib_pose.deploy.relighting import relit_in_windows
 from anomalib_pose.deploy.rendered_bank import RenderedBank
 from anomalib_pose.deploy.resample import frame_matrix, resized_intrinsics, softening_matrix, window_matrix
 from anomalib_pose.deploy.settings import DetectorSettings
@@ -70,6 +71,7 @@ class FeedForwardDetector(nn.Module):
         drawing: draws the object at the pose that was found; None to warp views of the bank there.
         corrections: adds to what is drawn what photographs show beyond it; None for nothing.
         white_background: whether the object was photographed on white; otherwise only its silhouette is compared.
+        relight: bring views and references into the light of the query.
     """
 
     keeps_precision = True
@@ -85,6 +87,7 @@ class FeedForwardDetector(nn.Module):
         corrections: ViewCorrections | None = None,
         *,
         white_background: bool,
+        relight: bool = False,
     ) -> None:
         super().__init__()
         self.bank = bank
@@ -96,6 +99,7 @@ class FeedForwardDetector(nn.Module):
         self.neighbours = min(settings.neighbours, len(bank))
         self.steps = settings.steps
         self.white_background = white_background
+        self.relight = relight
         self.surface: SurfaceResiduals | None = None
         self.bank_size: tuple[int, int] = (bank.views.shape[-2], bank.views.shape[-1])
         self.size = self.bank_size if drawing is None else drawing.size
@@ -143,6 +147,7 @@ class FeedForwardDetector(nn.Module):
             _STRIDES[divisor],
             starts=index.shape[1],
             silhouettes_only=not self.white_background,
+            relight=self.relight,
         )
         motion, cost = align(level, motion.flatten(0, 1), steps)
         return motion.unflatten(0, (-1, index.shape[1])), cost.unflatten(0, (-1, index.shape[1]))
@@ -170,9 +175,12 @@ class FeedForwardDetector(nn.Module):
         rgb = query + known[:, None] * (rgb - query)
         surface = unproject(seen.depth, intrinsics).flatten(2)
         points = self.bank.unit * (pose[:, :3, :3] @ surface + pose[:, :3, 3:]).unflatten(2, self.size)
+        points = points.permute(0, 2, 3, 1)
+        if self.relight:
+            rgb = relit_in_windows(query, rgb, seen.alpha, points)
         to_scene = torch.ones(4, 4).to(pose)
         to_scene[:3, 3] = self.bank.unit
-        return DetectorReference(query, rgb, seen.alpha, points.permute(0, 2, 3, 1), pose * to_scene)
+        return DetectorReference(query, rgb, seen.alpha, points, pose * to_scene)
 
     def _seen_from(self, pose: Tensor, intrinsics: Tensor, near: Tensor) -> Synthesis:
         """What cameras see of the object, drawn or put together from the views nearest to them."""

@@ -20,7 +20,7 @@ def lit(albedo: torch.Tensor, light: torch.Tensor, colour: torch.Tensor) -> torc
 
 
 def test_normals_of_a_ball():
-    found = surface_normals(POINTS, ALPHA)
+    found = surface_normals(POINTS[None], ALPHA[None])[0]
     # the camera is at the origin: the ball's outer normals point at it
     cosine = (found * NORMALS).sum(-1)[INNER]
     assert (cosine < -0.99).all()

@@ -8,7 +8,7 @@ import torch
 from anomalib_pose.compare import CalibratedComparator, SurfaceResiduals
 from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
-from anomalib_pose.deploy.alignment import View, _solve, align, project, pyramid, retract, unproject
+from anomalib_pose.deploy.alignment import View, align, project, pyramid, retract, unproject
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.deploy.packed_views import pack
 from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
@@ -96,16 +96,6 @@ def test_retraction_rotates_exactly():
     moved = retract(tangent)
     torch.testing.assert_close(moved[:, :3, :3], so3_exp(tangent[:, 3:]), atol=1e-6, rtol=0)
     torch.testing.assert_close(moved[:, :3, 3], tangent[:, :3])
-
-
-def test_elimination_solves_the_damped_equations():
-    root = torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    hessian, gradient = root @ root.transpose(1, 2) + torch.eye(6), torch.randn(4, 6, dtype=torch.float64)
-    damping = torch.tensor([0.0, 1e-3, 0.1, 10.0], dtype=torch.float64)
-    damped = hessian + (damping[:, None, None] + 1e-6) * torch.diag_embed(hessian.diagonal(dim1=1, dim2=2))
-    torch.testing.assert_close(
-        _solve(hessian, gradient, damping), -torch.linalg.solve(damped, gradient), atol=1e-9, rtol=0
-    )
 
 
 def window_camera(detector: FeedForwardDetector) -> Camera:
@@ -342,6 +332,24 @@ def test_what_is_drawn_may_be_finer_than_the_bank(detector):
     pixels = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1)
     opaque = found.alpha.flatten(1) > 0.5
     torch.testing.assert_close(seen[opaque], pixels.expand_as(seen)[opaque], atol=0.02, rtol=0)
+
+
+def test_in_another_light_the_camera_is_found_and_the_reference_is_lit_alike():
+    good = torch.stack([photograph(pose) for pose in QUERIES])
+    behind = 1 - torch.stack([make_toy().render(CAMERA.with_pose(pose), torch.ones(3)).alpha for pose in QUERIES])
+    dark = behind[:, None] + (good - behind[:, None]) * torch.tensor([0.7, 0.5, 0.3])[:, None, None]
+    settings, degrees, differences = DetectorSettings(views=150, size=SIZE), [], []
+    for relight in (False, True):
+        lit = build_detector(
+            make_toy(), POSES, CAMERA, CalibratedComparator(), settings, white_background=True, relight=relight
+        )
+        found = lit.reference(dark)
+        errors = [pose_error(one.double(), true.double())[0] for one, true in zip(found.pose, QUERIES, strict=True)]
+        degrees.append(float(torch.rad2deg(torch.stack(errors)).median()))
+        inside = (found.alpha > 0.9)[:, None].expand_as(found.rgb)
+        differences.append(float((found.rgb - found.query)[inside].abs().median()))
+    assert degrees[1] < 2 < 5 < degrees[0]
+    assert differences[1] < 0.03 < 0.1 < differences[0]
 
 
 def test_the_camera_of_a_window_sees_what_the_image_shows_there():

@@ -141,6 +141,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
             chosen,
             white_background=bool(model.white_background),
             nearby=model.nearby,
+            relight=model.relight,
             progress=progress,
         ).cpu()
         views = model.calibration_views.cpu().float() / 255

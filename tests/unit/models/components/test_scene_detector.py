@@ -98,7 +98,7 @@ def detectors() -> list[SceneDetector]:
 def under_the_lamp(detector: SceneDetector, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Photograph and alpha of the object in other light."""
     image, alpha, points, *_ = detector.render_reference(CAMERA.with_pose(pose))
-    shade = (0.55 + 0.45 * surface_normals(points, alpha) @ LAMP) * LAMP_COLOUR[:, None, None]
+    shade = (0.55 + 0.45 * surface_normals(points[None], alpha[None])[0] @ LAMP) * LAMP_COLOUR[:, None, None]
     return torch.lerp(image, image * shade, alpha), alpha
 
 
