@@ -137,12 +137,15 @@ class ExportedDetector(ExportMixin, LightningModule):
 def _outside_network(model: Any, network: nn.Module) -> list[str]:
     """Names of all operations but the network's convolutions, which are known by the shapes of their weights.
 
-    Their names are lost where a conversion folds the normalisation into them.
+    Their names are lost where a conversion folds the normalisation into them. Constants are not named, for then their
+    weights would be left out too.
     """
     shapes = {tuple(part.weight.shape) for part in network.modules() if isinstance(part, nn.Conv2d)}
     inside: list[str] = []
     outside: list[str] = []
     for node in model.get_ops():
+        if node.get_type_name() == "Constant":
+            continue
         shape: tuple[int, ...] = ()
         if node.get_type_name() == "Convolution":
             shape = tuple(node.input_value(1).get_shape())
