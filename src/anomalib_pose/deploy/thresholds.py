@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from anomalib.data import Batch
 from jaxtyping import Float
+from scipy.stats import theilslopes
 from torch import Tensor, nn
 
 _PIXEL_LEVELS = 400
 _RAREST = 1e-6
+_FAR = 6.0  # median residuals: four standard deviations
 
 
 class ScoreMap:
@@ -54,6 +56,30 @@ def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
     return torch.lerp(ordered[low], ordered[high], place - low)
 
 
+class ScoreLine:
+    """Line between two kinds of scores of the same images: the median of the slopes between all pairs (Theil and Sen).
+
+    Unlike equal ranks it does not follow single images of which one way of scoring has lost the camera.
+
+    Args:
+        theirs: scores whose scale is known.
+        ours: scores of the same images, in the same order.
+    """
+
+    def __init__(self, theirs: Float[Tensor, "n"], ours: Float[Tensor, "n"]) -> None:
+        first, second = theirs.double().cpu(), ours.double().cpu()
+        constant = len(first) < 2 or float(first.max()) <= float(first.min())
+        self.slope = 1.0 if constant else float(theilslopes(second.numpy(), first.numpy()).slope)
+        self.intercept = float((second - self.slope * first).median())
+        residual = (second - self.slope * first - self.intercept).abs()
+        self.agreeing = residual <= _FAR * residual.median() + 1e-9
+        """Which images lie near the line (n,)."""
+
+    def __call__(self, score: float) -> float:
+        """The score of our kind that an image with this one of theirs has."""
+        return self.slope * score + self.intercept
+
+
 def midway(threshold: float, scores: Float[Tensor, "n"]) -> float:
     """The middle between a threshold and the largest of the scores below it; the threshold itself if there is none.
 
@@ -68,7 +94,12 @@ def midway(threshold: float, scores: Float[Tensor, "n"]) -> float:
     return (threshold + float(below.max())) / 2 if len(below) else threshold
 
 
-def carry_over(post_processor: nn.Module, images: ScoreMap, pixels: ScoreMap, good: Float[Tensor, "n"]) -> nn.Module:
+def carry_over(
+    post_processor: nn.Module,
+    images: Callable[[float], float],
+    pixels: Callable[[float], float],
+    good: Float[Tensor, "n"],
+) -> nn.Module:
     """A copy of anomalib's post-processor whose thresholds and limits are on our scale.
 
     Args:

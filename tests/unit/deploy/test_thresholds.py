@@ -7,7 +7,7 @@ from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.post_processing import PostProcessor
 from sklearn.metrics import f1_score
 
-from anomalib_pose.deploy.thresholds import ScoreMap, carry_over, measure, midway
+from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, carry_over, measure, midway
 
 SCORES = torch.tensor([0.5, 1.0, 2.0, 3.0, 6.0, 7.0, 1.5])
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1])
@@ -35,6 +35,18 @@ def test_score_map_carries_ranks_over():
         assert mapping(score) == pytest.approx(3 * score + 1, abs=0.05)
     with pytest.raises(ValueError, match="scores of both kinds"):
         ScoreMap(theirs, theirs[:0])
+
+
+def test_a_line_between_scores_does_not_follow_single_images():
+    generator = torch.Generator().manual_seed(0)
+    theirs = torch.rand(40, generator=generator) * 10
+    ours = 0.9 * theirs + 0.2 + 0.05 * torch.randn(40, generator=generator)
+    ours[theirs.argsort()[20:25]] = 30.0  # cameras that our way has lost
+    line = ScoreLine(theirs, ours)
+    for score in (1.0, 4.0, 12.0):
+        assert line(score) == pytest.approx(0.9 * score + 0.2, abs=0.15)
+    assert torch.equal(line.agreeing, ours < 30)
+    assert ScoreLine(torch.ones(3), torch.tensor([2.0, 2.0, 5.0]))(1.0) == pytest.approx(2.0)
 
 
 def test_a_threshold_between_two_scores_is_as_far_from_both():

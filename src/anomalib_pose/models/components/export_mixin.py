@@ -16,7 +16,7 @@ from torch import Tensor
 from anomalib_pose.compare import CalibratedComparator
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, FeedForwardDetector, build_detector, drawn_scene
 from anomalib_pose.deploy.damage import damaged
-from anomalib_pose.deploy.thresholds import ScoreMap, carry_over, measure
+from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, carry_over, measure
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.scene_detector import SceneDetector
 
@@ -184,9 +184,11 @@ class DetectorExportMixin(FeedForwardExportMixin):
                 fast = detector(image[None])
             theirs.append((full.pred_score.cpu(), full.anomaly_map.flatten().cpu()))
             ours.append((fast.pred_score, fast.anomaly_map.flatten()))
-        scores, pixels = (
-            ScoreMap(torch.cat([one[part] for one in theirs]), torch.cat([one[part] for one in ours]))
-            for part in (0, 1)
+        (their_scores, their_maps), (our_scores, our_maps) = (zip(*each, strict=True) for each in (theirs, ours))
+        line = ScoreLine(torch.cat(their_scores), torch.cat(our_scores))
+        near = line.agreeing.nonzero().flatten().tolist()
+        pixels = ScoreMap(
+            torch.cat([their_maps[index] for index in near]), torch.cat([our_maps[index] for index in near])
         )
-        good = torch.cat([one[0] for one in theirs[: len(views)]])
-        return carry_over(self.post_processor, scores, pixels, good).cpu()
+        good = torch.cat(their_scores[: len(views)])
+        return carry_over(self.post_processor, line, pixels, good).cpu()
