@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomalib_pose.geometry import Camera, rigid_inverse, scaled_focal, se3_exp
+from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, scaled_focal, se3_exp
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur, shrink
 from anomalib_pose.pose.surface_alignment import OPAQUE, ShownSurface, System, linearised, shown_surface
 from anomalib_pose.pose.types import Query, Refinement
@@ -17,6 +17,7 @@ from anomalib_pose.scene import Scene
 
 _REJECTIONS = 4
 _DAMPING = 1e-3
+_SAME = 0.05  # radians, and share of the distance to the origin: a third of what lies between views of the bank
 _SETTLED = {8: 0.2, 4: 0.2, 2: 0.1, 1: 0.02}  # pixels, by the divisor of the size: the next level goes on
 _WORTH_A_STEP = 0.01  # share of the cost; what lowers it by less is left to the next rendering
 # Pixels: smaller images hold too little for six degrees of freedom. From an eighth of the size a bank's view is near
@@ -136,7 +137,7 @@ class GaussNewtonRefiner:
         for number, level in enumerate(levels):
             if number == self.coarse_levels:
                 ends = sorted(ends, key=lambda end: end[1])[: self.survivors]
-            ends = [self._descend(level, view) for view, _, _ in ends]
+            ends = [self._descend(level, view) for view, _, _ in _distinct(ends)]
         view, cost, converged = min(ends, key=lambda end: end[1])
         renders = sum(level.n_renders for level in levels)
         return Refinement(view.camera_to_world, cost, converged, renders, math.exp(view.log_focal))
@@ -262,6 +263,21 @@ class GaussNewtonRefiner:
                 return found, max(damping / 6, 1e-6), size
             damping = min(damping * 8, 1e3)
         return None, damping, 0.0
+
+
+def _distinct(ends: list[tuple[_View, float, bool]]) -> list[tuple[_View, float, bool]]:
+    """Ends that are not where one of lower cost is already: from there both would go the same way."""
+    kept: list[tuple[_View, float, bool]] = []
+    for end in sorted(ends, key=lambda end: end[1]):
+        pose = end[0].camera_to_world
+        if all(_apart(pose, other.camera_to_world) for other, _, _ in kept):
+            kept.append(end)
+    return kept
+
+
+def _apart(pose: Tensor, other: Tensor) -> bool:
+    angle, centre = pose_error(pose.double(), other.double())
+    return float(angle) > _SAME or float(centre) > _SAME * float(other[:3, 3].norm())
 
 
 def _not_moved(state: _State) -> Tensor:

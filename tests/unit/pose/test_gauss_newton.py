@@ -7,7 +7,7 @@ import torch
 from anomalib_pose.geometry import Camera, look_at, pose_error, scaled_focal, se3_exp, view_sphere
 from anomalib_pose.pose import AdamRefiner, GaussNewtonRefiner, Query
 from anomalib_pose.pose.adam import InerfRefiner, ReflectanceRefiner, interest_region
-from anomalib_pose.pose.gauss_newton import _View
+from anomalib_pose.pose.gauss_newton import _distinct, _View
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur
 from anomalib_pose.pose.surface_alignment import _surface, linearised, shown_surface
 from anomalib_pose.render.reflectance import reflectance
@@ -129,6 +129,34 @@ def test_the_better_of_two_starts_wins():
     opposite = look_at(-EYE, torch.zeros(3), torch.tensor([0.0, 0, 1]))
     found = GaussNewtonRefiner()(scene, query_of(scene), torch.stack([opposite, start_off_by(8, 0.04, 2)]))
     assert math.degrees(pose_error(found.camera_to_world, TRUTH)[0]) < 0.1
+
+
+def test_starts_that_meet_go_on_as_one(monkeypatch):
+    scene = make_toy()
+    query, render, drawn = query_of(scene), scene.render, []
+
+    def watched(camera, background):
+        drawn.append(camera.width)
+        return render(camera, background)
+
+    monkeypatch.setattr(scene, "render", watched)
+    starts = torch.stack([start_off_by(4, 0.02, seed) for seed in range(3)])
+    fine = {}
+    for count in (1, 3):
+        drawn.clear()
+        found = GaussNewtonRefiner(coarse_levels=3, survivors=3)(scene, query, starts[:count])
+        assert math.degrees(pose_error(found.camera_to_world, TRUTH)[0]) < 0.1
+        assert found.n_renders == len(drawn)
+        fine[count] = sum(width == 96 for width in drawn)
+    assert fine[3] <= fine[1] + 1  # all three meet on the coarsest level
+
+
+def test_ends_are_told_apart_by_angle_and_by_distance():
+    far = TRUTH.clone()
+    far[:3, 3] *= 1.1
+    turned, near = start_off_by(6, 0.0, 0), start_off_by(1, 0.01, 0)
+    ends = [(_View(pose), cost, True) for pose, cost in ((near, 0.3), (TRUTH, 0.2), (far, 0.4), (turned, 0.1))]
+    assert [cost for _, cost, _ in _distinct(ends)] == [0.1, 0.2, 0.4]
 
 
 def test_adam_recovers_a_known_pose():
