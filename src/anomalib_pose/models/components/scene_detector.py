@@ -24,6 +24,7 @@ from anomalib_pose.compare import (
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
 from anomalib_pose.models.components.feature_memory import FeatureMemory
+from anomalib_pose.models.components.few_views import tell_if_few
 from anomalib_pose.models.components.reference import Reference, stacked
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import OBJECT_ALPHA, judge
@@ -160,6 +161,7 @@ class SceneDetector(nn.Module):
             fit_scene: how the scene is fitted.
         """
         images, foreground = self._over_white(images, foreground)
+        tell_if_few(cameras, masked=foreground is not None, remembers=self.memory is not None)
         count = len(images)
         held_out = (
             tuple(range(self.holdout_every // 2, count, self.holdout_every)) if count > self.holdout_every else ()
