@@ -51,7 +51,7 @@ class Misled:
 def misled(detector: SceneDetector, matched: MatchedPose | None) -> PoseEstimator:
     """The detector's estimator without anything that could find back by itself."""
     own = detector.estimator
-    estimator = PoseEstimator(Misled(own.refiner), _ORDINARY_STARTS, own.retry_below, None, matched)
+    estimator = PoseEstimator(Misled(own.refiner), _ORDINARY_STARTS, own.retry_below, matched=matched)
     estimator.typical_residual = own.typical_residual
     return estimator
 
