@@ -210,6 +210,7 @@ def measure_poses(
     return {
         "queries": len(found),
         "within_1_deg": float((angle < 1).float().mean()),
+        "within_1_deg_1_percent": float(((angle < 1) & (share < 1)).float().mean()),
         "within_5_deg_5_percent": float(((angle < 5) & (share < 5)).float().mean()),
         "median_deg": float(angle.median()),
         "median_percent": float(share.median()),
