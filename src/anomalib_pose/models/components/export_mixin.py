@@ -13,7 +13,7 @@ from anomalib.data import AnomalibDataModule
 from rich.progress import track
 from torch import Tensor
 
-from anomalib_pose.compare import CalibratedComparator
+from anomalib_pose.compare import CalibratedComparator, Comparator
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, FeedForwardDetector, build_detector, drawn_scene
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, carry_over, measure
@@ -115,16 +115,6 @@ class DetectorExportMixin(FeedForwardExportMixin):
         if not len(model.bank):
             msg = "Nothing is fitted that could be exported: train the model first, or give its checkpoint."
             raise ValueError(msg)
-        comparator = copy.deepcopy(model.comparator)
-        if isinstance(comparator, CalibratedComparator):
-            if comparator.light_correction:
-                msg = (
-                    "light_correction fits each image by itself, which no exported graph can: switch it off to export."
-                )
-                raise ValueError(msg)
-            # as wide on the object as the model's
-            compared_size = chosen.sizes(drawn=drawn_scene(model.rendered, chosen) is not None)[1]
-            comparator.blur_sigma *= compared_size / comparator.crop_size
         if model.memory is not None and bool(model.memory.trust.any()):
             logger.warning(
                 "The model's memory has a share of at least %.2f in its maps and %.2f in its scores and is not "
@@ -137,7 +127,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
             scene,
             model.bank.poses,
             Camera(torch.eye(4).to(model.intrinsics), model.intrinsics, width, height),
-            comparator,
+            self._compared_by(chosen),
             chosen,
             white_background=bool(model.white_background),
             nearby=model.nearby,
@@ -145,11 +135,25 @@ class DetectorExportMixin(FeedForwardExportMixin):
             progress=progress,
         ).cpu()
         views = model.calibration_views.cpu().float() / 255
-        if not len(views):
+        if len(views):
+            detector.calibrate(views, copy.deepcopy(model.surface).cpu() if model.surface.fitted else None)
+        else:
             logger.warning("No views were held out from the fit: the exported detector is not calibrated.")
-            return ExportedDetector(detector, copy.deepcopy(self.post_processor))
-        detector.calibrate(views, copy.deepcopy(model.surface).cpu() if model.surface.fitted else None)
         return ExportedDetector(detector, self._thresholds(detector, views, chosen.seed, datamodule, progress))
+
+    def _compared_by(self, chosen: DetectorSettings) -> Comparator:
+        """A copy of the model's comparator for windows of the detector's size."""
+        comparator = copy.deepcopy(self.model.comparator)
+        if isinstance(comparator, CalibratedComparator):
+            if comparator.light_correction:
+                msg = (
+                    "light_correction fits each image by itself, which no exported graph can: switch it off to export."
+                )
+                raise ValueError(msg)
+            # as wide on the object as the model's
+            compared_size = chosen.sizes(drawn=drawn_scene(self.model.rendered, chosen) is not None)[1]
+            comparator.blur_sigma *= compared_size / comparator.crop_size
+        return comparator
 
     def _thresholds(
         self,
@@ -169,6 +173,8 @@ class DetectorExportMixin(FeedForwardExportMixin):
                 return measure(copy.deepcopy(self.post_processor).cpu(), detector, batches)
             except ValueError as error:
                 logger.warning("%s The model's are carried over.", error)
+        if not len(views):
+            return copy.deepcopy(self.post_processor).cpu()
         return self._carried_over(detector, views, seed, progress)
 
     def _carried_over(self, detector: FeedForwardDetector, views: Tensor, seed: int, progress: bool) -> Any:
