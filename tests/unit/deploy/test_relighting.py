@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +36,25 @@ def test_it_is_what_the_model_does():
     expected = relit(query, reference, alpha, points)
     assert (expected - reference).abs().mean() > 0.05
     torch.testing.assert_close(relit_in_windows(query, reference, alpha, points), expected, atol=1e-4, rtol=0)
+
+
+def test_runtimes_say_the_same(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
+
+    class Relighting(torch.nn.Module):
+        def forward(self, *windows: torch.Tensor) -> torch.Tensor:
+            return relit_in_windows(*windows)
+
+    path, windows, names = tmp_path / "relit.onnx", balls(), ("query", "reference", "alpha", "points")
+    options = {"opset_version": 18, "optimize": False, "input_names": names, "output_names": ["relit"]}
+    torch.onnx.export(Relighting(), windows, path, dynamo=True, verbose=False, **options)
+    expected = relit_in_windows(*windows).numpy()
+    given = {name: window.numpy() for name, window in zip(names, windows, strict=True)}
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = onnxruntime.InferenceSession(path).run(None, given)[0], compiled(given)["relit"]
+    for relit_by_runtime in found:
+        np.testing.assert_allclose(relit_by_runtime, expected, atol=5e-5)
 
 
 def test_an_object_of_a_few_pixels_is_left_as_it_is():
