@@ -11,7 +11,7 @@ import yaml
 from pose_agnostic_data import DataSpec
 
 PAPER_CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "paper"
-FORMAT = 7
+FORMAT = 8
 """Raised when what a run stores or measures changes, so that older runs are not taken for finished."""
 
 

@@ -38,7 +38,6 @@ class NearbyViews(nn.Module):
 
     Args:
         count: photographs that a rendering is corrected by.
-        keep_photographs: keep what ``doubt`` needs, too.
     """
 
     photographs: Tensor
@@ -48,13 +47,12 @@ class NearbyViews(nn.Module):
     intrinsics: Tensor
     centre: Tensor
 
-    def __init__(self, count: int, *, keep_photographs: bool = False) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
         if count < 1:
             msg = f"A rendering is corrected by one photograph or more, got count={count}."
             raise ValueError(msg)
         self.count = count
-        self.keep_photographs = keep_photographs
         self.register_buffer("photographs", torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
         self.register_buffer("differences", torch.zeros(0, 3, 1, 1, dtype=torch.int8))
         self.register_buffer("depths", torch.zeros(0, 1, 1, dtype=torch.float16))
@@ -66,14 +64,22 @@ class NearbyViews(nn.Module):
         """Number of photographs."""
         return len(self.differences)
 
+    @property
+    def can_doubt(self) -> bool:
+        """Whether photographs are kept that ``doubt`` can ask."""
+        return len(self.photographs) > 0
+
     @torch.no_grad()
-    def take(self, scene: Scene, images: Float[Tensor, "c 3 h w"], cameras: Camera) -> None:
+    def take(
+        self, scene: Scene, images: Float[Tensor, "c 3 h w"], cameras: Camera, *, keep_photographs: bool = False
+    ) -> None:
         """Keep what photographs show beyond the scene.
 
         Args:
             scene: fitted to them.
             images: RGB in [0, 1], over white where the foreground is known.
             cameras: C of them.
+            keep_photographs: keep what ``doubt`` needs, too.
         """
         differences, depths = [], []
         for index, image in enumerate(images):
@@ -84,8 +90,8 @@ class NearbyViews(nn.Module):
             depths.append(torch.where(opaque, output.depth, 0).half())
         shown = torch.stack(depths)
         rows, columns = (_extent((shown > 0).any(0).any(axis)) for axis in (1, 0))
-        if self.keep_photographs:
-            self.photographs = (images[..., rows, columns] * 255).round().to(torch.uint8)
+        kept = images if keep_photographs else images[:0]
+        self.photographs = (kept[..., rows, columns] * 255).round().to(torch.uint8)
         self.differences = torch.stack(differences)[..., rows, columns].contiguous()
         self.depths = shown[..., rows, columns].contiguous()
         self.camera_to_world, self.intrinsics = cameras.camera_to_world.clone(), cameras.K.clone()
@@ -130,7 +136,7 @@ class NearbyViews(nn.Module):
             camera: one camera.
         """
         shown, found = output.alpha > _OPAQUE, torch.zeros_like(output.alpha)
-        nearest = self._nearest(camera) if self.keep_photographs else []
+        nearest = self._nearest(camera) if self.can_doubt else []
         if nearest and bool(shown.any()):
             points = camera.unproject(output.depth)[shown]
             colours = output.rgb[shown].T

@@ -41,8 +41,8 @@ def spotted(output: RenderOutput, camera: Camera, place: torch.Tensor) -> torch.
 @pytest.fixture(scope="module")
 def nearby(scene, place) -> NearbyViews:
     photographs = [spotted(scene.render(CAMERAS[i], torch.ones(3)), CAMERAS[i], place) for i in range(len(CAMERAS))]
-    views = NearbyViews(3, keep_photographs=True)
-    views.take(scene, torch.stack(photographs).permute(0, 3, 1, 2).clamp(0, 1), CAMERAS)
+    views = NearbyViews(3)
+    views.take(scene, torch.stack(photographs).permute(0, 3, 1, 2).clamp(0, 1), CAMERAS, keep_photographs=True)
     return views
 
 
@@ -119,9 +119,10 @@ def test_doubt_is_the_difference_from_the_photograph_that_is_nearest_in_colour(s
 
 
 def test_nothing_is_doubted_where_there_is_nothing_to_ask(scene, place):
-    alone = NearbyViews(3, keep_photographs=True)
+    alone = NearbyViews(3)
     output = scene.render(CAMERAS[7], torch.ones(3))
-    alone.take(scene, spotted(output, CAMERAS[7], place).permute(2, 0, 1)[None], CAMERAS[7:8])
+    photograph = spotted(output, CAMERAS[7], place).permute(2, 0, 1)[None]
+    alone.take(scene, photograph, CAMERAS[7:8], keep_photographs=True)
     assert not alone.doubt(output, CAMERAS[7]).any()
     without = NearbyViews(3)
     without.take(scene, torch.zeros(len(CAMERAS), 3, SIZE, SIZE), CAMERAS)

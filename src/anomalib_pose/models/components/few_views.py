@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saying so where there are few views of an object, and what is done about it."""
+"""Telling whether there are few views of an object, and what is done about it."""
 
 import logging
 
@@ -24,21 +24,25 @@ def spacing(cameras: Camera) -> float:
     return float(torch.rad2deg(cosine.amax(1).acos()).median())
 
 
-def tell_if_few(cameras: Camera, *, masked: bool, remembers: bool) -> None:
-    """Log a warning where views are far apart, with the path that is taken.
+def few(cameras: Camera) -> bool:
+    """Whether views are so far apart that what lies between them is guessed."""
+    return len(cameras) < 2 or spacing(cameras) > _FEW
+
+
+def tell_few(cameras: Camera, *, masked: bool, doubts: bool, remembers: bool) -> None:
+    """Log a warning about few views, with the path that is taken.
 
     Args:
         cameras: of the views.
         masked: whether the foreground is known.
+        doubts: whether references are held against the photographs that are nearest.
         remembers: whether there is a memory of good views' patches.
     """
     if len(cameras) < 2:
         logger.warning("One view is too few to know an object from: all other sides are guessed.")
         return
-    apart = spacing(cameras)
-    if apart <= _FEW:
-        return
     begin = "the hull of the masks" if masked else "random points in front of the cameras, for there are no masks"
+    confirmed = "what none of the nearest photographs shows of a reference counts less; " if doubts else ""
     rest = (
         "scores get the share of the memory of good patches that held-out views ask for"
         if remembers
@@ -46,5 +50,6 @@ def tell_if_few(cameras: Camera, *, masked: bool, remembers: bool) -> None:
     )
     logger.warning(
         "%d views with a median of %.0f degrees between neighbours are few: what lies between them is guessed, and "
-        "small defects may be missed. The fit begins at %s; %s.", len(cameras), apart, begin, rest,
+        "small defects may be missed. The fit begins at %s; %s%s.",
+        len(cameras), spacing(cameras), begin, confirmed, rest,
     )  # fmt: skip

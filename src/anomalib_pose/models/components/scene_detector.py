@@ -24,7 +24,7 @@ from anomalib_pose.compare import (
 from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
 from anomalib_pose.models.components.feature_memory import FeatureMemory
-from anomalib_pose.models.components.few_views import tell_if_few
+from anomalib_pose.models.components.few_views import few, tell_few
 from anomalib_pose.models.components.reference import Reference, stacked
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import OBJECT_ALPHA, judge
@@ -81,7 +81,7 @@ class SceneDetector(nn.Module):
         nearby_views: training views nearest to a camera, by what they show beyond their renderings references are
             corrected; 0 for none.
         doubt_unconfirmed: what none of those views confirms of a reference counts less: for scenes that show things in
-            mid-air.
+            mid-air. Where views are few it always does.
     """
 
     intrinsics: Tensor
@@ -121,7 +121,8 @@ class SceneDetector(nn.Module):
         self.surface = SurfaceResiduals(strength=surface_strength)
         self.surface_views = surface_views
         self.relight = relight
-        self.nearby = NearbyViews(nearby_views, keep_photographs=doubt_unconfirmed) if nearby_views else None
+        self.nearby = NearbyViews(nearby_views) if nearby_views else None
+        self.doubt_unconfirmed = doubt_unconfirmed
         self.memory = FeatureMemory(memory_patches) if memory_patches and self._extractor is not None else None
         self.holdout_every = holdout_every
         self.register_buffer("intrinsics", torch.eye(3))
@@ -161,7 +162,10 @@ class SceneDetector(nn.Module):
             fit_scene: how the scene is fitted.
         """
         images, foreground = self._over_white(images, foreground)
-        tell_if_few(cameras, masked=foreground is not None, remembers=self.memory is not None)
+        apart = few(cameras)
+        if apart:
+            paths = {"doubts": self.nearby is not None, "remembers": self.memory is not None}
+            tell_few(cameras, masked=foreground is not None, **paths)
         count = len(images)
         held_out = (
             tuple(range(self.holdout_every // 2, count, self.holdout_every)) if count > self.holdout_every else ()
@@ -173,7 +177,8 @@ class SceneDetector(nn.Module):
         self.bank.build(self.rendered, cameras)
         if self.nearby is not None:
             fitted = [index for index in range(count) if index not in held_out]
-            self.nearby.take(self.rendered, images[fitted], cameras[fitted])
+            keep = self.doubt_unconfirmed or apart
+            self.nearby.take(self.rendered, images[fitted], cameras[fitted], keep_photographs=keep)
         self._calibrate(images, cameras, foreground, held_out)
 
     def _over_white(self, images: Tensor, foreground: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -354,11 +359,16 @@ class SceneDetector(nn.Module):
 
     @torch.no_grad()
     def _compare(self, queries: Tensor, seen: Reference) -> tuple[Tensor, Tensor]:
-        """Anomaly maps and scores by comparison with the renderings."""
+        """Anomaly maps and scores by comparison with the renderings.
+
+        What no photograph confirms of a rendering counts less for the scores alone: it is where maps show it, and they
+        tell the place of a defect better as they are.
+        """
         anomaly_map = self.surface(self._map(queries, seen), seen.points, seen.alpha)
-        if self.nearby is not None and self.nearby.keep_photographs:
-            anomaly_map = discounted(anomaly_map, seen.doubt)
-        return anomaly_map, self.comparator.score(anomaly_map, seen.alpha)
+        counted = anomaly_map
+        if self.nearby is not None and self.nearby.can_doubt:
+            counted = discounted(anomaly_map, seen.doubt)
+        return anomaly_map, self.comparator.score(counted, seen.alpha)
 
     def _map(self, queries: Tensor, seen: Reference) -> Tensor:
         """Differences from renderings, in the light of the queries if they are to be."""

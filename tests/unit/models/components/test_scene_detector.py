@@ -46,9 +46,9 @@ def test_what_all_training_views_show_is_expected_of_a_query() -> None:
 
 def test_what_no_photograph_confirms_counts_less() -> None:
     comparator = CalibratedComparator(crop_size=64)
-    detector = SceneDetector(make_toy(), make_estimator(), comparator, nearby_views=3, doubt_unconfirmed=True)
+    detector = SceneDetector(make_toy(), make_estimator(), comparator, nearby_views=3)
     images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in CAMERAS])
-    detector.nearby.take(detector.rendered, images.clamp(0, 1), CAMERAS)
+    detector.nearby.take(detector.rendered, images.clamp(0, 1), CAMERAS, keep_photographs=True)
     seen = stacked([detector.render_reference(CAMERA.with_pose(view_sphere(3, 3.0, 1.0, -0.2, azimuth_offset=0.1)[1]))])
     query = seen.rgb.clone()
     query[0, :, 30:34, 30:34] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
@@ -58,10 +58,24 @@ def test_what_no_photograph_confirms_counts_less() -> None:
         *(detector._compare(query, seen._replace(doubt=doubt)) for doubt in (seen.doubt, floating)), strict=True
     )
     assert seen.doubt[seen.alpha > 0.9].median() < 0.05
-    assert maps[1][0, 32, 32] < 0.15 * maps[0][0, 32, 32]
+    assert torch.equal(*maps)
     assert scores[1] < 0.6 * scores[0]
-    detector.nearby.keep_photographs = False
+    detector.nearby.photographs = detector.nearby.photographs[:0]
     assert detector._compare(query, seen._replace(doubt=floating))[1] > scores[0]
+
+
+@pytest.mark.parametrize(("step", "always", "asked"), [(1, False, False), (1, True, True), (3, False, True)])
+def test_photographs_are_asked_where_views_are_few(step: int, always: bool, asked: bool) -> None:
+    cameras = CAMERA.with_pose(view_sphere(120, 3.0, 1.0, -0.2)[:24:step])
+    detector = SceneDetector(
+        make_toy(), make_estimator(), CalibratedComparator(crop_size=64), nearby_views=3, doubt_unconfirmed=always
+    )
+    images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in cameras])
+    detector.fit(images.clamp(0, 1), cameras, None, lambda *_: 30.0)
+    assert detector.nearby.can_doubt is asked
+    fresh = SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), nearby_views=3)
+    fresh.load_state_dict(detector.state_dict())
+    assert fresh.nearby.can_doubt is asked
 
 
 def test_without_views_nothing_is_expected() -> None:
