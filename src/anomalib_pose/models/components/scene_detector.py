@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,19 +23,18 @@ from anomalib_pose.compare import (
     unlit,
 )
 from anomalib_pose.deploy.damage import damaged
-from anomalib_pose.geometry import Camera, pose_error, resize_intrinsics
+from anomalib_pose.geometry import Camera, resize_intrinsics
 from anomalib_pose.models.components.feature_memory import FeatureMemory
 from anomalib_pose.models.components.few_views import few, tell_few
+from anomalib_pose.models.components.held_out import found_again
 from anomalib_pose.models.components.reference import Reference, stacked
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
-from anomalib_pose.pose.agreement import OBJECT_ALPHA, judge
+from anomalib_pose.pose.agreement import OBJECT_ALPHA
 from anomalib_pose.render.reflectance import reflectance_of_colour
 from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, is_reflective, white_foreground
 
 logger = logging.getLogger(__name__)
 
-_FOUND_DEGREES = 3.0
-_MOST = 0.9
 _FEWEST_TO_WEIGH = 4
 _DAMAGED = 40
 
@@ -195,55 +195,28 @@ class SceneDetector(nn.Module):
 
         The views are kept, so that a checkpoint is all that an exported detector needs to be calibrated.
         """
+        chosen = list(held_out) or list(range(len(images)))
+        photographs, found = images[chosen], [cameras[index] for index in chosen]
         self.calibration_views = (images[list(held_out)] * 255).round().to(torch.uint8)
         if held_out:
-            seen = self._search_again(images, cameras, foreground, held_out)
-            self.comparator.fit_calibration(images[list(held_out)], seen.rgb, seen.alpha, seen.reflected)
-            if isinstance(self.comparator, CalibratedComparator):
-                self.calibrate_surface(images, cameras)
+            masks = [None] * len(chosen) if foreground is None else foreground[chosen]
+            queries = [Query(*parts) for parts in zip(photographs, cameras.K[chosen], masks, strict=True)]
+            found = found_again(self.estimator, self.rendered, self.bank, queries, cameras[chosen])
         else:
             logger.warning("Too few views (%d) to hold some out: the comparison is not calibrated.", len(images))
+        seen = stacked(map(self.render_reference, found))
+        if held_out:
+            self.comparator.fit_calibration(photographs, seen.rgb, seen.alpha, seen.reflected)
+            if isinstance(self.comparator, CalibratedComparator):
+                self.calibrate_surface(images, cameras)
         if self.memory is None or self._extractor is None:
             return
-        if not held_out:
-            seen = stacked(self.render_reference(cameras[index]) for index in range(len(images)))
-        queries = images[list(held_out)] if held_out else images
-        compared = self._compare(queries, seen)
+        compared = self._compare(photographs, seen)
         self.memory.fit_beside(self._extractor, images, held_out, compared)
         if len(held_out) >= _FEWEST_TO_WEIGH:
-            rounds = [damaged(queries, seed) for seed in range(math.ceil(_DAMAGED / len(queries)))]
+            rounds = [damaged(photographs, seed) for seed in range(math.ceil(_DAMAGED / len(photographs)))]
             maps, scores = map(torch.cat, zip(*(self._compare(each, seen) for each in rounds), strict=True))
-            self.memory.weigh(self._extractor, (queries, *compared), (torch.cat(rounds), maps, scores))
-
-    def _search_again(
-        self, images: Tensor, cameras: Camera, foreground: Tensor | None, held_out: tuple[int, ...]
-    ) -> Reference:
-        """References of held-out views from where they are found, or are if they are not.
-
-        The estimator learns what residual is typical, and what was found is logged.
-        """
-        rendered, residuals, found = [], [], 0
-        for index in held_out:
-            query = Query(images[index], cameras.K[index], None if foreground is None else foreground[index])
-            estimate = self.estimator(self.rendered, self.bank, query)
-            camera, residual = estimate.camera, estimate.residual
-            truth = cameras[index].camera_to_world
-            if float(torch.rad2deg(pose_error(camera.camera_to_world.double(), truth.double())[0])) < _FOUND_DEGREES:
-                found += 1
-            else:
-                camera, residual = cameras[index], judge(self.rendered, query, truth)[0]
-            rendered.append(self.render_reference(camera))
-            residuals.append(residual)
-        self.estimator.calibrate(torch.tensor(residuals))
-        if found < _MOST * len(held_out):
-            logger.warning(
-                "Of %d held-out cameras %d were found within %g degrees: more views, or views closer together, would "
-                "help. Queries whose camera is doubtful are %s.", len(held_out), found, _FOUND_DEGREES,
-                "compared with what is rendered" if self.memory is None else "held against patches of good views",
-            )  # fmt: skip
-        else:
-            logger.info("Found %d of %d held-out cameras within %g degrees.", found, len(held_out), _FOUND_DEGREES)
-        return stacked(rendered)
+            self.memory.weigh(self._extractor, (photographs, *compared), (torch.cat(rounds), maps, scores))
 
     @torch.no_grad()
     def calibrate_surface(self, images: Float[Tensor, "c 3 h w"], cameras: Camera) -> None:
@@ -257,16 +230,19 @@ class SceneDetector(nn.Module):
         if not count:
             return
         chosen = torch.linspace(0, len(images) - 1, count).round().long().tolist()
-        if not any(bool((self.render_reference(cameras[index]).alpha > OBJECT_ALPHA).any()) for index in chosen):
-            logger.warning("The scene is transparent in all of %d views: it takes more steps to fit.", count)
-            return
 
         def collected() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for index in chosen:
                 seen = stacked([self.render_reference(cameras[index])])
-                yield self._map(images[index][None], seen)[0], seen.points[0], seen.alpha[0]
+                if bool((seen.alpha > OBJECT_ALPHA).any()):
+                    yield self._map(images[index][None], seen)[0], seen.points[0], seen.alpha[0]
 
-        self.surface.fit(collected(), self.rendered.centre, self.rendered.extent)
+        views = collected()
+        first = next(views, None)
+        if first is None:
+            logger.warning("The scene is transparent in all of %d views: it takes more steps to fit.", count)
+            return
+        self.surface.fit(chain([first], views), self.rendered.centre, self.rendered.extent)
 
     @torch.no_grad()
     def render_reference(self, camera: Camera) -> Reference:
