@@ -72,6 +72,13 @@ METHODS = {
     "omniposead_paper": _paper("OmniposeAD", "OmniposeAD", "omniposead_mad.yaml", "paper"),
     "piad": Method("PIAD", "PIAD", comparison={"name": "illumination"}),
     "piad_paper": _paper("PIAD", "PIAD", "piad_mip.yaml", "product"),
+    "piad_paper_comparison": Method(
+        "PIAD, paper's comparison",
+        "PIAD",
+        arguments={"relight": False},
+        comparison={"name": "product"},
+        needs_network=True,
+    ),
     "piad_no_relight": Method(
         "PIAD, not in the query's light", "PIAD", arguments={"relight": False}, comparison={"name": "illumination"}
     ),
