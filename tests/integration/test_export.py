@@ -48,7 +48,8 @@ def exported() -> ExportedDetector:
     comparator.extractor.loaded.fill_(value=True)
     darker, nearby = CAMERA.with_pose(POSES), NearbyViews(2)
     nearby.take(glossy_toy(), 0.9 * glossy_toy().render(darker, torch.ones(3)).rgb.permute(0, 3, 1, 2), darker)
-    detector = build_detector(glossy_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True, nearby=nearby)
+    options = {"nearby": nearby, "relight": True}  # all that a graph can hold
+    detector = build_detector(glossy_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True, **options)
     good = detector.reference(photographs(80))
     surface = SurfaceResiduals()
     maps = detector.comparator.compare_windows(*good[:3])

@@ -11,6 +11,7 @@ from anomalib_pose.render.spherical_harmonics import C0, sh_basis
 
 DEGREE = 2  # holds 98 % of what distant light does to matt surfaces (Ramamoorthi and Hanrahan 2001)
 SMOOTHED = 5  # pixels along a side that a point is the mean of before slopes are taken
+OPAQUE = (0.4, 0.6)  # opacity where points begin to count and count in full: at a limit, rounding would decide
 STEPS = 8
 RIDGE = 1e-5
 _INDEPENDENT = 1e-4
@@ -20,13 +21,13 @@ SHADES = (0.1, 4.0)
 
 
 def surface_normals(points: Float[Tensor, "b h w 3"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w 3"]:
-    """Unit normals of the surface that pixels show, into the surface; 0 where there is none.
+    """Normals of the surface that pixels show, into it: of length 1, 0 where there is none, in between at its rim.
 
     Args:
         points: of the surface, any frame.
         alpha: opacity of the object.
     """
-    opaque = (alpha > 0.5).to(points)[:, None]
+    opaque = ((alpha - OPAQUE[0]) / (OPAQUE[1] - OPAQUE[0])).clamp(0, 1).to(points)[:, None]
     weighted = torch.cat([points.permute(0, 3, 1, 2) * opaque, opaque], 1)
     means = functional.avg_pool2d(weighted, SMOOTHED, 1, SMOOTHED // 2)
     smooth = means[:, :3] / means[:, 3:].clamp(min=1e-6)
