@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole pose search of one query: bank, starts, refinement, confidence."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomalib_pose.geometry import scaled_focal
+from anomalib_pose.geometry import Camera, scaled_focal
 from anomalib_pose.pose.agreement import OBJECT_ALPHA, judge
 from anomalib_pose.pose.matching import MatchedPose
 from anomalib_pose.pose.types import PoseEstimate, Query, Refinement, Refiner
@@ -18,6 +19,9 @@ _TOLERATED = 4.0
 _LEAST_TYPICAL = 0.02  # objects without texture agree with themselves better than any threshold needs
 _MOST_TYPICAL = 0.15  # renderings that agree less than this with good views do not tell a right pose from a wrong one
 _POLISHES = 2
+
+Change = Callable[[Query, Camera], Query]
+"""A query as it would be in the light of the scene, for example, were it taken by a camera."""
 
 
 class PoseEstimator(nn.Module):
@@ -35,7 +39,7 @@ class PoseEstimator(nn.Module):
         starts: views of the bank to start from.
         retry_below: confidence under which more is tried.
         polisher: improves a doubtful end, or None.
-        finisher: improves an estimate on a query that was changed after it, or None; see ``again``.
+        finisher: improves an estimate on a query that was changed after it, or None; see ``forward``.
         matched: finds other starts for a doubtful query, or None. It is no part of the state.
     """
 
@@ -72,19 +76,32 @@ class PoseEstimator(nn.Module):
         if self.matched is not None:
             self.matched.matcher.load()
 
-    def forward(self, scene: Scene, bank: ViewBank, query: Query) -> PoseEstimate:
+    def forward(self, scene: Scene, bank: ViewBank, query: Query, change: Change | None = None) -> PoseEstimate:
         """Estimate the camera of a query.
 
         Args:
             scene: the fitted object.
             bank: its view bank.
             query: the image; a query without an object gives a low confidence.
+            change: of the query, once a camera is found: before more is tried, that is refined and judged on the query
+                so changed. Without a finisher, as the papers' refiners are used, nothing is changed.
         """
         poses, _ = bank.nearest(query, 3 * self.starts)
-        best = self._try(self.refiner, scene, query, poses[: self.starts])
+        first = self._try(self.refiner, scene, query, poses[: self.starts])
         if _is_empty(query):
+            return first
+        best = self._finished(scene, query, first, change)
+        if max(first.confidence, best.confidence) >= self.retry_below:
             return best
-        if best.confidence < self.retry_below and len(poses) > self.starts:
+        found = self._insisted(scene, query, poses, first)
+        if change is None or self.finisher is None:
+            return found
+        surest = _surer(best, self._finished(scene, query, found, change))
+        return replace(surest, n_renders=surest.n_renders - first.n_renders)  # both began with it
+
+    def _insisted(self, scene: Scene, query: Query, poses: Tensor, best: PoseEstimate) -> PoseEstimate:
+        """A doubtful estimate, or what comes of more starts, the polisher and the matcher if that is surer."""
+        if len(poses) > self.starts:
             best = _surer(best, self._try(self.refiner, scene, query, poses[self.starts :]))
         best = self._polished(scene, query, best)
         if self.matched is None or best.confidence >= self.retry_below:
@@ -95,19 +112,12 @@ class PoseEstimator(nn.Module):
             return best
         return _surer(best, self._polished(scene, query, self._try(self.refiner, scene, query, starts)))
 
-    def again(self, scene: Scene, query: Query, estimate: PoseEstimate) -> PoseEstimate:
-        """Refine an estimate on a query that was changed after it, or keep it if that is surer.
-
-        Without a finisher, as the papers' refiners are used, it is kept as it is.
-
-        Args:
-            scene: the fitted object.
-            query: what was searched for, brought into the scene's light for example.
-            estimate: where it was found.
-        """
-        if self.finisher is None or _is_empty(query):
+    def _finished(self, scene: Scene, query: Query, estimate: PoseEstimate, change: Change | None) -> PoseEstimate:
+        """An estimate, refined on the query as it is changed for it."""
+        if change is None or self.finisher is None:
             return estimate
         camera = estimate.camera
+        query = change(query, camera)
         found = Refinement(camera.camera_to_world, estimate.residual, estimate.converged, estimate.n_renders)
         # both are judged on the changed query: on the other one the estimate may look better than it is
         return self._improved(self.finisher, scene, query, self._judged(scene, replace(query, K=camera.K), found))

@@ -114,22 +114,61 @@ def test_a_doubtful_end_is_polished(fitted):
     assert polished.n_renders > doubtful.n_renders
 
 
+def turned_beside(pose, degrees):
+    turned, beside = torch.eye(4), math.radians(degrees)
+    turned[:2, :2] = torch.tensor([[math.cos(beside), -math.sin(beside)], [math.sin(beside), math.cos(beside)]])
+    return turned @ pose
+
+
 def test_an_estimate_is_corrected_on_a_changed_query_where_there_is_a_finisher(fitted):
     scene, bank = fitted
-    pose, beside = view_sphere(24, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4], math.radians(1.5)
-    turned = torch.eye(4)
-    turned[:2, :2] = torch.tensor([[math.cos(beside), -math.sin(beside)], [math.sin(beside), math.cos(beside)]])
-    seen, wanted = render_query(scene, turned @ pose), render_query(scene, pose)
+    pose = view_sphere(24, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4]
+    beside = turned_beside(pose, 1.5)
+    seen, wanted = render_query(scene, beside), render_query(scene, pose)
 
     def lazy(scene, query, starts):
-        return Refinement(turned @ pose, 1.0, converged=True, n_renders=1)
+        return Refinement(beside, 1.0, converged=True, n_renders=1)
+
+    def changed(query, camera):
+        assert torch.equal(query.image, seen.image)
+        assert torch.equal(camera.camera_to_world, beside)
+        return wanted
 
     with_finisher = PoseEstimator(lazy, starts=1, finisher=GaussNewtonRefiner(coarsest=2))
     found = with_finisher(scene, bank, seen)
-    corrected = with_finisher.again(scene, wanted, found)
+    corrected = with_finisher(scene, bank, seen, changed)
     assert math.degrees(pose_error(found.camera.camera_to_world, pose)[0]) == pytest.approx(1.5, abs=1e-3)
     assert math.degrees(pose_error(corrected.camera.camera_to_world, pose)[0]) < 0.1
-    assert PoseEstimator(lazy, starts=1).again(scene, wanted, found) is found
+    kept = PoseEstimator(lazy, starts=1)(scene, bank, seen, changed)
+    assert torch.equal(kept.camera.camera_to_world, found.camera.camera_to_world)
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_more_is_tried_only_if_the_changed_query_is_doubtful_too(fitted, helps):
+    """In another light a good pose looks doubtful; brought into the scene's light it does not."""
+    scene, bank = fitted
+    pose = view_sphere(24, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4]
+    wanted, noise = render_query(scene, pose), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen, searches, changes = dataclasses.replace(wanted, image=noise), [], []
+
+    def lazy(scene, query, starts):
+        searches.append(len(starts))
+        return Refinement(pose, 1.0, converged=True, n_renders=5)
+
+    def changed(query, camera):
+        changes.append(camera)
+        return wanted if helps else query
+
+    def finisher(scene, query, starts):
+        return Refinement(starts[0], 1.0, converged=True, n_renders=7)
+
+    estimate = PoseEstimator(lazy, starts=2, retry_below=0.5, finisher=finisher)(scene, bank, seen, changed)
+    assert (estimate.confidence > 0.9) == helps
+    assert searches == ([2] if helps else [2, 4])
+    assert len(changes) == len(searches)
+    judged = 1  # rendering each
+    finished = judged + 7 + judged
+    assert estimate.n_renders == (5 + judged + finished if helps else 2 * (5 + judged) + 2 * finished)
 
 
 def test_query_without_an_object_has_a_low_confidence_and_finite_residual(fitted):

@@ -291,13 +291,13 @@ class SceneDetector(nn.Module):
             foreground: mask of the object (H, W), or None.
         """
         query = self._query(image, intrinsics, foreground)
-        estimate = self.estimator(self.rendered, self.bank, query)
-        if self.relight:
-            # another lamp's shading pulls the camera to the side
-            shown = stacked([self.render_reference(estimate.camera)])
-            lit = replace(query, image=unlit(query.image[None], shown.rgb, shown.alpha, shown.points)[0])
-            estimate = self.estimator.again(self.rendered, lit, estimate)
+        estimate = self.estimator(self.rendered, self.bank, query, self._unlit if self.relight else None)
         return estimate, query
+
+    def _unlit(self, query: Query, camera: Camera) -> Query:
+        """A query without its own light, which pulls cameras to the side, if it was taken by a camera."""
+        shown = stacked([self.render_reference(camera)])
+        return replace(query, image=unlit(query.image[None], shown.rgb, shown.alpha, shown.points)[0])
 
     def forward(
         self,
