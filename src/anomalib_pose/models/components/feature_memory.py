@@ -121,17 +121,16 @@ class FeatureMemory(nn.Module):
     def forward(
         self, extractor: FeatureExtractor, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]]:
-        """Anomaly maps and scores on the scale of the comparison.
+        """Anomaly maps, 0 or more, and scores on the scale of the comparison.
+
+        Scores below that scale are negative: were they 0, images less anomalous than it tells would be alike.
 
         Args:
             extractor: the network.
             images: RGB in [0, 1].
         """
         maps, scores = self.distances(extractor, images)
-        return (
-            (self.gain[0] * maps + self.offset[0]).clamp(min=0),
-            (self.gain[1] * scores + self.offset[1]).clamp(min=0),
-        )
+        return (self.gain[0] * maps + self.offset[0]).clamp(min=0), self.gain[1] * scores + self.offset[1]
 
     @torch.no_grad()
     def fit_beside(
@@ -230,8 +229,9 @@ class FeatureMemory(nn.Module):
 def _mistakes(scores: Float[Tensor, "n"], positive: Bool[Tensor, "n"]) -> float:
     """Share of pairs that are ranked wrongly, 1 - AUROC; never 0, for pairs are few."""
     pairs = max(1, int(positive.sum()) * int((~positive).sum()))
-    # scaled: torchmetrics takes what is above 1 for logits
-    auroc = float(binary_auroc(scores / scores.amax().clamp(min=1e-6), positive.long()))
+    # scaled: torchmetrics takes what is outside of 0 to 1 for logits
+    scaled = (scores - scores.amin()) / (scores.amax() - scores.amin()).clamp(min=1e-6)
+    auroc = float(binary_auroc(scaled, positive.long()))
     return ((1 - auroc) * pairs + 0.5) / (pairs + 1)
 
 

@@ -92,6 +92,17 @@ def test_good_views_get_the_mean_and_the_spread_of_the_comparison(extractor):
         FeatureMemory(0)
 
 
+def test_images_that_are_less_anomalous_than_the_comparison_tells_keep_their_order(extractor):
+    memory, images = FeatureMemory(40), views(5, 1)
+    memory.fit(extractor, views(2, 0))
+    maps, distances = memory.distances(extractor, images)
+    memory.calibrate((maps, distances), (maps, torch.tensor([0.0, 9.0, 0.1, 0.0, 0.0])))
+    scores = memory(extractor, images)[1]
+    assert scores.min() < 0
+    assert torch.equal(scores.argsort(), distances.argsort())
+    assert len(scores.unique()) == 5
+
+
 def mistakes(good: torch.Tensor, bad: torch.Tensor) -> float:
     """Pairs in the wrong order by a loop, with half a mistake for luck."""
     pairs = [(float(one), float(other)) for one in good for other in bad]
