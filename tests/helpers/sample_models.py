@@ -18,7 +18,7 @@ def make_fitted(model_class: type[SplatPose | PIAD] = SplatPose, **settings: obj
     """A model that knows the toy on white as if it had been fitted to it."""
     model = model_class(bank_spacing=12.0, rasterizer="cpu", **{"sh_degree": 0, **settings})
     detector = model.model
-    detector.scene.set_raw(dict(make_toy().named_buffers()))
+    detector.scene.set_raw(make_toy().raw)
     detector.intrinsics = TRAINING.K[0].clone()
     detector.image_size = torch.tensor([SIZE, SIZE])
     detector.white_background = torch.tensor(data=True)

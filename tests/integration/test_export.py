@@ -29,7 +29,7 @@ QUERIES = view_sphere(7, 3.0, 0.8, -0.8)[1::2]
 
 def glossy_toy() -> GaussianScene:
     """The toy with colours that depend on the direction of view, as fitted ones do."""
-    raw = dict(make_toy().named_buffers())
+    raw = make_toy().raw
     gloss = 0.1 * torch.randn(len(raw["sh"]), 8, 3, generator=torch.Generator().manual_seed(2))
     scene = GaussianScene(2, "cpu")
     scene.set_raw({**raw, "sh": torch.cat([raw["sh"], gloss], 1)})

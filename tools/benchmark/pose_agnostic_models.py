@@ -117,15 +117,10 @@ class KnownPose(nn.Module):
         super().__init__()
         self.camera_to_world = torch.eye(4)
 
-    def forward(self, scene: nn.Module, bank: nn.Module, query: Query) -> PoseEstimate:
+    def forward(self, scene: Any, bank: Any, query: Query, change: Callable[..., Query] | None = None) -> PoseEstimate:
         """An estimate that is right."""
-        del scene, bank
+        del scene, bank, change
         return PoseEstimate(query.camera(self.camera_to_world.to(query.K)), 0.0, 1.0, converged=True, n_renders=0)
-
-    def again(self, scene: nn.Module, query: Query, estimate: PoseEstimate) -> PoseEstimate:
-        """The same estimate."""
-        del scene, query
-        return estimate
 
 
 class KeptFit:

@@ -13,7 +13,7 @@ from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, scaled_foc
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur, shrink
 from anomalib_pose.pose.surface_alignment import OPAQUE, ShownSurface, System, linearised, shown_surface
 from anomalib_pose.pose.types import Query, Refinement
-from anomalib_pose.scene import Scene
+from anomalib_pose.scene import Scene, simplified
 
 _REJECTIONS = 4
 _DAMPING = 1e-3
@@ -24,6 +24,7 @@ _WORTH_A_STEP = 0.01  # share of the cost; what lowers it by less is left to the
 # enough without, and in 25 pixels a missing part was seen to pull the camera out of the basin of the next level.
 _COARSEST = {8: 48, 4: 24, 2: 24, 1: 0}
 _REDESCENDS = 4  # divisor of the size; coarser levels mix what is missing with what is there
+_FEW_GAUSSIANS = 4  # divisor of the size: what the Gaussians left out show is smaller than a pixel there
 _FOCAL_FROM = 2  # divisor of the size; on coarser levels the focal length would take up what is wrong with the pose
 _FOCAL_LIMIT = math.log(1.2)
 _BLUR_OF_DIVISOR = {8: 2.0, 4: 1.0, 2: 0.7, 1: 0.0}
@@ -161,7 +162,7 @@ class GaussNewtonRefiner:
                     image,
                     blur,
                     query.background,
-                    scene,
+                    simplified(scene, small=divisor >= _FEW_GAUSSIANS),
                     maps,
                     redescends,
                     focal,

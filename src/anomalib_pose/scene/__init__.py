@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An object that can be rendered, and how it is fitted to posed images."""
 
+from anomalib_pose.scene.detail import arrange, simplified
 from anomalib_pose.scene.fit import FitResult, FitSettings, fit_gaussians
 from anomalib_pose.scene.foreground import white_foreground
 from anomalib_pose.scene.gaussian_scene import GaussianScene, scene_rasterizer
@@ -25,6 +26,7 @@ __all__ = [
     "Scene",
     "VoxelFitSettings",
     "VoxelScene",
+    "arrange",
     "fit_gaussians",
     "fit_mlp",
     "fit_voxels",
@@ -32,5 +34,6 @@ __all__ = [
     "load_ply",
     "save_ply",
     "scene_rasterizer",
+    "simplified",
     "white_foreground",
 ]

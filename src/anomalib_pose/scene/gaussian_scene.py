@@ -25,7 +25,8 @@ class GaussianScene(nn.Module):
     Buffers, raw; ``activated`` gives what is drawn:
         means (N, 3) world frame; quats (N, 4) wxyz, any length; log_scales (N, 3); logit_opacities (N,);
         sh (N, K, 3) spherical harmonics coefficients of the colour, K = (sh_degree + 1)², or (N, K, 6) with those of
-        the reflectance after them.
+        the reflectance after them; counts (2,): how many Gaussians do for small images and for larger ones, 0 where
+        that is not known (``arrange``).
 
     Args:
         sh_degree: degree 0..3 of the colours. The pose refinement of SplatPose needs 0, where colour does not depend on
@@ -38,6 +39,7 @@ class GaussianScene(nn.Module):
     log_scales: Tensor
     logit_opacities: Tensor
     sh: Tensor
+    counts: Tensor
 
     def __init__(self, sh_degree: int = 0, rasterizer: str = "auto") -> None:
         super().__init__()
@@ -46,6 +48,7 @@ class GaussianScene(nn.Module):
         self.rasterizer: Rasterizer | None = None
         for name, shape in self.shapes(0, sh_degree).items():
             self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("counts", torch.zeros(2, dtype=torch.long))
 
     @staticmethod
     def shapes(count: int, sh_degree: int, channels: int = COLOURS) -> dict[str, tuple[int, ...]]:
@@ -74,6 +77,15 @@ class GaussianScene(nn.Module):
                 raise ValueError(msg)
         for name in RAW_NAMES:
             setattr(self, name, raw[name].detach().clone())
+        self.counts = torch.zeros_like(self.counts)
+
+    def first(self, count: int) -> "GaussianScene":
+        """The first so many Gaussians, not copied; see ``arrange``."""
+        scene = GaussianScene(self.sh_degree, self.rasterizer_name)
+        scene.rasterizer = self.rasterizer
+        for name in RAW_NAMES:
+            setattr(scene, name, getattr(self, name)[:count])
+        return scene
 
     def __len__(self) -> int:
         """Number of Gaussians."""
@@ -103,7 +115,7 @@ class GaussianScene(nn.Module):
         Raises:
             ValueError: if the scene has not been fitted.
         """
-        return self._draw(self.activated(), cameras, background)
+        return self.draw(self.activated(), cameras, background)
 
     def render_reflectance(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
         """Images of what the object reflects, where it was fitted with that; see ``render``.
@@ -118,9 +130,19 @@ class GaussianScene(nn.Module):
         if not self.reflective:
             msg = "This scene holds colours alone: fit it with FitSettings(reflectance=True)."
             raise ValueError(msg)
-        return self._draw(replace(self.activated(), colors=self.sh[..., COLOURS:]), cameras, background)
+        return self.draw(replace(self.activated(), colors=self.sh[..., COLOURS:]), cameras, background)
 
-    def _draw(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None) -> RenderOutput:
+    def draw(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
+        """Images of Gaussians on the scene's device, as the scene draws its own; see ``render``.
+
+        Args:
+            gaussians: the scene's in other colours, for example.
+            cameras: one camera, or C of them, on any device.
+            background: colour (3,) behind them; black if None.
+
+        Raises:
+            ValueError: if the scene has not been fitted.
+        """
         if not len(self):
             msg = "This scene holds no Gaussians: fit it, load a checkpoint, or read a .ply first."
             raise ValueError(msg)
@@ -148,7 +170,11 @@ class GaussianScene(nn.Module):
         return opaque if len(opaque) else self.means
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Let a checkpoint decide how many Gaussians there are, and how their colours depend on the direction."""
+        """Let a checkpoint decide how many Gaussians there are, and how their colours depend on the direction.
+
+        Older ones know of no counts.
+        """
+        state_dict.setdefault(prefix + "counts", torch.zeros_like(self.counts))
         resize_buffers(self, RAW_NAMES, state_dict, prefix)
         self.sh_degree = math.isqrt(self.sh.shape[1]) - 1
         self.rasterizer = None

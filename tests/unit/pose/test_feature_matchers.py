@@ -39,7 +39,7 @@ def test_a_shifted_image_is_matched(matcher):
 def speckled_toy() -> GaussianScene:
     """The toy with a chance colour for each of its Gaussians: it has texture."""
     scene = make_toy(2500)
-    raw = dict(scene.named_buffers())
+    raw = scene.raw
     raw["sh"] = torch.randn(raw["sh"].shape, generator=torch.Generator().manual_seed(2))
     raw["log_scales"] = raw["log_scales"] - 0.2
     scene.set_raw(raw)

@@ -12,7 +12,7 @@ from anomalib_pose.pose.pyramid import central_differences, gaussian_blur
 from anomalib_pose.pose.surface_alignment import _surface, linearised, shown_surface
 from anomalib_pose.render.reflectance import reflectance
 from anomalib_pose.render.spherical_harmonics import C0
-from anomalib_pose.scene import GaussianScene, VoxelFitSettings, fit_voxels
+from anomalib_pose.scene import GaussianScene, VoxelFitSettings, arrange, fit_voxels
 from sample_scenes import make_toy, with_reflectance
 
 EYE = torch.tensor([1.2, -2.5, 1.0])
@@ -64,6 +64,19 @@ def test_a_start_that_is_nearly_right_is_refined_on_the_levels_asked_for(monkeyp
         found = GaussNewtonRefiner(coarsest=coarsest)(scene, query, start)
         assert set(drawn) == widths
         assert math.degrees(pose_error(found.camera_to_world, TRUTH)[0]) < 0.1
+
+
+def test_gauss_newton_draws_what_is_seen_alone():
+    """Fewer Gaussians on the coarse levels than on the fine ones, and nowhere all, once the scene is arranged."""
+    scene = make_toy()
+    query = query_of(scene)
+    refiner = GaussNewtonRefiner(coarsest=4)
+    assert {len(level.scene) for level in refiner._levels(scene, query)} == {1500}
+    arrange(scene, Camera.from_fov(view_sphere(12, 3.0, 1.2, -1.2), 0.7, 60, 48))
+    small, large = scene.counts.tolist()
+    assert [len(level.scene) for level in refiner._levels(scene, query)] == [small, large, large]
+    found = refiner(scene, query, start_off_by(3.0, 0.02, 0)[None])
+    assert math.degrees(pose_error(found.camera_to_world, TRUTH)[0]) < 0.1
 
 
 def test_gauss_newton_ignores_a_defect():

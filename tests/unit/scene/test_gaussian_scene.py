@@ -68,7 +68,7 @@ def test_an_empty_scene_says_so():
 
 
 def test_raw_values_are_checked():
-    raw = dict(make_scene(4, 0).named_buffers())
+    raw = make_scene(4, 0).raw
     with pytest.raises(ValueError, match="means should be finite"):
         GaussianScene(0).set_raw(raw | {"means": torch.full((4, 3), float("nan"))})
     with pytest.raises(ValueError, match="got means"):

@@ -191,7 +191,7 @@ def test_a_kept_fit_is_not_repeated(tool, tmp_path):
 
         def __call__(self, scene, images, cameras, foreground, held_out):
             Fit.calls += 1
-            scene.set_raw(dict(make_scene(30 + self.steps).named_buffers()))
+            scene.set_raw(make_scene(30 + self.steps).raw)
             return 20.0
 
     Fit.calls = 0
@@ -391,7 +391,7 @@ def test_the_true_pose_takes_the_place_of_the_search(tool):
     pose = look_at(torch.tensor([0.0, -3, 0.4]), torch.zeros(3), torch.tensor([0.0, 0, 1]))
     known.camera_to_world = pose
     query = tool.models.Query(torch.rand(3, 6, 8), torch.eye(3))
-    estimate = known(None, None, query)
+    estimate = known(None, None, query, lambda query, camera: query)
     assert torch.equal(estimate.camera.camera_to_world, pose)
     assert estimate.confidence == 1
 

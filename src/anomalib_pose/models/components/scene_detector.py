@@ -31,7 +31,7 @@ from anomalib_pose.models.components.reference import Reference, stacked
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import OBJECT_ALPHA
 from anomalib_pose.render.reflectance import reflectance_of_colour
-from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, is_reflective, white_foreground
+from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, arrange, is_reflective, white_foreground
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +171,7 @@ class SceneDetector(nn.Module):
             tuple(range(self.holdout_every // 2, count, self.holdout_every)) if count > self.holdout_every else ()
         )
         psnr = fit_scene(self.scene, images, cameras, foreground, held_out)
+        arrange(self.rendered, cameras)
         self.psnr = torch.tensor(psnr, device=images.device)
         self.intrinsics = cameras.median_intrinsics
         self.image_size = torch.tensor([cameras.height, cameras.width], device=images.device)

@@ -73,6 +73,7 @@ def test_photographs_are_asked_where_views_are_few(step: int, always: bool, aske
     images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in cameras])
     detector.fit(images.clamp(0, 1), cameras, None, lambda *_: 30.0)
     assert detector.nearby.can_doubt is asked
+    assert 0 < int(detector.scene.counts[0]) < int(detector.scene.counts[1]) < len(detector.scene)
     fresh = SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), nearby_views=3)
     fresh.load_state_dict(detector.state_dict())
     assert fresh.nearby.can_doubt is asked
@@ -88,7 +89,7 @@ def test_without_views_nothing_is_expected() -> None:
 
 def test_a_transparent_scene_is_reported(caplog) -> None:
     detector = make_detector(8)
-    detector.scene.set_raw({**dict(detector.scene.named_buffers()), "logit_opacities": torch.full((1500,), -9.0)})
+    detector.scene.set_raw({**detector.scene.raw, "logit_opacities": torch.full((1500,), -9.0)})
     detector.calibrate_surface(torch.ones(24, 3, SIZE, SIZE), CAMERAS)
     assert "transparent in all of 8 views" in caplog.text
     assert not detector.surface.fitted

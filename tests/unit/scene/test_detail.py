@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What views show of each Gaussian, by switching them on one by one, and scenes without what is hardly seen."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from anomalib_pose.geometry import Camera, view_sphere
+from anomalib_pose.scene import GaussianScene, VoxelScene, arrange, simplified
+from anomalib_pose.scene.detail import seen_weights
+from sample_scenes import make_scene, make_toy, with_reflectance
+
+VIEWS = Camera.from_fov(view_sphere(12, 3.0, 1.2, -1.2), 0.7, 60, 48)
+
+
+def with_core(outer: GaussianScene, count: int = 300) -> GaussianScene:
+    """A body with transparent Gaussians in its middle, put first."""
+    generator = torch.Generator().manual_seed(1)
+    core = {name: tensor[:count].clone() for name, tensor in outer.raw.items()}
+    core["means"] = 0.05 * torch.randn(count, 3, generator=generator)
+    core["logit_opacities"] = torch.full((count,), -6.0)
+    scene = GaussianScene(outer.sh_degree, "cpu")
+    scene.set_raw({name: torch.cat([core[name], tensor]) for name, tensor in outer.raw.items()})
+    return scene
+
+
+def test_weights_are_what_each_gaussian_adds_when_it_alone_is_bright():
+    scene, views = make_scene(), Camera.from_fov(view_sphere(3, 3.0, 1.0, -1.0), 0.7, 24, 20)
+    drawn, expected = scene.activated(), []
+    for index in range(len(scene)):
+        colours = torch.zeros(len(scene), 3)
+        colours[index] = 1
+        shown = scene.draw(dataclasses.replace(drawn, colors=colours, sh_degree=None), views).rgb
+        expected.append(shown[..., 0].double().sum())
+    torch.testing.assert_close(seen_weights(scene, views).double(), torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reflects", [False, True])
+def test_what_no_view_shows_goes_to_the_end_and_images_stay(reflects):
+    scene = with_core(with_reflectance(make_toy()) if reflects else make_toy())
+    before = scene.render(VIEWS, torch.ones(3)).rgb
+    weights, means = seen_weights(scene, VIEWS), scene.means.clone()
+    arrange(scene, VIEWS)
+    torch.testing.assert_close(scene.render(VIEWS, torch.ones(3)).rgb, before, atol=1e-5, rtol=0)
+    assert weights[:300].max() == 0 < weights[300:].median()
+    assert set(map(tuple, scene.means[-300:].tolist())) == set(map(tuple, means[:300].tolist()))
+    found = seen_weights(scene, VIEWS)
+    assert (found[:-1] >= found[1:] - 1e-4).all()
+    small, large = scene.counts.tolist()
+    assert small < large <= 1500
+    for count, left_out in ((small, 0.18), (large, 0.015)):
+        assert float(found[count:].sum() / found.sum()) <= left_out < float(found[count - 1 :].sum() / found.sum())
+
+
+def test_fewer_gaussians_show_nearly_the_same():
+    scene = with_core(make_toy())
+    arrange(scene, VIEWS)
+    small, large = simplified(scene, small=True), simplified(scene, small=False)
+    assert (len(small), len(large)) == tuple(scene.counts.tolist())
+    assert torch.equal(large.means, scene.means[: len(large)])
+    expected = scene.render(VIEWS, torch.ones(3)).rgb
+    found = [fewer.render(VIEWS, torch.ones(3)).rgb for fewer in (large, small)]
+    errors = [float((images - expected).square().mean().sqrt()) for images in found]
+    assert errors[0] < 0.01 < errors[1] < 0.1
+
+
+def test_where_nothing_is_known_all_are_drawn():
+    scene = make_scene()
+    assert simplified(scene, small=True) is scene
+    arrange(scene, VIEWS)
+    assert simplified(scene, small=True) is not scene
+    scene.set_raw(scene.raw)
+    assert simplified(scene, small=False) is scene
+    empty = GaussianScene(0, "cpu")
+    arrange(empty, VIEWS)
+    assert simplified(empty, small=True) is empty
+    other = VoxelScene()
+    arrange(other, VIEWS)
+    assert simplified(other, small=True) is other
+
+
+def test_counts_are_in_checkpoints_and_older_ones_have_none():
+    scene, other = make_scene(), make_scene(seed=1)
+    arrange(scene, VIEWS)
+    state = scene.state_dict()
+    other.load_state_dict(state)
+    assert torch.equal(other.counts, scene.counts)
+    assert torch.equal(simplified(other, small=True).means, simplified(scene, small=True).means)
+    del state["counts"]
+    other.load_state_dict(state)
+    assert simplified(other, small=True) is other
