@@ -2,7 +2,6 @@
 """Gaussians drawn by a fixed number of tensor operations, for runtimes that know no rasteriser."""
 
 import math
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +34,7 @@ from anomalib_pose.deploy.view_synthesis import Synthesis
 from anomalib_pose.geometry import Camera, rigid_inverse
 from anomalib_pose.render import Gaussians, Rasterizer
 from anomalib_pose.render.spherical_harmonics import sh_basis
+from anomalib_pose.render.weights import seen_weights
 
 _BLUR = 0.3
 _NEAR = 1e-2
@@ -46,8 +46,6 @@ def seen_gaussians(
 ) -> Bool[Tensor, "c n"]:
     """Which Gaussians each camera's image consists of, but for a thousandth of it, by their weights in the blending.
 
-    The weight of a Gaussian in an image is the derivative of the image's sum by its colour.
-
     Args:
         gaussians: all of them.
         rasterizer: draws them.
@@ -56,11 +54,7 @@ def seen_gaussians(
     """
     seen = []
     for index in track(range(len(cameras.camera_to_world)), "Finding what views see", disable=not progress):
-        colours = torch.zeros_like(gaussians.means, requires_grad=True)
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            drawn = rasterizer(replace(gaussians, colors=colours, sh_degree=None), cameras[index])
-            (weights,) = torch.autograd.grad(drawn.rgb[..., 0].sum(), colours)
-        ascending = weights[:, 0].sort()
+        ascending = seen_weights(gaussians, rasterizer, cameras[index]).sort()
         share = ascending.values.cumsum(0) / ascending.values.sum().clamp(min=1e-6)
         seen.append(torch.zeros_like(share, dtype=torch.bool).scatter(0, ascending.indices, share > _UNSEEN).cpu())
     return torch.stack(seen)

@@ -1,36 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fewer Gaussians where fewer do: what is hardly seen is left out."""
 
-from dataclasses import replace
-
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from anomalib_pose.geometry import Camera
-from anomalib_pose.scene.gaussian_scene import GaussianScene
+from anomalib_pose.render.weights import seen_weights
+from anomalib_pose.scene.gaussian_scene import GaussianScene, scene_rasterizer
 from anomalib_pose.scene.protocol import Scene
 
 _UNSEEN = (0.18, 0.015)  # share of what views show that is left out: 34 and 52 dB, and poses as exact as with all
 _LONGEST_SIDE = 100
 _MOST_VIEWS = 30
-
-
-def seen_weights(scene: GaussianScene, cameras: Camera) -> Float[Tensor, "n"]:
-    """How much of each Gaussian views show: opacity times the transmittance before it, summed over their pixels.
-
-    It is what the brightness of images changes by with that of a Gaussian, whatever its colour.
-
-    Args:
-        scene: fitted Gaussians.
-        cameras: C cameras.
-    """
-    drawn = scene.activated()
-    colours = torch.zeros_like(drawn.means, requires_grad=True)
-    gaussians = replace(drawn, colors=colours, sh_degree=None)
-    for index in range(len(cameras.batched())):
-        scene.draw(gaussians, cameras.batched()[index]).rgb[..., 0].sum().backward()
-    return torch.zeros_like(drawn.opacities) if colours.grad is None else colours.grad[:, 0]
 
 
 def arrange(scene: Scene, cameras: Camera) -> None:
@@ -48,7 +28,9 @@ def arrange(scene: Scene, cameras: Camera) -> None:
     chosen = torch.linspace(0, len(views) - 1, min(len(views), _MOST_VIEWS)).round().long().tolist()
     shrink = min(1.0, _LONGEST_SIDE / max(cameras.height, cameras.width))
     size = (max(1, round(cameras.width * shrink)), max(1, round(cameras.height * shrink)))
-    weights = seen_weights(scene, views[chosen].resized(*size))
+    small, gaussians = views.resized(*size), scene.activated()
+    rasterizer = scene_rasterizer(scene.rasterizer_name, scene.means.device)
+    weights = torch.stack([seen_weights(gaussians, rasterizer, small[index]) for index in chosen]).sum(0)
     order = weights.argsort(descending=True, stable=True)
     held = weights[order].double().cumsum(0)
     scene.set_raw({name: tensor[order] for name, tensor in scene.raw.items()})

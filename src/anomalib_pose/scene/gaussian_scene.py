@@ -115,7 +115,7 @@ class GaussianScene(nn.Module):
         Raises:
             ValueError: if the scene has not been fitted.
         """
-        return self.draw(self.activated(), cameras, background)
+        return self._draw(self.activated(), cameras, background)
 
     def render_reflectance(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
         """Images of what the object reflects, where it was fitted with that; see ``render``.
@@ -130,19 +130,9 @@ class GaussianScene(nn.Module):
         if not self.reflective:
             msg = "This scene holds colours alone: fit it with FitSettings(reflectance=True)."
             raise ValueError(msg)
-        return self.draw(replace(self.activated(), colors=self.sh[..., COLOURS:]), cameras, background)
+        return self._draw(replace(self.activated(), colors=self.sh[..., COLOURS:]), cameras, background)
 
-    def draw(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
-        """Images of Gaussians on the scene's device, as the scene draws its own; see ``render``.
-
-        Args:
-            gaussians: the scene's in other colours, for example.
-            cameras: one camera, or C of them, on any device.
-            background: colour (3,) behind them; black if None.
-
-        Raises:
-            ValueError: if the scene has not been fitted.
-        """
+    def _draw(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None) -> RenderOutput:
         if not len(self):
             msg = "This scene holds no Gaussians: fit it, load a checkpoint, or read a .ply first."
             raise ValueError(msg)
