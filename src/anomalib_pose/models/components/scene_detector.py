@@ -82,6 +82,7 @@ class SceneDetector(nn.Module):
             corrected; 0 for none.
         doubt_unconfirmed: what none of those views confirms of a reference counts less: for scenes that show things in
             mid-air. Where views are few it always does.
+        seed: of the memory's first patch and of the artificial damage.
     """
 
     intrinsics: Tensor
@@ -105,6 +106,7 @@ class SceneDetector(nn.Module):
         relight: bool = False,
         nearby_views: int = 0,
         doubt_unconfirmed: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if holdout_every < 2:
@@ -123,8 +125,9 @@ class SceneDetector(nn.Module):
         self.relight = relight
         self.nearby = NearbyViews(nearby_views) if nearby_views else None
         self.doubt_unconfirmed = doubt_unconfirmed
-        self.memory = FeatureMemory(memory_patches) if memory_patches and self._extractor is not None else None
+        self.memory = FeatureMemory(memory_patches, seed) if memory_patches and self._extractor is not None else None
         self.holdout_every = holdout_every
+        self.seed = seed
         self.register_buffer("intrinsics", torch.eye(3))
         self.register_buffer("image_size", torch.zeros(2, dtype=torch.long))
         self.register_buffer("white_background", torch.tensor(data=False))
@@ -215,7 +218,8 @@ class SceneDetector(nn.Module):
         compared = self._compare(photographs, seen)
         self.memory.fit_beside(self._extractor, images, held_out, compared)
         if len(held_out) >= _FEWEST_TO_WEIGH:
-            rounds = [damaged(photographs, seed) for seed in range(math.ceil(_DAMAGED / len(photographs)))]
+            seeds = range(self.seed, self.seed + math.ceil(_DAMAGED / len(photographs)))
+            rounds = [damaged(photographs, seed) for seed in seeds]
             maps, scores = map(torch.cat, zip(*(self._compare(each, seen) for each in rounds), strict=True))
             self.memory.weigh(self._extractor, (photographs, *compared), (torch.cat(rounds), maps, scores))
 

@@ -106,6 +106,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             holdout_every=holdout_every,
             surface_views=surface_views,
             memory_patches=memory_patches,
+            seed=seed,
             nearby_views=nearby_views,
             doubt_unconfirmed=True,
         )

@@ -139,6 +139,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             surface_views=surface_views,
             surface_strength=surface_strength,
             memory_patches=memory_patches,
+            seed=seed,
             relight=relight,
         )
 

@@ -111,6 +111,7 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
             holdout_every=holdout_every,
             surface_views=surface_views,
             memory_patches=memory_patches,
+            seed=seed,
             nearby_views=nearby_views,
         )
 

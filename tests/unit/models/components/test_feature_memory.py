@@ -9,9 +9,11 @@ import timm
 import torch
 from torch.nn import functional
 
+import anomalib_pose
 from anomalib_pose.compare import CalibratedComparator, FeatureExtractor
+from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.geometry import Camera, view_sphere
-from anomalib_pose.models.components import SceneDetector
+from anomalib_pose.models.components import SceneDetector, scene_detector
 from anomalib_pose.models.components.feature_memory import FeatureMemory
 from anomalib_pose.models.components.reference import stacked
 from anomalib_pose.pose import PoseEstimator, make_estimator
@@ -162,6 +164,24 @@ def fitted(weights: str, patches: int, views: int = 24, holdout_every: int = 10)
     images = torch.stack([detector.render_reference(camera)[0] for camera in cameras])
     detector.fit(images, cameras, None, lambda *_: 30.0)
     return detector
+
+
+@pytest.mark.parametrize("name", ["SplatPose", "OmniposeAD", "PIAD"])
+def test_a_models_seed_is_the_memorys(weights, name):
+    model = getattr(anomalib_pose, name)(backbone=TINY, weights_path=weights, memory_patches=10, seed=3)
+    assert (model.model.seed, model.model.memory.seed) == (3, 3)
+
+
+def test_the_seed_chooses_the_damage_that_the_memory_is_weighed_by(weights, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(scene_detector, "damaged", lambda images, seed: drawn.append(seed) or damaged(images, seed))
+    comparator = CalibratedComparator(TINY, (0, 1, 2), weights_path=weights, crop_size=64)
+    detector = SceneDetector(
+        make_toy(), make_estimator(), comparator, surface_views=0, memory_patches=10, holdout_every=3, seed=5
+    )
+    images = torch.stack([detector.render_reference(camera)[0] for camera in CAMERAS])
+    detector.fit(images, CAMERAS, None, lambda *_: 30.0)
+    assert drawn == [5, 6, 7, 8, 9]
 
 
 def test_doubtful_queries_are_judged_by_the_memory_and_others_are_not(weights):
