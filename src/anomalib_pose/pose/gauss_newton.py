@@ -18,6 +18,7 @@ from anomalib_pose.scene import Scene, simplified
 _REJECTIONS = 4
 _DAMPING = 1e-3
 _SAME = 0.05  # radians, and share of the distance to the origin: a third of what lies between views of the bank
+_ALIKE = 1.2  # times the lowest cost: on the far side of a car that looks alike it was a tenth higher
 _SETTLED = {8: 0.2, 4: 0.2, 2: 0.1, 1: 0.02}  # pixels, by the divisor of the size: the next level goes on
 _WORTH_A_STEP = 0.01  # share of the cost; what lowers it by less is left to the next rendering
 # Pixels: smaller images hold too little for six degrees of freedom. From an eighth of the size a bank's view is near
@@ -65,6 +66,10 @@ class _View:
     log_focal: float = 0.0
 
 
+_End = tuple[_View, float, bool]
+"""Where a start has led to, the cost there, and whether it stayed."""
+
+
 @dataclass
 class _State:
     """A view, what is seen there, and the cost."""
@@ -94,7 +99,7 @@ class GaussNewtonRefiner:
         steps_a_render: steps that a rendering is used for, moved by its depth, before the next one is made: it costs
             ten times as much as a step on small images. 1 for a rendering at each step.
         coarse_levels: levels that all starts are refined on, before the best ones go on.
-        survivors: starts that go on to the finer levels.
+        survivors: starts that go on to the finer levels, where no others have nearly as low a cost.
         max_size: longer side in pixels of the finest level.
         coarsest: divisor of the size on the coarsest level, 1, 2, 4 or 8: starts that are nearly right need none of 8.
         redescending: reject what differs much altogether (Geman and McClure 1987), instead of bounding its pull: holds
@@ -136,12 +141,18 @@ class GaussNewtonRefiner:
         levels = self._levels(scene, query)
         ends = [(_View(start), float("inf"), False) for start in starts]
         for number, level in enumerate(levels):
-            if number == self.coarse_levels:
-                ends = sorted(ends, key=lambda end: end[1])[: self.survivors]
+            if number >= self.coarse_levels:
+                ends = self._surviving(ends)
             ends = [self._descend(level, view) for view, _, _ in _distinct(ends)]
         view, cost, converged = min(ends, key=lambda end: end[1])
         renders = sum(level.n_renders for level in levels)
         return Refinement(view.camera_to_world, cost, converged, renders, math.exp(view.log_focal))
+
+    def _surviving(self, ends: list[_End]) -> list[_End]:
+        """The best ends, and those that are nearly as good: sides that look alike are told apart by finer levels."""
+        ends = sorted(ends, key=lambda end: end[1])
+        alike = sum(end[1] < _ALIKE * ends[0][1] for end in ends)
+        return ends[: max(self.survivors, alike)]
 
     def _levels(self, scene: Scene, query: Query) -> list[_Level]:
         height, width = query.image.shape[-2:]
@@ -266,9 +277,9 @@ class GaussNewtonRefiner:
         return None, damping, 0.0
 
 
-def _distinct(ends: list[tuple[_View, float, bool]]) -> list[tuple[_View, float, bool]]:
+def _distinct(ends: list[_End]) -> list[_End]:
     """Ends that are not where one of lower cost is already: from there both would go the same way."""
-    kept: list[tuple[_View, float, bool]] = []
+    kept: list[_End] = []
     for end in sorted(ends, key=lambda end: end[1]):
         pose = end[0].camera_to_world
         if all(_apart(pose, other.camera_to_world) for other, _, _ in kept):

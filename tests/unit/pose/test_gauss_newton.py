@@ -79,6 +79,29 @@ def test_gauss_newton_draws_what_is_seen_alone():
     assert math.degrees(pose_error(found.camera_to_world, TRUTH)[0]) < 0.1
 
 
+def test_ends_that_are_nearly_as_good_go_on():
+    """Sides that look alike are not told apart by images of a few pixels."""
+    ends = [(_View(torch.eye(4)), cost, True) for cost in (2.0, 1.0, 1.1, 1.3)]
+    for survivors, costs in ((1, [1.0, 1.1]), (2, [1.0, 1.1]), (3, [1.0, 1.1, 1.3]), (9, [1.0, 1.1, 1.3, 2.0])):
+        assert [end[1] for end in GaussNewtonRefiner(survivors=survivors)._surviving(ends)] == costs
+
+
+def test_the_right_one_of_two_sides_that_look_alike_is_found(monkeypatch):
+    """The wrong one comes off better on the coarse levels."""
+    scene, query = make_toy(), query_of(make_toy())
+    beside, behind = start_off_by(2.0, 0.01, 0), TRUTH @ torch.diag(torch.tensor([-1.0, 1, -1, 1]))
+    descend = GaussNewtonRefiner._descend
+
+    def misled(self, level, view):
+        view, cost, converged = descend(self, level, view)
+        wrong = pose_error(view.camera_to_world, TRUTH)[0] > 1
+        return view, (0.95 if wrong else 1.0) if level.camera.width < 96 else cost, converged
+
+    monkeypatch.setattr(GaussNewtonRefiner, "_descend", misled)
+    found = GaussNewtonRefiner(coarsest=4)(scene, query, torch.stack([behind, beside]))
+    assert math.degrees(pose_error(found.camera_to_world, TRUTH)[0]) < 0.1
+
+
 def test_gauss_newton_ignores_a_defect():
     """A fifth of the object is covered by something else: robust weights keep it from pulling the pose."""
     scene = make_toy()

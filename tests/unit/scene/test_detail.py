@@ -42,7 +42,7 @@ def test_what_no_view_shows_goes_to_the_end_and_images_stay(reflects):
     assert (found[:-1] >= found[1:] - 1e-4).all()
     small, large = scene.counts.tolist()
     assert small < large <= 1500
-    for count, left_out in ((small, 0.18), (large, 0.015)):
+    for count, left_out in ((small, 0.07), (large, 0.015)):
         assert float(found[count:].sum() / found.sum()) <= left_out < float(found[count - 1 :].sum() / found.sum())
 
 
