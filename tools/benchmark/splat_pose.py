@@ -44,6 +44,9 @@ from anomalib_pose.scene import FitSettings, GaussianScene, VoxelFitSettings, wh
 
 console = Console()
 
+Search = Callable[[Query], PoseEstimate]
+"""From a query to its camera."""
+
 
 def root_of(arguments: argparse.Namespace) -> str:
     """The data set, or one linked from its training views and the test set of ``--queries``."""
@@ -152,19 +155,23 @@ def references(detector: SceneDetector, found: list[Query]) -> tuple[Tensor, Ten
 
 
 def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Both refiners from the same starts; keeps the references of Gauss-Newton."""
+    """Both refiners, on some queries in turns; keeps the references of Gauss-Newton."""
     _, test, files = stacked(arguments)
     detector = load_detector(arguments)
-    found = queries(test)
-    result = {"gauss_newton": measure_refiner(detector, make_refiner("gauss_newton"), found, test, arguments.starts)}
+    found, truths, centre = queries(test), test["camera_to_world"], detector.scene.centre
+    ours = make_refiner("gauss_newton")
+    default = search_with(detector, ours, arguments.starts)
+    result = {"gauss_newton": measure_poses(default, found, truths, centre)}
     shown = dict(zip(("reference", "alpha", "points"), references(detector, found), strict=True))
     torch.save({**shown, "files": files}, kept(arguments, "references.pt"))
     if arguments.adam:
         chosen = torch.linspace(0, len(found) - 1, min(arguments.adam, len(found))).long().tolist()
-        some = {name: tensor[chosen] for name, tensor in test.items()}
-        few = [found[index] for index in chosen]
-        result["gauss_newton, one start, some"] = measure_refiner(detector, make_refiner("gauss_newton"), few, some, 1)
-        result["adam, one start, some"] = measure_refiner(detector, make_refiner("adam"), few, some, 1)
+        searches = {
+            "gauss_newton, some": default,
+            "gauss_newton, one start, some": search_with(detector, ours, 1),
+            "adam, one start, some": search_with(detector, make_refiner("adam"), 1),
+        }
+        result |= measure_in_turns(searches, [found[index] for index in chosen], truths[chosen], centre)
     return result
 
 
@@ -180,44 +187,53 @@ class SingleStart:
         return self.bank.nearest(query, 1)
 
 
-def measure_refiner(
-    detector: SceneDetector, refiner: Refiner, found: list[Query], test: dict[str, Tensor], starts: int
-) -> dict[str, float]:
+def search_with(detector: SceneDetector, refiner: Refiner, starts: int) -> Search:
+    """The detector's search with a refiner."""
     own = detector.estimator
     polisher = None if isinstance(refiner, AdamRefiner) else own.polisher
     estimator = PoseEstimator(refiner, starts, own.retry_below, polisher)
     bank = detector.bank if starts > 1 else SingleStart(detector.bank)
     estimator.typical_residual = detector.estimator.typical_residual
-    truth = test["camera_to_world"]
-    return measure_poses(lambda query: estimator(detector.scene, bank, query), found, truth, detector.scene.centre)
+    return lambda query: estimator(detector.scene, bank, query)
 
 
-def measure_poses(
-    estimate_of: Callable[[Query], PoseEstimate], found: list[Query], truths: Tensor, centre: Tensor
-) -> dict[str, float]:
+def measure_poses(search: Search, found: list[Query], truths: Tensor, centre: Tensor) -> dict[str, float]:
     """Errors and seconds of a pose search on queries whose poses are known."""
-    angles, shares, renders, seconds, confidences = [], [], [], [], []
-    for query, truth in zip(found, truths, strict=True):
-        start = time.perf_counter()
-        estimate = estimate_of(query)
-        seconds.append(time.perf_counter() - start)
+    return measure_in_turns({"": search}, found, truths, centre)[""]
+
+
+def measure_in_turns(
+    searches: dict[str, Search], found: list[Query], truths: Tensor, centre: Tensor
+) -> dict[str, dict[str, float]]:
+    """``measure_poses`` of several searches, one after the other on each query: the machine's pace changes."""
+    measured: dict[str, list[tuple[PoseEstimate, float]]] = {name: [] for name in searches}
+    for query in found:
+        for name, search in searches.items():
+            start = time.perf_counter()
+            estimate = search(query)
+            measured[name].append((estimate, time.perf_counter() - start))
+    return {name: pose_figures(each, truths, centre) for name, each in measured.items()}
+
+
+def pose_figures(measured: list[tuple[PoseEstimate, float]], truths: Tensor, centre: Tensor) -> dict[str, float]:
+    """Errors of estimates, and what they took in renderings and seconds."""
+    angles, shares = [], []
+    for (estimate, _), truth in zip(measured, truths, strict=True):
         angle, distance = pose_error(estimate.camera.camera_to_world.double(), truth.double())
         angles.append(float(torch.rad2deg(angle)))
         shares.append(100 * float(distance) / float((truth[:3, 3] - centre).norm()))
-        renders.append(estimate.n_renders)
-        confidences.append(estimate.confidence)
     angle, share = torch.tensor(angles), torch.tensor(shares)
     return {
-        "queries": len(found),
+        "queries": len(measured),
         "within_1_deg": float((angle < 1).float().mean()),
         "within_1_deg_1_percent": float(((angle < 1) & (share < 1)).float().mean()),
         "within_5_deg_5_percent": float(((angle < 5) & (share < 5)).float().mean()),
         "median_deg": float(angle.median()),
         "median_percent": float(share.median()),
         "worst_deg": float(angle.max()),
-        "median_renders": float(torch.tensor(renders).float().median()),
-        "median_seconds": float(torch.tensor(seconds).median()),
-        "least_confidence": min(confidences),
+        "median_renders": float(torch.tensor([float(estimate.n_renders) for estimate, _ in measured]).median()),
+        "median_seconds": float(torch.tensor([seconds for _, seconds in measured]).median()),
+        "least_confidence": min(estimate.confidence for estimate, _ in measured),
     }
 
 
