@@ -17,6 +17,7 @@ ROBUST_SCALE = 0.1
 DAMPING = 1e-3
 _LEAST_DAMPING = 1e-6
 _LONGEST_TURN = 0.5
+_LIGHT_STEPS = 4  # more of them find the same poses
 
 
 class View(NamedTuple):
@@ -136,7 +137,7 @@ def pyramid(
     _, uv = project(motion, surface.flatten(2), intrinsics)
     seen = sample(query, uv.unflatten(2, rgb.shape[2:]))
     if relight:
-        rgb = relit_in_windows(seen, rgb, alpha[:, 0], surface.permute(0, 2, 3, 1))
+        rgb = relit_in_windows(seen, rgb, alpha[:, 0], surface.permute(0, 2, 3, 1), _LIGHT_STEPS)
     # the mean of both images' slopes leads farther than those of either
     slopes = derivatives(0.5 * (rgb + seen))
     rgb, slopes, points, weight = (part[:, :, ::stride, ::stride].flatten(2) for part in (rgb, slopes, surface, weight))
