@@ -10,7 +10,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from anomalib_pose.data import MAD, PosedFolder
+from anomalib_pose.data import MAD, MIP, PosedFolder
+from anomalib_pose.data.colmap import find_colmap
 from anomalib_pose.data.posed_datamodule import PosedDataModule
 from anomalib_pose.data.posed_dataset import PosedDataset
 from anomalib_pose.geometry import Camera
@@ -22,7 +23,8 @@ class DataSpec:
 
     Args:
         name: what tables and plots call it.
-        root: folder of the categories (MAD's layout), or without a category the folder with ``transforms.json``.
+        root: folder of the categories (MAD's layout, or one of MIP's), or without a category the folder with
+            ``transforms.json``.
         category: folder of the object in MAD's layout; empty for ``PosedFolder``.
         queries: MAD's layout: another root whose test images are taken, in other light; ``PosedFolder``: the folder of
             the queries, ``queries`` if there is one, else views are held out.
@@ -183,7 +185,9 @@ def _set_up(data: PosedDataModule) -> PosedDataModule:
 def _datamodule(spec: DataSpec, root: str, size: int) -> PosedDataModule:
     options = {"image_size": size or None, "num_workers": 0}
     if spec.category:
-        return MAD(root, spec.category, **options)
+        synthetic = (Path(root) / spec.category / "transforms.json").is_file()
+        in_colmap = not synthetic and find_colmap(Path(root) / spec.category) is not None
+        return (MIP if in_colmap else MAD)(root, spec.category, **options)
     queries = spec.queries or ("queries" if (Path(root) / "queries").is_dir() else None)
     masks = spec.masks or ("ground_truth" if (Path(root) / "ground_truth").is_dir() else None)
     return PosedFolder(root, queries, masks if queries else None, **options)

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from anomalib_pose.compare import FeatureExtractor
-from anomalib_pose.data.sample import write_mad
+from anomalib_pose.data.sample import write_mad, write_mip
 from anomalib_pose.geometry import Camera, look_at, se3_exp
 from sample_scenes import make_scene
 
@@ -99,6 +99,20 @@ def test_queries_in_another_light_come_from_another_root(tool, tmp_path):
     assert test.image.shape == (4, 3, 24, 24)
     assert (test.mask.flatten(1).any(1).long() == test.label).all()
     assert test.camera_to_world.shape == (4, 4, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("colmap", [False, True])
+def test_layouts_of_several_lights_are_recognised(tool, tmp_path, colmap):
+    if colmap:
+        pytest.importorskip("pycolmap", reason="the extra colmap is not installed")
+    write_mip(tmp_path, "toy", 0, 32, views=6, test_good=2, test_per_defect=2, lights=2, colmap=colmap, progress=False)
+    train, test = (
+        tool.data.stacked(part) for part in tool.data.load(tool.data.DataSpec("a", str(tmp_path), "toy"), 24)
+    )
+    assert len(train.image) == 6
+    assert test.label.sort().values.tolist() == [0] * 4 + [1] * 6
+    assert (test.mask.flatten(1).any(1).long() == test.label).all()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
