@@ -193,7 +193,7 @@ def search_with(detector: SceneDetector, refiner: Refiner, starts: int) -> Searc
     polisher = None if isinstance(refiner, AdamRefiner) else own.polisher
     estimator = PoseEstimator(refiner, starts, own.retry_below, polisher)
     bank = detector.bank if starts > 1 else SingleStart(detector.bank)
-    estimator.typical_residual = detector.estimator.typical_residual
+    estimator.typical_residual = own.typical_residual
     return lambda query: estimator(detector.scene, bank, query)
 
 

@@ -110,12 +110,10 @@ def light_basis(points: Float[Tensor, "b h w 3"], alpha: Float[Tensor, "b h w"])
     functions = sh_basis(DEGREE, surface_normals(points, alpha)).flatten(1, 2).transpose(1, 2) / C0
     inside = (alpha > INSIDE).to(functions).flatten(1)[:, None]
     share = inside / inside.sum(2, keepdim=True).clamp(min=1)
-    # added with a minus sign inside: OpenVINO rewrites what is subtracted behind a product, and loses its precision
-    minus = -share
     found = functions[:, :1]
     for index in range(1, functions.shape[1]):
         new = functions[:, index : index + 1]
-        new = new + (new * minus) @ found.transpose(1, 2) @ found
+        new = new - (new * share) @ found.transpose(1, 2) @ found
         found = torch.cat([found, new / ((new.square() * share).sum(2, keepdim=True) + _INDEPENDENT).sqrt()], 1)
     return found
 

@@ -12,6 +12,8 @@ import numpy as np
 _NO_OPERATIONS = ("Parameter", "Result")
 _REDUCED = ("MatMul", "Convolution", "GroupConvolution", "Interpolate")
 """Operations that OpenVINO runs in BF16 wherever they are; others only where they do not lead straight to a result."""
+_SCALED = ("Multiply", "Divide", "Negative", "Subtract")
+"""Operations whose constant factor OpenVINO pulls into a matrix product before them, if nothing else reads it."""
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 
@@ -23,7 +25,8 @@ def keep_precision(path: Path) -> None:
     operations before it runs them, and what it puts in their place bears no mark. So matrix products, sums of products
     and resizings are written in the form that it would replace them by. All else keeps its precision unmarked if it
     leads to a result by a way without these operations; hence a number of each of their inputs is watched: should one
-    not be finite, the first result is NaN.
+    not be finite, the first result is NaN. A product that is scaled or subtracted is watched too: OpenVINO would make
+    another one of both.
 
     Args:
         path: the ``.xml`` file; it and its ``.bin`` are replaced.
@@ -38,7 +41,7 @@ def keep_precision(path: Path) -> None:
             _align_ranks(node, constants)
         elif kind in _REWRITTEN:
             _REWRITTEN[kind](node)
-    _watch_inputs(model)
+    _watch(model)
     model.validate_nodes_and_infer_types()
     with TemporaryDirectory(prefix=".precise-", dir=path.parent) as folder:
         written = Path(folder) / path.name
@@ -100,8 +103,8 @@ def _replace(node: Any, new: Any) -> None:
         target.replace_source_output(new.output(0))
 
 
-def _watch_inputs(model: Any) -> None:
-    """Lead a number of each input of the operations that run in BF16 to the first result."""
+def _watch(model: Any) -> None:
+    """Lead a number of each input of the operations that run in BF16, and of scaled products, to the first result."""
     from openvino import Type, opset13
 
     constants = _constants(model)
@@ -109,7 +112,7 @@ def _watch_inputs(model: Any) -> None:
     for node in model.get_ordered_ops():
         if node.get_type_name() not in _REDUCED:
             continue
-        for value in node.input_values()[:2]:
+        for value in (*node.input_values()[:2], *_scaled(node)):
             source = value.get_node()
             known = (source.get_friendly_name(), value.get_index())
             unquantised = value.get_element_type() == Type.f32 and source.get_type_name() != "FakeQuantize"
@@ -129,6 +132,13 @@ def _watch_inputs(model: Any) -> None:
     result.input(0).replace_source_output(guarded.output(0))
     value.get_tensor().set_names(set())
     guarded.output(0).get_tensor().set_names(names)
+
+
+def _scaled(node: Any) -> list[Any]:
+    """The output of a matrix product that nothing reads but an operation which OpenVINO would make one with it."""
+    readers = [target.get_node().get_type_name() for output in node.outputs() for target in output.get_target_inputs()]
+    alone = node.get_type_name() == "MatMul" and len(readers) == 1 and readers[0] in _SCALED
+    return node.outputs() if alone else []
 
 
 def _constants(model: Any) -> set[str]:

@@ -8,12 +8,14 @@ openvino = pytest.importorskip("openvino", reason="the extra openvino is not ins
 
 
 def all_that_is_rewritten(image):
-    """Slices, products of two and four axes, a sum of products, a resizing, a division: OpenVINO replaces each."""
+    """Slices, products of two and four axes, one that is subtracted, a sum, a resizing, a division: all replaced."""
     operations = openvino.opset13
     rows = operations.constant(np.linspace(-1, 1, 48, dtype=np.float32).reshape(6, 8))
     dynamic = operations.multiply(rows, operations.reduce_max(image, np.array([0, 1, 2, 3]), keep_dims=False))
     resized = operations.matmul(dynamic, image, transpose_a=False, transpose_b=False)
     matrix = np.array([[0.4, 0.3, 0.2], [0.2, 0.7, 0.1], [0.1, 0.1, 0.9]], np.float32)
+    squared = operations.multiply(image, image)
+    resized = operations.subtract(resized, operations.matmul(dynamic, squared, transpose_a=False, transpose_b=False))
     colours = operations.einsum([operations.constant(matrix), resized], "oi,...ihw->...ohw")
     size = operations.constant(np.array([1, 3, 12, 15]))
     attributes = {"coordinate_transformation_mode": "half_pixel", "pads_begin": [0] * 4, "pads_end": [0] * 4}
