@@ -16,8 +16,8 @@ import argparse
 import logging
 import sys
 
-from anomalib_pose.data.sample.painted import DefectSizes
-from anomalib_pose.data.sample.painted_queries import write_painted_queries
+from anomalib_pose.sample_data.painted import DefectSizes
+from anomalib_pose.sample_data.painted_queries import write_painted_queries
 
 _SIZES = {
     "stain_area": "area of a stain, least and largest, as shares of the object's pixels",

@@ -10,9 +10,9 @@ import argparse
 import logging
 import sys
 
-from anomalib_pose.data.sample import write_clouds, write_mad, write_mip
-from anomalib_pose.data.sample.chairs import write_chairs
-from anomalib_pose.data.sample.solids import SOLIDS
+from anomalib_pose.sample_data import write_clouds, write_mad, write_mip
+from anomalib_pose.sample_data.chairs import write_chairs
+from anomalib_pose.sample_data.solids import SOLIDS
 
 _WRITERS = {"chairs": write_chairs, "clouds": write_clouds, "mad": write_mad, "mip": write_mip}
 

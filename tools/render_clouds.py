@@ -29,13 +29,19 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from anomalib_pose.data.cloud_files import MINIMUM_POINTS, naming, read_points
-from anomalib_pose.data.cloud_preprocessing import isolate_object
-from anomalib_pose.data.cloud_sources import RawSource
 from anomalib_pose.data.files import new_category
 from anomalib_pose.data.images import read_image, read_mask
-from anomalib_pose.data.rendered_cloud import RenderSettings, render_organised, render_unorganised
-from anomalib_pose.data.rendered_layout import VIEWS, index_entry, write_index, write_original, write_rendered
+from anomalib_pose.data.point_cloud.files import MINIMUM_POINTS, naming, read_points
+from anomalib_pose.data.point_cloud.preprocessing import isolate_object
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organised, render_unorganised
+from anomalib_pose.data.point_cloud.rendered_layout import (
+    VIEWS,
+    index_entry,
+    write_index,
+    write_original,
+    write_rendered,
+)
+from anomalib_pose.data.point_cloud.sources import RawSource
 from anomalib_pose.render.points import VIEW_ANGLES
 
 logger = logging.getLogger(__name__)

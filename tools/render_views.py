@@ -7,8 +7,8 @@ import math
 import sys
 from pathlib import Path
 
-from anomalib_pose.data.mesh_files import read_mesh
-from anomalib_pose.data.reference_writer import write_reference_views
+from anomalib_pose.data.reference_views.mesh_files import read_mesh
+from anomalib_pose.sample_data.reference_writer import write_reference_views
 
 
 def main(arguments: list[str] | None = None) -> int:

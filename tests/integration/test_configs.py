@@ -16,8 +16,8 @@ from anomalib.cli import AnomalibCLI
 from anomalib.deploy import OpenVINOInferencer
 
 import anomalib_pose
-from anomalib_pose.data.sample import write_clouds, write_mad, write_mip
-from anomalib_pose.data.sample.chairs import write_chairs
+from anomalib_pose.sample_data import write_clouds, write_mad, write_mip
+from anomalib_pose.sample_data.chairs import write_chairs
 from small_clip import write_small_clip
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from PIL import Image
 
 import anomalib_pose
 from anomalib_pose.data import MAD, PoseBatch
-from anomalib_pose.data.sample.mad import write_mad
+from anomalib_pose.sample_data.mad import write_mad
 
 anomalib_pose.register()
 

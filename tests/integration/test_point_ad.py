@@ -8,9 +8,9 @@ import torch
 from anomalib.cli import AnomalibCLI
 
 import anomalib_pose
-from anomalib_pose.data.rendered_cloud import RenderSettings
-from anomalib_pose.data.sample import write_clouds
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings
 from anomalib_pose.models.point_ad import PointADInferencer
+from anomalib_pose.sample_data import write_clouds
 from anomalib_pose.scene.ply_table import read_ply_vertices
 from small_clip import write_small_clip
 

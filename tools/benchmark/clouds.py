@@ -21,10 +21,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from anomalib_pose.data.cloud_files import read_xyz
-from anomalib_pose.data.cloud_preprocessing import isolate_object
-from anomalib_pose.data.cloud_sources import CloudSample, RawSource
-from anomalib_pose.data.rendered_cloud import RenderedCloud, RenderSettings, render_organised
+from anomalib_pose.data.point_cloud.files import read_xyz
+from anomalib_pose.data.point_cloud.preprocessing import isolate_object
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organised
+from anomalib_pose.data.point_cloud.sources import CloudSample, RawSource
 from anomalib_pose.render.points import facing_viewer, view_rotations
 
 

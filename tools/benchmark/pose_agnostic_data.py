@@ -11,9 +11,9 @@ import yaml
 from torch import Tensor
 
 from anomalib_pose.data import MAD, MIP, PosedFolder
-from anomalib_pose.data.colmap import find_colmap
-from anomalib_pose.data.posed_datamodule import PosedDataModule
-from anomalib_pose.data.posed_dataset import PosedDataset
+from anomalib_pose.data.posed.colmap import find_colmap
+from anomalib_pose.data.posed.datamodule import PosedDataModule
+from anomalib_pose.data.posed.dataset import PosedDataset
 from anomalib_pose.geometry import Camera
 
 

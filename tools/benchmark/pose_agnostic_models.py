@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import Normalize
 
 import anomalib_pose
 from anomalib_pose.compare import make_comparator
-from anomalib_pose.data.posed_dataset import PosedDataset
+from anomalib_pose.data.posed.dataset import PosedDataset
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.scene_detector import FitScene

@@ -31,11 +31,11 @@ from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_pose.compare import CalibratedComparator, Comparator, PaperComparator, make_comparator
 from anomalib_pose.compare.paper import ProductComparator
+from anomalib_pose.compare.reference import stacked as stacked_references
 from anomalib_pose.data import MAD
 from anomalib_pose.geometry import Camera, pose_error
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.gaussian_fit import GaussianFit
-from anomalib_pose.models.components.reference import stacked as stacked_references
 from anomalib_pose.models.components.scene_detector import FitScene
 from anomalib_pose.models.omnipose_ad.torch_model import FIELDS, FieldFit, make_field
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, Refiner, ViewBank, make_estimator, make_refiner

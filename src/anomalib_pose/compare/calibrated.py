@@ -6,12 +6,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_pose.compare.calibration import ResidualStatistics
 from anomalib_pose.compare.crop import ObjectCrop
 from anomalib_pose.compare.features import FeatureExtractor
-from anomalib_pose.compare.illumination import Reflectance
 from anomalib_pose.compare.layers import contrast, gradient, lab, layer_weights_of, shown
-from anomalib_pose.compare.light import match_light
+from anomalib_pose.compare.lighting.reflectance import Reflectance
+from anomalib_pose.compare.lighting.robust_weights import match_light
 from anomalib_pose.compare.maps import (
     gaussian_blur,
     squared_difference,
@@ -20,6 +19,7 @@ from anomalib_pose.compare.maps import (
     top_mean,
     upsample,
 )
+from anomalib_pose.compare.residual_statistics import ResidualStatistics
 
 COLOUR_SCALE, STRUCTURE_SCALE, REFLECTANCE_SCALE, FEATURE_SCALE = 0.03, 0.02, 0.05, 0.1
 """Spread of the residuals that stands until the calibration, about what good views show."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_pose.compare.features import FeatureExtractor
-from anomalib_pose.compare.illumination import Reflectance
+from anomalib_pose.compare.lighting.reflectance import Reflectance
 from anomalib_pose.compare.maps import gaussian_blur, squared_difference, upsample
 
 

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from anomalib_pose.compare.illumination import Reflectance
+from anomalib_pose.compare.lighting.reflectance import Reflectance
 
 
 @runtime_checkable

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from anomalib_pose.compare import Comparator
 from anomalib_pose.deploy.detector import FeedForwardDetector
-from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing, seen_gaussians
-from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
-from anomalib_pose.deploy.resample import window_matrix
+from anomalib_pose.deploy.graph.gaussian_rasterizer import GaussianDrawing, seen_gaussians
+from anomalib_pose.deploy.graph.rendered_bank import RenderedBank, spread_poses
+from anomalib_pose.deploy.graph.resample import window_matrix
+from anomalib_pose.deploy.graph.view_corrections import ViewCorrections, corrections_megabytes
+from anomalib_pose.deploy.graph.window import Window
 from anomalib_pose.deploy.settings import DetectorSettings, check_size
-from anomalib_pose.deploy.view_corrections import ViewCorrections, corrections_megabytes
-from anomalib_pose.deploy.window import Window
 from anomalib_pose.geometry import Camera
 from anomalib_pose.scene import GaussianScene, NearbyViews, Scene, scene_rasterizer
 

@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.compare import Comparator, SurfaceResiduals
-from anomalib_pose.deploy.alignment import align, pyramid, unproject
-from anomalib_pose.deploy.gaussian_drawing import GaussianDrawing
-from anomalib_pose.deploy.relighting import relit_in_windows
-from anomalib_pose.deploy.rendered_bank import RenderedBank
-from anomalib_pose.deploy.resample import frame_matrix, resized_intrinsics, softening_matrix, window_matrix
+from anomalib_pose.deploy.graph.alignment import align, pyramid, unproject
+from anomalib_pose.deploy.graph.gaussian_rasterizer import GaussianDrawing
+from anomalib_pose.deploy.graph.relighting import relit_in_windows
+from anomalib_pose.deploy.graph.rendered_bank import RenderedBank
+from anomalib_pose.deploy.graph.resample import frame_matrix, resized_intrinsics, softening_matrix, window_matrix
+from anomalib_pose.deploy.graph.view_corrections import ViewCorrections
+from anomalib_pose.deploy.graph.view_synthesis import Synthesis, synthesise
+from anomalib_pose.deploy.graph.window import Window
 from anomalib_pose.deploy.settings import DetectorSettings
-from anomalib_pose.deploy.view_corrections import ViewCorrections
-from anomalib_pose.deploy.view_synthesis import Synthesis, synthesise
-from anomalib_pose.deploy.window import Window
 from anomalib_pose.geometry import rigid_inverse
 
 logger = logging.getLogger(__name__)

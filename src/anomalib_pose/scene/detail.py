@@ -4,7 +4,7 @@
 import torch
 
 from anomalib_pose.geometry import Camera
-from anomalib_pose.render.weights import seen_weights
+from anomalib_pose.render.contributions import seen_weights
 from anomalib_pose.scene.gaussian_scene import GaussianScene, scene_rasterizer
 from anomalib_pose.scene.protocol import Scene
 

@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from anomalib_pose.compare import CalibratedComparator, Comparator
-from anomalib_pose.compare.calibration import FLOOR, PRIOR_PIXELS, SILHOUETTE_STEPS, ResidualStatistics, silhouette_zone
 from anomalib_pose.compare.maps import gaussian_blur, shifted
+from anomalib_pose.compare.residual_statistics import (
+    FLOOR,
+    PRIOR_PIXELS,
+    SILHOUETTE_STEPS,
+    ResidualStatistics,
+    silhouette_zone,
+)
 
 SIZE = 120
 TINY = "test_efficientnet.r160_in1k"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anomalib_pose.compare.crop import ObjectCrop
-from anomalib_pose.compare.light import match_light
+from anomalib_pose.compare.lighting.robust_weights import match_light
 from anomalib_pose.compare.maps import shifted, tolerance_shifts, tolerant_distance, top_mean
 
 

@@ -7,15 +7,15 @@ import torch
 
 from anomalib_pose.compare import CalibratedComparator, SurfaceResiduals
 from anomalib_pose.compare.maps import largest_around
+from anomalib_pose.compare.synthetic_damage import damaged
 from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
-from anomalib_pose.deploy.alignment import View, align, project, pyramid, retract, unproject
-from anomalib_pose.deploy.damage import damaged
-from anomalib_pose.deploy.packed_views import pack
-from anomalib_pose.deploy.rendered_bank import RenderedBank, spread_poses
-from anomalib_pose.deploy.resample import frame_matrix, pooling_matrix, sample, softening_matrix, window_matrix
+from anomalib_pose.deploy.graph.alignment import View, align, project, pyramid, retract, unproject
+from anomalib_pose.deploy.graph.packed_views import pack
+from anomalib_pose.deploy.graph.rendered_bank import RenderedBank, spread_poses
+from anomalib_pose.deploy.graph.resample import frame_matrix, pooling_matrix, sample, softening_matrix, window_matrix
+from anomalib_pose.deploy.graph.view_synthesis import synthesise
+from anomalib_pose.deploy.graph.window import Window
 from anomalib_pose.deploy.settings import bank_megabytes, check_size
-from anomalib_pose.deploy.view_synthesis import synthesise
-from anomalib_pose.deploy.window import Window
 from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, so3_exp, view_sphere
 from sample_scenes import make_toy
 

@@ -6,7 +6,7 @@ import torch
 
 from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.render import make_rasterizer
-from anomalib_pose.render.weights import seen_weights
+from anomalib_pose.render.contributions import seen_weights
 from anomalib_pose.scene import GaussianScene, VoxelScene, arrange, simplified
 from sample_scenes import make_scene, make_toy, with_reflectance
 

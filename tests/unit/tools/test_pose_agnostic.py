@@ -16,8 +16,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from anomalib_pose.compare import FeatureExtractor
-from anomalib_pose.data.sample import write_mad, write_mip
 from anomalib_pose.geometry import Camera, look_at, se3_exp
+from anomalib_pose.sample_data import write_mad, write_mip
 from sample_scenes import make_scene
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools" / "benchmark"

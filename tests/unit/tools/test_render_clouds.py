@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from anomalib_pose.data import EyecandiesRendered, MVTec3DRendered, Real3DADRendered
-from anomalib_pose.data.cloud_files import write_pcd
-from anomalib_pose.data.sample import write_clouds
+from anomalib_pose.data.point_cloud.files import write_pcd
+from anomalib_pose.sample_data import write_clouds
 
 SIZE = 32
 

@@ -14,8 +14,8 @@ from rich.progress import track
 from torch import Tensor
 
 from anomalib_pose.compare import CalibratedComparator, Comparator
+from anomalib_pose.compare.synthetic_damage import damaged
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, FeedForwardDetector, build_detector, drawn_scene
-from anomalib_pose.deploy.damage import damaged
 from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, carry_over, measure
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.scene_detector import SceneDetector

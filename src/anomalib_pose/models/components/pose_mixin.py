@@ -18,7 +18,7 @@ from anomalib.visualization import ImageVisualizer
 from torch import Tensor
 
 from anomalib_pose.compare import FeatureExtractor
-from anomalib_pose.data.dataclasses import PoseBatch, widened
+from anomalib_pose.data.posed.dataclasses import PoseBatch, widened
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
 from anomalib_pose.models.components.metrics import (

@@ -22,16 +22,16 @@ from anomalib_pose.compare import (
     relit,
     unlit,
 )
-from anomalib_pose.deploy.damage import damaged
+from anomalib_pose.compare.patch_memory import FeatureMemory
+from anomalib_pose.compare.reference import Reference, stacked
+from anomalib_pose.compare.synthetic_damage import damaged
 from anomalib_pose.geometry import Camera, resize_intrinsics
-from anomalib_pose.models.components.feature_memory import FeatureMemory
-from anomalib_pose.models.components.few_views import few, tell_few
-from anomalib_pose.models.components.held_out import found_again
-from anomalib_pose.models.components.reference import Reference, stacked
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import OBJECT_ALPHA
+from anomalib_pose.pose.held_out import found_again
 from anomalib_pose.render.reflectance import reflectance_of_colour
 from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, arrange, is_reflective, white_foreground
+from anomalib_pose.scene.view_coverage import few, tell_few
 
 logger = logging.getLogger(__name__)
 

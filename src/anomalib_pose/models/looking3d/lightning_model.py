@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_pose.data import ViewBatch
-from anomalib_pose.data.dataclasses import widened
+from anomalib_pose.data.posed.dataclasses import widened
 from anomalib_pose.models.components.metrics import AUROC
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
 from anomalib_pose.models.looking3d.drawing import draw_boxes

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from anomalib_pose.data.mesh_files import MESH_SUFFIXES, read_mesh
-from anomalib_pose.data.reference_files import find_reference_views, read_views
+from anomalib_pose.data.reference_views.files import find_reference_views, read_views
+from anomalib_pose.data.reference_views.mesh_files import MESH_SUFFIXES, read_mesh
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape
 from anomalib_pose.render.reference_views import render_reference_views
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_pose.data.cloud_files import naming, read_xyz
-from anomalib_pose.data.cloud_preprocessing import isolate_object
 from anomalib_pose.data.images import read_image
-from anomalib_pose.data.rendered_cloud import RenderedCloud, RenderSettings, render_organised
+from anomalib_pose.data.point_cloud.files import naming, read_xyz
+from anomalib_pose.data.point_cloud.preprocessing import isolate_object
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organised
 from anomalib_pose.models.point_ad.aggregation import CloudGrid, object_scores
 from anomalib_pose.models.point_ad.drawing import write_scored_cloud
 from anomalib_pose.models.point_ad.export import Aggregation

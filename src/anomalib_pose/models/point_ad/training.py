@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anomalib_pose.data.cloud_dataclasses import CloudBatch
+from anomalib_pose.data.point_cloud.dataclasses import CloudBatch
 from anomalib_pose.models.point_ad.losses import CloudTargets, HybridLoss, hybrid_loss
 from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.scorer import ClipFeatures, ClipScorer

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from anomalib_pose.compare import CalibratedComparator, make_comparator
-from anomalib_pose.compare.shading import surface_normals
+from anomalib_pose.compare.lighting.shading import surface_normals
+from anomalib_pose.compare.reference import Reference, stacked
 from anomalib_pose.geometry import Camera, pose_error, view_sphere
 from anomalib_pose.models.components import SceneDetector
-from anomalib_pose.models.components.reference import Reference, stacked
 from anomalib_pose.pose import make_estimator
 from anomalib_pose.render.reflectance import reflectance
 from sample_scenes import make_toy, with_reflectance

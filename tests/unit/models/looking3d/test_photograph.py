@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_pose.data.queries import evaluation_view
+from anomalib_pose.data.reference_views.queries import evaluation_view
 from anomalib_pose.models.looking3d.photograph import read_photograph, whole_box, whole_map
 
 

@@ -2,9 +2,9 @@
 import pytest
 import torch
 
-from anomalib_pose.data.mesh_files import read_mesh
-from anomalib_pose.data.reference_writer import write_reference_views
+from anomalib_pose.data.reference_views.mesh_files import read_mesh
 from anomalib_pose.models.looking3d.reference import load_reference
+from anomalib_pose.sample_data.reference_writer import write_reference_views
 
 trimesh = pytest.importorskip("trimesh", reason="the extra mesh is not installed")
 

@@ -15,10 +15,10 @@ import timm
 import torch
 
 from anomalib_pose.data import MVTec3DRendered
-from anomalib_pose.data.sample import write_clouds
 from anomalib_pose.models import PointAD
 from anomalib_pose.models.point_ad.clip import Clip, load_clip
 from anomalib_pose.models.point_ad.prompts import PromptLearner
+from anomalib_pose.sample_data import write_clouds
 from small_clip import SMALL, write_small_clip
 
 _BACKBONE, _LAYERS = "test_resnet", (1, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_pose.data.rendered_cloud import RenderSettings, render_organised, render_unorganised
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organised, render_unorganised
 from anomalib_pose.models.point_ad.aggregation import CloudGrid
 from anomalib_pose.models.point_ad.drawing import draw_scored_cloud, draw_view_sheet, heat_colors, write_scored_cloud
 

@@ -10,7 +10,7 @@ from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from torch.nn.functional import interpolate, normalize
 
 from anomalib_pose.data import CloudBatch
-from anomalib_pose.data.rendered_cloud import RenderSettings
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings
 from anomalib_pose.deploy import ExportedDetector
 from anomalib_pose.models import PointAD
 from anomalib_pose.models.point_ad import PointADInferencer

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendered point clouds: reading them, items, batches, datamodules."""

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""anomalib's image items and batches with room for a cloud and its views."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from anomalib.data import ImageBatch, ImageItem
+from anomalib.data.dataclasses.numpy import NumpyImageBatch, NumpyImageItem
+from torch import Tensor
+
+from anomalib_pose.data.posed.dataclasses import stacked_fields
+
+
+@dataclass
+class NumpyCloudItem(NumpyImageItem):
+    """A ``CloudItem`` of numpy arrays; the fields have the meaning and shapes they have there."""
+
+    points: np.ndarray | None = None
+    valid: np.ndarray | None = None
+    organised: np.ndarray | None = None
+    has_rgb: np.ndarray | None = None
+    views: np.ndarray | None = None
+    view_masks: np.ndarray | None = None
+    pixels: np.ndarray | None = None
+    visible: np.ndarray | None = None
+    category: str | None = None
+    point_scores: np.ndarray | None = None
+    object_score: np.ndarray | None = None
+    photograph: np.ndarray | None = None
+    view_sheet: np.ndarray | None = None
+    scored_cloud: np.ndarray | None = None
+
+
+@dataclass
+class NumpyCloudBatch(NumpyImageBatch):
+    """A ``CloudBatch`` of numpy arrays; the fields have the meaning and shapes they have there."""
+
+    item_class: ClassVar[type[NumpyCloudItem]] = NumpyCloudItem
+
+    points: np.ndarray | None = None
+    valid: np.ndarray | None = None
+    organised: np.ndarray | None = None
+    has_rgb: np.ndarray | None = None
+    views: np.ndarray | None = None
+    view_masks: np.ndarray | None = None
+    pixels: np.ndarray | None = None
+    visible: np.ndarray | None = None
+    category: list[str] | None = None
+    point_scores: np.ndarray | None = None
+    object_score: np.ndarray | None = None
+    photograph: np.ndarray | None = None
+    view_sheet: np.ndarray | None = None
+    scored_cloud: np.ndarray | None = None
+
+
+@dataclass
+class CloudItem(ImageItem):
+    """A cloud of one object on a square grid of cells, its photograph and its views.
+
+    ``image`` is the photograph on the same grid, or one of the views where there is none; ``gt_mask`` lies on the grid.
+    All sizes are one, 336 unless it was set otherwise.
+
+    Args:
+        points: positions (size, size, 3) in the sensor's frame and unit; 0 in cells without a point.
+        valid: cells that hold a point (size, size), bool.
+        organised: whether neighbouring cells are neighbours in space, a scalar, bool: smooth maps over the grid only
+            if they are.
+        has_rgb: whether ``image`` is a photograph, a scalar, bool.
+        views: drawn views (v, 3, size, size), RGB in [0, 1].
+        view_masks: pixels of the views that show a defect (v, size, size), bool.
+        pixels: row and column in each view of each cell's point (v, size * size, 2), int16; cells are taken row by row.
+        visible: whether the view shows the cell's point (v, size * size), bool.
+        category: name of the kind of object.
+        point_scores: what a model found for each cell (size, size), in [0, 1] and never normalised: metrics read these,
+            as normalisation cuts scores off and makes ties. Cells without a point have what smoothing leaves there.
+        object_score: the same for the object, a scalar.
+        photograph: picture of ``image`` as the model saw it (3, h, w) in [0, 1].
+        view_sheet: picture of all views with the scores of their points (3, h, w).
+        scored_cloud: picture of the cloud, coloured by its scores (3, h, w).
+    """
+
+    numpy_class: ClassVar[type[NumpyCloudItem]] = NumpyCloudItem
+
+    points: Tensor | None = None
+    valid: Tensor | None = None
+    organised: Tensor | None = None
+    has_rgb: Tensor | None = None
+    views: Tensor | None = None
+    view_masks: Tensor | None = None
+    pixels: Tensor | None = None
+    visible: Tensor | None = None
+    category: str | None = None
+    point_scores: Tensor | None = None
+    object_score: Tensor | None = None
+    photograph: Tensor | None = None
+    view_sheet: Tensor | None = None
+    scored_cloud: Tensor | None = None
+
+
+@dataclass
+class CloudBatch(ImageBatch):
+    """A batch of ``CloudItem``; every field has a leading dimension B, or is None.
+
+    Args:
+        points: positions (B, size, size, 3).
+        valid: cells that hold a point (B, size, size).
+        organised: whether neighbouring cells are neighbours in space (B,).
+        has_rgb: whether ``image`` is a photograph (B,).
+        views: drawn views (B, v, 3, size, size).
+        view_masks: pixels of the views that show a defect (B, v, size, size).
+        pixels: row and column in each view of each cell's point (B, v, size * size, 2).
+        visible: whether the view shows the cell's point (B, v, size * size).
+        category: names of the kinds of objects, B of them.
+        point_scores: what a model found for each cell (B, size, size).
+        object_score: what it found for the objects (B,).
+        photograph: pictures of ``image`` (B, 3, h, w).
+        view_sheet: pictures of all views with scores (B, 3, h, w).
+        scored_cloud: pictures of the scored clouds (B, 3, h, w).
+    """
+
+    item_class: ClassVar[type[CloudItem]] = CloudItem
+    numpy_class: ClassVar[type[NumpyCloudBatch]] = NumpyCloudBatch
+
+    points: Tensor | None = None
+    valid: Tensor | None = None
+    organised: Tensor | None = None
+    has_rgb: Tensor | None = None
+    views: Tensor | None = None
+    view_masks: Tensor | None = None
+    pixels: Tensor | None = None
+    visible: Tensor | None = None
+    category: list[str] | None = None
+    point_scores: Tensor | None = None
+    object_score: Tensor | None = None
+    photograph: Tensor | None = None
+    view_sheet: Tensor | None = None
+    scored_cloud: Tensor | None = None
+
+    @classmethod
+    def collate(cls, items: Sequence[CloudItem]) -> "CloudBatch":
+        """Batch of items; a field that not every item has is None.
+
+        Args:
+            items: items of one size and number of views.
+
+        Raises:
+            ValueError: if sizes or numbers of views differ.
+        """
+        shapes = {tuple(item.views.shape) for item in items if item.views is not None}
+        if len(shapes) > 1:
+            msg = f"Clouds of one batch should have views of one shape, got {sorted(shapes)}: use a batch size of 1."
+            raise ValueError(msg)
+        return cls(**stacked_fields(items))

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MVTec 3D-AD as views of its clouds (Bergmann et al., VISAPP 2022; Zhou et al., PointAD, NeurIPS 2024)."""
+
+from pathlib import Path
+
+from anomalib_pose.data.point_cloud.datamodule import CloudDataModule
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings
+
+
+class MVTec3DRendered(CloudDataModule):
+    """MVTec 3D-AD, raw or rendered, and anything in either layout.
+
+    Raw is ``<root>/<category>/test/<kind>`` with ``rgb``, ``xyz`` and ``gt``: the plane below the object is removed
+    and the object drawn when it is read, in a fraction of a second. ``cache_dir`` keeps what was drawn;
+    ``tools/render_clouds.py`` writes the layout that PointAD published, which is recognised by its ``2d_rendering``.
+
+    One-vs-rest: train on the labelled test part of ``train_category``, test on another one. Cross-dataset: name the
+    other data set's folder as ``train_root``. The training category is never tested on.
+
+    The data set is not downloaded: its owner offers it at https://www.mvtec.com/company/research/datasets/mvtec-3d-ad
+    (CC BY-NC-SA 4.0). Its categories are bagel, cable_gland, carrot, cookie, dowel, foam, peach, potato, rope, tire.
+
+    Args:
+        root: folder of the data set; None for anomalib's folder of data sets.
+        category: category to test on; ``rest`` for all but the training category.
+        train_category: category to train on (the paper's: cookie, carrot, dowel), or None to test only.
+        train_root: folder of the data set of the training category; None for ``root``.
+        views: views of each cloud, 5, 9 or 11.
+        size: width and height of views and photographs in pixels.
+        point_size: side of a point's square in pixels of a window of 1024; None to choose it so that no holes show.
+        depth_tolerance: points this much behind the nearest one of their pixel are visible too, in metres; None for
+            the paper's rule, the nearest point alone.
+        cache_dir: folder that keeps drawn clouds; None to draw them each time.
+        train_batch_size: clouds in a training batch.
+        eval_batch_size: clouds in a batch of validation, test and prediction.
+        num_workers: processes that load clouds.
+        val_split_mode: what thresholds are chosen on: ``same_as_test``, ``from_test`` (a part of the test set, which
+            loses it) or ``from_train`` (a part of the training category, which loses it).
+        val_split_ratio: share of the clouds that ``from_test`` and ``from_train`` take.
+        seed: makes that choice, and the search for the plane, repeatable.
+
+    Raises:
+        ValueError: if the training category is the tested one, or ``views`` or ``val_split_mode`` is another.
+
+    Example:
+        >>> datamodule = MVTec3DRendered(root="./datasets/mvtec_3d", category="bagel", train_category="carrot")
+        >>> datamodule.setup()
+        >>> next(iter(datamodule.test_dataloader())).views.shape
+        torch.Size([1, 9, 3, 336, 336])
+    """
+
+    dataset_name = "mvtec_3d"
+    source = "https://www.mvtec.com/company/research/datasets/mvtec-3d-ad"
+
+    def __init__(
+        self,
+        root: Path | str | None = "./datasets/mvtec_3d",
+        category: str = "bagel",
+        train_category: str | None = "carrot",
+        train_root: Path | str | None = None,
+        views: int = 9,
+        size: int = 336,
+        point_size: float | None = None,
+        depth_tolerance: float | None = None,
+        cache_dir: Path | str | None = None,
+        train_batch_size: int = 4,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        val_split_mode: str = "same_as_test",
+        val_split_ratio: float = 0.5,
+        seed: int | None = None,
+    ) -> None:
+        settings = RenderSettings.of_views(views, size, point_size=point_size, depth_tolerance=depth_tolerance)
+        super().__init__(
+            root,
+            category,
+            train_category,
+            train_root,
+            settings,
+            cache_dir,
+            train_batch_size,
+            eval_batch_size,
+            num_workers,
+            val_split_mode,
+            val_split_ratio,
+            seed,
+        )

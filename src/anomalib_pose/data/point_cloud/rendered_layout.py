@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendered clouds on disk, in the two layouts that PointAD published.
+
+Both have ``2d_rendering/<name>/view_<k>.png``, ``2d_gt/<name>/view_<k>_gt.png``, ``2d_3d_cor/<name>/view_<k>_cor.npy``
+(x, y and visibility of each point) and ``gt_pcd/<name>.pcd`` in a folder for each kind of object. Organised clouds
+(MVTec 3D-AD, Eyecandies) have ``xyz``, ``rgb`` and ``gt`` beside them, and ``2d_3d_cor/<name>/nonzero_indices.npy``
+says which cells of the grid the points are; plain ones (Real3D-AD) have a point for each cell.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from PIL import Image
+from torch import Tensor
+
+from anomalib_pose.data.images import image_files, read_image, read_mask
+from anomalib_pose.data.point_cloud.files import read_points, read_xyz, write_pcd
+from anomalib_pose.data.point_cloud.rendered_cloud import (
+    RenderedCloud,
+    bicubic_resize,
+    nearest_resize,
+    resize_mask,
+    to_bytes,
+)
+
+VIEWS, MASKS, CORRESPONDENCES, LABELS = "2d_rendering", "2d_gt", "2d_3d_cor", "gt_pcd"
+CELLS = "nonzero_indices.npy"
+
+
+def write_rendered(folder: Path, name: str, cloud: RenderedCloud) -> None:
+    """Write the views of a cloud and where they show its points.
+
+    Args:
+        folder: of one kind of object, as ``<category>/test/good``.
+        name: of the cloud, as ``000``.
+        cloud: what to write.
+    """
+    cells = cloud.valid.flatten()
+    targets = [folder / part / name for part in (VIEWS, MASKS, CORRESPONDENCES)]
+    for target in (*targets, folder / LABELS):
+        target.mkdir(parents=True, exist_ok=True)
+    digits = len(str(len(cloud.views) - 1))  # names sort as their numbers do
+    for number, (view, mask) in enumerate(zip(cloud.views, cloud.view_masks, strict=True)):
+        stem = f"view_{number:0{digits}}"
+        _save_image(targets[0] / f"{stem}.png", view.permute(1, 2, 0))
+        _save_image(targets[1] / f"{stem}_gt.png", (mask[..., None] * 255).to(torch.uint8).expand(-1, -1, 3))
+        rows = torch.cat([cloud.pixels[number].flip(-1), cloud.visible[number][:, None].to(torch.int16)], 1)
+        np.save(targets[2] / f"{stem}_cor.npy", rows[cells].to(torch.int64).numpy())
+    if cloud.organised:
+        np.save(targets[2] / CELLS, cells.nonzero()[:, 0].numpy())
+    labels = cloud.gt_mask.flatten()[cells]
+    write_pcd(
+        folder / LABELS / f"{name}.pcd", cloud.points.reshape(-1, 3)[cells], labels[:, None].float().expand(-1, 3)
+    )
+
+
+def write_original(folder: Path, name: str, xyz: Tensor, rgb: Tensor | None, gt_mask: Tensor | None) -> None:
+    """Write the organised cloud that was drawn, its photograph and mask.
+
+    Args:
+        folder: of one kind of object.
+        name: of the cloud.
+        xyz: positions (H, W, 3).
+        rgb: photograph (3, H, W) in [0, 1], or None.
+        gt_mask: mask (H, W) in [0, 1]; None for an empty one.
+    """
+    for part in ("xyz", "gt", *(["rgb"] if rgb is not None else [])):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(folder / "xyz" / f"{name}.tiff", xyz.float().numpy())
+    mask = torch.zeros(xyz.shape[:2]) if gt_mask is None else gt_mask
+    _save_image(folder / "gt" / f"{name}.png", to_bytes(mask))
+    if rgb is not None:
+        _save_image(folder / "rgb" / f"{name}.png", to_bytes(rgb).permute(1, 2, 0))
+
+
+def write_index(root: Path, categories: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the lists of clouds, one for each category and one of all, that PointAD's own code reads.
+
+    Args:
+        root: folder of the data set.
+        categories: entries of each category.
+    """
+    for stem, content in [*((name, {name: categories[name]}) for name in categories), ("all", categories)]:
+        path = root / f"{stem}_meta.json"
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text(json.dumps({"train": {}, "test": content}, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+
+def index_entry(root: Path, folder: Path, name: str) -> dict[str, Any]:
+    """Entry of a cloud in those lists; paths are relative to the root.
+
+    Args:
+        root: folder of the data set.
+        folder: of one kind of object.
+        name: of the cloud.
+    """
+    base = folder.relative_to(root)
+    organised = (folder / "xyz").is_dir()
+    entry: dict[str, Any] = {
+        "d2_mask_path": (base / "gt" / f"{name}.png" if organised else base / LABELS / f"{name}.pcd").as_posix(),
+        "d3_pc": (base / "xyz" / f"{name}.tiff" if organised else base / LABELS / f"{name}.pcd").as_posix(),
+        "cls_name": base.parts[0],
+        "specie_name": folder.name,
+        "anomaly": int(folder.name != "good"),
+        "d2_render_img_path": (base / VIEWS / name).as_posix(),
+        "d2_render_gt_path": (base / MASKS / name).as_posix(),
+        "d2_corrdinate": (base / CORRESPONDENCES / name).as_posix(),
+    }
+    return entry | ({"d2_img_path": (base / "rgb" / f"{name}.png").as_posix()} if (folder / "rgb").is_dir() else {})
+
+
+def read_rendered(folder: Path, name: str, size: int) -> RenderedCloud:
+    """Read a rendered cloud of either layout.
+
+    Args:
+        folder: of one kind of object, as ``<category>/test/good``.
+        name: of the cloud.
+        size: width and height of the views, and of the grid.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if views have another size, or correspondences do not fit the cloud; the file is named.
+    """
+    views = torch.stack([to_bytes(_read_view(path, size)) for path in view_files(folder / VIEWS / name)])
+    masks = torch.stack([_read_view(path, size)[0] > 0.5 for path in view_files(folder / MASKS / name)])
+    organised = (folder / CORRESPONDENCES / name / CELLS).is_file()
+    points, gt_mask, rgb = _organised(folder, name, size) if organised else _plain(folder, name, size)
+    cells = _cells(folder / CORRESPONDENCES / name / CELLS, points) if organised else torch.arange(size * size)
+    tables = _numbered(folder / CORRESPONDENCES / name, "view_*_cor.npy")
+    if not len(views) == len(masks) == len(tables):
+        msg = f"{folder}: {name} has {len(views)} views, {len(masks)} masks and {len(tables)} correspondences."
+        raise ValueError(msg)
+    pixels = torch.zeros(len(views), size * size, 2, dtype=torch.int16)
+    visible = torch.zeros(len(views), size * size, dtype=torch.bool)
+    for view, path in enumerate(tables):
+        table = _correspondence(path, len(cells), size)
+        pixels[view, cells] = table[:, [1, 0]].to(torch.int16)
+        visible[view, cells] = table[:, 2] > 0
+    valid = torch.zeros(size * size, dtype=torch.bool)
+    valid[cells] = True
+    valid = valid.reshape(size, size)
+    return RenderedCloud(
+        torch.where(valid[..., None], points, 0.0), valid, organised, gt_mask, rgb, views, masks, pixels, visible
+    )
+
+
+def view_files(folder: Path) -> list[Path]:
+    """Pictures of a cloud's views in the order of their numbers.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    return _numbered(folder, "view_*.png")
+
+
+def _numbered(folder: Path, pattern: str) -> list[Path]:
+    """Files in the order of the first number in their names: view_10 comes after view_9."""
+    found = [path for path in folder.glob(pattern) if re.search(r"\d", path.name)]
+    if not found:
+        msg = f"There is no {pattern} in {folder}: render the clouds with tools/render_clouds.py."
+        raise FileNotFoundError(msg)
+    return sorted(found, key=lambda path: int(re.findall(r"\d+", path.name)[0]))
+
+
+def _organised(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Points, mask of the defect, and photograph, on the grid."""
+    points = nearest_resize(read_xyz(folder / "xyz" / f"{name}.tiff"), size)
+    mask_path = folder / "gt" / f"{name}.png"
+    if folder.name == "good" and not mask_path.is_file():
+        gt_mask = torch.zeros(size, size, dtype=torch.bool)
+    else:
+        gt_mask = resize_mask(read_mask(mask_path), size)
+    photographs = (
+        [path for path in image_files(folder / "rgb") if path.stem == name] if (folder / "rgb").is_dir() else []
+    )
+    if not photographs:
+        return points, gt_mask, None
+    return points, gt_mask, to_bytes(bicubic_resize(read_image(photographs[0])[0], size))
+
+
+def _plain(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, None]:
+    path = folder / LABELS / f"{name}.pcd"
+    file = read_points(path)
+    if len(file.points) != size * size or file.colors is None:
+        msg = f"{path} should have {size * size} points with colours, one for each cell; it has {len(file.points)}."
+        raise ValueError(msg)
+    labels = (file.colors > 0.5).all(1)
+    return file.points.reshape(size, size, 3), labels.reshape(size, size), None
+
+
+def _cells(path: Path, points: Tensor) -> Tensor:
+    cells = torch.from_numpy(_load(path))
+    count = points.shape[0] * points.shape[1]
+    if cells.ndim != 1 or not len(cells) or not 0 <= int(cells.min()) <= int(cells.max()) < count:
+        msg = f"{path} should hold indices of cells in 0..{count - 1}, it has shape {tuple(cells.shape)}."
+        raise ValueError(msg)
+    return cells
+
+
+def _correspondence(path: Path, count: int, size: int) -> Tensor:
+    table = torch.from_numpy(_load(path))
+    if tuple(table.shape) != (count, 3) or not 0 <= int(table.min()) <= int(table[:, :2].max()) < size:
+        msg = f"{path} should hold x, y below {size} and visibility of {count} points, it has {tuple(table.shape)}."
+        raise ValueError(msg)
+    return table
+
+
+def _load(path: Path) -> np.ndarray:
+    """Integers of an array file; pickled objects are never opened."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        msg = f"{path} cannot be read as an array of integers: {error}."
+        raise ValueError(msg) from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        msg = f"{path} should hold an array of integers."
+        raise ValueError(msg)
+    return array.astype(np.int64)
+
+
+def _read_view(path: Path, size: int) -> Tensor:
+    image, _ = read_image(path)
+    if tuple(image.shape[-2:]) != (size, size):
+        msg = f"{path} is {image.shape[-1]} x {image.shape[-2]}: expected {size} x {size}; set size to that."
+        raise ValueError(msg)
+    return image
+
+
+def _save_image(path: Path, pixels: Tensor) -> None:
+    Image.fromarray(pixels.contiguous().numpy()).save(path)

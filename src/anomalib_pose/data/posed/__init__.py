@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Posed images: reading them, items, batches, datamodules."""

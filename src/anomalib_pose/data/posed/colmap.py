@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reader of COLMAP's sparse models, binary or text; the one file that needs pycolmap."""
+
+import struct
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomalib_pose.data.images import image_size
+from anomalib_pose.data.posed.transforms_json import PosedFrame, rigid_pose, same_aspect
+from anomalib_pose.geometry import rigid_inverse
+
+MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
+"""Where COLMAP, its graphical interface and nerfstudio leave a model, beside the folder of images."""
+
+_FILES = ("cameras", "images", "points3D")
+_SUFFIXES = (".bin", ".txt")
+_UNDISTORTED = ("PINHOLE", "SIMPLE_PINHOLE")
+# Binary records: bytes before the name, whether there is a name, the format of the count, bytes per counted entry.
+_RECORDS = {"images": (64, True, "<Q", 24), "points3D": (43, False, "<Q", 8), "frames": (64, False, "<I", 16)}
+_CAMERA_BYTES = 24
+_NORM_TOLERANCE = 1e-3
+_PINHOLE_PARAMETERS = {0: 3, 1: 4}
+
+
+def find_colmap(root: Path) -> Path | None:
+    """The first of ``sparse/0``, ``sparse`` and ``colmap/sparse/0`` that holds a file of a model; None without one."""
+    return next((root / name for name in MODEL_FOLDERS if any(_stored(root / name).values())), None)
+
+
+def read_colmap(model: Path, image_dir: Path) -> list[PosedFrame]:
+    """Read the posed images of a model.
+
+    COLMAP's cameras have OpenCV axes, and (0.5, 0.5) is the centre of the first pixel, as it is here. The world is
+    the model's own. Where a camera is larger or smaller than its stored image, the intrinsics are scaled.
+
+    Args:
+        model: folder with ``cameras``, ``images`` and ``points3D``, all ``.bin`` or all ``.txt``; the former are
+            preferred.
+        image_dir: folder that the names of the images in the model are relative to.
+
+    Returns:
+        Frames in the order of their names.
+
+    Raises:
+        ImportError: if pycolmap is not installed.
+        FileNotFoundError: if the model, or an image it names, does not exist.
+        ValueError: if the model cannot be read, has no images, names one twice or has one without a pose, a camera
+            has distortion, or an image has not its camera's aspect. The file is named.
+    """
+    reconstruction = _read(model)
+    images = sorted(reconstruction.images.values(), key=lambda image: image.name)
+    if not images:
+        msg = f"The COLMAP model {model} has no images: COLMAP registered none, or the model is unfinished."
+        raise ValueError(msg)
+    name, count = Counter(image.name for image in images).most_common(1)[0]
+    if count > 1:
+        msg = f"The COLMAP model {model} has {count} images named {name!r}: expected one."
+        raise ValueError(msg)
+    return [_frame(image, model, image_dir) for image in images]
+
+
+def read_colmap_points(model: Path) -> tuple[Tensor, Tensor]:
+    """Read the triangulated points of a model, which a scene's fit may start from.
+
+    Args:
+        model: folder of the model, as ``read_colmap`` takes it.
+
+    Returns:
+        Positions (n, 3) in the world frame and colours (n, 3), RGB in [0, 1], both float64; in the order of the
+        points' numbers. n may be 0.
+
+    Raises:
+        ImportError: if pycolmap is not installed.
+        FileNotFoundError: if the model does not exist.
+        ValueError: if it cannot be read.
+    """
+    points = sorted(_read(model).points3D.items())
+    positions = torch.tensor([point.xyz.tolist() for _, point in points], dtype=torch.float64)
+    colours = torch.tensor([point.color.tolist() for _, point in points], dtype=torch.float64)
+    return positions.reshape(-1, 3), colours.reshape(-1, 3) / 255
+
+
+def _stored(model: Path) -> dict[str, list[str]]:
+    """Names of a model's files that are there, by suffix."""
+    return {suffix: [name for name in _FILES if (model / (name + suffix)).is_file()] for suffix in _SUFFIXES}
+
+
+def _read(model: Path) -> Any:
+    """The model as pycolmap has it, checked as far as its reader does not."""
+    try:
+        import pycolmap
+    except ImportError as error:
+        msg = f"Reading the COLMAP model {model} needs pycolmap: pip install 'anomalib-pose[colmap]'."
+        raise ImportError(msg) from error
+    stored = _stored(model)
+    suffix, names = max(stored.items(), key=lambda item: len(item[1]))
+    missing = [name + suffix for name in _FILES if name not in names]
+    if missing:
+        msg = (
+            f"There is no complete COLMAP model in {model}: expected cameras, images and points3D, all .bin or all "
+            f".txt; missing: {', '.join(missing)}."
+        )
+        raise FileNotFoundError(msg)
+    if suffix == ".bin":
+        _check_whole(model)
+    reconstruction = pycolmap.Reconstruction()
+    try:
+        (reconstruction.read_binary if suffix == ".bin" else reconstruction.read_text)(model)
+    except (ValueError, IndexError, RuntimeError) as error:
+        msg = f"The COLMAP model {model} ({', '.join(name + suffix for name in _FILES)}) cannot be read: {error}."
+        raise ValueError(msg) from error
+    return reconstruction
+
+
+def _frame(image: Any, model: Path, image_dir: Path) -> PosedFrame:
+    """Check and convert one image of the model."""
+    where = f"The COLMAP model {model}, image {image.name!r},"
+    path = image_dir / image.name
+    if not path.is_file():
+        msg = f"{where} names the file {path}, which does not exist. Names with spaces are not read from text models."
+        raise FileNotFoundError(msg)
+    camera = image.camera
+    if camera.model.name not in _UNDISTORTED:
+        msg = (
+            f"{where} has the camera model {camera.model.name}, which has distortion: expected "
+            f"{' or '.join(_UNDISTORTED)}. Run COLMAP's image undistorter (colmap image_undistorter) and give its "
+            "output."
+        )
+        raise ValueError(msg)
+    width, height = image_size(path)
+    if min(camera.width, camera.height) < 1 or not same_aspect(camera.width, camera.height, width, height):
+        msg = (
+            f"{where} has a camera of {camera.width} x {camera.height}, but {path} is {width} x {height}: expected "
+            "the same aspect."
+        )
+        raise ValueError(msg)
+    scale = torch.tensor([width / camera.width, height / camera.height, 1], dtype=torch.float64)
+    intrinsics = torch.from_numpy(camera.calibration_matrix()).double() * scale[:, None]
+    if not bool(intrinsics.isfinite().all()) or not bool((intrinsics.diagonal() > 0).all()):
+        msg = f"{where} should have finite intrinsics with focal lengths above 0, got {camera.params.tolist()}."
+        raise ValueError(msg)
+    return PosedFrame(path, None, _pose(image, where), intrinsics, width, height)
+
+
+def _pose(image: Any, where: str) -> Tensor:
+    """Camera-to-world pose (4, 4), float64."""
+    if not image.has_pose:
+        msg = f"{where} has no pose: remove it from the model."
+        raise ValueError(msg)
+    world_to_camera = image.cam_from_world()
+    norm = float(torch.from_numpy(world_to_camera.rotation.quat).norm())
+    if not abs(norm - 1) < _NORM_TOLERANCE:  # of a quaternion of zeros, for one, pycolmap makes the identity
+        msg = f"{where} has a pose with a quaternion of norm {norm:.3g}: expected 1."
+        raise ValueError(msg)
+    viewmat = torch.from_numpy(world_to_camera.matrix()).double()
+    return rigid_inverse(rigid_pose(viewmat, f"{where} has a pose"))
+
+
+def _check_whole(model: Path) -> None:
+    """Check that no binary file is cut short: COLMAP's reader would read on for ever, or take zeros for numbers."""
+    for path in sorted(model.glob("*.bin")):
+        if path.stem != "cameras" and path.stem not in _RECORDS:
+            continue
+        content = path.read_bytes()
+        try:
+            whole = (_end_of_cameras(content) if path.stem == "cameras" else _end(content, path.stem)) <= len(content)
+        except (struct.error, ValueError):
+            whole = False
+        if not whole:
+            msg = f"{path} is cut short ({len(content)} bytes): copy it again, or write the model again."
+            raise ValueError(msg)
+
+
+def _end(content: bytes, kind: str) -> int:
+    """Where the last record ends.
+
+    Raises:
+        struct.error: if a number, or ValueError if a name, has no end.
+    """
+    fixed, named, count_format, entry = _RECORDS[kind]
+    (records,), place = struct.unpack_from("<Q", content), 8
+    for _ in range(records):
+        place += fixed
+        if named:
+            place = content.index(0, place) + 1
+        (count,) = struct.unpack_from(count_format, content, place)
+        place += struct.calcsize(count_format) + count * entry
+    return place
+
+
+def _end_of_cameras(content: bytes) -> int:
+    """Where the last camera ends, up to the first camera model with distortion, which is refused later.
+
+    Raises:
+        struct.error: if a number has no end.
+    """
+    (records,), place = struct.unpack_from("<Q", content), 8
+    for _ in range(records):
+        (model,) = struct.unpack_from("<I", content, place + 4)
+        if model not in _PINHOLE_PARAMETERS:
+            return place
+        place += _CAMERA_BYTES + 8 * _PINHOLE_PARAMETERS[model]
+    return place

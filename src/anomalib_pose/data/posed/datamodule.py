@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the datamodules of posed images share, and the folders of queries they read."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from anomalib.data.utils import LabelName
+from torch import Tensor
+
+from anomalib_pose.data.images import check_mask_size, image_files
+from anomalib_pose.data.posed.dataset import PosedDataset
+from anomalib_pose.data.posed.transforms_json import read_json, read_pose
+from anomalib_pose.data.whole_test_datamodule import WholeTestDataModule
+
+
+class PosedDataModule(WholeTestDataModule):
+    """Datamodule whose images are resized together with their intrinsics, and whose test set is complete as it is.
+
+    See ``WholeTestDataModule`` for the arguments.
+    """
+
+    train_data: PosedDataset
+    val_data: PosedDataset
+    test_data: PosedDataset
+
+
+def labelled_images(
+    folder: Path, mask_folder: Path | None, mask_suffixes: Sequence[str] = ("_mask", "")
+) -> list[tuple[Path, LabelName, Path | None]]:
+    """Images of the subfolders of a test folder, with labels and masks.
+
+    A subfolder is normal if its name is ``good``, or ``good`` before the first underscore. The mask of
+    ``<folder>/<kind>/<name>.png`` is ``<mask_folder>/<kind>/<name><suffix>.png`` with one of the suffixes.
+
+    Args:
+        folder: has one subfolder for each kind of image.
+        mask_folder: has one subfolder for each kind of defect; None if there are no masks.
+        mask_suffixes: what a mask's name has after that of its image; the first of them that exists is taken.
+
+    Raises:
+        FileNotFoundError: if a folder or a mask is missing, or there is no image.
+        ValueError: if a mask has no image, or another size than its image.
+    """
+    if not folder.is_dir():
+        msg = f"There is no folder {folder}: expected subfolders 'good' and one for each kind of defect in it."
+        raise FileNotFoundError(msg)
+    kinds = {path: image_files(path) for path in sorted(folder.iterdir()) if path.is_dir() and path != mask_folder}
+    if not any(kinds.values()):
+        msg = f"There are no test images in {folder}: expected images in its subfolders 'good' and kinds of defects."
+        raise FileNotFoundError(msg)
+    found: list[tuple[Path, LabelName, Path | None]] = []
+    for kind, images in kinds.items():
+        if kind.name.split("_")[0] == "good":
+            found += [(image, LabelName.NORMAL, None) for image in images]
+            continue
+        masks = _masks(kind, images, mask_folder, mask_suffixes)
+        found += [(image, LabelName.ABNORMAL, masks.get(image)) for image in images]
+    if mask_folder is not None:
+        _check_kinds(folder, mask_folder)
+    return found
+
+
+def true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
+    """Poses of test images, OpenCV axes, by path inside a data set's folder; empty if nobody has written them.
+
+    They are read from ``<folder>/test_transforms.json``, or from ``_hidden/<name>.json`` beside the folder.
+
+    Args:
+        folder: of one object.
+
+    Raises:
+        ValueError: if the file has no list of images with poses, or a pose is not rigid.
+    """
+    candidates = (folder / "test_transforms.json", folder.parent / "_hidden" / f"{folder.name}.json")
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        return {}
+    content = read_json(path)
+    entries = content.get("images", content.get("frames"))
+    if not isinstance(entries, list):
+        msg = f"{path} should have a list 'images' of objects with 'file' and 'transform_matrix'."
+        raise ValueError(msg)  # noqa: TRY004
+    poses = {}
+    for entry in entries:
+        name = entry.get("file", entry.get("file_path")) if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            msg = f"{path} has an entry without 'file': expected the path of a test image in the category."
+            raise ValueError(msg)  # noqa: TRY004
+        poses[PurePosixPath(name)] = read_pose(entry.get("transform_matrix"), f"{path}, image {name!r},")
+    return poses
+
+
+def _masks(kind: Path, images: list[Path], mask_folder: Path | None, suffixes: Sequence[str]) -> dict[Path, Path]:
+    """The mask of every image of a kind of defect."""
+    if mask_folder is None:
+        return {}
+    folder = mask_folder / kind.name
+    if images and not folder.is_dir():
+        msg = f"The images of {kind} have no masks: expected them in {folder}."
+        raise FileNotFoundError(msg)
+    masks = {path.stem: path for path in image_files(folder)} if folder.is_dir() else {}
+    matched = {}
+    for image in images:
+        mask = next((masks[image.stem + suffix] for suffix in suffixes if image.stem + suffix in masks), None)
+        if mask is None:
+            msg = f"The image {image} has no mask: expected {folder / (image.stem + suffixes[0] + '.png')}."
+            raise FileNotFoundError(msg)
+        check_mask_size(mask, image)
+        matched[image] = mask
+    spare = sorted(set(masks.values()) - set(matched.values()))
+    if spare:
+        msg = f"The mask {spare[0]} has no image in {kind}: add the image, or remove the mask."
+        raise ValueError(msg)
+    return matched
+
+
+def _check_kinds(folder: Path, mask_folder: Path) -> None:
+    """Every folder of masks should belong to a folder of images."""
+    if not mask_folder.is_dir():
+        return
+    for kind in sorted(path for path in mask_folder.iterdir() if path.is_dir()):
+        masks = image_files(kind)
+        if masks and not (folder / kind.name).is_dir():
+            msg = f"The mask {masks[0]} has no image: there is no folder {folder / kind.name}."
+            raise ValueError(msg)

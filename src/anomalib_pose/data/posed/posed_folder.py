@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A user's own object: posed photographs with a ``transforms.json`` or a COLMAP model, and queries."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from anomalib.data.utils import LabelName, Split, ValSplitMode
+from torch.utils.data import DataLoader
+
+from anomalib_pose.data.images import image_files, image_size
+from anomalib_pose.data.posed.colmap import MODEL_FOLDERS, find_colmap, read_colmap
+from anomalib_pose.data.posed.datamodule import PosedDataModule, labelled_images, true_poses
+from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
+from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms
+
+logger = logging.getLogger(__name__)
+
+
+class PosedFolder(PosedDataModule):
+    """Photographs with poses, from Blender, nerfstudio, instant-ngp or COLMAP, and queries of the same object.
+
+    ``<root>/transforms.json`` names the training images, their poses (OpenGL axes), intrinsics, and masks of the
+    object if there are any. Where there is none, the first COLMAP model of ``sparse/0``, ``sparse`` and
+    ``colmap/sparse/0`` in ``root`` is read instead (extra ``anomalib-pose[colmap]``), with images in ``images``;
+    their alpha channel serves as mask of the object. Queries come from one of two places:
+
+    * without ``query_dir``, every n-th training image is held out as a good query with its true pose;
+    * with ``query_dir``, from that folder: from its subfolders ``good`` and one for each kind of defect, or from the
+      folder itself if nobody knows their labels. They have the intrinsics of the training images, and no poses, unless
+      someone has written those that are inside ``root`` to ``<root>/test_transforms.json``, or to
+      ``_hidden/<name>.json`` beside ``root``, for evaluation alone.
+
+    Queries without labels can be predicted, not tested; every n-th training image then serves to choose the
+    threshold. Held-out queries alone are all good: they tell the pose error and false alarms, and AUROC means nothing.
+
+    Args:
+        root: folder with ``transforms.json``, or with ``images`` and a COLMAP model.
+        query_dir: folder of queries, absolute or inside ``root``; None to hold out training images.
+        mask_dir: folder of the defects' masks, absolute or inside ``root``: the mask of ``<defect>/<name>.jpg`` is
+            ``<defect>/<name>_mask.png`` or ``<defect>/<name>.png``. None if there are no masks.
+        holdout_every: every n-th image of the file (of a COLMAP model: by name), from the first, is held out; not
+            used with queries that have labels.
+        image_size: longer side of the images given, pixels; None to keep the stored size. Images that differ a little
+            in aspect are stretched to the size of most; image, masks and intrinsics are resized together.
+        white_background: paint white what the object's mask leaves out, where there is a mask.
+        train_batch_size: images in a training batch.
+        eval_batch_size: images in a batch of validation, test and prediction.
+        num_workers: processes that load images.
+        val_split_mode: what thresholds are chosen on where queries have labels: ``same_as_test``, ``from_test`` or
+            ``from_train``.
+        val_split_ratio: share of the images that ``from_test`` and ``from_train`` take.
+        seed: makes that choice repeatable.
+
+    Raises:
+        ValueError: if ``holdout_every`` is below 2, ``mask_dir`` is given without ``query_dir``, or
+            ``val_split_mode`` is another.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        query_dir: Path | str | None = None,
+        mask_dir: Path | str | None = None,
+        holdout_every: int = 8,
+        image_size: int | None = None,
+        white_background: bool = False,
+        train_batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        val_split_mode: str = "same_as_test",
+        val_split_ratio: float = 0.5,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(train_batch_size, eval_batch_size, num_workers, val_split_mode, val_split_ratio, seed)
+        if holdout_every < 2:
+            msg = f"holdout_every should be 2 or more, so that images are left to train on, got {holdout_every}."
+            raise ValueError(msg)
+        if mask_dir is not None and query_dir is None:
+            msg = f"mask_dir ({mask_dir}) has the masks of queries: give query_dir too."
+            raise ValueError(msg)
+        self.root = Path(root)
+        self.category = self.root.resolve().name
+        self.query_dir = None if query_dir is None else self.root / query_dir
+        self.mask_dir = None if mask_dir is None else self.root / mask_dir
+        self.holdout_every = holdout_every
+        self.image_size = image_size
+        self.white_background = white_background
+        self._chosen_val_split_mode = val_split_mode
+
+    def prepare_data(self) -> None:
+        """Check that the folders are there.
+
+        Raises:
+            FileNotFoundError: if one is not.
+        """
+        for folder in (self.root, self.query_dir, self.mask_dir):
+            if folder is not None and not folder.is_dir():
+                msg = f"There is no folder {folder}."
+                raise FileNotFoundError(msg)
+
+    def _setup(self, _stage: str | None = None) -> None:
+        """Read the training images and the queries."""
+        self.prepare_data()
+        frames = self._frames()
+        size = common_size(frames, self.image_size)
+        self.val_split_mode = ValSplitMode(self._chosen_val_split_mode)
+        if self.query_dir is None:
+            frames, held_out = self._split(frames)
+            queries = [PosedSample(frame, LabelName.NORMAL) for frame in held_out]
+        else:
+            queries = self._queries(self.query_dir, frames, size)
+            if queries[0].label == LabelName.UNKNOWN:
+                frames, held_out = self._split(frames)
+                good = [PosedSample(frame, LabelName.NORMAL) for frame in held_out]
+                self.val_data = self._dataset(good, Split.VAL, size)
+                self.val_split_mode = ValSplitMode.FROM_DIR
+        self.train_data = self._dataset([PosedSample(frame) for frame in frames], Split.TRAIN, size)
+        self.test_data = self._dataset(queries, Split.TEST, size)
+
+    def _frames(self) -> list[PosedFrame]:
+        """Posed images of the file, or of the COLMAP model."""
+        path, model = self.root / "transforms.json", find_colmap(self.root)
+        if path.is_file():
+            return read_transforms(path)
+        if model is None:
+            msg = (
+                f"There is no transforms.json in {self.root}, and no COLMAP model in its {', '.join(MODEL_FOLDERS)}: "
+                "expected the camera poses there."
+            )
+            raise FileNotFoundError(msg)
+        return read_colmap(model, self.root / "images")
+
+    def _dataset(self, samples: list[PosedSample], split: Split, size: tuple[int, int]) -> PosedDataset:
+        return PosedDataset(
+            samples, split, size, segmentation=self.mask_dir is not None, white_background=self.white_background
+        )
+
+    def _split(self, frames: list[PosedFrame]) -> tuple[list[PosedFrame], list[PosedFrame]]:
+        """Frames to train on, and every n-th."""
+        if len(frames) < 2:
+            msg = f"{self.root} has one posed image: holding one out leaves none to train on."
+            raise ValueError(msg)
+        training = [frame for index, frame in enumerate(frames) if index % self.holdout_every]
+        return training, frames[:: self.holdout_every]
+
+    def _queries(self, folder: Path, frames: list[PosedFrame], size: tuple[int, int]) -> list[PosedSample]:
+        """Queries of a folder, seen by the training images' camera."""
+        camera = common_camera(frames, size)
+        loose = image_files(folder)
+        kinds = [path for path in folder.iterdir() if path.is_dir() and path != self.mask_dir and image_files(path)]
+        if loose and kinds:
+            msg = (
+                f"The images of {folder} lie partly in it, {loose[0].name} for example, and partly in subfolders, "
+                f"{kinds[0].name} for example: put all into subfolders 'good' and kinds of defects, or none."
+            )
+            raise ValueError(msg)
+        if loose and self.mask_dir is not None:
+            msg = f"mask_dir ({self.mask_dir}) needs queries in subfolders 'good' and kinds of defects of {folder}."
+            raise ValueError(msg)
+        found = labelled_images(folder, self.mask_dir) if kinds else [(p, LabelName.UNKNOWN, None) for p in loose]
+        if not found:
+            msg = f"There are no queries in {folder}: expected images in it or in its subfolders."
+            raise FileNotFoundError(msg)
+        root = self.root.resolve()
+        truth = {root / name: pose for name, pose in true_poses(root).items()}
+        return [
+            PosedSample(
+                replace(
+                    query_frame(image, *image_size(image), like=camera), camera_to_world=truth.get(image.resolve())
+                ),
+                label,
+                mask,
+            )
+            for image, label, mask in found
+        ]
+
+    def test_dataloader(self) -> DataLoader:
+        """Loader of labelled queries.
+
+        Raises:
+            ValueError: if the queries have no labels.
+        """
+        if not (self.test_data.has_normal or self.test_data.has_anomalous):
+            msg = (
+                f"The queries in {self.query_dir} have no labels, so they can be predicted but not tested: sort them "
+                "into subfolders 'good' and kinds of defects, or call predict."
+            )
+            raise ValueError(msg)
+        if not self.test_data.has_anomalous:
+            logger.warning("All queries of %s are good: AUROC and the like mean nothing, false alarms do.", self.root)
+        return super().test_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """Loader of all queries, with labels or without."""
+        return super().test_dataloader()

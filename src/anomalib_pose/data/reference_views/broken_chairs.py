@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BrokenChairs: photographs of chairs with wrong parts, and views of the right shape (Looking3D, CVPR 2024)."""
+
+import logging
+from pathlib import Path
+
+from anomalib.data.utils import Split
+from anomalib.utils.path import resolve_dataset_root
+from torch.utils.data import DataLoader
+
+from anomalib_pose.data.reference_views.broken_chairs_files import find_queries, split_queries, summary
+from anomalib_pose.data.reference_views.dataset import ViewDataset
+from anomalib_pose.data.reference_views.shape_sampler import ShapeSampler
+from anomalib_pose.data.whole_test_datamodule import WholeTestDataModule
+
+logger = logging.getLogger(__name__)
+
+
+class BrokenChairs(WholeTestDataModule):
+    """BrokenChairs-180K, its first release, and anything in their layouts.
+
+    ``<root>/images/<folder>/render_<shape>_...png`` are queries on white, anomalous if ``anomaly`` is in their names;
+    ``annotations/<folder>/info_<shape>_...json`` has the box of an anomaly, ``2d_bbox`` (x, y, width, height in an
+    image of 512 x 512), with ``mask_new_...png`` and ``mask_old_...png`` where they are; ``shapes/shape_<shape>/
+    mv_images`` the views of the right shape; ``split.json`` the shapes of each split. The first release has
+    ``normals/<shape>/{renders,rendered_mesh}`` and ``anomalies/A<shape>_<type>/{renders,annotation}`` instead; shapes
+    that its ``split.json`` does not name are for training. Training images have anomalies, with labels.
+
+    Queries are resized to 256 pixels, a part of 224 is shown, enlarged to 256 again: a random one in training,
+    otherwise the middle, with views that are the same each time. The paper draws both at random in its tests, too.
+
+    The data set is not downloaded: its authors offer it at https://huggingface.co/datasets/ankankbhunia/brokenchairs180k
+    (CC BY-NC-SA 4.0).
+
+    Args:
+        root: folder of the data set; None for anomalib's folder of data sets.
+        train_views: random reference views of a training image.
+        eval_views: reference views of an image in evaluation; distinct ones, spread over all that a shape has.
+        flip: exchange left and right of half the training queries, but not of their reference views. Switch it off
+            for shapes that are not like their mirror image.
+        light: change brightness and contrast of a fifth of the training queries.
+        queries_per_shape: training images of one shape that come together. Those in one batch share reference views,
+            which Looking3D encodes once: with 4 of them a training step takes half as long.
+        train_batch_size: images in a training batch.
+        eval_batch_size: images in a batch of validation, test and prediction.
+        num_workers: processes that load images.
+        val_split_mode: what thresholds are chosen on: ``from_dir`` (the split ``val``; the test set where there is
+            none), ``same_as_test`` or ``from_test`` (a part of the test set, which loses it).
+        val_split_ratio: share of the test images that ``from_test`` takes.
+        seed: makes that choice repeatable.
+
+    Raises:
+        ValueError: if ``val_split_mode`` is another, or another number is below 1.
+
+    Example:
+        >>> datamodule = BrokenChairs(root="./datasets/BrokenChairs")
+        >>> datamodule.setup()
+        >>> next(iter(datamodule.train_dataloader())).reference_images.shape
+        torch.Size([6, 5, 3, 256, 256])
+    """
+
+    val_split_modes = ("from_dir", "same_as_test", "from_test")
+
+    def __init__(
+        self,
+        root: Path | str | None = "./datasets/BrokenChairs",
+        train_views: int = 5,
+        eval_views: int = 20,
+        flip: bool = True,
+        light: bool = True,
+        queries_per_shape: int = 1,
+        train_batch_size: int = 6,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        val_split_mode: str = "from_dir",
+        val_split_ratio: float = 0.5,
+        seed: int | None = None,
+    ) -> None:
+        if min(train_views, eval_views, queries_per_shape) < 1:
+            msg = (
+                "train_views, eval_views and queries_per_shape should be 1 or more, "
+                f"got {train_views}, {eval_views} and {queries_per_shape}."
+            )
+            raise ValueError(msg)
+        super().__init__(train_batch_size, eval_batch_size, num_workers, val_split_mode, val_split_ratio, seed)
+        self.root = Path(resolve_dataset_root(root, "BrokenChairs"))
+        self.train_views = train_views
+        self.eval_views = eval_views
+        self.flip = flip
+        self.light = light
+        self.queries_per_shape = queries_per_shape
+
+    def prepare_data(self) -> None:
+        """Check that the data set is there.
+
+        Raises:
+            FileNotFoundError: if it is not.
+        """
+        if not self.root.is_dir():
+            msg = (
+                f"There is no folder {self.root}: download BrokenChairs from "
+                "https://huggingface.co/datasets/ankankbhunia/brokenchairs180k and give its folder as root, or make a "
+                "sample with tools/make_sample_data.py chairs."
+            )
+            raise FileNotFoundError(msg)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled training images, those of a shape together if asked for."""
+        data = self.train_data
+        return DataLoader(
+            data,
+            batch_size=self.train_batch_size,
+            sampler=ShapeSampler([query.shape_id for query in data.samples["query"]], self.queries_per_shape),
+            num_workers=self.num_workers,
+            collate_fn=data.collate_fn,
+        )
+
+    def _setup(self, _stage: str | None = None) -> None:
+        """Find queries, annotations and views, and log how many there are in each split."""
+        self.prepare_data()
+        parts = split_queries(self.root, find_queries(self.root))
+        for name, queries in parts.items():
+            logger.info("BrokenChairs, %s: %s.", name, summary(queries))
+        self.train_data = ViewDataset(
+            parts["train"], Split.TRAIN, self.train_views, training=True, flip=self.flip, light=self.light
+        )
+        self.test_data = ViewDataset(parts["test"], Split.TEST, self.eval_views)
+        if self.val_split_mode == "from_dir":
+            validation = parts["val"]
+            if not validation:
+                logger.warning("%s names no shapes for validation: thresholds are chosen on the test set.", self.root)
+            self.val_data = ViewDataset(validation or parts["test"], Split.VAL, self.eval_views)

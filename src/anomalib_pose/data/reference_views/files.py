@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the reference views of Looking3D's layout: ``<id>_<distance>_<azimuth>_<elevation>`` with four suffixes.
+
+Each view has ``.png`` (grey), ``.json`` (camera), ``_depth.npy`` (metric depth) and ``.npy`` (correspondences).
+"""
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_pose.data.images import image_size, read_image
+from anomalib_pose.data.posed.transforms_json import read_json, read_pose
+from anomalib_pose.geometry import Camera
+from anomalib_pose.render.reference_views import GRID_SIZE, IMAGE_SIZE
+
+_KEYS = ("pxy", "is_visible", "xyz")
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    pickle.PickleError,
+    zipfile.BadZipFile,
+)
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+# The published files hold arrays of a class of trimesh's, which are plain arrays otherwise.
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("trimesh.caching", "TrackedArray"): np.ndarray,
+}
+
+
+@dataclass(frozen=True)
+class Correspondences:
+    """What a reference view knows of the surface.
+
+    Args:
+        pixels: (n, 2) int64, (row, column) of points on the surface, the same points in every view of a shape; they
+            may lie outside the image.
+        visible: (n,) bool, which of the points the view sees.
+        xyz: (32, 32, 3) float32, position on the surface seen in each cell, -1 where none is known.
+    """
+
+    pixels: Tensor
+    visible: Tensor
+    xyz: Tensor
+
+
+@dataclass(frozen=True)
+class ReferenceFile:
+    """One view on the disk.
+
+    Args:
+        image_path: the picture; the other files lie beside it.
+        shape: id of the shape in the files' names.
+        distance: of the camera from the origin.
+        azimuth: of the camera, degrees in [0, 360).
+        elevation: of the camera, degrees.
+    """
+
+    image_path: Path
+    shape: str
+    distance: float
+    azimuth: float
+    elevation: float
+
+    @property
+    def correspondences_path(self) -> Path:
+        """File of the correspondences: ``.npz`` where there is one, else ``.npy``."""
+        archive = self.image_path.with_suffix(".npz")
+        return archive if archive.is_file() else self.image_path.with_suffix(".npy")
+
+    def image(self) -> Tensor:
+        """Picture (3, 256, 256) in [0, 1].
+
+        Raises:
+            ValueError: if it cannot be read, or is no square.
+        """
+        image, _ = read_image(self.image_path)
+        height, width = image.shape[-2:]
+        if height != width:
+            msg = f"Reference views are square, {self.image_path} is {width} x {height}: draw it with render_views."
+            raise ValueError(msg)
+        if image.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE):
+            return image
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        return F.interpolate(image[None], size, mode="bicubic", align_corners=False, antialias=True)[0].clamp(0, 1)
+
+    def correspondences(self) -> Correspondences:
+        """Points on the surface and the grid of positions.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds something else.
+        """
+        return read_correspondences(self.correspondences_path)
+
+    def camera(self) -> Camera:
+        """The camera, float64, for the picture as it is stored.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds something else.
+        """
+        path = self.image_path.with_suffix(".json")
+        content = read_json(path)
+        try:
+            intrinsics = torch.tensor(content.get("K"), dtype=torch.float64).reshape(3, 3)
+        except (TypeError, ValueError, RuntimeError) as error:
+            msg = f"{path} should have 'K', a 3 x 3 matrix in pixels, found {content.get('K')!r}."
+            raise ValueError(msg) from error
+        pose = read_pose(content.get("RT_"), f"{path}, 'RT_',")
+        return Camera(pose, intrinsics, *image_size(self.image_path))
+
+
+def find_reference_views(folder: Path) -> list[ReferenceFile]:
+    """Views in a folder by elevation, distance and azimuth; of views from one place the first name stays.
+
+    Published sets have azimuth 0 and azimuth 360, which are the same view.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, no view in it, or a view without correspondences.
+        ValueError: if a picture's name is another, or there are views of several shapes.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    pictures = sorted(folder / name for name in names if name.endswith(".png"))
+    if not pictures:
+        msg = f"There are no reference views <id>_<distance>_<azimuth>_<elevation>.png in {folder}."
+        raise FileNotFoundError(msg)
+    views: dict[tuple[float, float, float], ReferenceFile] = {}
+    for path in pictures:
+        view = _parsed(path)
+        if not {f"{path.stem}.npy", f"{path.stem}.npz"} & names:
+            msg = f"The reference view {path} has no correspondences: expected {path.with_suffix('.npy')}."
+            raise FileNotFoundError(msg)
+        views.setdefault((view.elevation, view.distance, view.azimuth), view)
+    shapes = sorted({view.shape for view in views.values()})
+    if len(shapes) > 1:
+        msg = f"The reference views in {folder} should be of one shape, their names begin with {', '.join(shapes)}."
+        raise ValueError(msg)
+    return [views[key] for key in sorted(views)]
+
+
+def spread_views(files: list[ReferenceFile], count: int) -> list[ReferenceFile]:
+    """Views that are spread over all, in their order.
+
+    Args:
+        files: the views of one shape.
+        count: how many to take.
+
+    Raises:
+        ValueError: if there are not as many.
+    """
+    if not 1 <= count <= len(files):
+        folder = files[0].image_path.parent if files else "the folder"
+        msg = (
+            f"{folder} has {len(files)} different views, {count} are asked for: draw more with tools/render_views.py, "
+            "or ask for fewer."
+        )
+        raise ValueError(msg)
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+def read_views(files: list[ReferenceFile]) -> tuple[Tensor, Tensor]:
+    """Pictures (n, 3, 256, 256) in [0, 1] and positions on the shape (n, 32, 32, 3), -1 where none is known.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file cannot be read; it is named.
+    """
+    images = torch.stack([file.image() for file in files])
+    return images, torch.stack([file.correspondences().xyz for file in files])
+
+
+def read_correspondences(path: Path) -> Correspondences:
+    """Read a view's correspondences, from ``.npz``, or from a pickled dictionary of arrays in ``.npy``.
+
+    Pickles are read without running anything they name: arrays are all they may hold.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    if not path.is_file():
+        msg = f"There is no file {path} with the correspondences of a reference view."
+        raise FileNotFoundError(msg)
+    try:
+        content = _archive(path) if path.suffix == ".npz" else _dictionary(path)
+    except _UNREADABLE as error:
+        msg = f"{path} cannot be read as correspondences ({error}): copy it again, or write it with render_views."
+        raise ValueError(msg) from error
+    arrays = [np.asarray(content.get(key)) for key in _KEYS]
+    pixels, visible, xyz = arrays
+    shapes = {key: array.shape for key, array in zip(_KEYS, arrays, strict=True)}
+    n = len(visible) if visible.ndim == 1 else -1
+    numeric = all(array.dtype.kind in "biuf" for array in arrays)
+    if not numeric or pixels.shape != (n, 2) or xyz.shape != (GRID_SIZE, GRID_SIZE, 3):
+        msg = f"{path} should have arrays pxy (n, 2), is_visible (n,) and xyz (32, 32, 3), found {shapes}."
+        raise ValueError(msg)
+    return Correspondences(
+        torch.from_numpy(pixels.astype(np.int64)),
+        torch.from_numpy(visible.astype(bool)),
+        torch.from_numpy(xyz.astype(np.float32)),
+    )
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickler that knows numpy's arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            msg = f"it names {module}.{name}, which is no array and is not loaded"
+            raise pickle.UnpicklingError(msg)
+        return _ALLOWED[module, name]
+
+
+def _dictionary(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        dtype = _header(file)
+        if not dtype.hasobject:
+            msg = f"expected a pickled dictionary, found an array of {dtype}"
+            raise ValueError(msg)
+        array = _ArraysOnly(file).load()
+    content = array.item() if isinstance(array, np.ndarray) and array.size == 1 else array
+    if not isinstance(content, dict):
+        msg = f"expected a dictionary, found {type(content).__name__}"
+        raise TypeError(msg)
+    return content
+
+
+def _header(file: BinaryIO) -> np.dtype:
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in read:
+        msg = f"expected version 1 or 2 of numpy's format, found {version}"
+        raise ValueError(msg)
+    return read[version](file)[2]
+
+
+def _archive(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def _parsed(path: Path) -> ReferenceFile:
+    shape, *fields = path.stem.rsplit("_", 3)
+    try:
+        distance, azimuth, elevation = (float(field) for field in fields)
+    except ValueError as error:
+        msg = f"A reference view is named <id>_<distance>_<azimuth>_<elevation>.png, in degrees, found {path}."
+        raise ValueError(msg) from error
+    return ReferenceFile(path, shape, distance, azimuth % 360, elevation)

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chairs put together from parts that can be moved, cut, exchanged or left out. z is up; lengths in metres at first."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from anomalib_pose.render.mesh import Mesh
+from anomalib_pose.render.reference_views import FITTING_RADIUS
+from anomalib_pose.sample_data.bricks import Solid, box, cylinder, join, subdivide
+
+FRAME, COVER = 0, 1
+"""Materials of parts."""
+
+_CHAMFER = 0.006
+_LONGEST_EDGE = 0.1
+
+
+@dataclass(frozen=True)
+class ChairPart:
+    """One part of a chair.
+
+    Args:
+        role: what it is, in the words of the published statistics: Leg, SeatSurface, BackSurface, Arm and so on.
+        material: ``FRAME`` or ``COVER``.
+        solids: the convex solids it consists of, where they belong.
+        rotation: (3, 3) by which the part is turned about its middle.
+        shift: (3,) by which it is moved after that.
+        cut: the surface of a part that something was cut out of, instead of that of its solids; or None.
+    """
+
+    role: str
+    material: int
+    solids: tuple[Solid, ...]
+    rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
+    shift: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    cut: Solid | None = None
+
+    @property
+    def surface(self) -> Solid:
+        """Surface with edges that are short enough to light, not turned nor moved."""
+        return self.cut or subdivide(join(list(self.solids)), _LONGEST_EDGE)
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest coordinates, not turned nor moved."""
+        points = np.concatenate([solid.vertices for solid in self.solids])
+        return points.min(0), points.max(0)
+
+
+@dataclass(frozen=True)
+class Chair:
+    """A chair as a mesh, with what each face and vertex belongs to.
+
+    Args:
+        parts: the parts, each None if it is missing.
+        mesh: the surface.
+        face_part: (F,) index of the part of each face.
+        texture: (V, 3) float32 position of each vertex before its part was turned and moved, for patterns.
+    """
+
+    parts: tuple[ChairPart | None, ...]
+    mesh: Mesh
+    face_part: np.ndarray
+    texture: np.ndarray
+
+    @classmethod
+    def of(cls, parts: tuple[ChairPart | None, ...]) -> "Chair":
+        """Put parts together."""
+        placed, textures, owners = [], [], []
+        for number, part in enumerate(parts):
+            if part is None:
+                continue
+            surface = part.surface
+            low, high = part.bounds
+            middle = (low + high) / 2
+            vertices = (surface.vertices - middle) @ part.rotation.T + middle + part.shift
+            placed.append(Solid(vertices, surface.faces, surface.normals @ part.rotation.T))
+            textures.append(surface.vertices)
+            owners.append(np.full(len(surface.faces), number))
+        whole = join(placed)
+        mesh = Mesh(
+            torch.from_numpy(whole.vertices).float(),
+            torch.from_numpy(whole.faces),
+            torch.ones(len(whole.vertices), 3),
+            torch.from_numpy(whole.normals).float(),
+            closed=True,
+        )
+        return cls(parts, mesh, np.concatenate(owners), np.concatenate(textures).astype(np.float32))
+
+    def with_part(self, number: int, part: ChairPart | None) -> "Chair":
+        """The chair with another part, or none, at a place."""
+        return Chair.of((*self.parts[:number], part, *self.parts[number + 1 :]))
+
+
+def build_chair(rng: np.random.Generator) -> Chair:
+    """A random chair that fits into reference views, the middle of its bounding box at the origin.
+
+    Args:
+        rng: source of its design and measures.
+    """
+    width, depth = rng.uniform(0.40, 0.56), rng.uniform(0.38, 0.50)
+    height = rng.uniform(0.40, 0.48)
+    thickness = rng.uniform(0.025, 0.08)
+    half, deep = width / 2, depth / 2
+    parts = [_seat(half, deep, height, thickness)]
+    parts += _SUPPORTS[int(rng.integers(len(_SUPPORTS)))](rng, half, deep, height - thickness)
+    tilt = rng.uniform(0.03, 0.22)
+    tall = rng.uniform(0.34, 0.56)
+    back = _BACKS[int(rng.integers(len(_BACKS)))](rng, half, tall)
+    hinge = np.array([0.0, deep - 0.02, height])
+    parts += [_moved(part, _about_x(-tilt), hinge) for part in back]
+    if rng.random() < 0.5:
+        parts += _arms(rng, half, deep, height)
+    return Chair.of(_normalised(parts))
+
+
+def bar(start: np.ndarray, end: np.ndarray, breadth: float, *, thickness: float = 0.0) -> Solid:
+    """A straight bar between two points: round, or with a rectangular profile if it has a thickness.
+
+    Args:
+        start: (3,) one end.
+        end: (3,) the other.
+        breadth: diameter, or the side of the profile that is level.
+        thickness: the other side of the profile.
+    """
+    along = end - start
+    length = float(np.linalg.norm(along))
+    if thickness:
+        solid = box((-breadth / 2, -thickness / 2, 0), (breadth / 2, thickness / 2, length), _CHAMFER)
+    else:
+        solid = cylinder((0, 0, 0), breadth / 2, length, sides=16)
+    axis = along / length
+    level = np.cross([0.0, 1.0, 0.0] if abs(axis[1]) < 0.9 else [0.0, 0.0, 1.0], axis)
+    level /= np.linalg.norm(level)
+    turn = np.stack([level, np.cross(axis, level), axis], 1)
+    return Solid(solid.vertices @ turn.T + start, solid.faces, solid.normals @ turn.T)
+
+
+def scaled(solid: Solid, scale: np.ndarray, shift: np.ndarray) -> Solid:
+    """A solid stretched along the axes and then moved; its normals stay unit vectors across the surface."""
+    normals = solid.normals / scale
+    return Solid(solid.vertices * scale + shift, solid.faces, normals / np.linalg.norm(normals, axis=1, keepdims=True))
+
+
+def _normalised(parts: list[ChairPart]) -> tuple[ChairPart, ...]:
+    points = np.concatenate([solid.vertices for part in parts for solid in part.solids])
+    centre = (points.min(0) + points.max(0)) / 2
+    scale = np.full(3, FITTING_RADIUS / np.linalg.norm(points - centre, axis=1).max())
+    return tuple(
+        replace(part, solids=tuple(scaled(solid, scale, -centre * scale) for solid in part.solids)) for part in parts
+    )
+
+
+def _about_x(angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+
+
+def _moved(part: ChairPart, turn: np.ndarray, shift: np.ndarray) -> ChairPart:
+    """A part turned about the origin, then moved, as it belongs."""
+    solids = (Solid(s.vertices @ turn.T + shift, s.faces, s.normals @ turn.T) for s in part.solids)
+    return replace(part, solids=tuple(solids))
+
+
+def _part(role: str, material: int, *solids: Solid) -> ChairPart:
+    return ChairPart(role, material, solids)
+
+
+def _seat(half: float, deep: float, height: float, thickness: float) -> ChairPart:
+    return _part("SeatSurface", COVER, box((-half, -deep, height - thickness), (half, deep, height), 0.015))
+
+
+def _four_legs(rng: np.random.Generator, half: float, deep: float, top: float) -> list[ChairPart]:
+    """Four legs, which may be splayed, with or without bars between them."""
+    breadth = rng.uniform(0.03, 0.05)
+    splay = rng.uniform(0.0, 0.08)
+    thickness = breadth if rng.random() < 0.5 else 0.0
+    inset = breadth / 2 + 0.01
+    parts, feet = [], {}
+    for x in (-1, 1):
+        for y in (-1, 1):
+            upper = np.array([x * (half - inset), y * (deep - inset), top])
+            foot = np.array([x * (half - inset + splay), y * (deep - inset + splay), 0.0])
+            feet[x, y] = (foot, upper)
+            parts.append(_part("Leg", FRAME, bar(foot, upper, breadth, thickness=thickness)))
+    if rng.random() < 0.5:
+        share = rng.uniform(0.25, 0.5)
+
+        def level(x: int, y: int) -> np.ndarray:
+            foot, upper = feet[x, y]
+            middle: np.ndarray = foot + share * (upper - foot)
+            return middle
+
+        parts.append(_part("Footrest", FRAME, bar(level(-1, -1), level(1, -1), 0.7 * breadth)))
+        parts += [_part("LegStretcher", FRAME, bar(level(x, -1), level(x, 1), 0.7 * breadth)) for x in (-1, 1)]
+    if rng.random() < 0.5:
+        rim = rng.uniform(0.04, 0.07)
+        sides = [
+            box((-half + inset, y - 0.01, top - rim), (half - inset, y + 0.01, top))
+            for y in (-deep + inset, deep - inset)
+        ]
+        parts += [_part("SeatFrame", FRAME, side) for side in sides]
+    return parts
+
+
+def _sled(rng: np.random.Generator, half: float, deep: float, top: float) -> list[ChairPart]:
+    """Two runners with posts, and a bar under the seat."""
+    breadth = rng.uniform(0.025, 0.04)
+    parts = []
+    for x in (-half + 0.03, half - 0.03):
+        corners = [
+            np.array([x, y, z]) for y, z in ((-deep + 0.03, top), (-deep, 0.02), (deep, 0.02), (deep - 0.03, top))
+        ]
+        parts.append(_part("Leg", FRAME, bar(corners[1], corners[0], breadth), bar(corners[2], corners[3], breadth)))
+        parts.append(_part("SurfaceBase", FRAME, bar(corners[1], corners[2], breadth)))
+    low = top - 0.03
+    parts.append(
+        _part("SeatSupport", FRAME, bar(np.array([-half + 0.03, 0, low]), np.array([half - 0.03, 0, low]), 0.03))
+    )
+    return parts
+
+
+def _pedestal(rng: np.random.Generator, half: float, deep: float, top: float) -> list[ChairPart]:
+    """A column on a star of feet."""
+    count = int(rng.integers(4, 6))
+    reach = min(half, deep) * rng.uniform(0.95, 1.15)
+    hub = np.array([0, 0, 0.09])
+    start = rng.uniform(0, 2 * np.pi)
+    parts = [_part("SeatSupport", FRAME, cylinder((0, 0, 0.07), 0.03, top - 0.07))]
+    for angle in start + 2 * np.pi * np.arange(count) / count:
+        foot = np.array([reach * np.cos(angle), reach * np.sin(angle), 0.03])
+        parts.append(
+            _part("Leg", FRAME, bar(hub, foot, 0.045, thickness=0.03), cylinder((foot[0], foot[1], 0), 0.028, 0.05))
+        )
+    plate = 0.6 * min(half, deep)
+    parts.append(_part("SeatFrame", FRAME, box((-plate, -plate, top - 0.02), (plate, plate, top), _CHAMFER)))
+    return parts
+
+
+def _panel(rng: np.random.Generator, half: float, tall: float) -> list[ChairPart]:
+    """A back in one piece, on two posts."""
+    gap = rng.uniform(0.06, 0.14)
+    thickness = rng.uniform(0.02, 0.06)
+    narrow = half * rng.uniform(0.8, 1.0)
+    panel = box((-narrow, -thickness / 2, gap), (narrow, thickness / 2, tall), 0.012)
+    posts = [
+        bar(np.array([x, 0, -0.03]), np.array([x, 0, gap + 0.02]), 0.03, thickness=0.02)
+        for x in (-0.6 * half, 0.6 * half)
+    ]
+    return [_part("BackSurface", COVER, panel), *(_part("BackSupport", FRAME, post) for post in posts)]
+
+
+def _posts(half: float, tall: float) -> list[ChairPart]:
+    x = half - 0.02
+    return [
+        _part("BackFrame", FRAME, bar(np.array([s * x, 0, -0.03]), np.array([s * x, 0, tall]), 0.032)) for s in (-1, 1)
+    ]
+
+
+def _slats(rng: np.random.Generator, half: float, tall: float) -> list[ChairPart]:
+    """Two posts, a rail at the top, and upright slats."""
+    rail = box((-half + 0.02, -0.014, tall - 0.07), (half - 0.02, 0.014, tall - 0.005), _CHAMFER)
+    count = int(rng.integers(3, 6))
+    places = np.linspace(-half, half, count + 2)[1:-1]
+    breadth = rng.uniform(0.02, 0.05)
+    slats = [box((x - breadth / 2, -0.008, 0.0), (x + breadth / 2, 0.008, tall - 0.06), _CHAMFER) for x in places]
+    return [
+        *_posts(half, tall),
+        _part("BackFrame", FRAME, rail),
+        *(_part("BackSurface", COVER, slat) for slat in slats),
+    ]
+
+
+def _ladder(rng: np.random.Generator, half: float, tall: float) -> list[ChairPart]:
+    """Two posts and level rungs."""
+    count = int(rng.integers(2, 5))
+    breadth = rng.uniform(0.04, 0.08)
+    heights = np.linspace(0.12, tall - breadth, count)
+    rungs = [box((-half + 0.02, -0.01, z), (half - 0.02, 0.01, z + breadth), _CHAMFER) for z in heights]
+    return [*_posts(half, tall), *(_part("BackSurface", COVER, rung) for rung in rungs)]
+
+
+def _arms(rng: np.random.Generator, half: float, deep: float, height: float) -> list[ChairPart]:
+    """An arm rest with its support on each side."""
+    rise = rng.uniform(0.16, 0.24)
+    parts = []
+    for side in (-1, 1):
+        x = side * (half + 0.01)
+        front = np.array([x, -0.6 * deep, height - 0.03])
+        support = bar(front, front + np.array([0, 0, rise]), 0.03, thickness=0.03)
+        low, high = (x - 0.028, -0.75 * deep, height + rise - 0.03), (x + 0.028, deep, height + rise)
+        parts.append(_part("Arm", FRAME, support, box(low, high, _CHAMFER)))
+    return parts
+
+
+_SUPPORTS = (_four_legs, _four_legs, _sled, _pedestal)
+_BACKS = (_panel, _slats, _ladder)

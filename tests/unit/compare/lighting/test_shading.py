@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ball in another light: what is fitted is what Lambert's law says, in spite of a defect."""
+
+import torch
+
+from anomalib_pose.compare.lighting.shading import relit, surface_normals, unlit
+
+SIZE = 96
+AXIS = (torch.arange(SIZE) + 0.5) / SIZE * 2.4 - 1.2
+Y, X = torch.meshgrid(AXIS, AXIS, indexing="ij")
+ALPHA = ((X.square() + Y.square()) < 1).float()
+NORMALS = torch.stack([X, Y, -(1 - X.square() - Y.square()).clamp(min=0).sqrt()], -1)
+POINTS = NORMALS + torch.tensor([0.0, 0.0, 4.0])
+INNER = (X.square() + Y.square()) < 0.7
+
+
+def lit(albedo: torch.Tensor, light: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
+    shade = 0.5 + 0.5 * (NORMALS @ light)
+    return torch.where(ALPHA > 0, albedo * shade * colour[:, None, None], 1.0)
+
+
+def test_normals_of_a_ball():
+    found = surface_normals(POINTS[None], ALPHA[None])[0]
+    # the camera is at the origin: the ball's outer normals point at it
+    cosine = (found * NORMALS).sum(-1)[INNER]
+    assert (cosine < -0.99).all()
+    assert not found[ALPHA == 0].any()
+
+
+def test_no_opacity_switches_a_normal():
+    """Rounding would decide, and other runtimes would decide otherwise."""
+    rim = torch.where((ALPHA > 0) & ~INNER, 0.5, ALPHA)
+    below, above = (surface_normals(POINTS[None], (rim + change * (rim == 0.5))[None]) for change in (-1e-6, 1e-6))
+    torch.testing.assert_close(below, above, atol=1e-4, rtol=0)
+
+
+def test_another_lamp_is_no_defect_and_a_defect_is_no_lamp():
+    albedo = 0.3 + 0.4 * (torch.rand(3, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(0)))
+    albedo = albedo.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    reference = albedo.clone()
+    reference[:, ALPHA == 0] = 1  # photographed in light from everywhere
+    light = torch.nn.functional.normalize(torch.tensor([-1.0, 0.5, -1.0]), dim=0)
+    query = lit(albedo, light, torch.tensor([1.0, 0.8, 0.5]))
+    defect = (slice(None), slice(40, 52), slice(30, 42))
+    spoilt = query.clone()
+    spoilt[defect] = torch.tensor([0.1, 0.9, 0.2])[:, None, None]
+    found = relit(*(part[None] for part in (spoilt, reference, ALPHA, POINTS)))[0]
+    before = (reference - query)[:, INNER].abs().mean()
+    assert before > 0.1
+    assert (found - query)[:, INNER].abs().mean() < 0.03 * before
+    assert (found - spoilt)[defect].abs().mean() > 0.2
+    assert torch.equal(found[:, ALPHA == 0], reference[:, ALPHA == 0])
+    back = unlit(*(part[None] for part in (spoilt, reference, ALPHA, POINTS)))[0]
+    kept = INNER.clone()
+    kept[defect[1:]] = False
+    assert (back - reference)[:, kept].abs().mean() < 0.03 * before
+    assert (back - reference)[defect].abs().mean() > 0.2
+    assert torch.equal(back[:, ALPHA == 0], spoilt[:, ALPHA == 0])
+
+
+def test_the_same_light_changes_nothing_and_a_few_pixels_are_left_alone():
+    reference = torch.where(ALPHA > 0, 0.6, 1.0).expand(3, -1, -1)
+    same = relit(*(part[None] for part in (reference, reference, ALPHA, POINTS)))[0]
+    torch.testing.assert_close(same, reference, atol=1e-4, rtol=0)
+    nearly_nothing = torch.zeros_like(ALPHA)
+    nearly_nothing[:5, :5] = 1
+    assert torch.equal(relit(1 - reference[None], reference[None], nearly_nothing[None], POINTS[None])[0], reference)
+    assert torch.equal(unlit(reference[None], 1 - reference[None], nearly_nothing[None], POINTS[None])[0], reference)

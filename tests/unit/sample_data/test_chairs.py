@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chairs: the published layout, honest boxes and masks, cuts in closed form, the same files from the same seed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import find_objects
+
+from anomalib_pose.data.reference_views.broken_chairs_files import ANOMALY_TYPES, find_queries, split_queries
+from anomalib_pose.data.reference_views.files import find_reference_views
+from anomalib_pose.render.mesh import BakedLight, Light, rasterize_mesh
+from anomalib_pose.sample_data.bricks import Solid, box, subdivide
+from anomalib_pose.sample_data.chair_anomalies import break_chair, cut_out, inside
+from anomalib_pose.sample_data.chair_parts import build_chair
+from anomalib_pose.sample_data.chair_views import Material, Pose, find_change, photograph, published_mesh
+from anomalib_pose.sample_data.chairs import write_chairs
+
+SHAPES, QUERIES, SIZE, VIEWS, SEED = 3, 4, 128, 12, 1
+
+
+@pytest.fixture
+def folder(chairs: Path) -> Path:
+    return chairs
+
+
+def test_the_layout_is_the_published_one(folder: Path) -> None:
+    queries = find_queries(folder)
+    assert len(queries) == SHAPES * QUERIES
+    kinds = [query.kind for query in queries]
+    assert kinds.count("good") == SHAPES * QUERIES // 2
+    assert {kind for kind in kinds if kind != "good"} == set(ANOMALY_TYPES)
+    parts = split_queries(folder, queries)
+    shapes = {name: {query.shape_id for query in part} for name, part in parts.items()}
+    assert shapes == {"train": {"0"}, "val": {"1"}, "test": {"2"}}
+    for number in range(SHAPES):
+        assert len(find_reference_views(folder / "shapes" / f"shape_{number}" / "mv_images")) == VIEWS
+    for query in queries:
+        with Image.open(query.image_path) as image:
+            assert (image.mode, image.size) == ("RGB", (SIZE, SIZE))
+        _, shape, _, radius, azimuth, elevation, light, label = query.image_path.stem.split("_", 7)
+        assert shape == query.shape_id
+        assert 2.9 <= float(radius) <= 3.5
+        assert (0 <= int(azimuth) < 360, 5 <= int(elevation) <= 45, 0 <= int(light) < 6) == (True, True, True)
+        assert label == ("normal" if query.kind == "good" else f"anomaly_{query.kind}")
+
+
+def test_boxes_and_types_fit_masks_and_names(folder: Path) -> None:
+    for query in find_queries(folder):
+        if query.kind == "good":
+            assert not query.mask_paths
+            continue
+        names = [path.name[:9] for path in query.mask_paths]
+        assert names == (["mask_new_"] if query.kind == "missing" else ["mask_new_", "mask_old_"])
+        masks = np.stack([np.asarray(Image.open(path)) > 0 for path in query.mask_paths])
+        rows, columns = find_objects(masks.any(0).astype(int))[0]
+        note = json.loads(query.annotation_path.read_text())
+        expected = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+        assert note["2d_bbox"] == pytest.approx([side * 512 / SIZE for side in expected])
+        overlap = 0 if len(masks) == 1 else masks.all(0).sum() / masks.any(0).sum()
+        assert note["IoU"] == pytest.approx(overlap)
+        assert note["config"]["type"] == ANOMALY_TYPES.index(query.kind) + 1
+
+
+def test_photographs_show_what_the_stored_camera_sees(folder: Path) -> None:
+    """The chair's silhouette, from its mesh and the camera of the annotation, is where the image is not white."""
+    checked = 0
+    for query in find_queries(folder):
+        if query.kind == "good":
+            continue
+        camera = json.loads(query.annotation_path.read_text())["camera"]
+        chair = build_chair(np.random.default_rng([SEED, 0, int(query.shape_id)]))
+        points = published_mesh(chair).vertices.double().numpy()
+        in_camera = np.array(camera["RT"]) @ np.column_stack([points, np.ones(len(points))]).T
+        u, v, w = np.array(camera["K"]) @ in_camera[:3]
+        row, column = np.floor(v / w).astype(int), np.floor(SIZE - u / w).astype(int)
+        changed = np.any([np.asarray(Image.open(path)) > 0 for path in query.mask_paths], axis=0)
+        image = np.asarray(Image.open(query.image_path)).min(2)
+        unchanged = ~changed[row.clip(0, SIZE - 1), column.clip(0, SIZE - 1)]
+        seen = image[row[unchanged].clip(0, SIZE - 1), column[unchanged].clip(0, SIZE - 1)] < 250
+        assert seen.mean() > 0.97
+        checked += 1
+    assert checked == SHAPES * QUERIES // 2
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, again, other = (
+        write_chairs(tmp_path / name, 3, queries, seed, size=64, views=1, progress=False)
+        for name, queries, seed in (("first", 2, 7), ("again", 2, 7), ("other", 1, 8))
+    )
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    assert all((first / file).read_bytes() == (again / file).read_bytes() for file in files)
+    view = "shapes/shape_0/mv_images/0_3.0_0_20.png"
+    assert (first / view).read_bytes() != (other / view).read_bytes()
+
+
+def test_wrong_numbers_and_folders_that_exist_are_refused(folder: Path, tmp_path: Path) -> None:
+    for options in ({"shapes": 2}, {"queries": 0}, {"size": 32}, {"views": 0}):
+        with pytest.raises(ValueError, match="shapes has to be 3 or more"):
+            write_chairs(tmp_path / "new", **options)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_chairs(folder, 3, 1, progress=False)
+
+
+def test_the_program_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[3] / "tools")
+    import make_sample_data
+
+    numbers = ["--shapes", "3", "--queries", "1", "--views", "1", "--size", "64"]
+    assert make_sample_data.main(["chairs", str(tmp_path / "chairs"), *numbers]) == 0
+    assert len(find_queries(tmp_path / "chairs")) == 3
+    with pytest.raises(SystemExit, match="2"):
+        make_sample_data.main(["chairs", str(tmp_path / "chairs")])
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_chairs_fit_into_their_views_and_stand_upright() -> None:
+    for seed in range(12):
+        chair = build_chair(np.random.default_rng(seed))
+        vertices = published_mesh(chair).vertices.numpy()
+        assert np.linalg.norm(vertices, axis=1).max() == pytest.approx(0.9, abs=1e-5)
+        np.testing.assert_allclose(vertices.min(0) + vertices.max(0), 0, atol=1e-5)
+        roles = np.array([part.role for part in chair.parts])[chair.face_part]
+        middle = vertices[chair.mesh.faces.numpy()].mean(1)[:, 1]
+        assert middle[roles == "Leg"].max() < middle[roles == "SeatSurface"].max() < middle.max()
+
+
+def test_what_changes_is_inside_the_mask() -> None:
+    """In light that is the same everywhere, good and broken chair differ in the mask alone."""
+    chair, other = build_chair(np.random.default_rng(3)), build_chair(np.random.default_rng(4))
+    plain = Material((0.2, 0.3, 0.4), (0, 0, 0), "plain", 1.0)
+    light = Light(specular=0.0)
+    rng = np.random.default_rng(0)
+    found = 0
+    for trial in range(20):
+        kind = ANOMALY_TYPES[trial % 5]
+        anomaly, pose = break_chair(chair, kind, other, rng), Pose.random(rng, 96)
+        change = None if anomaly is None else find_change(chair, anomaly, pose.chair_camera)
+        if change is None:
+            continue
+        images = []
+        for one in (chair, anomaly.chair):
+            everywhere = BakedLight(torch.ones(len(one.mesh.vertices), 3), torch.zeros(len(one.mesh.vertices)))
+            images.append(photograph(one, (plain, plain), pose.chair_camera, light, everywhere).astype(int))
+        differs = np.abs(images[0] - images[1]).max(2) > 1
+        assert not (differs & ~change.union).any()
+        # where the part was in front of white, or is now, the image has to change
+        alone = change.union & ((images[0] == 255).all(2) | (images[1] == 255).all(2))
+        assert not (alone & ~differs).any()
+        # and where one surface is behind the other, the mask has to be set, whatever their colours
+        depths = [rasterize_mesh(one.mesh, pose.chair_camera, 1) for one in (chair, anomaly.chair)]
+        before, after = (depth.grid(depth.depth, 0.0).numpy() for depth in depths)
+        assert not ((np.abs(before - after) > 0.021) & ~change.union).any()
+        found += 1
+    assert found > 5
+
+
+def test_changes_that_cannot_be_seen_are_refused() -> None:
+    chair = build_chair(np.random.default_rng(3))
+    pose = Pose.random(np.random.default_rng(0), 96)
+    for number in range(len(chair.parts)):
+        anomaly = break_chair(chair, "missing", chair, np.random.default_rng(number))
+        seen = (chair.face_part == anomaly.number)[rasterize_mesh(chair.mesh, pose.chair_camera, 1).face]
+        change = find_change(chair, anomaly, pose.chair_camera)
+        share = float(seen.sum()) / 96**2
+        if not 0.0015 < share < 0.0025:  # there, samples at the part's edge decide
+            assert (change is None) == (share < 0.002)
+
+
+def area(solid: Solid) -> np.ndarray:
+    corners = solid.vertices[solid.faces]
+    return np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+
+
+def test_a_ball_that_is_cut_out_leaves_half_a_ball_and_takes_a_disc() -> None:
+    radius = 0.3
+    angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    points = [
+        [radius * np.cos(h) * np.cos(a), radius * np.cos(h) * np.sin(a), radius * np.sin(h)]
+        for h in np.linspace(-np.pi / 2, np.pi / 2, 25)
+        for a in angle
+    ]
+    rows, columns = np.arange(24)[:, None], np.arange(32)[None]
+    corner = [(rows + i) * 32 + (columns + j) % 32 for i, j in ((0, 0), (0, 1), (1, 1), (1, 0))]
+    faces = np.concatenate([np.stack(c, -1).reshape(-1, 3) for c in (corner[:3], [corner[0], corner[2], corner[3]])])
+    ball = Solid(np.array(points), faces.astype(np.int32), np.array(points) / radius)
+    block = box((-0.4, -0.4, -0.4), (0.4, 0.4, 0.0), 0.0)  # the ball's middle is on its top
+    cut, share = cut_out((block,), ball)
+    total = 2 * 0.64 + 4 * 0.32
+    assert share == pytest.approx(np.pi * radius**2 / total, rel=0.05)
+    inner = (np.abs(np.linalg.norm(cut.vertices[cut.faces], axis=2) - radius) < 1e-6).all(1)
+    assert area(cut)[inner].sum() == pytest.approx(2 * np.pi * radius**2, rel=0.05)
+    assert area(cut)[~inner].sum() == pytest.approx(total - np.pi * radius**2, rel=0.02)
+    # the new surface is lit from where the ball was
+    facing = (cut.normals[cut.faces[inner]] * cut.vertices[cut.faces[inner]]).sum(-1)
+    assert facing.max() < 0
+
+
+def test_inside_of_a_turned_box_is_known_in_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    plain = subdivide(box((-0.3, -0.2, -0.4), (0.3, 0.2, 0.4), 0.0), 0.3)
+    solid = Solid(plain.vertices @ turn.T + 1, plain.faces, plain.normals @ turn.T)
+    points = rng.uniform(-0.6, 0.6, (2000, 3))
+    expected = (np.abs(points) < [0.3, 0.2, 0.4]).all(1)
+    np.testing.assert_array_equal(inside(solid, points @ turn.T + 1), expected)
+
+
+def test_each_kind_changes_one_part_as_its_name_says() -> None:
+    chair, other = build_chair(np.random.default_rng(3)), build_chair(np.random.default_rng(5))
+    for kind in ANOMALY_TYPES:
+        anomaly = next(
+            found for seed in range(50) if (found := break_chair(chair, kind, other, np.random.default_rng(seed)))
+        )
+        was, became = chair.parts[anomaly.number], anomaly.chair.parts[anomaly.number]
+        others = [
+            (a, b) for i, (a, b) in enumerate(zip(chair.parts, anomaly.chair.parts, strict=True)) if i != anomaly.number
+        ]
+        assert all(a is b for a, b in others)
+        if kind == "missing":
+            assert became is None
+            continue
+        before, after = (vertices_of(one, anomaly.number) for one in (chair, anomaly.chair))
+        if kind == "position":
+            moved = after - before
+            np.testing.assert_allclose(moved, np.broadcast_to(moved[0], moved.shape), atol=1e-5)
+            assert 0.06 < np.linalg.norm(moved[0]) < 0.3
+        if kind == "rotation":
+            turn = became.rotation
+            np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-9)
+            assert 12 <= np.degrees(np.arccos((np.trace(turn) - 1) / 2)) <= 45
+            middle = np.add(*was.bounds) / 2
+            np.testing.assert_allclose(after, (before - middle) @ turn.T + middle, atol=1e-5)
+        if kind == "swapped":
+            assert became.role == was.role
+            np.testing.assert_allclose(np.add(*became.bounds), np.add(*was.bounds), atol=1e-9)
+            assert len(became.solids) != len(was.solids) or any(
+                a.vertices.shape != b.vertices.shape or np.abs(a.vertices - b.vertices).max() > 1e-3
+                for a, b in zip(was.solids, became.solids, strict=True)
+            )
+        if kind == "damaged":
+            assert became.cut is not None
+            assert became.solids is was.solids
+
+
+def vertices_of(chair, number: int) -> np.ndarray:
+    return chair.mesh.vertices.numpy()[np.unique(chair.mesh.faces.numpy()[chair.face_part == number])]
