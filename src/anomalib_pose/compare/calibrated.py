@@ -272,7 +272,7 @@ class CalibratedComparator(nn.Module):
         total = (deviations * deviations.new_tensor(self.weights)[:, None, None]).sum(1)
         return gaussian_blur(total * shown(query, reference, alpha), self.blur_sigma)
 
-    def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:
+    def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
         """Mean of the largest ``top_fraction`` of pixels.
 
         Args:

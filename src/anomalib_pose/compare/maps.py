@@ -117,7 +117,7 @@ def tolerant_distance(
     return torch.maximum(forth, back).sqrt()
 
 
-def top_mean(maps: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"], fraction: float) -> Float[Tensor, "b"]:
+def top_mean(maps: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"], fraction: float) -> Float[Tensor, " b"]:
     """Mean of the largest values of each map, as many as ``fraction`` of the object's pixels, at least one.
 
     They are searched in the whole map: what was added to an object lies outside its rendering. Where that is no whole

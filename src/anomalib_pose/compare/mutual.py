@@ -30,7 +30,7 @@ def neighbourhood_means(features: Float[Tensor, "n c h w"], size: int) -> Float[
     return functional.avg_pool2d(features, size, 1, size // 2, count_include_pad=False)
 
 
-def patch_scores(images: Sequence[Float[Tensor, "_ c"]], share: float = 0.3) -> list[Float[Tensor, "_"]]:
+def patch_scores(images: Sequence[Float[Tensor, "_ c"]], share: float = 0.3) -> list[Float[Tensor, " _"]]:
     r"""How unlike the patches of other images each patch is (section 3.2).
 
     With unit vectors :math:`f` of the patches, the distance of patch p of image i from image j is
@@ -143,8 +143,8 @@ def above_median(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
 
 
 def rescored(
-    scores: Float[Tensor, "n"], descriptors: Float[Tensor, "n c"], windows: Sequence[int] = (1, 2, 3)
-) -> Float[Tensor, "n"]:
+    scores: Float[Tensor, " n"], descriptors: Float[Tensor, "n c"], windows: Sequence[int] = (1, 2, 3)
+) -> Float[Tensor, " n"]:
     r"""Scores of images, each drawn towards those of the images that look most like it (section 3.3).
 
     .. math:: s_i' = \frac{1}{|K|} \sum_{k \in K} \frac{\sum_{j \in N_k(i)} w_{ij} s_j}{\sum_{j \in N_k(i)} w_{ij}}

@@ -138,7 +138,7 @@ class PaperComparator(nn.Module):
         self,
         anomaly_map: Float[Tensor, "b h w"],
         alpha: Float[Tensor, "b h w"],  # noqa: ARG002
-    ) -> Float[Tensor, "b"]:
+    ) -> Float[Tensor, " b"]:
         """Maximum of the map.
 
         Args:

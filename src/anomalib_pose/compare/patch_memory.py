@@ -80,7 +80,7 @@ class FeatureMemory(nn.Module):
     @torch.no_grad()
     def distances(
         self, extractor: FeatureExtractor, images: Float[Tensor, "b 3 h w"]
-    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]]:
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]:
         """Smooth maps of the distance to the nearest remembered patch, and the largest distance of each image.
 
         Args:
@@ -102,8 +102,8 @@ class FeatureMemory(nn.Module):
     @torch.no_grad()
     def calibrate(
         self,
-        own: tuple[Float[Tensor, "n h w"], Float[Tensor, "n"]],
-        wanted: tuple[Float[Tensor, "n h w"], Float[Tensor, "n"]],
+        own: tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]],
+        wanted: tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]],
     ) -> None:
         """Learn the scale on which good views get the mean and the spread that the comparison gives them.
 
@@ -120,7 +120,7 @@ class FeatureMemory(nn.Module):
 
     def forward(
         self, extractor: FeatureExtractor, images: Float[Tensor, "b 3 h w"]
-    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]]:
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]:
         """Anomaly maps, 0 or more, and scores on the scale of the comparison.
 
         Scores below that scale are negative: were they 0, images less anomalous than it tells would be alike.
@@ -138,7 +138,7 @@ class FeatureMemory(nn.Module):
         extractor: FeatureExtractor,
         images: Float[Tensor, "n 3 h w"],
         held_out: tuple[int, ...],
-        compared: tuple[Float[Tensor, "m h w"], Float[Tensor, "m"]],
+        compared: tuple[Float[Tensor, "m h w"], Float[Tensor, " m"]],
     ) -> None:
         """``fit`` and ``calibrate``, by views that are not remembered.
 
@@ -167,8 +167,8 @@ class FeatureMemory(nn.Module):
     def weigh(
         self,
         extractor: FeatureExtractor,
-        good: tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n h w"], Float[Tensor, "n"]],
-        damaged: tuple[Float[Tensor, "m 3 h w"], Float[Tensor, "m h w"], Float[Tensor, "m"]],
+        good: tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n h w"], Float[Tensor, " n"]],
+        damaged: tuple[Float[Tensor, "m 3 h w"], Float[Tensor, "m h w"], Float[Tensor, " m"]],
     ) -> None:
         """Learn the share that the memory has where the camera is known, from artificial damage.
 
@@ -196,9 +196,9 @@ class FeatureMemory(nn.Module):
         self,
         extractor: FeatureExtractor,
         queries: Float[Tensor, "b 3 h w"],
-        compared: tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]],
-        share: Float[Tensor, "b"],
-    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b"]]:
+        compared: tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]],
+        share: Float[Tensor, " b"],
+    ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]:
         """Maps and scores by comparison, of which the memory takes a share.
 
         Args:
@@ -226,7 +226,7 @@ class FeatureMemory(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _mistakes(scores: Float[Tensor, "n"], positive: Bool[Tensor, "n"]) -> float:
+def _mistakes(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> float:
     """Share of pairs that are ranked wrongly, 1 - AUROC; never 0, for pairs are few."""
     pairs = max(1, int(positive.sum()) * int((~positive).sum()))
     # scaled: torchmetrics takes what is outside of 0 to 1 for logits

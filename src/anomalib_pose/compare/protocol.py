@@ -35,7 +35,7 @@ class Comparator(Protocol):
         """
         ...
 
-    def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:
+    def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
         """One number an image from its anomaly map.
 
         Args:

@@ -116,7 +116,7 @@ class FeedForwardDetector(nn.Module):
         rows, columns = self.window.along_axes(window_matrix, images.shape[-2:], size or self.size, images)
         return rows @ images @ columns.transpose(0, 1)
 
-    def locate(self, query: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 4 4"], Float[Tensor, "b"]]:
+    def locate(self, query: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 4 4"], Float[Tensor, " b"]]:
         """Camera-to-world poses of windows in units of the bank's depth, and the costs of the alignment there.
 
         Args:

@@ -26,7 +26,7 @@ class ScoreMap:
         ours: scores of the same images or pixels, in any order.
     """
 
-    def __init__(self, theirs: Float[Tensor, "n"], ours: Float[Tensor, "m"]) -> None:
+    def __init__(self, theirs: Float[Tensor, " n"], ours: Float[Tensor, " m"]) -> None:
         if not len(theirs) or not len(ours):
             msg = f"A map of scores needs scores of both kinds, got {len(theirs)} and {len(ours)}."
             raise ValueError(msg)
@@ -66,7 +66,7 @@ class ScoreLine:
         ours: scores of the same images, in the same order.
     """
 
-    def __init__(self, theirs: Float[Tensor, "n"], ours: Float[Tensor, "n"]) -> None:
+    def __init__(self, theirs: Float[Tensor, " n"], ours: Float[Tensor, " n"]) -> None:
         first, second = theirs.double().cpu(), ours.double().cpu()
         constant = len(first) < 2 or float(first.max()) <= float(first.min())
         self.slope = 1.0 if constant else float(theilslopes(second.numpy(), first.numpy()).slope)
@@ -80,7 +80,7 @@ class ScoreLine:
         return self.slope * score + self.intercept
 
 
-def midway(threshold: float, scores: Float[Tensor, "n"]) -> float:
+def midway(threshold: float, scores: Float[Tensor, " n"]) -> float:
     """The middle between a threshold and the largest of the scores below it; the threshold itself if there is none.
 
     anomalib takes the lowest score of what is to be found for the threshold, so that this one is missed by a last
@@ -98,7 +98,7 @@ def carry_over(
     post_processor: nn.Module,
     images: Callable[[float], float],
     pixels: Callable[[float], float],
-    good: Float[Tensor, "n"],
+    good: Float[Tensor, " n"],
 ) -> nn.Module:
     """A copy of anomalib's post-processor whose thresholds and limits are on our scale.
 

@@ -168,7 +168,7 @@ class Camera:
         return in_camera @ rotation.transpose(-1, -2) + self.centre[..., None, None, :]
 
 
-def viewed_point(cameras: Camera) -> tuple[Float[Tensor, "3"], Float[Tensor, "c"]]:
+def viewed_point(cameras: Camera) -> tuple[Float[Tensor, "3"], Float[Tensor, " c"]]:
     """The point nearest to all optical axes (least squares), and how far from each axis it lies.
 
     Args:

@@ -6,7 +6,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 
-def farthest_point_sampling(points: Shaped[Tensor, "n d"], count: int, start: int = 0) -> Int[Tensor, "count"]:
+def farthest_point_sampling(points: Shaped[Tensor, "n d"], count: int, start: int = 0) -> Int[Tensor, " count"]:
     """Indices of points of which each is as far as possible from those before it; the first of equals is taken.
 
     Args:

@@ -198,7 +198,7 @@ class InerfRefiner(ScrewRefiner):
         return of
 
 
-def interest_region(query: Query) -> Int[Tensor, "n"]:
+def interest_region(query: Query) -> Int[Tensor, " n"]:
     """Pixels near SIFT key points, row by row; the foreground or all where there are none.
 
     Args:

@@ -66,7 +66,7 @@ class PoseEstimator(nn.Module):
         self.matched = matched
         self.register_buffer("typical_residual", torch.tensor(0.1))
 
-    def calibrate(self, residuals: Float[Tensor, "n"]) -> None:
+    def calibrate(self, residuals: Float[Tensor, " n"]) -> None:
         """Take the median residual of normal views at their poses as typical, within bounds."""
         if len(residuals):
             self.typical_residual = residuals.median().clamp(_LEAST_TYPICAL, _MOST_TYPICAL).to(self.typical_residual)

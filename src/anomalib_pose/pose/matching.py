@@ -108,7 +108,7 @@ def _lifted(
 
 def surface_points(
     camera: Camera, depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"], pixels: Float[Tensor, "n 2"]
-) -> tuple[Float[Tensor, "n 3"], Bool[Tensor, "n"]]:
+) -> tuple[Float[Tensor, "n 3"], Bool[Tensor, " n"]]:
     """World points that pixel coordinates show, between pixels interpolated, and whether all pixels around are opaque.
 
     Args:
@@ -134,7 +134,7 @@ def solve_pnp(
     K: Float[Tensor, "3 3"],  # noqa: N803
     tolerance: float,
     seed: int = 0,
-) -> tuple[Float[Tensor, "4 4"] | None, Bool[Tensor, "n"]]:
+) -> tuple[Float[Tensor, "4 4"] | None, Bool[Tensor, " n"]]:
     """Camera-to-world pose that projects most points near their pixels (RANSAC) or None, and which points those are.
 
     Args:

@@ -127,7 +127,7 @@ class ViewBank(nn.Module):
         self.poses, self.thumbnails, self.boxes = poses, torch.stack(thumbnails), torch.stack(boxes)
 
     @torch.no_grad()
-    def nearest(self, query: Query, count: int) -> tuple[Float[Tensor, "s 4 4"], Float[Tensor, "s"]]:
+    def nearest(self, query: Query, count: int) -> tuple[Float[Tensor, "s 4 4"], Float[Tensor, " s"]]:
         """Poses of the most similar views, and the similarities.
 
         Views from nearly the same direction count as one, or an object with look-alike sides would have all starts on
@@ -160,7 +160,7 @@ class ViewBank(nn.Module):
         poses[:, :3, :3] = poses[:, :3, :3] @ turns[roll[best]]
         return poses, similarity[best]
 
-    def _similarity(self, query: Query) -> Float[Tensor, "v"]:
+    def _similarity(self, query: Query) -> Float[Tensor, " v"]:
         return self.thumbnails @ self._thumbnail(query.image, query.foreground).to(self.thumbnails)
 
     def _moved(self, query: Query, views: Tensor) -> Float[Tensor, "s 4 4"]:
@@ -170,7 +170,7 @@ class ViewBank(nn.Module):
             return _move_to_box(poses, self.boxes[views], _box(query.foreground, query.K).to(poses), self.centre)
         return poses
 
-    def _apart(self, similarity: Float[Tensor, "v"], count: int) -> Tensor:
+    def _apart(self, similarity: Float[Tensor, " v"], count: int) -> Tensor:
         """Indices of the most similar views that lie ``_APART`` from each other; the nearer ones follow at the end."""
         directions = F.normalize(self.poses[:, :3, 3] - self.centre, dim=1)
         penalty = torch.zeros_like(similarity)

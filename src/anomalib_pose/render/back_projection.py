@@ -10,7 +10,7 @@ from torch import Tensor
 from anomalib_pose.render.point_kernels import find_lenders
 
 
-def borrow_visibility(visible: Bool[Tensor, "v n"], valid: Bool[Tensor, "n"]) -> Bool[Tensor, "v n"]:
+def borrow_visibility(visible: Bool[Tensor, "v n"], valid: Bool[Tensor, " n"]) -> Bool[Tensor, "v n"]:
     """Visibility in which points that no view shows have the flags of the nearest point that some view shows.
 
     Nearest in the order of the indices: points are taken one after the other; the next seen point lends its flags,
@@ -36,7 +36,7 @@ def borrow_visibility(visible: Bool[Tensor, "v n"], valid: Bool[Tensor, "n"]) ->
 
 def back_project(
     maps: Float[Tensor, "v h w *channels"], pixels: Int[Tensor, "v n 2"], visible: Bool[Tensor, "v n"]
-) -> Float[Tensor, "n *channels"]:
+) -> Float[Tensor, " n *channels"]:
     """Mean over the views that show a point of the map's value at its pixel; 0 for points that no view shows.
 
     Args:
@@ -100,8 +100,8 @@ def _enlargement(position: Tensor, size: int, patches: int) -> tuple[Tensor, Ten
 
 
 def smooth_over_neighbours(
-    points: Float[Tensor, "n 3"], values: Float[Tensor, "n"], sigma: float, neighbours: int = 64
-) -> Float[Tensor, "n"]:
+    points: Float[Tensor, "n 3"], values: Float[Tensor, " n"], sigma: float, neighbours: int = 64
+) -> Float[Tensor, " n"]:
     """Gaussian mean of values over the nearest points in space, for clouds whose order means nothing.
 
     Args:

@@ -11,7 +11,7 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.render.types import Gaussians, Rasterizer
 
 
-def seen_weights(gaussians: Gaussians, rasterizer: Rasterizer, camera: Camera) -> Float[Tensor, "n"]:
+def seen_weights(gaussians: Gaussians, rasterizer: Rasterizer, camera: Camera) -> Float[Tensor, " n"]:
     """Weights of Gaussians in the blending of an image, each summed over the pixels.
 
     It is what the image's sum changes by with the brightness of a Gaussian, whatever the colours.

@@ -109,7 +109,7 @@ class BakedLight:
     """
 
     irradiance: Float[Tensor, "v 3"]
-    key_visibility: Float[Tensor, "v"]
+    key_visibility: Float[Tensor, " v"]
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ class Fragments:
         supersampling: samples per pixel along each axis.
     """
 
-    index: Int[Tensor, "n"]
-    face: Int[Tensor, "n"]
+    index: Int[Tensor, " n"]
+    face: Int[Tensor, " n"]
     weights: Float[Tensor, "n 3"]
-    depth: Float[Tensor, "n"]
+    depth: Float[Tensor, " n"]
     width: int
     height: int
     supersampling: int

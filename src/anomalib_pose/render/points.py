@@ -55,7 +55,7 @@ class PointViews:
     pixels: Int[Tensor, "v n 2"]
     visible: Bool[Tensor, "v n"]
 
-    def masks(self, labels: Bool[Tensor, "n"]) -> Bool[Tensor, "v s s"]:
+    def masks(self, labels: Bool[Tensor, " n"]) -> Bool[Tensor, "v s s"]:
         """Pixels of which more than half of the samples show points with the label."""
         shares = labels.float().expand(len(self.owners), -1)
         return _average(self.owners, shares, 0.0, self.images.shape[-1]) > 0.5

@@ -56,7 +56,7 @@ class ReferenceView:
     grey: Float[Tensor, "h w"]
     depth: Float[Tensor, "h w"]
     pixels: Int[Tensor, "n 2"]
-    visible: Bool[Tensor, "n"]
+    visible: Bool[Tensor, " n"]
     xyz: Float[Tensor, "32 32 3"]
 
 

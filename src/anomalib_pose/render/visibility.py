@@ -14,7 +14,7 @@ from anomalib_pose.render.mesh_kernels import mark_hidden
 _SLACK = 1e-6
 
 
-def triangle_areas(mesh: Mesh) -> Float[Tensor, "f"]:
+def triangle_areas(mesh: Mesh) -> Float[Tensor, " f"]:
     """Areas of a mesh's faces, float64."""
     corners = mesh.vertices.double()[mesh.faces.long()]
     return torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1) / 2
@@ -51,7 +51,7 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> Float[Te
     return (corners * weights[..., None]).sum(1)
 
 
-def visible_points(mesh: Mesh, camera: Camera, points: Float[Tensor, "n 3"]) -> Bool[Tensor, "n"]:
+def visible_points(mesh: Mesh, camera: Camera, points: Float[Tensor, "n 3"]) -> Bool[Tensor, " n"]:
     """Which points no face hides; exact for the triangles as they are, without a depth map's steps.
 
     Points outside the image count as if the image reached them. Points behind the camera are not visible. Faces that

@@ -12,7 +12,7 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.render.compositing import as_batch, over_background
 from anomalib_pose.render.types import RenderOutput
 
-Drawn = tuple[Float[Tensor, "n c"], Float[Tensor, "n"], Float[Tensor, "n"]]
+Drawn = tuple[Float[Tensor, "n c"], Float[Tensor, " n"], Float[Tensor, " n"]]
 """What rays show: colours over black, expected distance times alpha in scene units, and alpha."""
 
 
@@ -27,10 +27,10 @@ class Rays(NamedTuple):
 
     origins: Float[Tensor, "n 3"]
     directions: Float[Tensor, "n 3"]
-    cosines: Float[Tensor, "n"]
+    cosines: Float[Tensor, " n"]
 
 
-def camera_rays(camera: Camera, pixels: Int[Tensor, "n"] | None = None) -> Rays:
+def camera_rays(camera: Camera, pixels: Int[Tensor, " n"] | None = None) -> Rays:
     """Rays through pixel centres; differentiable in the camera's pose.
 
     Args:
@@ -73,7 +73,7 @@ def render_rays(draw: Callable[[Rays], Drawn], cameras: Camera, background: Tens
 
 def box_interval(
     rays: Rays, lower: Float[Tensor, "3"], upper: Float[Tensor, "3"]
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Distances at which rays enter and leave a box; the second is the smaller where they miss it.
 
     Args:
@@ -88,13 +88,13 @@ def box_interval(
 
 
 def composite(
-    density: Float[Tensor, "m"],
+    density: Float[Tensor, " m"],
     colours: Float[Tensor, "m c"],
-    distance: Float[Tensor, "m"],
-    length: Float[Tensor, "m"],
-    ray: Int[Tensor, "m"],
+    distance: Float[Tensor, " m"],
+    length: Float[Tensor, " m"],
+    ray: Int[Tensor, " m"],
     count: int,
-) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "m"]]:
+) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " m"]]:
     """Colours, expected distance times alpha, alpha, and each sample's weight.
 
     ``weight_i = T_i (1 - exp(-density_i length_i))`` with ``T_i = exp(-sum_{j < i} density_j length_j)`` along a ray.

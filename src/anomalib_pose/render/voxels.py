@@ -63,8 +63,8 @@ def index_vertices(
 
 
 def draw_voxels(
-    voxels: Voxels, rays: Rays, step: float, jitter: Float[Tensor, "n"] | None = None
-) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n"], Float[Tensor, "n"]]:
+    voxels: Voxels, rays: Rays, step: float, jitter: Float[Tensor, " n"] | None = None
+) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Colours, expected distance times alpha in scene units, and alpha of rays.
 
     Differentiable in the values, and in the rays where those ask for it.
@@ -119,7 +119,7 @@ def _draw_some(voxels: Voxels, rays: Rays, step: float, jitter: Tensor, most: in
     return colours, distance, alpha
 
 
-def interpolate(voxels: Voxels, points: Float[Tensor, "m 3"]) -> tuple[Float[Tensor, "m channels"], Bool[Tensor, "m"]]:
+def interpolate(voxels: Voxels, points: Float[Tensor, "m 3"]) -> tuple[Float[Tensor, "m channels"], Bool[Tensor, " m"]]:
     """Raw density and colours between vertices, and whether any vertex around is kept.
 
     Differentiable in values and points.

@@ -42,8 +42,8 @@ class DensityControl(Protocol):
 
 
 def split_evenly(
-    opacity: Float[Tensor, "k"], scale: Float[Tensor, "k 3"], copies: Tensor
-) -> tuple[Float[Tensor, "k"], Float[Tensor, "k 3"]]:
+    opacity: Float[Tensor, " k"], scale: Float[Tensor, "k 3"], copies: Tensor
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "k 3"]]:
     """Opacity and scale of ``copies`` equal Gaussians at one place that look like one (MCMC, equation 9).
 
     Args:

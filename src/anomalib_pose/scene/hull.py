@@ -38,7 +38,7 @@ def carve(
     foreground: Float[Tensor, "c h w"],
     grid: Float[Tensor, "n 3"],
     tolerance: float = 0.03,
-) -> Bool[Tensor, "n"]:
+) -> Bool[Tensor, " n"]:
     """Which points belong to the visual hull.
 
     A point does if all but a share ``tolerance`` of the views that have it in the frame show it inside the mask.

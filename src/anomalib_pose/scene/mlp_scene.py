@@ -43,7 +43,7 @@ class RadianceMlp(nn.Module):
 
     def forward(
         self, points: Float[Tensor, "m 3"], directions: Float[Tensor, "m 3"]
-    ) -> tuple[Float[Tensor, "m"], Float[Tensor, "m 3"]]:
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m 3"]]:
         """Density in units of the inverse of the points' own, and colours.
 
         Args:

@@ -154,7 +154,7 @@ class NearbyViews(nn.Module):
         photograph = self.photographs[index][None].to(points) / 255
         return F.grid_sample(photograph, places, padding_mode="border", align_corners=False)[0, :, 0]
 
-    def _places(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "1 1 n 2"], Float[Tensor, "n"]]:
+    def _places(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "1 1 n 2"], Float[Tensor, " n"]]:
         """Where a photograph would show surface points, from -1 to 1 in both axes, and their depths."""
         height, width = self.depths.shape[-2:]
         view = Camera(self.camera_to_world[index], self.intrinsics[index], width, height)
@@ -170,7 +170,7 @@ class NearbyViews(nn.Module):
         count = min(self.count, len(self) - int(same.sum()))
         return list(zip(order[:count].tolist(), away[:count].tolist(), strict=True))
 
-    def _look_up(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "3 n"], Float[Tensor, "n"]]:
+    def _look_up(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "3 n"], Float[Tensor, " n"]]:
         """Differences of a photograph at surface points, and 1 where it shows them."""
         places, depth = self._places(index, points)
         difference = F.grid_sample(self.unpacked(index)[None].to(points), places, align_corners=False)
@@ -198,7 +198,7 @@ class NearbyViews(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _extent(occupied: Bool[Tensor, "n"]) -> slice:
+def _extent(occupied: Bool[Tensor, " n"]) -> slice:
     """From the first to the last that is occupied, with a margin; all if none is."""
     found = occupied.nonzero().flatten().tolist()
     if not found:

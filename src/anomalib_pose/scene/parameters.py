@@ -55,7 +55,7 @@ class GaussianParameters:
         higher.lerp_(before, 1 - _HIGHER_SH)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def keep(self, mask: Bool[Tensor, "n"]) -> None:
+    def keep(self, mask: Bool[Tensor, " n"]) -> None:
         """Drop all others."""
         self._rebuild(lambda _, tensor: tensor[mask], lambda tensor: tensor[mask])
 
@@ -68,7 +68,7 @@ class GaussianParameters:
         )
 
     @torch.no_grad()
-    def overwrite(self, indices: Int[Tensor, "k"], values: dict[str, Tensor]) -> None:
+    def overwrite(self, indices: Int[Tensor, " k"], values: dict[str, Tensor]) -> None:
         """Replace Gaussians in place, with moments back at zero.
 
         Args:

@@ -29,11 +29,11 @@ class Pixels:
     """
 
     origins: Float[Tensor, "c 3"]
-    view: Int[Tensor, "n"]
+    view: Int[Tensor, " n"]
     directions: Float[Tensor, "n 3"]
     colours: Float[Tensor, "n 3"]
-    covered: Float[Tensor, "n"] | None
-    band: Float[Tensor, "n"] | None
+    covered: Float[Tensor, " n"] | None
+    band: Float[Tensor, " n"] | None
 
     @classmethod
     def of(cls, images: Tensor, cameras: Camera, foreground: Tensor | None) -> "Pixels":
@@ -65,14 +65,14 @@ class Pixels:
         """Number of pixels."""
         return len(self.view)
 
-    def rays(self, index: Int[Tensor, "m"]) -> Rays:
+    def rays(self, index: Int[Tensor, " m"]) -> Rays:
         """Rays through some pixels; cosines are not known here and said to be 1."""
         directions = self.directions[index]
         return Rays(self.origins[self.view[index]], directions, torch.ones_like(directions[:, 0]))
 
     def target(
-        self, index: Int[Tensor, "m"], background: Float[Tensor, "3"], alpha: Float[Tensor, "m"]
-    ) -> tuple[Float[Tensor, "m 3"], Float[Tensor, "m"]]:
+        self, index: Int[Tensor, " m"], background: Float[Tensor, "3"], alpha: Float[Tensor, " m"]
+    ) -> tuple[Float[Tensor, "m 3"], Float[Tensor, " m"]]:
         """Colours of some pixels over another background than white, and where there should be nothing.
 
         Where a pixel may be partly covered the rendering's own alpha is taken, see ``View.target``.

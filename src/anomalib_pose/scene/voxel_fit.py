@@ -156,7 +156,7 @@ class _VoxelFitter(FitLoop):
     def _voxels(self, values: Tensor) -> Voxels:
         return Voxels(self.lower, self.current_cell, self.table, self.blocks, values)
 
-    def _seen(self) -> Bool[Tensor, "v"]:
+    def _seen(self) -> Bool[Tensor, " v"]:
         """Which vertices some view sees the colour of: those that the sum of all colours depends on."""
         total = torch.zeros_like(self.values)
         every = max(1, len(self.pixels) // _MOST_PIXELS)
@@ -251,7 +251,7 @@ class _VoxelFitter(FitLoop):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _neighbours(table: Int[Tensor, "x y z"], axis: int) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+def _neighbours(table: Int[Tensor, "x y z"], axis: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Rows of kept vertices, and of those that come next along an axis."""
     here, there = (table.narrow(axis, start, table.shape[axis] - 1) for start in (0, 1))
     both = (here >= 0) & (there >= 0)

@@ -59,7 +59,7 @@ def _gain_offset(query: Tensor, reference: Tensor, iterations: int) -> tuple[Ten
     return gain, offset
 
 
-def biweight(residual: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+def biweight(residual: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Tukey's weights of residuals of colours, which are not negative; scale from their median."""
     scale = BIWEIGHT_LIMIT * residual.median() + BIWEIGHT_LEAST
     return (1 - (residual / scale).clamp(max=1).square()).square()

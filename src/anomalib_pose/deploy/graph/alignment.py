@@ -159,7 +159,7 @@ def _smooth(image: Tensor) -> Tensor:
 
 def align(
     level: Pyramid, motion: Float[Tensor, "b 4 4"], steps: int
-) -> tuple[Float[Tensor, "b 4 4"], Float[Tensor, "b"]]:
+) -> tuple[Float[Tensor, "b 4 4"], Float[Tensor, " b"]]:
     """Damped Gauss-Newton steps; a step that does not lower the cost is taken back and the damping raised.
 
     The residual ``query(pi(exp(xi) p)) - view(u)`` is taken at the view's pixels, whose surface points ``p`` are known;

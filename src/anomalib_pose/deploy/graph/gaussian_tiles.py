@@ -50,7 +50,7 @@ class Tiles(NamedTuple):
     members: Tensor
 
 
-def splats_of(numbers: Float[Tensor, "n 12"], present: Bool[Tensor, "n"]) -> Splats:
+def splats_of(numbers: Float[Tensor, "n 12"], present: Bool[Tensor, " n"]) -> Splats:
     """Gaussians as tiles find and blend them.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def solve_positive(
-    matrix: Float[Tensor, "b n n"], right: Float[Tensor, "b n"], damping: Float[Tensor, "b"] | float
+    matrix: Float[Tensor, "b n n"], right: Float[Tensor, "b n"], damping: Float[Tensor, " b"] | float
 ) -> Float[Tensor, "b n"]:
     """``(A + damping diag A)^-1 y`` of symmetric positive definite matrices by Gauss-Jordan elimination.
 

@@ -70,24 +70,24 @@ class PackedViews(nn.Module):
             distance = torch.where(distance < apart**2, torch.inf, distance)
         return distance.topk(min(count, len(self)), dim=1, largest=False).indices
 
-    def view(self, index: Int[Tensor, "b"]) -> View:
+    def view(self, index: Int[Tensor, " b"]) -> View:
         """Views by their indices."""
         packed = self.views.index_select(0, index).float()
         level = torch.floor(packed[:, 3] / 2)
         near, far = self.numbers(index)[:, :2, None, None].unbind(1)
         return View(packed[:, :3] / 255, near + level / _DEPTH_LEVELS * (far - near), packed[:, 3] - 2 * level)
 
-    def numbers(self, index: Int[Tensor, "b"]) -> Float[Tensor, "b 18"]:
+    def numbers(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b 18"]:
         """Depth range (2), pose (12) in units of the typical depth, and intrinsics (4) in units of the longer side."""
         return from_fixed(self.table.index_select(0, index))
 
-    def pose(self, index: Int[Tensor, "b"]) -> Float[Tensor, "b 4 4"]:
+    def pose(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b 4 4"]:
         """Camera-to-world poses by their indices, in units of the typical depth."""
         upper = self.numbers(index)[:, 2:14].unflatten(1, (3, 4))
         lower = upper.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(upper.shape[0], 1, 4)
         return torch.cat([upper, lower], 1)
 
-    def intrinsics(self, index: Int[Tensor, "b"]) -> Float[Tensor, "b 4"]:
+    def intrinsics(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b 4"]:
         """Focal lengths and principal points (fx, fy, cx, cy) in pixels."""
         return self.numbers(index)[:, 14:] * max(self.views.shape[-2:])
 

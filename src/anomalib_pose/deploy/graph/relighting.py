@@ -67,8 +67,8 @@ def _factors(
 
 
 def _median(
-    values: Float[Tensor, "b n"], inside: Float[Tensor, "b n"], count: Float[Tensor, "b"]
-) -> Float[Tensor, "b"]:
+    values: Float[Tensor, "b n"], inside: Float[Tensor, "b n"], count: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
     """Lower median of the values inside, to a millionth: weights change by more than a hundred times as much.
 
     Each round keeps one part of the range; more parts and fewer rounds make a smaller graph.

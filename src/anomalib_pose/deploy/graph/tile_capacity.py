@@ -57,8 +57,8 @@ class Filled(NamedTuple):
         fine: those that the pixels of each of its tiles of 4 show (T, n), for the tiles of 8 that hold any.
     """
 
-    coarse: Int[Tensor, "c"]
-    middle: Int[Tensor, "m"]
+    coarse: Int[Tensor, " c"]
+    middle: Int[Tensor, " m"]
     fine: Int[Tensor, "t n"]
 
 
@@ -117,7 +117,7 @@ def room_for(images: Sequence[Filled], together: int, gaussians: int) -> Room:
     )
 
 
-def _group_room(images: Sequence[Int[Tensor, "t"]], tiles: int, gaussians: int) -> tuple[int, ...]:
+def _group_room(images: Sequence[Int[Tensor, " t"]], tiles: int, gaussians: int) -> tuple[int, ...]:
     """The most that any of a group's tiles holds, or one before it that a closer camera would move into it."""
     size = group_size(tiles)
     found = []
@@ -131,12 +131,12 @@ def _rounded(most: int, gaussians: int) -> int:
     return min(gaussians, _STEP * max(1, math.ceil(most / _STEP)))
 
 
-def _counts(tiles: Tiles, splats: Splats) -> Int[Tensor, "t"]:
+def _counts(tiles: Tiles, splats: Splats) -> Int[Tensor, " t"]:
     """How many Gaussians touch each tile."""
     return (tiles.members < splats.nobody).sum(1)
 
 
-def _count_until_opaque(splats: Splats, tiles: Tiles) -> Int[Tensor, "t"]:
+def _count_until_opaque(splats: Splats, tiles: Tiles) -> Int[Tensor, " t"]:
     """How many Gaussians, from the front, the pixels of each of the finest tiles show."""
     passed = blending(splats, tiles)[1].unflatten(0, (-1, FINE**2))
     ahead = torch.cat([torch.zeros_like(passed[:, :, :1]), passed[:, :, :-1]], 2)

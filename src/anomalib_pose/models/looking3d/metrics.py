@@ -43,8 +43,8 @@ class _BoxMetric(Metric):
         self,
         found: Float[Tensor, "b 4"],
         truth: Float[Tensor, "b 4"],
-        label: Shaped[Tensor, "b"],
-        true_label: Shaped[Tensor, "b"],
+        label: Shaped[Tensor, " b"],
+        true_label: Shaped[Tensor, " b"],
     ) -> None:
         """Add queries.
 
