@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", help="folder with transforms.json and masks of the object")
     parser.add_argument("out", help="folder to be written")
     parser.add_argument("--every", type=int, default=8, help="every n-th photograph is held out")
-    parser.add_argument("--seed", type=int, default=0, help="chooses place, shape and colour of the defects")
+    parser.add_argument("--seed", type=int, default=0, help="chooses place, shape and color of the defects")
     parser.add_argument("--per-image", type=int, default=1, help="defects of each kind for each held-out photograph")
     parser.add_argument("--white", action="store_true", help="paint white what the masks leave out")
     for name, what in _SIZES.items():

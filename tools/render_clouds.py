@@ -8,7 +8,7 @@
 What it reads, for each category:
 
 * mvtec3d: ``test/<kind>`` with ``xyz/<name>.tiff``, ``rgb/<name>.png`` and ``gt/<name>.png``;
-* eyecandies: ``test/good`` and ``test/anomaly`` with organised clouds ``pcd/<name>.ply`` (as many points as the
+* eyecandies: ``test/good`` and ``test/anomaly`` with organized clouds ``pcd/<name>.ply`` (as many points as the
   photograph has pixels, row by row), ``rgb/<name>.png`` and ``gt/<name>.png``;
 * real3d: ``test/<name>.pcd``, and ``gt/<name>.txt`` (x, y, z and label of each point) of those without ``good`` in
   their name.
@@ -33,7 +33,7 @@ from anomalib_pose.data.files import new_category
 from anomalib_pose.data.images import read_image, read_mask
 from anomalib_pose.data.point_cloud.files import MINIMUM_POINTS, naming, read_points
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
-from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organised, render_unorganised
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organized, render_unorganized
 from anomalib_pose.data.point_cloud.rendered_layout import (
     VIEWS,
     index_entry,
@@ -64,7 +64,7 @@ def mvtec3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterato
             xyz, rgb, gt_mask = source.original(sample)
             folder = out / "test" / sample.folder.name
             with naming(sample.folder / "xyz" / sample.name):
-                cloud = render_organised(xyz, settings, gt_mask, rgb)
+                cloud = render_organized(xyz, settings, gt_mask, rgb)
             write_rendered(folder, sample.name, cloud)
             write_original(folder, sample.name, xyz, rgb, gt_mask)
 
@@ -82,7 +82,7 @@ def eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Iter
             xyz = eyecandies_grid(path, rgb.shape[1], rgb.shape[2])
             with naming(path):
                 xyz, image, mask = isolate_object(xyz, rgb, gt_mask, seed)
-                cloud = render_organised(xyz, settings, mask, image)
+                cloud = render_organized(xyz, settings, mask, image)
             folder = out / "test" / kind.name
             write_rendered(folder, path.stem, cloud)
             write_original(folder, path.stem, xyz, image, mask)
@@ -91,7 +91,7 @@ def eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Iter
 
 
 def eyecandies_grid(path: Path, height: int, width: int) -> Tensor:
-    """Organised cloud (height, width, 3) of a .ply, its axes turned to +x right, +y down, +z forward, in tenths."""
+    """Organized cloud (height, width, 3) of a .ply, its axes turned to +x right, +y down, +z forward, in tenths."""
     points = read_points(path).points
     if len(points) != height * width:
         msg = f"{path} has {len(points)} points, but its photograph {height} x {width} pixels: expected one for each."
@@ -110,7 +110,7 @@ def real3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterator
             points, labels = real3d_good(path) if good else real3d_labelled(category / "gt" / f"{path.stem}.txt")
             folder = out / "test" / ("good" if good else "anomaly")
             with naming(path):
-                cloud = render_unorganised(points, labels, settings, seed)
+                cloud = render_unorganized(points, labels, settings, seed)
             write_rendered(folder, path.stem, cloud)
 
         yield draw

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw grey reference views of a mesh: ``python tools/render_views.py chair.glb views``."""
+"""Draw gray reference views of a mesh: ``python tools/render_views.py chair.glb views``."""
 
 import argparse
 import logging
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         write_reference_views(
-            read_mesh(options.mesh, normalise=not options.keep_scale),
+            read_mesh(options.mesh, normalize=not options.keep_scale),
             options.out,
             options.name or options.mesh.stem,
             views=options.views,

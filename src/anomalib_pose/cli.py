@@ -17,7 +17,7 @@ _MODELS = ("OmniposeAD", "PIAD", "SplatPose")
 
 
 def main() -> None:
-    """Localise photographs, or register the installed plug-ins and run anomalib's command line, on ``sys.argv``."""
+    """Localize photographs, or register the installed plug-ins and run anomalib's command line, on ``sys.argv``."""
     if sys.argv[1:2] == ["localize"]:
         localize(sys.argv[2:])
         return

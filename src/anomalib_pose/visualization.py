@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The panels that anomalib's visualiser draws of our batch fields which are images.
+"""The panels that anomalib's visualizer draws of our batch fields which are images.
 
 anomalib looks a field's function up by name in one of its own modules, so it is put there. Nothing of anomalib is
 imported before it is needed: the plug-in calls this in the middle of anomalib's own import.
@@ -12,7 +12,7 @@ from typing import Any
 HOST = "anomalib.visualization.image.functional"
 PANELS = ("reference", "boxed_query", "photograph", "view_sheet", "scored_cloud")
 """The view the query is compared with; the query with the box that was found in it; a cloud's photograph as the model
-saw it, its views with heat, and itself in the colours of its scores."""
+saw it, its views with heat, and itself in the colors of its scores."""
 
 
 def visualize_panel(image: Any) -> Any:
@@ -32,7 +32,7 @@ def visualize_panel(image: Any) -> Any:
 
 
 def register_panels() -> None:
-    """Make the visualiser know our fields, if its module is imported."""
+    """Make the visualizer know our fields, if its module is imported."""
     functional = sys.modules.get(HOST)
     for name in PANELS if functional is not None else ():
         if not hasattr(functional, f"visualize_{name}"):

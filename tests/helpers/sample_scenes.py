@@ -39,12 +39,12 @@ def with_reflectance(scene: GaussianScene, seed: int = 3) -> GaussianScene:
 
 
 def make_toy(count: int = 1500) -> GaussianScene:
-    """An opaque, asymmetric body with patches of colour, which a pose can be found of."""
+    """An opaque, asymmetric body with patches of color, which a pose can be found of."""
     generator = torch.Generator().manual_seed(5)
     direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
     bumps = 1 + 0.35 * torch.sin(3 * direction[:, :1] + 1) * torch.cos(2 * direction[:, 1:2]) + 0.3 * direction[:, 2:]
     phases = torch.tensor([[4.0, 1.0, 2.0], [1.0, 5.0, 3.0], [2.0, 3.0, 6.0]])
-    colours = 0.5 + 0.35 * torch.sin(direction @ phases + torch.tensor([0.3, 1.1, 2.0]))
+    colors = 0.5 + 0.35 * torch.sin(direction @ phases + torch.tensor([0.3, 1.1, 2.0]))
     scene = GaussianScene(0, "cpu")
     scene.set_raw(
         {
@@ -52,7 +52,7 @@ def make_toy(count: int = 1500) -> GaussianScene:
             "quats": torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
             "log_scales": torch.full((count, 3), -3.2),
             "logit_opacities": torch.full((count,), 3.0),
-            "sh": ((colours - 0.5) / 0.28209479)[:, None],
+            "sh": ((colors - 0.5) / 0.28209479)[:, None],
         }
     )
     return scene

@@ -28,7 +28,7 @@ QUERIES = view_sphere(7, 3.0, 0.8, -0.8)[1::2]
 
 
 def glossy_toy() -> GaussianScene:
-    """The toy with colours that depend on the direction of view, as fitted ones do."""
+    """The toy with colors that depend on the direction of view, as fitted ones do."""
     raw = make_toy().raw
     gloss = 0.1 * torch.randn(len(raw["sh"]), 8, 3, generator=torch.Generator().manual_seed(2))
     scene = GaussianScene(2, "cpu")
@@ -53,7 +53,7 @@ def exported() -> ExportedDetector:
     good = detector.reference(photographs(80))
     surface = SurfaceResiduals()
     maps = detector.comparator.compare_windows(*good[:3])
-    surface.fit(zip(maps, good.points, good.alpha, strict=True), glossy_toy().centre, glossy_toy().extent)
+    surface.fit(zip(maps, good.points, good.alpha, strict=True), glossy_toy().center, glossy_toy().extent)
     detector.calibrate(photographs(80), surface)
     processor = PostProcessor()
     limits = {"_image_threshold": 3.0, "_pixel_threshold": 3.0, "image_min": 0.0, "image_max": 10.0}
@@ -166,7 +166,7 @@ def test_compressed_openvino_stays_close(exported, tmp_path, compression, tolera
 
 
 @pytest.mark.slow
-def test_quantised_openvino_runs_the_network_alone_in_eight_bits(exported, tmp_path):
+def test_quantized_openvino_runs_the_network_alone_in_eight_bits(exported, tmp_path):
     images = photographs(80)
     loader = [SimpleNamespace(image=images[:2]), SimpleNamespace(image=images[2:])]
     data = SimpleNamespace(setup=lambda stage: None, val_dataloader=lambda: loader)
@@ -174,14 +174,14 @@ def test_quantised_openvino_runs_the_network_alone_in_eight_bits(exported, tmp_p
         exported.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ)
     path = exported.to_openvino(tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=data)
     operations = openvino.Core().read_model(path).get_ops()
-    quantised = {
+    quantized = {
         target.get_node().get_type_name()
         for node in operations
         if node.get_type_name() == "FakeQuantize"
         for target in node.output(0).get_target_inputs()
     }
-    assert quantised
-    assert quantised <= {"Convolution", "GroupConvolution"}
+    assert quantized
+    assert quantized <= {"Convolution", "GroupConvolution"}
     networks = 2 * sum(isinstance(part, torch.nn.Conv2d) for part in exported.model.comparator.extractor.modules())
     convolutions = [node for node in operations if node.get_type_name() in ("Convolution", "GroupConvolution")]
     entered = [node for node in convolutions if node.input_value(0).get_node().get_type_name() == "FakeQuantize"]

@@ -145,10 +145,10 @@ def test_prediction_of_a_folder_of_photographs(trained, mad_root):
         assert difference < 0.1
 
 
-def test_a_checkpoint_localises_as_prediction_does(trained, mad_root):
+def test_a_checkpoint_localizes_as_prediction_does(trained, mad_root):
     _, model, folder, checkpoint = trained
     image = mad_root / "car" / "test" / "good" / "0.png"
-    (batch,) = make_engine(folder / "localised").predict(model, data_path=image)
+    (batch,) = make_engine(folder / "localized").predict(model, data_path=image)
     estimate = anomalib_pose.estimate_pose(checkpoint, image)
     torch.testing.assert_close(estimate.camera.camera_to_world, batch.estimated_camera_to_world[0], rtol=0, atol=1e-5)
     assert estimate.confidence == pytest.approx(batch.pose_confidence.item(), abs=1e-4)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from anomalib_pose.data.point_cloud.files import read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
-from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organised
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organized
 from anomalib_pose.data.point_cloud.sources import CloudSample, RawSource
 from anomalib_pose.render.points import facing_viewer, view_rotations
 
@@ -65,7 +65,7 @@ def differing(cloud: RenderedCloud, shown: list[set[int]]) -> int:
 def measure(source: RawSource, sample: CloudSample, *, loop: bool) -> dict[str, float]:
     xyz, reading = timed(read_xyz, sample.folder / "xyz" / f"{sample.name}.tiff")
     isolated, isolating = timed(isolate_object, xyz)
-    cloud, drawing = timed(render_organised, isolated[0], source.settings)
+    cloud, drawing = timed(render_organized, isolated[0], source.settings)
     result = {"read": reading, "remove plane": isolating, "draw": drawing, "points": float(cloud.valid.sum())}
     if loop:
         rotations = view_rotations(source.settings.about_x, source.settings.about_y)

@@ -44,7 +44,7 @@ class Misled:
             return self.refiner(scene, query, starts)
         far = starts[0].clone()
         far[:3, :3] = starts[0, :3, :3] @ torch.tensor([-1.0, 1.0, -1.0]).diag().to(far)
-        far[:3, 3] = 2 * scene.centre.to(far) - starts[0, :3, 3]
+        far[:3, 3] = 2 * scene.center.to(far) - starts[0, :3, 3]
         return Refinement(far, float("inf"), converged=False, n_renders=0)
 
 
@@ -75,7 +75,7 @@ def localize(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
     def measured(estimator: PoseEstimator, images: list[Query], poses: Tensor) -> dict[str, float]:
         scene, bank = detector.rendered, detector.bank
-        return measure_poses(lambda query: estimator(scene, bank, query), images, poses, scene.centre)
+        return measure_poses(lambda query: estimator(scene, bank, query), images, poses, scene.center)
 
     result = {"default": measured(detector.estimator, found, truth)}
     matcher = make_matcher(arguments.matcher, arguments.matcher_weights)

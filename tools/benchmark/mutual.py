@@ -69,8 +69,8 @@ def settings(wanted: list[str]) -> list[Setting]:
     plain = MutualSettings()
     rows = [
         base,
-        replace(base, name="not centred", mutual=replace(plain, centred=False)),
-        replace(base, name="neighbourhoods 1, 3, 5", mutual=replace(plain, neighbourhoods=(1, 3, 5))),
+        replace(base, name="not centered", mutual=replace(plain, centered=False)),
+        replace(base, name="neighborhoods 1, 3, 5", mutual=replace(plain, neighborhoods=(1, 3, 5))),
         replace(base, name="lowest 10 %", mutual=replace(plain, share=0.1)),
         replace(base, name="lowest 60 %", mutual=replace(plain, share=0.6)),
         replace(base, name="windows 1, 2, 3", mutual=replace(plain, windows=(1, 2, 3))),

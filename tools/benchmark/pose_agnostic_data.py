@@ -93,7 +93,7 @@ def _spec(values: dict[str, Any], where: str) -> DataSpec:
     except (TypeError, ValueError) as error:
         msg = f"{where}: {error}"
         raise ValueError(msg) from error
-    # Runs are recognised by their settings, from whichever folder the benchmark is started.
+    # Runs are recognized by their settings, from whichever folder the benchmark is started.
     queries = str(Path(spec.queries).resolve()) if spec.queries and spec.category else spec.queries
     return replace(spec, root=str(Path(spec.root).resolve()), queries=queries)
 
@@ -155,7 +155,7 @@ class Views:
 
 
 def load(spec: DataSpec, size: int) -> tuple[PosedDataset, PosedDataset]:
-    """Training views that are kept, and labelled queries.
+    """Training views that are kept, and labeled queries.
 
     Args:
         spec: the data set.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of ``pose_agnostic.py``, and the settings by which a run is recognised."""
+"""Methods of ``pose_agnostic.py``, and the settings by which a run is recognized."""
 
 import hashlib
 from dataclasses import asdict, dataclass, field
@@ -65,7 +65,7 @@ METHODS = {
     "splatpose_not_corrected": _changed("references as they are rendered", nearby_views=0),
     "splatpose_one_start": _changed("one start", starts=1),
     "splatpose_paper_comparison": _compared("paper's comparison", name="paper", needs_network=True),
-    "splatpose_no_own_level": _compared("not against its own level", self_normalisation=0.0),
+    "splatpose_no_own_level": _compared("not against its own level", self_normalization=0.0),
     "splatpose_no_tolerance": _compared("no tolerance to shifts", tolerance=0.0),
     "splatpose_no_network": Method("SplatPose, no network", network=False),
     "omniposead": Method("OmniposeAD", "OmniposeAD"),
@@ -107,8 +107,8 @@ class Settings:
         backbone: timm name of the network.
         weights: name of the file with its weights; empty for none.
         weights_sha256: of that file.
-        mean: image normalisation of the network, the same for all channels.
-        std: image normalisation of the network.
+        mean: image normalization of the network, the same for all channels.
+        std: image normalization of the network.
         pad_type: padding of its convolutions; empty for timm's default.
         layers: stages that anomalib's models read, by timm's module names; scene models read the first four stages.
         window: side that anomalib's models resize images to, pixels.
@@ -166,7 +166,7 @@ class Settings:
         return {**found, **method.arguments, "comparator": method.comparison["name"], "seed": self.seed}
 
     def stored(self) -> dict[str, Any]:
-        """What a run is recognised by, plain enough for JSON: only what this method depends on."""
+        """What a run is recognized by, plain enough for JSON: only what this method depends on."""
         method = METHODS[self.method]
         content = {name: getattr(self, name) for name in ("method", "seed", "size", "device", "format")}
         content |= {"title": method.title, "data": asdict(self.data), "arguments": self.arguments}

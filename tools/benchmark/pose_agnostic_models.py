@@ -211,7 +211,7 @@ def run_scene(settings: Settings, weights: str, train: Views, test: Views, kept:
             "scene_fit_s": fit.seconds,
             "fit_and_calibration_s": calibrated_s,
             "doubtful_poses": float((found[4] < detector.estimator.retry_below).float().mean()),
-            "centre": detector.rendered.centre.tolist(),
+            "center": detector.rendered.center.tolist(),
         },
     )
     if test.camera_to_world is not None:

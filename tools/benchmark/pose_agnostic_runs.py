@@ -81,8 +81,8 @@ def result_of(outcome: Outcome, settings: Settings, views: int, test: Views) -> 
     scores, labels = outcome.scores.tolist(), test.label.tolist()
     angles, percents = [], []
     if outcome.poses is not None and test.camera_to_world is not None:
-        centre = torch.tensor(outcome.figures["centre"])
-        angles, percents = pose_errors(outcome.poses, test.camera_to_world, centre)
+        center = torch.tensor(outcome.figures["center"])
+        angles, percents = pose_errors(outcome.poses, test.camera_to_world, center)
     height, width = test.image.shape[-2:]
     row = {
         "image_size": f"{width}x{height}",
@@ -94,7 +94,7 @@ def result_of(outcome: Outcome, settings: Settings, views: int, test: Views) -> 
         **pose_figures(angles, percents),
         "seconds_per_query": outcome.seconds["total"],
         **{f"oracle_{name}": None for name in ("image_auroc", "pixel_auroc", "aupro")},
-        **{name: value for name, value in outcome.figures.items() if name != "centre"},
+        **{name: value for name, value in outcome.figures.items() if name != "center"},
     }
     if outcome.oracle is not None:
         row |= {f"oracle_{name}": value for name, value in _areas(*outcome.oracle, test, settings.seed).items()}

@@ -81,17 +81,17 @@ def pixel_figures(maps: Tensor, scores: Tensor, labels: Tensor, masks: Tensor | 
     return {"pixel_auroc": found["pixel_auroc"], "aupro": found["pixel_aupro"]}
 
 
-def pose_errors(estimates: Tensor, truth: Tensor, centre: Tensor) -> tuple[list[float], list[float]]:
-    """Angles in degrees, and distances of the optical centres in percent of the camera's distance from the object.
+def pose_errors(estimates: Tensor, truth: Tensor, center: Tensor) -> tuple[list[float], list[float]]:
+    """Angles in degrees, and distances of the optical centers in percent of the camera's distance from the object.
 
     Args:
         estimates: camera-to-world poses (n, 4, 4).
         truth: camera-to-world poses (n, 4, 4).
-        centre: of the object (3,).
+        center: of the object (3,).
     """
-    estimates, truth, centre = estimates.double().cpu(), truth.double().cpu(), centre.double().cpu()
+    estimates, truth, center = estimates.double().cpu(), truth.double().cpu(), center.double().cpu()
     angle, distance = pose_error(estimates, truth)
-    away = (truth[:, :3, 3] - centre).norm(dim=1)
+    away = (truth[:, :3, 3] - center).norm(dim=1)
     return torch.rad2deg(angle).tolist(), (100 * distance / away).tolist()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time the CPU rasteriser and the structural similarity: python tools/benchmark/rasterizer.py --json out.json."""
+"""Time the CPU rasterizer and the structural similarity: python tools/benchmark/rasterizer.py --json out.json."""
 
 import argparse
 import json

@@ -158,10 +158,10 @@ def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Both refiners, on some queries in turns; keeps the references of Gauss-Newton."""
     _, test, files = stacked(arguments)
     detector = load_detector(arguments)
-    found, truths, centre = queries(test), test["camera_to_world"], detector.scene.centre
+    found, truths, center = queries(test), test["camera_to_world"], detector.scene.center
     ours = make_refiner("gauss_newton")
     default = search_with(detector, ours, arguments.starts)
-    result = {"gauss_newton": measure_poses(default, found, truths, centre)}
+    result = {"gauss_newton": measure_poses(default, found, truths, center)}
     shown = dict(zip(("reference", "alpha", "points"), references(detector, found), strict=True))
     torch.save({**shown, "files": files}, kept(arguments, "references.pt"))
     if arguments.adam:
@@ -171,7 +171,7 @@ def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
             "gauss_newton, one start, some": search_with(detector, ours, 1),
             "adam, one start, some": search_with(detector, make_refiner("adam"), 1),
         }
-        result |= measure_in_turns(searches, [found[index] for index in chosen], truths[chosen], centre)
+        result |= measure_in_turns(searches, [found[index] for index in chosen], truths[chosen], center)
     return result
 
 
@@ -197,13 +197,13 @@ def search_with(detector: SceneDetector, refiner: Refiner, starts: int) -> Searc
     return lambda query: estimator(detector.scene, bank, query)
 
 
-def measure_poses(search: Search, found: list[Query], truths: Tensor, centre: Tensor) -> dict[str, float]:
+def measure_poses(search: Search, found: list[Query], truths: Tensor, center: Tensor) -> dict[str, float]:
     """Errors and seconds of a pose search on queries whose poses are known."""
-    return measure_in_turns({"": search}, found, truths, centre)[""]
+    return measure_in_turns({"": search}, found, truths, center)[""]
 
 
 def measure_in_turns(
-    searches: dict[str, Search], found: list[Query], truths: Tensor, centre: Tensor
+    searches: dict[str, Search], found: list[Query], truths: Tensor, center: Tensor
 ) -> dict[str, dict[str, float]]:
     """``measure_poses`` of several searches, one after the other on each query: the machine's pace changes."""
     measured: dict[str, list[tuple[PoseEstimate, float]]] = {name: [] for name in searches}
@@ -212,16 +212,16 @@ def measure_in_turns(
             start = time.perf_counter()
             estimate = search(query)
             measured[name].append((estimate, time.perf_counter() - start))
-    return {name: pose_figures(each, truths, centre) for name, each in measured.items()}
+    return {name: pose_figures(each, truths, center) for name, each in measured.items()}
 
 
-def pose_figures(measured: list[tuple[PoseEstimate, float]], truths: Tensor, centre: Tensor) -> dict[str, float]:
+def pose_figures(measured: list[tuple[PoseEstimate, float]], truths: Tensor, center: Tensor) -> dict[str, float]:
     """Errors of estimates, and what they took in renderings and seconds."""
     angles, shares = [], []
     for (estimate, _), truth in zip(measured, truths, strict=True):
         angle, distance = pose_error(estimate.camera.camera_to_world.double(), truth.double())
         angles.append(float(torch.rad2deg(angle)))
-        shares.append(100 * float(distance) / float((truth[:3, 3] - centre).norm()))
+        shares.append(100 * float(distance) / float((truth[:3, 3] - center).norm()))
     angle, share = torch.tensor(angles), torch.tensor(shares)
     return {
         "queries": len(measured),
@@ -271,13 +271,13 @@ def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def comparators(arguments: argparse.Namespace) -> dict[str, Comparator]:
-    found: dict[str, Comparator] = {"calibrated, colour and structure": CalibratedComparator()}
+    found: dict[str, Comparator] = {"calibrated, color and structure": CalibratedComparator()}
     network = network_options(arguments)
     if network:
-        normalised = {name: network[name] for name in ("mean", "std", "pad_type")}
+        normalized = {name: network[name] for name in ("mean", "std", "pad_type")}
         found["paper"] = PaperComparator(**network)
         found["product"] = ProductComparator(**network)
-        found["illumination"] = make_comparator("illumination", arguments.backbone, arguments.weights, **normalised)
+        found["illumination"] = make_comparator("illumination", arguments.backbone, arguments.weights, **normalized)
         found["calibrated"] = CalibratedComparator(**network)
     return {name: found[name] for name in arguments.comparators or found}
 

@@ -21,24 +21,24 @@ from anomalib_pose.compare.maps import (
 )
 from anomalib_pose.compare.residual_statistics import ResidualStatistics
 
-COLOUR_SCALE, STRUCTURE_SCALE, REFLECTANCE_SCALE, FEATURE_SCALE = 0.03, 0.02, 0.05, 0.1
+COLoR_SCALE, STRUCTURE_SCALE, REFLECTANCE_SCALE, FEATURE_SCALE = 0.03, 0.02, 0.05, 0.1
 """Spread of the residuals that stands until the calibration, about what good views show."""
 
-_DARK = 0.05  # a larger offset of the reflectance than published: noise in the dark is not colour
+_DARK = 0.05  # a larger offset of the reflectance than published: noise in the dark is not color
 
 
 class CalibratedComparator(nn.Module):
-    """Residuals of colour, structure and features, forgiving to small shifts and measured against those of good views.
+    """Residuals of color, structure and features, forgiving to small shifts and measured against those of good views.
 
-    The object's window is cut out and resized. In each layer (colour in CIELAB, gradient of its lightness, stages of a
-    network with features of unit length) query and reference have a distance; in colour and gradient it is the smallest
+    The object's window is cut out and resized. In each layer (color in CIELAB, gradient of its lightness, stages of a
+    network with features of unit length) query and reference have a distance; in color and gradient it is the smallest
     over shifts of up to ``tolerance`` pixels, the larger of both directions. Features are not shifted: they forgive
     what their cells cover, and shifting them too was measured to change nothing but the time. Calibrated on good views,
     a distance is expressed in spreads above the mean of its kind of place (distance to the outline, local
     contrast of the reference), so that layers can be added. The image score is the mean of the largest pixels, not one
     pixel.
 
-    Without calibration fixed spreads stand in. Without a network only colour and structure are compared.
+    Without calibration fixed spreads stand in. Without a network only color and structure are compared.
 
     Args:
         backbone: timm name of the network; None or empty for none.
@@ -46,12 +46,12 @@ class CalibratedComparator(nn.Module):
         pretrained: take timm's weights if no file is given.
         weights_path: file with the network's weights; None or empty for none.
         pad_type: padding of the convolutions if not timm's default; see ``FeatureExtractor``.
-        mean: image normalisation of the network; None for its own.
-        std: image normalisation of the network; None for its own.
+        mean: image normalization of the network; None for its own.
+        std: image normalization of the network; None for its own.
         crop_size: side in pixels that the object's window is resized to.
         margin: added to the window at each side, as a part of the object's longer side.
         tolerance: largest forgiven shift in pixels of the resized window; 0 for none.
-        colour_weight: weight of the colour's residual.
+        color_weight: weight of the color's residual.
         structure_weight: weight of the gradient's residual.
         layer_weights: weight of each of ``layers``; empty for half of the one before: fine stages see small defects.
         second_backbone: timm name of a second network, a transformer like DINOv2's for example, whose residuals are
@@ -61,13 +61,13 @@ class CalibratedComparator(nn.Module):
         second_mix: its share of the features, in [0, 1], where there are two networks.
         reflectance_weight: weight of the residual of the reflectance, which is the same in all light.
         reflectance_weights_path: file of the published decomposition network; empty for the closed form.
-        self_normalisation: divide each layer by 1 + so many times its level, the squared mean of the square roots
+        self_normalization: divide each layer by 1 + so many times its level, the squared mean of the square roots
             inside the object: other light, or a pose that is a little off, disturbs a layer everywhere, a defect, even
             a large one, in one place. 0 for none.
-        feature_mix: share of the network in the sum, in [0, 1]; the rest is colour, structure and reflectance.
+        feature_mix: share of the network in the sum, in [0, 1]; the rest is color, structure and reflectance.
         blur_sigma: standard deviation of the Gaussian that smooths the map, in pixels of the resized window.
         top_fraction: the score is the mean of so many pixels, as a fraction of the object's.
-        light_correction: remove a gain and an offset of each colour channel of the query, fitted robustly in the
+        light_correction: remove a gain and an offset of each color channel of the query, fitted robustly in the
             object's region.
     """
 
@@ -84,7 +84,7 @@ class CalibratedComparator(nn.Module):
         crop_size: int = 256,
         margin: float = 0.1,
         tolerance: float = 1.0,
-        colour_weight: float = 1.0,
+        color_weight: float = 1.0,
         structure_weight: float = 1.0,
         layer_weights: tuple[float, ...] = (),
         second_backbone: str = "",
@@ -93,7 +93,7 @@ class CalibratedComparator(nn.Module):
         second_mix: float = 0.5,
         reflectance_weight: float = 0.0,
         reflectance_weights_path: str = "",
-        self_normalisation: float = 1.0,
+        self_normalization: float = 1.0,
         feature_mix: float = 0.7,
         blur_sigma: float = 2.0,
         top_fraction: float = 0.001,
@@ -126,10 +126,10 @@ class CalibratedComparator(nn.Module):
         self.blur_sigma = blur_sigma
         self.top_fraction = top_fraction
         self.light_correction = light_correction
-        self.self_normalisation = self_normalisation
+        self.self_normalization = self_normalization
         self.reflectance = Reflectance(reflectance_weights_path, _DARK) if reflectance_weight else None
-        image_weights: tuple[float, ...] = (colour_weight, structure_weight)
-        scales: tuple[float, ...] = (COLOUR_SCALE, STRUCTURE_SCALE)
+        image_weights: tuple[float, ...] = (color_weight, structure_weight)
+        scales: tuple[float, ...] = (COLoR_SCALE, STRUCTURE_SCALE)
         if reflectance_weight:
             image_weights, scales = (*image_weights, reflectance_weight), (*scales, REFLECTANCE_SCALE)
         if not 0 <= second_mix <= 1:
@@ -154,10 +154,10 @@ class CalibratedComparator(nn.Module):
         if self.crop_size < 32:
             msg = f"crop_size should be 32 pixels or more, got {self.crop_size}."
             raise ValueError(msg)
-        if min(self.tolerance, self.margin, self.blur_sigma, self.self_normalisation) < 0:
+        if min(self.tolerance, self.margin, self.blur_sigma, self.self_normalization) < 0:
             msg = (
-                "tolerance, margin, blur_sigma and self_normalisation should not be negative, "
-                f"got {self.tolerance}, {self.margin}, {self.blur_sigma} and {self.self_normalisation}."
+                "tolerance, margin, blur_sigma and self_normalization should not be negative, "
+                f"got {self.tolerance}, {self.margin}, {self.blur_sigma} and {self.self_normalization}."
             )
             raise ValueError(msg)
 
@@ -265,10 +265,10 @@ class CalibratedComparator(nn.Module):
     ) -> Float[Tensor, "b h w"]:
         """``forward`` on images that are windows of the object already; holds no branch that depends on the data."""
         deviations = self.statistics(self._residuals(query, reference, reflected), contrast(reference), alpha)
-        if self.self_normalisation:
+        if self.self_normalization:
             inside = (alpha > 0.5).to(deviations)[:, None]
             root = (deviations.sqrt() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
-            deviations = deviations / (1 + self.self_normalisation * root.square())[:, :, None, None]
+            deviations = deviations / (1 + self.self_normalization * root.square())[:, :, None, None]
         total = (deviations * deviations.new_tensor(self.weights)[:, None, None]).sum(1)
         return gaussian_blur(total * shown(query, reference, alpha), self.blur_sigma)
 

@@ -53,8 +53,8 @@ class ObjectCrop:
         return cls(tuple(boxes), size, height, width)
 
     @staticmethod
-    def _place(centre: float, side: int, length: int) -> int:
-        start = round(centre - side / 2)
+    def _place(center: float, side: int, length: int) -> int:
+        start = round(center - side / 2)
         return (length - side) // 2 if side > length else min(max(start, 0), length - side)
 
     def apply(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c s s"]:

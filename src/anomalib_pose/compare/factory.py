@@ -7,12 +7,12 @@ from anomalib_pose.compare.calibrated import CalibratedComparator
 from anomalib_pose.compare.paper import PaperComparator, ProductComparator
 
 # Chosen on the car of a brick data set under two other lights: reflectance and fine stages bear a change of light best,
-# the bare colour not at all. In a larger window than the other default's more of small defects is left.
+# the bare color not at all. In a larger window than the other default's more of small defects is left.
 _OTHER_LIGHT: dict[str, Any] = {
     "layers": (0, 1),
     "layer_weights": (3.0, 2.0),
     "feature_mix": 0.5,
-    "colour_weight": 0.0,
+    "color_weight": 0.0,
     "structure_weight": 1.0,
     "reflectance_weight": 4.0,
     "crop_size": 400,

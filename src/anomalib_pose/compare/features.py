@@ -72,7 +72,7 @@ class FeatureExtractor(nn.Module):
         if not timm.is_model(self.backbone):
             msg = (
                 f"backbone should be the name of a timm network, got {self.backbone!r}; "
-                "timm.list_models() lists them, and an empty name compares colour and structure alone."
+                "timm.list_models() lists them, and an empty name compares color and structure alone."
             )
             raise ValueError(msg)
         network = self._create(pretrained=False)
@@ -149,7 +149,7 @@ class FeatureExtractor(nn.Module):
             raise RuntimeError(msg) from error
         return network.state_dict()
 
-    def normalise(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def normalize(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Image in [0, 1] as the network wants it."""
         return (image - self.mean) / self.std
 
@@ -171,7 +171,7 @@ class FeatureExtractor(nn.Module):
         if not torch.compiler.is_compiling():
             self.load()
         return self.network.forward_intermediates(
-            self._fitting(self.normalise(image)),
+            self._fitting(self.normalize(image)),
             indices=list(self.layers),
             stop_early=True,
             intermediates_only=True,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anomalib_pose.compare.maps import largest_around
 
-_SAME_COLOUR = 0.05  # difference of a channel above which a pixel surely shows something else
+_SAME_COLoR = 0.05  # difference of a channel above which a pixel surely shows something else
 
 
 def layer_weights_of(
@@ -17,7 +17,7 @@ def layer_weights_of(
     """Weights of all layers, which sum to 1.
 
     Args:
-        image: of colour, structure and what else is compared without a network.
+        image: of color, structure and what else is compared without a network.
         experts: share, weights (empty for half of the one before) and number of the stages of each network.
         feature_mix: share of the networks, in [0, 1].
 
@@ -53,7 +53,7 @@ def shown(
         reference: RGB in [0, 1].
         alpha: opacity of the object in the reference, in [0, 1].
     """
-    differs = ((query - reference).abs().amax(1) / _SAME_COLOUR).clamp(0, 1)
+    differs = ((query - reference).abs().amax(1) / _SAME_COLoR).clamp(0, 1)
     return 1 - (1 - (2 * alpha).clamp(0, 1)) * (1 - differs)
 
 
@@ -63,11 +63,11 @@ def lab(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
 
 
 def contrast(reference: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
-    """Largest slope of the lightness in the neighbourhood of each pixel of an image, RGB in [0, 1]."""
+    """Largest slope of the lightness in the neighborhood of each pixel of an image, RGB in [0, 1]."""
     return largest_around(gradient(lab(reference)).norm(dim=1), 5)
 
 
-def gradient(colours: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 h w"]:
+def gradient(colors: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 h w"]:
     """Slope a pixel of the slightly smoothed lightness, which is the first channel."""
-    smooth = gaussian_blur2d(colours[:, :1], (5, 5), (1.0, 1.0), border_type="replicate")
+    smooth = gaussian_blur2d(colors[:, :1], (5, 5), (1.0, 1.0), border_type="replicate")
     return spatial_gradient(smooth, "sobel", normalized=True)[:, 0]

@@ -18,14 +18,14 @@ from anomalib_pose.compare.maps import upsample
 _ROWS = 4096  # of a matrix of cosines; bounds its size
 
 
-def neighbourhood_means(features: Float[Tensor, "n c h w"], size: int) -> Float[Tensor, "n c h w"]:
+def neighborhood_means(features: Float[Tensor, "n c h w"], size: int) -> Float[Tensor, "n c h w"]:
     """Mean over the square of ``size`` patches (odd) around each patch, what lies outside left out (section 3.1).
 
     Raises:
         ValueError: if ``size`` is even or below 1.
     """
     if size < 1 or size % 2 == 0:
-        msg = f"The size of a neighbourhood is an odd number of patches, 1 or more, got {size}."
+        msg = f"The size of a neighborhood is an odd number of patches, 1 or more, got {size}."
         raise ValueError(msg)
     return functional.avg_pool2d(features, size, 1, size // 2, count_include_pad=False)
 
@@ -88,40 +88,40 @@ def mutual_maps(
     layers: Sequence[Float[Tensor, "n _ _ _"]],
     foreground: Bool[Tensor, "n _ _"] | None = None,
     *,
-    neighbourhoods: Sequence[int] = (1,),
+    neighborhoods: Sequence[int] = (1,),
     share: float = 0.3,
     step: Callable[[], None] | None = None,
 ) -> Float[Tensor, "n _ _"]:
-    """Mean of the patch scores over layers and sizes of neighbourhoods, on the finest layer's grid (section 3.2).
+    """Mean of the patch scores over layers and sizes of neighborhoods, on the finest layer's grid (section 3.2).
 
     Args:
         layers: feature maps of all images, one tensor for each layer (n, c, h, w), in any precision.
         foreground: pixels or patches that count, at any resolution: a patch with one of them is scored and compared
             with; the others score 0. None for all. Where an image has none, all of its patches count.
-        neighbourhoods: sizes; see ``neighbourhood_means``.
+        neighborhoods: sizes; see ``neighborhood_means``.
         share: see ``patch_scores``.
         step: called after each layer and size.
 
     Raises:
-        ValueError: if there is no layer or size, or see ``neighbourhood_means`` and ``patch_scores``.
+        ValueError: if there is no layer or size, or see ``neighborhood_means`` and ``patch_scores``.
     """
-    if not layers or not neighbourhoods:
-        msg = f"Mutual scoring needs one layer and one neighbourhood or more, got {len(layers)} and {neighbourhoods}."
+    if not layers or not neighborhoods:
+        msg = f"Mutual scoring needs one layer and one neighborhood or more, got {len(layers)} and {neighborhoods}."
         raise ValueError(msg)
     height, width = max((layer.shape[-2:] for layer in layers), key=lambda size: size[0] * size[1])
     total = torch.zeros(len(layers[0]), height, width, device=layers[0].device)
     for layer in layers:
         grid = tuple(layer.shape[-2:])
         counted = _counted(foreground, grid, len(layer)).to(layer.device)
-        for size in neighbourhoods:
-            patches = neighbourhood_means(layer.float(), size).permute(0, 2, 3, 1)
+        for size in neighborhoods:
+            patches = neighborhood_means(layer.float(), size).permute(0, 2, 3, 1)
             scores = patch_scores([patch[here] for patch, here in zip(patches, counted, strict=True)], share)
             maps = torch.zeros(counted.shape, device=layer.device)
             maps[counted] = torch.cat(scores)
             total += maps if grid == (height, width) else upsample(maps, (height, width))
             if step is not None:
                 step()
-    return total / (len(layers) * len(neighbourhoods))
+    return total / (len(layers) * len(neighborhoods))
 
 
 def _counted(foreground: Tensor | None, grid: tuple[int, ...], count: int) -> Tensor:

@@ -22,7 +22,7 @@ def paper_map(
     rgb_term: bool = True,
     blur_sigma: float = 4.0,
 ) -> Float[Tensor, "b h w"]:
-    """Squared differences of normalised images and of features, summed over channels and layers, then blurred.
+    """Squared differences of normalized images and of features, summed over channels and layers, then blurred.
 
     Args:
         query: photographs as the network gets them.
@@ -50,11 +50,11 @@ class PaperComparator(nn.Module):
         pretrained: take timm's weights if no file is given.
         weights_path: file with the network's weights; None or empty for none.
         pad_type: padding of the convolutions if not timm's default; see ``FeatureExtractor``.
-        mean: image normalisation; None for the network's own.
-        std: image normalisation; None for the network's own.
+        mean: image normalization; None for the network's own.
+        std: image normalization; None for the network's own.
         image_size: length of the shorter side that images are resized to, 224 in the papers; 0 to keep their size. The
             map is resized back, which lowers its maximum a little: for the papers' scores give images of this size.
-        rgb_term: add the difference of the normalised images, as the papers do.
+        rgb_term: add the difference of the normalized images, as the papers do.
         blur_sigma: standard deviation of the Gaussian in pixels of the resized image.
     """
 
@@ -98,8 +98,8 @@ class PaperComparator(nn.Module):
     def _map(self, query: Tensor, reference: Tensor, reflected: Tensor | None) -> Tensor:
         del reflected
         return paper_map(
-            self.extractor.normalise(query),
-            self.extractor.normalise(reference),
+            self.extractor.normalize(query),
+            self.extractor.normalize(reference),
             self.extractor(query),
             self.extractor(reference),
             rgb_term=self.rgb_term,
@@ -175,8 +175,8 @@ class PaperComparator(nn.Module):
 class ProductComparator(PaperComparator):
     """Product of the feature differences of images and of their reflectances (PIAD, CVPR 2025).
 
-    ``S = sum_l up(D_l(I) D_l(R))``, blurred, scored by its maximum. What differs in one domain alone, such as a grey
-    defect on grey, is not seen.
+    ``S = sum_l up(D_l(I) D_l(R))``, blurred, scored by its maximum. What differs in one domain alone, such as a gray
+    defect on gray, is not seen.
 
     Args:
         reflectance_weights_path: file of the published decomposition network; empty for the closed form.
@@ -194,7 +194,7 @@ class ProductComparator(PaperComparator):
         theirs_reflected = self.reflectance(reference) if reflected is None else reflected
         reflectances = self.extractor(self.reflectance(query)), self.extractor(theirs_reflected)
         total = torch.zeros_like(query[:, 0])
-        for ours, theirs, our_colour, their_colour in zip(*images, *reflectances, strict=True):
-            product = squared_difference(ours, theirs) * squared_difference(our_colour, their_colour)
+        for ours, theirs, our_color, their_color in zip(*images, *reflectances, strict=True):
+            product = squared_difference(ours, theirs) * squared_difference(our_color, their_color)
             total = total + upsample(product, size)
         return gaussian_blur(total, self.blur_sigma)

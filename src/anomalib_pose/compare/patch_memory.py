@@ -22,7 +22,7 @@ _STRIDES = (8, 16)  # stages whose cells are of a size that says something of a 
 _BLUR_SIGMA = 4.0
 _LARGEST_VIEWS = 60
 _CHUNK = 2048
-_CHANGED = 0.05  # colour that a pixel has to differ by to be damaged
+_CHANGED = 0.05  # color that a pixel has to differ by to be damaged
 _EVERY = 5  # pixels of damaged views, one of so many, that two ways of finding the damage are compared by
 
 

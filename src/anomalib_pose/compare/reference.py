@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anomalib_pose.render.reflectance import Decomposition, reflectance_of_colour
+from anomalib_pose.render.reflectance import Decomposition, reflectance_of_color
 
 
 class Reference(NamedTuple):
@@ -38,7 +38,7 @@ class Reference(NamedTuple):
         rgb = (self.rgb - behind + behind * image).clamp(0, 1)
         if self.reflected is None or decompose is None:
             return self._replace(rgb=rgb)
-        white = reflectance_of_colour(torch.ones(3).to(image), decompose)[:, None, None]
+        white = reflectance_of_color(torch.ones(3).to(image), decompose)[:, None, None]
         reflected = self.reflected + behind * (decompose(image[None])[0] - white)
         return self._replace(rgb=rgb, reflected=reflected.clamp(0, 1))
 

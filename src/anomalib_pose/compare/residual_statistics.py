@@ -132,5 +132,5 @@ class ResidualStatistics(nn.Module):
 
 def _hats(place: Float[Tensor, "b h w"], count: int) -> Float[Tensor, "b count h w"]:
     """Weights of the whole numbers below ``count`` in linear interpolation."""
-    centres = torch.arange(count, dtype=place.dtype, device=place.device)[:, None, None]
-    return torch.relu(1 - (place[:, None] - centres).abs())
+    centers = torch.arange(count, dtype=place.dtype, device=place.device)[:, None, None]
+    return torch.relu(1 - (place[:, None] - centers).abs())

@@ -24,7 +24,7 @@ class SurfaceResiduals(nn.Module):
 
     .. math:: m / \max(1, e / \mathrm{median}(e))^s
 
-    Other places keep what they have: a defect counts no more on a surface that is rendered well. Between the centres of
+    Other places keep what they have: a defect counts no more on a surface that is rendered well. Between the centers of
     the cells is interpolated. Until it is fitted it changes nothing.
 
     Args:
@@ -54,22 +54,22 @@ class SurfaceResiduals(nn.Module):
     def fit(
         self,
         views: Iterable[tuple[Float[Tensor, "h w"], Float[Tensor, "h w 3"], Float[Tensor, "h w"]]],
-        centre: Float[Tensor, "3"],
+        center: Float[Tensor, "3"],
         radius: float,
     ) -> None:
         """Collect the maps of good views.
 
         Args:
             views: anomaly map of each, the points that its pixels show, world frame, and the object's opacity.
-            centre: of the object, world frame.
+            center: of the object, world frame.
             radius: of the object.
 
         Raises:
             ValueError: if there is no view that shows the object.
         """
-        self.cell = (2 * _REACH * centre.new_tensor(radius) / self.cells).clamp(min=1e-6)
-        self.corner = centre - self.cells / 2 * self.cell
-        sums = centre.new_zeros(2, self.cells**3)
+        self.cell = (2 * _REACH * center.new_tensor(radius) / self.cells).clamp(min=1e-6)
+        self.corner = center - self.cells / 2 * self.cell
+        sums = center.new_zeros(2, self.cells**3)
         for anomaly_map, points, alpha in views:
             opaque = alpha > _OPAQUE
             squares = anomaly_map[opaque].square()

@@ -11,7 +11,7 @@ _SMALLEST, _LARGEST = 0.03, 0.12
 
 
 def damaged(images: Float[Tensor, "n 3 h w"], seed: int) -> Float[Tensor, "n 3 h w"]:
-    """Copies with a soft-edged ellipse each that takes another colour, or another part of the object, or goes missing.
+    """Copies with a soft-edged ellipse each that takes another color, or another part of the object, or goes missing.
 
     They are no model of real defects: they give scores beyond those of good views, to compare two ways of scoring with.
 
@@ -34,8 +34,8 @@ def damaged(images: Float[Tensor, "n 3 h w"], seed: int) -> Float[Tensor, "n 3 h
         across = (x * math.cos(angle) + y * math.sin(angle)) / extent[0]
         along = (y * math.cos(angle) - x * math.sin(angle)) / extent[1]
         share = torch.sigmoid(8 * (1 - (across.square() + along.square()).sqrt()))
-        colour = torch.rand(3, generator=generator)[:, None, None].expand_as(image)
-        other = (colour, image.roll((height // 6, width // 6), (1, 2)), border[:, None, None].expand_as(image))[
+        color = torch.rand(3, generator=generator)[:, None, None].expand_as(image)
+        other = (color, image.roll((height // 6, width // 6), (1, 2)), border[:, None, None].expand_as(image))[
             number % 3
         ]
         results.append(torch.lerp(image, other, share * (0.5 + 0.5 * float(torch.rand((), generator=generator)))))

@@ -16,7 +16,7 @@ def discounted(anomaly_map: Float[Tensor, "b h w"], doubt: Float[Tensor, "b h w"
 
     Args:
         anomaly_map: of queries.
-        doubt: differences of their references from all photographs of the same place, as parts of a colour's range.
+        doubt: differences of their references from all photographs of the same place, as parts of a color's range.
     """
     size = max(doubt.shape[-2:])
     around = largest_around(doubt, 2 * round(_AROUND * size / 2) + 1)

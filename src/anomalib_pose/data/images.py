@@ -46,8 +46,8 @@ def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
     with _open(path) as image:
         try:
             if image.mode.startswith("I"):
-                grey = torch.from_numpy(np.asarray(image, dtype=np.float32) / _SIXTEEN_BIT)
-                return grey.clamp(0, 1).expand(3, -1, -1).clone(), None
+                gray = torch.from_numpy(np.asarray(image, dtype=np.float32) / _SIXTEEN_BIT)
+                return gray.clamp(0, 1).expand(3, -1, -1).clone(), None
             has_alpha = "A" in image.getbands() or "transparency" in image.info
             pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"), dtype=np.float32) / 255
         except (OSError, SyntaxError, ValueError) as error:
@@ -55,8 +55,8 @@ def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
     channels = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     if not has_alpha:
         return channels, None
-    colour, alpha = channels[:3], channels[3]
-    return over_white(colour, alpha), None if bool((alpha == 1).all()) else alpha
+    color, alpha = channels[:3], channels[3]
+    return over_white(color, alpha), None if bool((alpha == 1).all()) else alpha
 
 
 def read_mask(path: Path) -> Tensor:
@@ -68,11 +68,11 @@ def read_mask(path: Path) -> Tensor:
     """
     with _open(path) as image:
         try:
-            grey = np.asarray(image if image.mode.startswith("I") else image.convert("L"), dtype=np.float32)
+            gray = np.asarray(image if image.mode.startswith("I") else image.convert("L"), dtype=np.float32)
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(_unreadable(path, error)) from error
         scale = _SIXTEEN_BIT if image.mode.startswith("I") else 255.0
-    return torch.from_numpy(grey / (scale if grey.max() > 1 else 1.0)).clamp(0, 1)
+    return torch.from_numpy(gray / (scale if gray.max() > 1 else 1.0)).clamp(0, 1)
 
 
 def check_mask_size(mask_path: Path, image_path: Path) -> None:
@@ -101,14 +101,14 @@ def undistort(channels: Tensor, K: Tensor, distortion: tuple[float, ...], *, nea
 
     Args:
         channels: image (C, H, W).
-        K: intrinsics (3, 3), pixels; the point (0.5, 0.5) is the first pixel's centre.
+        K: intrinsics (3, 3), pixels; the point (0.5, 0.5) is the first pixel's center.
         distortion: OpenCV's k1, k2, p1, p2, k3.
-        nearest: take nearest neighbours and fill with 0 what the photo does not show, as masks need it; otherwise
+        nearest: take nearest neighbors and fill with 0 what the photo does not show, as masks need it; otherwise
             interpolate and repeat the border.
     """
     height, width = channels.shape[-2:]
     matrix = K.double().numpy().copy()
-    matrix[:2, 2] -= 0.5  # OpenCV has the centre of the first pixel at (0, 0)
+    matrix[:2, 2] -= 0.5  # OpenCV has the center of the first pixel at (0, 0)
     maps = cv2.initUndistortRectifyMap(matrix, np.array(distortion), None, matrix, (width, height), cv2.CV_32FC1)
     mode, border = (cv2.INTER_NEAREST, cv2.BORDER_CONSTANT) if nearest else (cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
     return torch.stack([torch.from_numpy(cv2.remap(c.numpy(), *maps, mode, borderMode=border)) for c in channels])

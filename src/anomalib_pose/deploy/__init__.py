@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detectors of one object that need neither renderer nor optimiser, and their export."""
+"""Detectors of one object that need neither renderer nor optimizer, and their export."""
 
 from anomalib_pose.deploy.build import build_detector, drawn_scene
 from anomalib_pose.deploy.detector import FeedForwardDetector

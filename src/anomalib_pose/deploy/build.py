@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _SMALL = 64
 _MARGIN = 0.08
-_TOGETHER = 256  # views whose neighbours are looked for at once
+_TOGETHER = 256  # views whose neighbors are looked for at once
 _MEASURED = 32  # views by which the room for Gaussians is measured
 
 
@@ -65,7 +65,7 @@ def build_detector(
     photographs = nearby if drawn is not None and settings.photographs else None
     extra = 0.0 if photographs is None else corrections_megabytes(photographs, scale, settings.photographs)
     megabytes = check_size(settings, height, width, count, sh_degree, extra)
-    chosen = spread_poses(poses, scene.centre.to(poses), settings.views)
+    chosen = spread_poses(poses, scene.center.to(poses), settings.views)
     logger.info("%d views of %d x %d px, %d Gaussians: %.0f MB.", len(chosen), height, width, count, megabytes)
     rows, columns = window.along_axes(window_matrix, (camera.height, camera.width), (height, width), chosen)
     bank = RenderedBank.render(

@@ -15,7 +15,7 @@ from anomalib_pose.deploy.graph.relighting import relit_in_windows
 from anomalib_pose.deploy.graph.rendered_bank import RenderedBank
 from anomalib_pose.deploy.graph.resample import frame_matrix, resized_intrinsics, softening_matrix, window_matrix
 from anomalib_pose.deploy.graph.view_corrections import ViewCorrections
-from anomalib_pose.deploy.graph.view_synthesis import Synthesis, synthesise
+from anomalib_pose.deploy.graph.view_synthesis import Synthesis, synthesize
 from anomalib_pose.deploy.graph.window import Window
 from anomalib_pose.deploy.settings import DetectorSettings
 from anomalib_pose.geometry import rigid_inverse
@@ -57,7 +57,7 @@ class DetectorReference(NamedTuple):
 
 
 class FeedForwardDetector(nn.Module):
-    """Pose search and comparison without a renderer, an optimiser or a branch that depends on the data.
+    """Pose search and comparison without a renderer, an optimizer or a branch that depends on the data.
 
     The window that holds the object is cut out of the query. The most similar views of the bank are aligned with it by
     a fixed number of damped Gauss-Newton steps, which the views' depth gives closed-form slopes. The views nearest to
@@ -67,7 +67,7 @@ class FeedForwardDetector(nn.Module):
         bank: rendered views of the window.
         comparator: compares windows; calibrated for this detector by ``calibrate``.
         window: part of the image that the views show.
-        settings: numbers of starts, steps and neighbours.
+        settings: numbers of starts, steps and neighbors.
         drawing: draws the object at the pose that was found; None to warp views of the bank there.
         corrections: adds to what is drawn what photographs show beyond it; None for nothing.
         white_background: whether the object was photographed on white; otherwise only its silhouette is compared.
@@ -96,7 +96,7 @@ class FeedForwardDetector(nn.Module):
         self.comparator = comparator
         self.window = window
         self.starts = min(settings.starts, len(bank))
-        self.neighbours = min(settings.neighbours, len(bank))
+        self.neighbors = min(settings.neighbours, len(bank))
         self.steps = settings.steps
         self.white_background = white_background
         self.relight = relight
@@ -166,7 +166,7 @@ class FeedForwardDetector(nn.Module):
         """
         query = self.cut(images)
         pose, _ = self.locate(query if self.size == self.bank_size else self.cut(images, self.bank_size))
-        near = self.bank.around(pose, self.neighbours, apart)
+        near = self.bank.around(pose, self.neighbors, apart)
         intrinsics = resized_intrinsics(self.bank.intrinsics(near[:, 0]), self.bank_size, self.size)
         seen = self._seen_from(pose, intrinsics, near)
         rows, columns = self.window.along_axes(softening_matrix, images.shape[-2:], self.size, images)
@@ -190,9 +190,9 @@ class FeedForwardDetector(nn.Module):
                 return drawn
             return drawn._replace(rgb=self.corrections(drawn, pose, intrinsics))
         flat = near.flatten()
-        back = rigid_inverse(self.bank.pose(flat)) @ pose.repeat_interleave(self.neighbours, 0)
+        back = rigid_inverse(self.bank.pose(flat)) @ pose.repeat_interleave(self.neighbors, 0)
         view, intrinsics = self.bank.view(flat), self.bank.intrinsics(flat)
-        return synthesise(view, rigid_inverse(back), back, intrinsics, self.neighbours)
+        return synthesize(view, rigid_inverse(back), back, intrinsics, self.neighbors)
 
     @torch.no_grad()
     def calibrate(self, images: Float[Tensor, "n 3 height width"], surface: SurfaceResiduals | None = None) -> None:

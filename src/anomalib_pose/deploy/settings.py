@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 BYTES_A_PIXEL = 4
-"""Colour in three bytes; depth in seven bits and the silhouette in one."""
+"""Color in three bytes; depth in seven bits and the silhouette in one."""
 THUMBNAIL = 25
 _MOST_OVERSAMPLING = 4
 _FOUND_BY, _COMPARED = 200, 256
@@ -93,10 +93,10 @@ def drawing_megabytes(gaussians: int, sh_degree: int) -> float:
 
     Args:
         gaussians: their number.
-        sh_degree: of their colours.
+        sh_degree: of their colors.
     """
-    centre, axes, opacity, colours = 3, 9, 1, 3 * (sh_degree + 1) ** 2
-    return 4 * gaussians * (centre + axes + opacity + colours) / 1e6
+    center, axes, opacity, colors = 3, 9, 1, 3 * (sh_degree + 1) ** 2
+    return 4 * gaussians * (center + axes + opacity + colors) / 1e6
 
 
 def check_size(
@@ -109,7 +109,7 @@ def check_size(
         height: of a view in pixels.
         width: of a view in pixels.
         gaussians: that are drawn; those that no view of the bank sees are dropped later.
-        sh_degree: of their colours.
+        sh_degree: of their colors.
         corrections: megabytes of what corrects the drawing.
 
     Raises:

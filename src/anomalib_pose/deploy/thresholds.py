@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thresholds and normalisation of one way of scoring, for another one."""
+"""Thresholds and normalization of one way of scoring, for another one."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -125,7 +125,7 @@ def carry_over(
 
 @torch.no_grad()
 def measure(post_processor: Any, detector: Callable[[Tensor], Any], batches: Iterable[Batch]) -> Any:
-    """A copy of anomalib's post-processor with the thresholds and limits of what a detector says of labelled images.
+    """A copy of anomalib's post-processor with the thresholds and limits of what a detector says of labeled images.
 
     Args:
         post_processor: how thresholds are chosen.

@@ -21,7 +21,7 @@ class Camera:
 
     Convention:
         OpenCV axes (+x right, +y down, +z forward). ``p_world = camera_to_world @ p_camera``. The point (0.5, 0.5) is
-        the centre of the first pixel. Lengths are in scene units.
+        the center of the first pixel. Lengths are in scene units.
 
     Args:
         camera_to_world: rigid motion (..., 4, 4).
@@ -59,7 +59,7 @@ class Camera:
     def from_fov(
         cls, camera_to_world: Float[Tensor, "*batch 4 4"], camera_angle_x: float, width: int, height: int
     ) -> "Camera":
-        """Camera with OpenCV axes, square pixels and a centred principal point.
+        """Camera with OpenCV axes, square pixels and a centered principal point.
 
         Args:
             camera_to_world: rigid motion (..., 4, 4).
@@ -103,8 +103,8 @@ class Camera:
         return rigid_inverse(self.camera_to_world)
 
     @property
-    def centre(self) -> Tensor:
-        """Optical centre (..., 3) in the world frame."""
+    def center(self) -> Tensor:
+        """Optical center (..., 3) in the world frame."""
         return self.camera_to_world[..., :3, 3]
 
     def __len__(self) -> int:
@@ -153,7 +153,7 @@ class Camera:
         return homogeneous[..., :2] / homogeneous[..., 2:], in_camera[..., 2]
 
     def unproject(self, depth: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w 3"]:
-        """Points in the world frame that the pixels' centres show.
+        """Points in the world frame that the pixels' centers show.
 
         Args:
             depth: along the optical axis, one image a camera, of the camera's size.
@@ -165,7 +165,7 @@ class Camera:
         y = (v[:, None] - focal[..., 1, 2]) / focal[..., 1, 1] * depth
         in_camera = torch.stack([x, y, depth], -1)
         rotation = self.camera_to_world[..., None, :3, :3]
-        return in_camera @ rotation.transpose(-1, -2) + self.centre[..., None, None, :]
+        return in_camera @ rotation.transpose(-1, -2) + self.center[..., None, None, :]
 
 
 def viewed_point(cameras: Camera) -> tuple[Float[Tensor, "3"], Float[Tensor, " c"]]:
@@ -174,7 +174,7 @@ def viewed_point(cameras: Camera) -> tuple[Float[Tensor, "3"], Float[Tensor, " c
     Args:
         cameras: C of them.
     """
-    axes, eyes = cameras.camera_to_world[:, :3, 2].double(), cameras.centre.double()
+    axes, eyes = cameras.camera_to_world[:, :3, 2].double(), cameras.center.double()
     identity = torch.eye(3, dtype=axes.dtype, device=axes.device)
     across = identity - axes[:, :, None] * axes[:, None, :]
     # Parallel axes leave the depth open; the small pull to the cameras' mean keeps the system solvable.
@@ -192,7 +192,7 @@ def resize_intrinsics(
     width: int,
     height: int,
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Intrinsics of an image that was resized; with half-pixel centres both rows scale without an offset."""
+    """Intrinsics of an image that was resized; with half-pixel centers both rows scale without an offset."""
     scale = K.new_tensor([width / from_width, height / from_height, 1.0])
     return K * scale[:, None]
 
@@ -218,7 +218,7 @@ def resize_image_mask_K(  # noqa: N802
 
     Args:
         image: image (C, H, W); resampled bilinearly with antialiasing.
-        mask: mask (H, W) or None; resampled with its nearest neighbours, so that a binary mask stays one.
+        mask: mask (H, W) or None; resampled with its nearest neighbors, so that a binary mask stays one.
         K: intrinsics (3, 3) of the image as given.
         width: new width in pixels.
         height: new height in pixels.
@@ -234,7 +234,7 @@ def resize_image_mask_K(  # noqa: N802
 
 
 def pose_error(estimate: Float[Tensor, "*batch 4 4"], truth: Float[Tensor, "*batch 4 4"]) -> tuple[Tensor, Tensor]:
-    """Rotation angle in radians and distance of the optical centres in scene units, between two camera poses."""
+    """Rotation angle in radians and distance of the optical centers in scene units, between two camera poses."""
     angle = rotation_angle(estimate[..., :3, :3], truth[..., :3, :3])
     return angle, (estimate[..., :3, 3] - truth[..., :3, 3]).norm(dim=-1)
 

@@ -18,7 +18,7 @@ def look_at(
     Where the line of sight is parallel to ``up``, another axis takes its place, so the pose is always rigid.
 
     Args:
-        eye: optical centres in the world frame.
+        eye: optical centers in the world frame.
         target: the point on the optical axis.
         up: the world's upward direction; need not be a unit vector.
 

@@ -68,7 +68,7 @@ def estimate_pose(
             at each call.
         image: file, or RGB (3, H, W) in [0, 1]; or a sequence of these, or a batch (B, 3, H, W). A file's transparency
             serves as mask of the object.
-        intrinsics: K (3, 3) in pixels of the photograph, whose first pixel's centre is at (0.5, 0.5); None for the
+        intrinsics: K (3, 3) in pixels of the photograph, whose first pixel's center is at (0.5, 0.5); None for the
             training views', scaled to the photograph's size.
         foreground: mask of the object, a file or (H, W) in [0, 1]; or one for each of several photographs. None where
             there is none: an object on white is cut out anyway if it was trained on white.
@@ -243,10 +243,10 @@ def localize(
         ValueError: if a file cannot be read; see ``estimate_pose``.
     """
     pairs = _photographs(Path(data), None if masks is None else Path(masks))
-    found = list(_localized(model, track(pairs, "Localising", disable=not progress), intrinsics))
+    found = list(_localized(model, track(pairs, "Localizing", disable=not progress), intrinsics))
     content = {
         "model": type(model).__name__,
-        "convention": "OpenCV axes; p_world = camera_to_world @ p_camera; (0.5, 0.5) is the first pixel's centre",
+        "convention": "OpenCV axes; p_world = camera_to_world @ p_camera; (0.5, 0.5) is the first pixel's center",
         "images": [asdict(one) for one in found],
     }
     write_json(Path(output), content)
@@ -262,7 +262,7 @@ def _log(model: SceneModel, found: Sequence[LocalizedFile], output: str | Path) 
     if doubtful and model.model.bank.rolls == 1:
         advice += " If the camera was turned about its optical axis, set rolls to 12."
     logger.info(
-        "Localised %d photographs in %.1f s, %d of them doubtful (confidence below %g): %s.%s",
+        "Localized %d photographs in %.1f s, %d of them doubtful (confidence below %g): %s.%s",
         len(found), sum(one.seconds for one in found), doubtful, _DOUBTFUL, output, advice,
     )  # fmt: skip
 

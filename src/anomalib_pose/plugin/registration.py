@@ -11,7 +11,7 @@ A distribution names its classes in the entry-point groups ``anomalib.models`` a
 
 :func:`register` imports them and makes them known wherever anomalib 2.7 looks a class up: the short names of its
 command line, ``list_models``, ``get_model``, ``get_datamodule``, and through these the benchmark. It also teaches the
-image visualiser our batch fields that are images, and the benchmark to put models with different metrics in one table.
+image visualizer our batch fields that are images, and the benchmark to put models with different metrics in one table.
 The class's own name is the short name; the entry point's name serves for messages alone. Classes of anomalib itself
 keep their names, and so does the first of two plug-ins.
 """
@@ -87,14 +87,14 @@ def register(*, import_host: bool = True) -> None:
         tried: set[EntryPoint] = set()
         while _called.is_set():
             _called.clear()
-            _register_visualiser()
+            _register_visualizer()
             register_benchmark_table()
             _register_classes(tried)
     finally:
         _lock.release()
 
 
-def _register_visualiser() -> None:
+def _register_visualizer() -> None:
     if not _half_imported(HOST):
         register_panels()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomalib_pose.geometry import se3_exp
 from anomalib_pose.pose.types import Query, Refinement
-from anomalib_pose.render.reflectance import Decomposition, reflectance, reflectance_of_colour
+from anomalib_pose.render.reflectance import Decomposition, reflectance, reflectance_of_color
 from anomalib_pose.render.ssim import ssim
 from anomalib_pose.scene import PixelScene, Scene, is_reflective
 
@@ -24,7 +24,7 @@ Loss = Callable[[Tensor], Tensor]
 
 
 class ScrewRefiner(ABC):
-    """Adam on a screw (w, v, theta) that moves the camera about the object's centre.
+    """Adam on a screw (w, v, theta) that moves the camera about the object's center.
 
     ``camera_to_world = exp(theta (v, w)) start``. The papers write ``R = I + sin(theta) [w] + (1 - cos(theta)) [w]²``
     and move about the world's origin, where their objects lie. Theirs is a rotation only where ``w`` has length 1; here
@@ -45,7 +45,7 @@ class ScrewRefiner(ABC):
 
     @abstractmethod
     def loss(self, scene: Scene, query: Query, generator: torch.Generator) -> Loss:
-        """What is minimised for a query.
+        """What is minimized for a query.
 
         Args:
             scene: the object.
@@ -62,16 +62,16 @@ class ScrewRefiner(ABC):
     def _refine(self, scene: Scene, query: Query, start: Tensor) -> Refinement:
         generator = torch.Generator().manual_seed(self.seed)
         screw = (1e-6 * torch.randn(7, generator=generator)).to(start).requires_grad_()
-        to_centre = torch.eye(4, dtype=start.dtype, device=start.device)
-        to_centre[:3, 3] = -scene.centre.to(start)
-        from_centre = torch.linalg.inv(to_centre)
+        to_center = torch.eye(4, dtype=start.dtype, device=start.device)
+        to_center[:3, 3] = -scene.center.to(start)
+        from_center = torch.linalg.inv(to_center)
         optimizer = torch.optim.Adam([screw], lr=self.first_rate)
         best_pose, best_cost = start, float("inf")
         with torch.enable_grad():
             loss_of = self.loss(scene, query, generator)
             for step in range(self.steps):
                 motion = se3_exp(screw[6] * torch.cat([screw[3:6], screw[:3]]))
-                pose = from_centre @ motion @ to_centre @ start
+                pose = from_center @ motion @ to_center @ start
                 loss = loss_of(pose)
                 if loss.item() < best_cost:
                     best_pose, best_cost = pose.detach(), loss.item()
@@ -141,7 +141,7 @@ class ReflectanceRefiner(ScrewRefiner):
         image = query.image[None]
         reflected = self.decompose(image)
         background = query.background
-        behind = reflectance_of_colour(background, self.decompose)
+        behind = reflectance_of_color(background, self.decompose)
 
         def of(camera_to_world: Tensor) -> Tensor:
             camera = query.camera(camera_to_world)
@@ -204,10 +204,10 @@ def interest_region(query: Query) -> Int[Tensor, " n"]:
     Args:
         query: the image.
     """
-    grey = (query.image.mean(0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    marks = np.zeros_like(grey)
-    height, width = grey.shape
-    for point in cv2.SIFT.create().detect(grey, None):
+    gray = (query.image.mean(0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    marks = np.zeros_like(gray)
+    height, width = gray.shape
+    for point in cv2.SIFT.create().detect(gray, None):
         column, row = round(point.pt[0]), round(point.pt[1])
         marks[min(row, height - 1), min(column, width - 1)] = 1
     marks = cv2.dilate(marks, np.ones((_BOX, _BOX), np.uint8), iterations=_DILATIONS)

@@ -13,9 +13,9 @@ from anomalib_pose.scene import Scene
 OBJECT_ALPHA = 0.5
 """Opacity above which a pixel belongs to the object."""
 
-_WINDOW = 0.055  # side of the neighbourhood, as a part of the image's longer side
-_NOISE = 1e-5  # variance below which a neighbourhood counts as flat
-_FULL_TEXTURE = 0.05  # standard deviation above which a neighbourhood counts no more than others
+_WINDOW = 0.055  # side of the neighborhood, as a part of the image's longer side
+_NOISE = 1e-5  # variance below which a neighborhood counts as flat
+_FULL_TEXTURE = 0.05  # standard deviation above which a neighborhood counts no more than others
 
 
 def box_means(values: Float[Tensor, "c h w"], radius: int) -> Float[Tensor, "c h w"]:
@@ -66,10 +66,10 @@ def _filled(mask: Bool[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
 def structure_residual(
     image: Float[Tensor, "3 h w"], rendering: Float[Tensor, "3 h w"], region: Bool[Tensor, "h w"]
 ) -> float:
-    """One minus the correlation of two images in small neighbourhoods, averaged by the rendering's texture.
+    """One minus the correlation of two images in small neighborhoods, averaged by the rendering's texture.
 
-    Brightness and contrast of each neighbourhood drop out, and with them most of what another light, an exposure or a
-    shadow changes. A defect spoils the neighbourhoods that it lies in, a wrong pose nearly all of them.
+    Brightness and contrast of each neighborhood drop out, and with them most of what another light, an exposure or a
+    shadow changes. A defect spoils the neighborhoods that it lies in, a wrong pose nearly all of them.
 
     Args:
         image: the query, RGB in [0, 1].

@@ -88,7 +88,7 @@ class NetworkMatcher(ABC):
 
 
 class AlikedMatcher(NetworkMatcher):
-    """ALIKED (Zhao et al. 2023), mutual nearest neighbours of its descriptors.
+    """ALIKED (Zhao et al. 2023), mutual nearest neighbors of its descriptors.
 
     Args:
         weights: file of ``aliked-n16``.
@@ -112,7 +112,7 @@ class AlikedMatcher(NetworkMatcher):
 
 
 class XFeatMatcher(NetworkMatcher):
-    """XFeat (Potje et al. 2024), sparse: mutual nearest neighbours of its descriptors.
+    """XFeat (Potje et al. 2024), sparse: mutual nearest neighbors of its descriptors.
 
     Args:
         weights: file of XFeat, with or without its fine matcher, which is not used.
@@ -140,7 +140,7 @@ class XFeatMatcher(NetworkMatcher):
 
 
 class LoftrMatcher(NetworkMatcher):
-    """LoFTR (Sun et al. 2021): matches of grey images without key points.
+    """LoFTR (Sun et al. 2021): matches of gray images without key points.
 
     Args:
         weights: file of the outdoor or the indoor weights.
@@ -158,7 +158,7 @@ class LoftrMatcher(NetworkMatcher):
         """Matches of an image with each view; see ``NetworkMatcher``."""
         features = network.extract_features(image.mean(0)[None, None])
         found = [network({"features0": features, "image1": view.mean(0)[None, None]}) for view in views]
-        # unlike kornia's other networks its pixels' centres are at halves
+        # unlike kornia's other networks its pixels' centers are at halves
         return [(one["keypoints0"], one["keypoints1"]) for one in found]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Direct alignment of a query with renderings of colour and depth: damped Gauss-Newton, coarse to fine."""
+"""Direct alignment of a query with renderings of color and depth: damped Gauss-Newton, coarse to fine."""
 
 import math
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, scaled_focal, se3_exp
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur, shrink
-from anomalib_pose.pose.surface_alignment import OPAQUE, ShownSurface, System, linearised, shown_surface
+from anomalib_pose.pose.surface_alignment import OPAQUE, ShownSurface, System, linearized, shown_surface
 from anomalib_pose.pose.types import Query, Refinement
 from anomalib_pose.scene import Scene, simplified
 
@@ -47,7 +47,7 @@ class _Level:
     n_renders: int = 0
 
     def render(self, view: "_View") -> tuple[Tensor, Tensor, Tensor]:
-        """Blurred colour over the background (3, H, W), depth and alpha (H, W)."""
+        """Blurred color over the background (3, H, W), depth and alpha (H, W)."""
         self.n_renders += 1
         camera = replace(self.camera.with_pose(view.camera_to_world), K=self.intrinsics(view))
         output = self.scene.render(camera, self.background)
@@ -92,7 +92,7 @@ class GaussNewtonRefiner:
 
     Args:
         iterations: most accepted steps a level of the pyramid.
-        robust_scale: colour difference above which a pixel's weight falls.
+        robust_scale: color difference above which a pixel's weight falls.
         tolerance: a level is finished when a step lowers the cost by less than this share and moves less than
             ``min_step``.
         min_step: in radians and in units of the distance to the object.
@@ -214,10 +214,10 @@ class GaussNewtonRefiner:
         root = (1 + squared).sqrt()
         return scale**2 * (root - 1), 1 / root
 
-    def _linearised(self, level: _Level, state: _State, surface: ShownSurface, motion: Tensor) -> System:
+    def _linearized(self, level: _Level, state: _State, surface: ShownSurface, motion: Tensor) -> System:
         intrinsics = level.intrinsics(state.view)
         robust = partial(self._robust, level)
-        return linearised(surface, level.maps, intrinsics, motion, robust, focal=level.refines_focal)
+        return linearized(surface, level.maps, intrinsics, motion, robust, focal=level.refines_focal)
 
     def _aligned(
         self, level: _Level, state: _State, surface: ShownSurface, system: System, damping: float
@@ -229,7 +229,7 @@ class GaussNewtonRefiner:
             moved = se3_exp(tangent[:6]) @ motion
             if not bool(tangent.isfinite().all()):
                 break
-            following = self._linearised(level, state, surface, moved)
+            following = self._linearized(level, state, surface, moved)
             gain = system.cost - following.cost
             if not gain > 0:
                 if -gain < self.tolerance * system.cost:
@@ -245,7 +245,7 @@ class GaussNewtonRefiner:
         self, level: _Level, state: _State, surface: ShownSurface, damping: float
     ) -> tuple[_State | None, float, float]:
         """Next state, or None if nothing finds a lower cost; the damping for later; the size of the step."""
-        system = self._linearised(level, state, surface, _not_moved(state))
+        system = self._linearized(level, state, surface, _not_moved(state))
         viewmat = rigid_inverse(state.view.camera_to_world.double())
         if self.steps_a_render > 1 and not level.refines_focal:
             motion, shift = self._aligned(level, state, surface, system, damping)
@@ -288,8 +288,8 @@ def _distinct(ends: list[_End]) -> list[_End]:
 
 
 def _apart(pose: Tensor, other: Tensor) -> bool:
-    angle, centre = pose_error(pose.double(), other.double())
-    return float(angle) > _SAME or float(centre) > _SAME * float(other[:3, 3].norm())
+    angle, center = pose_error(pose.double(), other.double())
+    return float(angle) > _SAME or float(center) > _SAME * float(other[:3, 3].norm())
 
 
 def _not_moved(state: _State) -> Tensor:

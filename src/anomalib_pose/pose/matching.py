@@ -41,7 +41,7 @@ class Matcher(Protocol):
 
         Args:
             image: RGB in [0, 1].
-            views: RGB in [0, 1], of the image's size. The first pixel's centre is at (0.5, 0.5).
+            views: RGB in [0, 1], of the image's size. The first pixel's center is at (0.5, 0.5).
         """
         ...
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image beside the surface that a rendering shows, linearised in the motion between them."""
+"""An image beside the surface that a rendering shows, linearized in the motion between them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ class ShownSurface:
     Args:
         points: of the surface in the camera's frame (3, N).
         places: columns and rows of the pixels (2, N).
-        colours: (3, N).
-        slopes: of the colours along x and y a pixel (2, 3, N).
+        colors: (3, N).
+        slopes: of the colors along x and y a pixel (2, 3, N).
     """
 
     points: Float[Tensor, "3 n"]
     places: Float[Tensor, "2 n"]
-    colours: Float[Tensor, "3 n"]
+    colors: Float[Tensor, "3 n"]
     slopes: Float[Tensor, "2 3 n"]
 
 
@@ -76,7 +76,7 @@ def shown_surface(
     return ShownSurface(torch.cat([slopes, torch.ones_like(slopes[:1])]) * z, places, images[0], images[1:])
 
 
-def linearised(
+def linearized(
     surface: ShownSurface,
     image: Float[Tensor, "9 h w"],
     intrinsics: Tensor,
@@ -96,7 +96,7 @@ def linearised(
         intrinsics: K (3, 3) of both.
         motion: of the points in the camera's frame.
         robust: costs and weights of residuals (3, N).
-        focal: linearise in the logarithm of a factor of the focal length, too.
+        focal: linearize in the logarithm of a factor of the focal length, too.
     """
     motion = motion.to(surface.points)
     moved = motion[:3, :3] @ surface.points + motion[:3, 3:]
@@ -106,7 +106,7 @@ def linearised(
     size = uv.new_tensor(image.shape[:0:-1])[:, None]
     grid = (2 * uv / size - 1).T[None, None]
     seen = F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0, :, 0].unflatten(0, (3, 3))
-    residual = surface.colours - seen[0]
+    residual = surface.colors - seen[0]
     costs, weight = robust(residual)
     by_u, by_v = projection_jacobian(slopes[0], slopes[1], 1 / moved[2].clamp(min=1e-6), -1)
     by_u, by_v = by_u * intrinsics[0, 0], by_v * intrinsics[1, 1]

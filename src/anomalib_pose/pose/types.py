@@ -47,7 +47,7 @@ class Query:
 
     @property
     def background(self) -> Float[Tensor, "3"]:
-        """Colour to render over: white where the foreground is known, else the median of the image's border."""
+        """Color to render over: white where the foreground is known, else the median of the image's border."""
         if self.foreground is not None:
             return torch.ones(3, device=self.image.device)
         edges = (self.image[:, 0], self.image[:, -1], self.image[:, :, 0], self.image[:, :, -1])

@@ -26,27 +26,27 @@ _ROOT_OF_SPHERE = math.sqrt(4 * math.pi)
 
 def bank_poses(
     cameras: Camera,
-    centre: Float[Tensor, "3"],
+    center: Float[Tensor, "3"],
     spacing: float = math.radians(8),
     reach: float = math.radians(32),
 ) -> Float[Tensor, "v 4 4"]:
     """The training poses, and poses on an even view sphere around the object that fill the gaps between them.
 
-    New poses look where the training cameras look, or at the centre of the object where those look here and there:
+    New poses look where the training cameras look, or at the center of the object where those look here and there:
     an object that fills their images would leave those of cameras that look elsewhere. They have the training cameras'
     median distance and are upright as those are on average. They keep to the band of elevations that the training poses
     span, and within ``reach`` of the nearest of them.
 
     Args:
         cameras: the training cameras.
-        centre: middle of the object, world frame.
-        spacing: angle between neighbouring new poses, radians.
+        center: middle of the object, world frame.
+        spacing: angle between neighboring new poses, radians.
         reach: largest angle from the nearest training direction, radians; wider than half of MAD's hole of 40 degrees.
     """
     poses = cameras.camera_to_world
     target, off = viewed_point(cameras)
-    if bool((off > _OFF_AXIS * (cameras.centre - target).norm(dim=-1)).any()):
-        target = centre
+    if bool((off > _OFF_AXIS * (cameras.center - target).norm(dim=-1)).any()):
+        target = center
     offsets = poses[:, :3, 3] - target
     distance = offsets.norm(dim=-1)
     directions = offsets / distance[:, None]
@@ -67,7 +67,7 @@ def bank_poses(
 
 
 class ViewBank(nn.Module):
-    """Rendered views with a masked, zero-mean, normalised thumbnail each, kept as buffers of any number.
+    """Rendered views with a masked, zero-mean, normalized thumbnail each, kept as buffers of any number.
 
     Thumbnails are of the whole frame where all training cameras look at the object from one distance, as in MAD, and
     otherwise of the silhouette's box, which makes them independent of where in the image the object is and how large.
@@ -81,7 +81,7 @@ class ViewBank(nn.Module):
     thumbnails: Tensor
     boxes: Tensor
     by_box: Tensor
-    centre: Tensor
+    center: Tensor
 
     def __init__(self, spacing: float = 8.0, rolls: int = 1) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class ViewBank(nn.Module):
         self.register_buffer("thumbnails", torch.zeros(0, 3 * _THUMBNAIL**2))
         self.register_buffer("boxes", torch.zeros(0, 3))
         self.register_buffer("by_box", torch.tensor(data=False))
-        self.register_buffer("centre", torch.zeros(3))
+        self.register_buffer("center", torch.zeros(3))
 
     def __len__(self) -> int:
         """Number of views."""
@@ -111,16 +111,16 @@ class ViewBank(nn.Module):
             scene: the fitted object.
             cameras: the training cameras.
         """
-        centre = self.centre = scene.centre.to(cameras.camera_to_world)
-        self.by_box = torch.tensor(_varied(cameras, centre), device=centre.device)
-        poses = bank_poses(cameras, centre, math.radians(self.spacing))
+        center = self.center = scene.center.to(cameras.camera_to_world)
+        self.by_box = torch.tensor(_varied(cameras, center), device=center.device)
+        poses = bank_poses(cameras, center, math.radians(self.spacing))
         scale = _RENDER_SIZE / max(cameras.width, cameras.height)
-        eye = torch.eye(4, device=centre.device)
+        eye = torch.eye(4, device=center.device)
         typical = Camera(eye, cameras.median_intrinsics, cameras.width, cameras.height)
         small = typical.resized(max(1, round(cameras.width * scale)), max(1, round(cameras.height * scale)))
         thumbnails, boxes = [], []
         for some in poses.split(_BATCH):
-            output = scene.render(small.with_pose(some), torch.ones(3, device=centre.device))
+            output = scene.render(small.with_pose(some), torch.ones(3, device=center.device))
             for rgb, alpha in zip(output.rgb, output.alpha, strict=True):
                 thumbnails.append(self._thumbnail(rgb.permute(2, 0, 1), alpha))
                 boxes.append(_box(alpha, small.K))
@@ -167,12 +167,12 @@ class ViewBank(nn.Module):
         """Poses of views, moved to where the query's silhouette is if thumbnails are of boxes."""
         poses = self.poses[views]
         if bool(self.by_box) and query.foreground is not None and bool((query.foreground > 0).any()):
-            return _move_to_box(poses, self.boxes[views], _box(query.foreground, query.K).to(poses), self.centre)
+            return _move_to_box(poses, self.boxes[views], _box(query.foreground, query.K).to(poses), self.center)
         return poses
 
     def _apart(self, similarity: Float[Tensor, " v"], count: int) -> Tensor:
         """Indices of the most similar views that lie ``_APART`` from each other; the nearer ones follow at the end."""
-        directions = F.normalize(self.poses[:, :3, 3] - self.centre, dim=1)
+        directions = F.normalize(self.poses[:, :3, 3] - self.center, dim=1)
         penalty = torch.zeros_like(similarity)
         best: list[Tensor] = []
         for _ in range(min(count, len(self))):
@@ -195,9 +195,9 @@ class ViewBank(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _varied(cameras: Camera, centre: Tensor) -> bool:
+def _varied(cameras: Camera, center: Tensor) -> bool:
     """Whether the object's place or size in the image differs between the cameras."""
-    uv, depth = cameras.project(centre[None])
+    uv, depth = cameras.project(center[None])
     size = max(cameras.width, cameras.height)
     off = (uv[:, 0] - uv[:, 0].mean(0)).norm(dim=-1).max() / size
     spread = depth.std() / depth.mean().clamp_min(1e-9)
@@ -205,7 +205,7 @@ def _varied(cameras: Camera, centre: Tensor) -> bool:
 
 
 def _box(alpha: Float[Tensor, "h w"], K: Float[Tensor, "3 3"]) -> Float[Tensor, "3"]:  # noqa: N803
-    """Slopes (x, y) of a silhouette's centre of mass, and the root of its area in units of the focal length."""
+    """Slopes (x, y) of a silhouette's center of mass, and the root of its area in units of the focal length."""
     opaque = (alpha > 0.5).to(K)
     area = opaque.sum().clamp_min(1)
     rows = torch.arange(alpha.shape[0], device=K.device) + 0.5
@@ -229,10 +229,10 @@ def _crop_square(image: Tensor, alpha: Tensor) -> Tensor:
     return padded[:, top + padding[2] :, left + padding[0] :][:, :side, :side]
 
 
-def _move_to_box(poses: Tensor, boxes: Tensor, wanted: Tensor, centre: Tensor) -> Tensor:
+def _move_to_box(poses: Tensor, boxes: Tensor, wanted: Tensor, center: Tensor) -> Tensor:
     """Turn and shift cameras so that the object appears in the wanted direction with the wanted size.
 
-    The camera turns about its own centre until the direction to the object is the wanted one in the image, then moves
+    The camera turns about its own center until the direction to the object is the wanted one in the image, then moves
     along that direction until the silhouette has the wanted area. The side of the object that is seen stays the same.
     """
     moved = poses.clone()
@@ -240,7 +240,7 @@ def _move_to_box(poses: Tensor, boxes: Tensor, wanted: Tensor, centre: Tensor) -
     for pose, box in zip(moved, boxes, strict=True):
         ray = F.normalize(torch.cat([box[:2], box.new_ones(1)]), dim=0)
         line = pose[:3, :3] @ ray
-        distance = (centre - pose[:3, 3]).norm()
+        distance = (center - pose[:3, 3]).norm()
         nearer = 1 - box[2] / wanted[2].clamp_min(1e-6)
         pose[:3, 3] += nearer * distance * line
         pose[:3, :3] = pose[:3, :3] @ _between(wanted_ray, ray)

@@ -99,8 +99,8 @@ def _enlargement(position: Tensor, size: int, patches: int) -> tuple[Tensor, Ten
     return low, (low + 1).clamp_max(patches - 1), (source - low).float()
 
 
-def smooth_over_neighbours(
-    points: Float[Tensor, "n 3"], values: Float[Tensor, " n"], sigma: float, neighbours: int = 64
+def smooth_over_neighbors(
+    points: Float[Tensor, "n 3"], values: Float[Tensor, " n"], sigma: float, neighbors: int = 64
 ) -> Float[Tensor, " n"]:
     """Gaussian mean of values over the nearest points in space, for clouds whose order means nothing.
 
@@ -108,15 +108,15 @@ def smooth_over_neighbours(
         points: positions.
         values: one value for each point.
         sigma: width of the Gaussian, in units of the points.
-        neighbours: number of nearest points that count, the point itself included.
+        neighbors: number of nearest points that count, the point itself included.
 
     Raises:
-        ValueError: if ``sigma`` is not above 0, or ``neighbours`` is below 1.
+        ValueError: if ``sigma`` is not above 0, or ``neighbors`` is below 1.
     """
-    if not sigma > 0 or neighbours < 1:
-        msg = f"sigma should be above 0 and neighbours 1 or more, got {sigma} and {neighbours}."
+    if not sigma > 0 or neighbors < 1:
+        msg = f"sigma should be above 0 and neighbors 1 or more, got {sigma} and {neighbors}."
         raise ValueError(msg)
-    count = min(neighbours, len(points))
+    count = min(neighbors, len(points))
     if not count:
         return values.clone()
     xyz = points.double().numpy()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice between rasterisers."""
+"""The choice between rasterizers."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ _BACKENDS: dict[str, Callable[[], Rasterizer]] = {"cpu": _cpu, "gsplat": _gsplat
 
 
 def make_rasterizer(backend: str = "auto") -> Rasterizer:
-    """Rasteriser of a backend.
+    """Rasterizer of a backend.
 
     Args:
         backend: ``"cpu"``, ``"gsplat"`` (CUDA, extra ``anomalib-pose[cuda]``), or ``"auto"``: gsplat where CUDA and

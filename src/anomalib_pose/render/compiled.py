@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 logger = logging.getLogger(__name__)
 
 # `afn`, `nnan`, `ninf` and `reassoc` would break the rounding trick of `exp`; `reassoc` is added where a sum over lanes
-# has to be vectorised.
+# has to be vectorized.
 ELEMENTWISE = frozenset({"contract", "nsz", "arcp"})
 REDUCTION = ELEMENTWISE | {"reassoc"}
 
@@ -40,7 +40,7 @@ _pool: ThreadPoolExecutor | None = None
 def kernel(flags: frozenset[str] = ELEMENTWISE) -> Callable[[Callable], Any]:
     """Decorator that compiles at the first call and keeps the result on disk where that is possible.
 
-    ``error_model="numpy"`` matters: the branch for a division by zero would stop the vectoriser.
+    ``error_model="numpy"`` matters: the branch for a division by zero would stop the vectorizer.
 
     Args:
         flags: LLVM's fast-math flags.
@@ -82,7 +82,7 @@ _ROUND = np.float32(1.5 * 2**23)  # adding it leaves the nearest integer in the 
 @kernel()
 @no_type_check
 def exp(x):  # noqa: ANN001, ANN201
-    """Exponential of a float32 in about -87..88, to 2e-7 relative; vectorises without a vector maths library."""
+    """Exponential of a float32 in about -87..88, to 2e-7 relative; vectorizes without a vector maths library."""
     shifted = x * _LOG2_E + _ROUND
     f = x * _LOG2_E - (shifted - _ROUND)
     p = np.float32(1.34004322e-3)

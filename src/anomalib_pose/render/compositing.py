@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every rasteriser does around its own drawing."""
+"""What every rasterizer does around its own drawing."""
 
 import torch
 from torch import Tensor
@@ -15,18 +15,18 @@ def as_batch(cameras: Camera) -> Camera:
     """
     if len(cameras.batch_shape) > 1:
         shape = tuple(cameras.batch_shape)
-        msg = f"A rasteriser takes one camera or a batch (C, ...) of them, got the batch shape {shape}."
+        msg = f"A rasterizer takes one camera or a batch (C, ...) of them, got the batch shape {shape}."
         raise ValueError(msg)
     return cameras.batched()
 
 
 def over_background(rgb: Tensor, alpha: Tensor, background: Tensor | None) -> Tensor:
-    """Images (C, H, W, 3) over a background colour: ``rgb + (1 - alpha) background``.
+    """Images (C, H, W, 3) over a background color: ``rgb + (1 - alpha) background``.
 
     Args:
-        rgb: colour over black (C, H, W, 3).
+        rgb: color over black (C, H, W, 3).
         alpha: accumulated opacity (C, H, W).
-        background: colour (3,) or (C, 3), or None for black.
+        background: color (3,) or (C, 3), or None for black.
 
     Raises:
         ValueError: if the background has another shape.
@@ -36,5 +36,5 @@ def over_background(rgb: Tensor, alpha: Tensor, background: Tensor | None) -> Te
     if tuple(background.shape) not in {(3,), (rgb.shape[0], 3)}:
         msg = f"background should be None, (3,) or ({rgb.shape[0]}, 3), got shape {tuple(background.shape)}."
         raise ValueError(msg)
-    colour = background.to(rgb).expand(rgb.shape[0], 3)[:, None, None]
-    return torch.addcmul(rgb, (1 - alpha)[..., None], colour)
+    color = background.to(rgb).expand(rgb.shape[0], 3)[:, None, None]
+    return torch.addcmul(rgb, (1 - alpha)[..., None], color)

@@ -39,7 +39,7 @@ class _Drawing(NamedTuple):
 
 
 def _draw(inputs: list[np.ndarray], pinhole: np.ndarray, images: list[np.ndarray]) -> _Drawing:
-    """Fill the images rgb, depth and alpha; inputs are means, quats, scales, opacities, colours and view."""
+    """Fill the images rgb, depth and alpha; inputs are means, quats, scales, opacities, colors and view."""
     height, width = images[2].shape
     across, down = -(-width // BLOCK), -(-height // BLOCK)
     count = len(inputs[0])
@@ -125,12 +125,12 @@ def _colors(gaussians: Gaussians, eye: Tensor) -> Tensor:
     inputs = [part.detach().to(torch.float32).contiguous().numpy() for part in (colors, gaussians.means, eye)]
     found = torch.empty(len(colors), 3, dtype=torch.float32)
     drawn = found.numpy()
-    for_ranges(lambda i, j: sh_kernels.colours(i, j, degree, *inputs, drawn), len(colors), _GAUSSIANS_GRAIN)
+    for_ranges(lambda i, j: sh_kernels.colors(i, j, degree, *inputs, drawn), len(colors), _GAUSSIANS_GRAIN)
     return found
 
 
 def _draw_one(gaussians: Gaussians, camera: Camera) -> tuple[Tensor, ...]:
-    colors = _colors(gaussians, camera.centre)
+    colors = _colors(gaussians, camera.center)
     intrinsics = camera.K.detach()
     pinhole = intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]].to(torch.float32).numpy()
     tensors = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, colors, camera.viewmat[:3])
@@ -140,9 +140,9 @@ def _draw_one(gaussians: Gaussians, camera: Camera) -> tuple[Tensor, ...]:
 
 
 class CpuRasterizer:
-    """Rasteriser for the CPU, with gsplat's classic image formation.
+    """Rasterizer for the CPU, with gsplat's classic image formation.
 
-    A Gaussian is linearised at its centre (the slope of its ray clamped at 1.3 times the field of view), blurred by
+    A Gaussian is linearized at its center (the slope of its ray clamped at 1.3 times the field of view), blurred by
     0.3 px², and composited front to back in the order of z with alpha = min(0.999, ...) where that is at least 1/255,
     until the transmittance would fall to 1e-4. What is nearer than 0.01 is not drawn.
 
@@ -158,7 +158,7 @@ class CpuRasterizer:
         Args:
             gaussians: what to draw, on the CPU.
             cameras: one camera (the output has no leading dimension) or C of them.
-            background: colour (3,) or (C, 3) behind the Gaussians; black if None.
+            background: color (3,) or (C, 3) behind the Gaussians; black if None.
 
         Raises:
             ValueError: if a tensor is on another device, or the background does not fit the cameras.
@@ -183,5 +183,5 @@ def warmup() -> None:
         gaussians = Gaussians(means, torch.ones(1, 4), torch.full((1, 3), 0.1), torch.full((1,), 0.5), torch.ones(1, 3))
         camera = Camera(torch.eye(4), torch.tensor([[8.0, 0, 4], [0, 8.0, 4], [0, 0, 1]]), BLOCK, BLOCK)
         torch.stack([image.sum() for image in _draw_one(gaussians, camera)]).sum().backward()
-        _colors(replace(gaussians, colors=torch.ones(1, 4, 3), sh_degree=1, means=means.detach()), camera.centre)
+        _colors(replace(gaussians, colors=torch.ones(1, 4, 3), sh_degree=1, means=means.detach()), camera.center)
     _compiled.set()

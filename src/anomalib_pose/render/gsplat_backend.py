@@ -46,7 +46,7 @@ def _rasterization() -> Any:
 
 
 class GsplatRasterizer:
-    """Rasteriser for CUDA: gsplat's classic mode, with the image formation of ``CpuRasterizer``.
+    """Rasterizer for CUDA: gsplat's classic mode, with the image formation of ``CpuRasterizer``.
 
     Differentiable in every tensor of the Gaussians, in ``camera_to_world`` and in the background; not in ``K``.
     Computes in float32; float64 tensors are converted, and get float64 images and gradients. gsplat compiles its CUDA
@@ -67,7 +67,7 @@ class GsplatRasterizer:
         Args:
             gaussians: what to draw, on a CUDA device.
             cameras: one camera (the output has no leading dimension) or C of them.
-            background: colour (3,) or (C, 3) behind the Gaussians; black if None.
+            background: color (3,) or (C, 3) behind the Gaussians; black if None.
 
         Raises:
             ValueError: if a tensor is on another device, or the background does not fit the cameras.

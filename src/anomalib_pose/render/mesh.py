@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small deterministic z-buffer renderer for coloured triangle meshes, in software.
+"""A small deterministic z-buffer renderer for colored triangle meshes, in software.
 
 The steps are separate, so that two meshes can be compared sample by sample: ``rasterize_mesh`` finds the visible
-surface, ``bake_light`` the light that reaches each vertex, ``shade`` the colour of samples, ``resolve`` the pixels.
-``render_mesh`` does all of them. Light is computed on squared colours (a gamma of 2).
+surface, ``bake_light`` the light that reaches each vertex, ``shade`` the color of samples, ``resolve`` the pixels.
+``render_mesh`` does all of them. Light is computed on squared colors (a gamma of 2).
 """
 
 import math
@@ -25,12 +25,12 @@ _SKY_SAMPLES, _LAMP_SAMPLES = 48, 9
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles with colours and normals at their vertices.
+    """Triangles with colors and normals at their vertices.
 
     Args:
         vertices: positions in the world frame.
         faces: indices of three vertices each; their order does not matter, surfaces are seen from both sides.
-        colors: display colours in [0, 1].
+        colors: display colors in [0, 1].
         normals: unit normals on the lit side.
         closed: True if the faces bound solids, so that the sides that normals turn away from us need not be drawn.
 
@@ -56,12 +56,12 @@ class Mesh:
     def flat(
         cls, vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"], face_colors: Float[Tensor, "f 3"]
     ) -> "Mesh":
-        """Mesh with one colour and one normal per face: no two faces share vertices.
+        """Mesh with one color and one normal per face: no two faces share vertices.
 
         Args:
             vertices: positions in the world frame.
             faces: indices, counter-clockwise seen from the lit side.
-            face_colors: display colours in [0, 1].
+            face_colors: display colors in [0, 1].
         """
         corners = vertices[faces.long()]
         normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -75,12 +75,12 @@ class Light:
     """Soft daylight: a hemisphere of sky and ground, and two lamps with soft shadows, all fixed in the world.
 
     Args:
-        sky: colour and strength of light from +z.
-        ground: colour and strength of light from -z; in between both are mixed.
+        sky: color and strength of light from +z.
+        ground: color and strength of light from -z; in between both are mixed.
         key_direction: towards the main lamp; any length.
-        key: colour and strength of the main lamp.
+        key: color and strength of the main lamp.
         fill_direction: towards the second lamp; any length.
-        fill: colour and strength of the second lamp.
+        fill: color and strength of the second lamp.
         softness: angular radius of the lamps, radians.
         specular: strength of the main lamp's highlight.
         shininess: exponent of the highlight (Blinn-Phong).
@@ -104,7 +104,7 @@ class BakedLight:
     """Light at a mesh's vertices, shadows included, without ``Light.intensity``.
 
     Args:
-        irradiance: light that reaches the vertex, per colour.
+        irradiance: light that reaches the vertex, per color.
         key_visibility: share of the main lamp that is not hidden, in [0, 1].
     """
 
@@ -165,10 +165,10 @@ class MeshOutput:
     """Pictures of a mesh.
 
     Args:
-        rgb: colour in [0, 1] over the background.
-        depth: depth along the optical axis at the pixel's centre, 0 where nothing is there.
+        rgb: color in [0, 1] over the background.
+        depth: depth along the optical axis at the pixel's center, 0 where nothing is there.
         alpha: covered share of the pixel.
-        face: face at the pixel's centre, -1 where there is none.
+        face: face at the pixel's center, -1 where there is none.
     """
 
     rgb: Float[Tensor, "h w 3"]
@@ -183,7 +183,7 @@ def rasterize_mesh(mesh: Mesh, camera: Camera, supersampling: int = 3) -> Fragme
     Args:
         mesh: the mesh.
         camera: one camera, without batch dimensions.
-        supersampling: samples per pixel along each axis; odd, so that one of them is the pixel's centre.
+        supersampling: samples per pixel along each axis; odd, so that one of them is the pixel's center.
 
     Raises:
         ValueError: if the camera is a batch or ``supersampling`` is even or below 1.
@@ -192,14 +192,14 @@ def rasterize_mesh(mesh: Mesh, camera: Camera, supersampling: int = 3) -> Fragme
         msg = f"A mesh is rendered by one camera at a time, got a batch {tuple(camera.batch_shape)}; index it."
         raise ValueError(msg)
     if supersampling < 1 or supersampling % 2 == 0:
-        msg = f"supersampling has to be odd, so that a sample lies at the pixel's centre, got {supersampling}."
+        msg = f"supersampling has to be odd, so that a sample lies at the pixel's center, got {supersampling}."
         raise ValueError(msg)
     uv, z = camera.to(torch.float64).project(mesh.vertices.double())
     depth = z.numpy()
     nearness = np.where(depth > _NEAR, 1 / np.maximum(depth, _NEAR), 0.0)
     rows, columns = camera.height * supersampling, camera.width * supersampling
     best, owner, weights = _buffers(rows, columns)
-    drawn = _facing(mesh, camera.centre.float() - mesh.vertices)
+    drawn = _facing(mesh, camera.center.float() - mesh.vertices)
     faces = mesh.faces.numpy()[drawn]
     scan(np.ascontiguousarray(uv.numpy() * supersampling), nearness, faces, best, owner, weights)
     index = np.flatnonzero(owner >= 0)
@@ -243,19 +243,19 @@ def bake_light(mesh: Mesh, light: Light) -> BakedLight:
 def shade(
     mesh: Mesh, fragments: Fragments, albedo: Float[Tensor, "n 3"], camera: Camera, light: Light, baked: BakedLight
 ) -> Float[Tensor, "n 3"]:
-    """Display colour of samples.
+    """Display color of samples.
 
     Args:
         mesh: the mesh.
         fragments: the visible samples.
-        albedo: their own colour, usually ``fragments.interpolate(mesh, mesh.colors)``.
+        albedo: their own color, usually ``fragments.interpolate(mesh, mesh.colors)``.
         camera: the camera that sees them.
         light: the light.
         baked: what ``bake_light`` made of it.
     """
     vertex = torch.cat([mesh.vertices, mesh.normals, baked.irradiance, baked.key_visibility[:, None]], 1)
     position, normal, irradiance, visibility = fragments.interpolate(mesh, vertex).split([3, 3, 3, 1], 1)
-    towards_eye = camera.centre.float() - position
+    towards_eye = camera.center.float() - position
     half = torch.nn.functional.normalize(towards_eye, dim=1) + _unit(light.key_direction)
     cosine = (normal * half).sum(1, keepdim=True) / (normal.norm(dim=1, keepdim=True) * half.norm(dim=1, keepdim=True))
     highlight = light.specular * visibility * cosine.clamp(0, 1) ** light.shininess
@@ -266,12 +266,12 @@ def shade(
 def resolve(
     fragments: Fragments, samples: Float[Tensor, "n 3"], background: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> MeshOutput:
-    """Pixels from samples: colours are averaged, depth and face are those of the pixel's centre.
+    """Pixels from samples: colors are averaged, depth and face are those of the pixel's center.
 
     Args:
         fragments: the visible samples.
-        samples: their colours.
-        background: colour where nothing is seen.
+        samples: their colors.
+        background: color where nothing is seen.
     """
     s = fragments.supersampling
     count = fragments.height * fragments.width
@@ -279,9 +279,9 @@ def resolve(
     pixels = torch.from_numpy(np.stack(sums, 1) / s**2).float().unflatten(0, (fragments.height, fragments.width))
     alpha = pixels[..., 3]
     rgb = pixels[..., :3] + (1 - alpha)[..., None] * torch.tensor(background)
-    centre = (slice(s // 2, None, s), slice(s // 2, None, s))
+    center = (slice(s // 2, None, s), slice(s // 2, None, s))
     return MeshOutput(
-        rgb.clamp(0, 1), fragments.grid(fragments.depth, 0.0)[centre], alpha, fragments.grid(fragments.face, -1)[centre]
+        rgb.clamp(0, 1), fragments.grid(fragments.depth, 0.0)[center], alpha, fragments.grid(fragments.face, -1)[center]
     )
 
 
@@ -300,7 +300,7 @@ def render_mesh(
         camera: one camera, without batch dimensions.
         light: the light; soft daylight if None.
         baked: ``bake_light(mesh, light)``, to spare its computation for each view.
-        background: colour where nothing is seen.
+        background: color where nothing is seen.
         supersampling: samples per pixel along each axis; odd.
 
     Raises:

@@ -26,9 +26,9 @@ def find_nearest(cell, nearness, best, owner):  # noqa: ANN001, ANN201
 @kernel(_STRICT)
 @no_type_check
 def draw_squares(x, y, nearness, half, best, owner):  # noqa: ANN001, ANN201
-    """Draw points as squares of side ``2 half``: each covers the pixels whose centres lie in it; nearer ones hide.
+    """Draw points as squares of side ``2 half``: each covers the pixels whose centers lie in it; nearer ones hide.
 
-    ``best`` (h, w) starts at minus infinity, ``owner`` (h, w) at -1; the first pixel's centre is (0.5, 0.5).
+    ``best`` (h, w) starts at minus infinity, ``owner`` (h, w) at -1; the first pixel's center is (0.5, 0.5).
     """
     height, width = owner.shape
     for n in range(x.shape[0]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normals of points from the planes that fit their neighbours, and the distance between neighbours."""
+"""Normals of points from the planes that fit their neighbors, and the distance between neighbors."""
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ _PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
 def grid_normals(points: Float[Tensor, "h w 3"], valid: Bool[Tensor, "h w"], window: int = 7) -> Float[Tensor, "h w 3"]:
-    """Unit normals of an organised cloud from the plane through each square window; their sign is arbitrary.
+    """Unit normals of an organized cloud from the plane through each square window; their sign is arbitrary.
 
     Args:
         points: positions, any unit and frame.
         valid: cells that hold a point; the others are left out, and have the normal 0.
-        window: cells along a side; seven have about the paper's 50 neighbours.
+        window: cells along a side; seven have about the paper's 50 neighbors.
     """
     inside = valid.numpy()
     xyz = points.double().numpy()
@@ -31,28 +31,28 @@ def grid_normals(points: Float[Tensor, "h w 3"], valid: Bool[Tensor, "h w"], win
     return torch.from_numpy(out.astype(np.float32))
 
 
-def neighbour_normals(points: Float[Tensor, "n 3"], neighbours: int = 30) -> Float[Tensor, "n 3"]:
+def neighbor_normals(points: Float[Tensor, "n 3"], neighbors: int = 30) -> Float[Tensor, "n 3"]:
     """Unit normals of a plain cloud from the plane through the nearest points; their sign is arbitrary.
 
     Args:
         points: positions, any unit and frame.
-        neighbours: number of nearest points, the point itself included.
+        neighbors: number of nearest points, the point itself included.
 
     Raises:
-        ValueError: if there are fewer than three points, or neighbours.
+        ValueError: if there are fewer than three points, or neighbors.
     """
-    if min(len(points), neighbours) < 3:
-        msg = f"Normals need three points and three neighbours or more, got {len(points)} and {neighbours}."
+    if min(len(points), neighbors) < 3:
+        msg = f"Normals need three points and three neighbors or more, got {len(points)} and {neighbors}."
         raise ValueError(msg)
     xyz = points.double().numpy()
-    _, index = cKDTree(xyz).query(xyz, min(neighbours, len(xyz)))
+    _, index = cKDTree(xyz).query(xyz, min(neighbors, len(xyz)))
     offset = xyz[index] - xyz[index].mean(1, keepdims=True)
     moments = np.stack([(offset[..., i] * offset[..., j]).mean(1) for i, j in _PAIRS], -1)
     return torch.from_numpy(_smallest_axis(moments).astype(np.float32))
 
 
 def grid_spacing(points: Float[Tensor, "h w 3"], valid: Bool[Tensor, "h w"]) -> float:
-    """Median distance between points in neighbouring cells; 0 if no two neighbours hold points."""
+    """Median distance between points in neighboring cells; 0 if no two neighbors hold points."""
     distances = []
     for axis in (0, 1):
         length = points.shape[axis]
@@ -70,7 +70,7 @@ def point_spacing(points: Float[Tensor, "n 3"]) -> float:
         ValueError: if there are fewer than two points.
     """
     if len(points) < 2:
-        msg = f"A distance between neighbours needs two points or more, got {len(points)}."
+        msg = f"A distance between neighbors needs two points or more, got {len(points)}."
         raise ValueError(msg)
     xyz = points.double().numpy()
     distance, _ = cKDTree(xyz).query(xyz[:: max(1, len(xyz) // 4096)], 2)

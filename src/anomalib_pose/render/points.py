@@ -43,7 +43,7 @@ class PointViews:
     """What each view shows, and where it shows each point.
 
     Args:
-        images: shaded points on white, grey in [0, 1].
+        images: shaded points on white, gray in [0, 1].
         owners: index of the point drawn at each sample, -1 for the background; there are as many samples a pixel and
             axis as the images were drawn with.
         pixels: row and column of each point's pixel.
@@ -100,7 +100,7 @@ def render_views(
         points: positions; see the module for the frame.
         normals: unit normals; their sign does not matter.
         rotations: turn the cloud about its mean.
-        spacing: distance between neighbouring points, in units of the points; sets the size of the squares.
+        spacing: distance between neighboring points, in units of the points; sets the size of the squares.
         size: width and height of the views, pixels.
         point_size: side of a point's square in pixels of a window of 1024; None to choose it so that no holes show.
         samples: samples of a pixel along each axis.
@@ -119,13 +119,13 @@ def render_views(
         point_size = max(_SQUARE_IN_SPACINGS * spacing * _FOCAL / cameras.distance.min().item(), _SMALLEST_SQUARE)
     resolution = size * samples
     owners = _draw(xy, nearness, point_size, resolution)
-    grey = _shade(turned, normals.double() @ rotations.double().transpose(1, 2), cameras)
-    return PointViews(_average(owners, grey, _BACKGROUND, size), owners, pixels, visible)
+    gray = _shade(turned, normals.double() @ rotations.double().transpose(1, 2), cameras)
+    return PointViews(_average(owners, gray, _BACKGROUND, size), owners, pixels, visible)
 
 
 @dataclass(frozen=True)
 class _Cameras:
-    """Centre and largest side of each turned cloud's box, and the distance that it is seen from."""
+    """Center and largest side of each turned cloud's box, and the distance that it is seen from."""
 
     center: Float[Tensor, "v 1 3"]
     side: Float[Tensor, "v 1"]
@@ -168,7 +168,7 @@ def _project(turned: Tensor, cameras: _Cameras) -> tuple[Tensor, Tensor]:
 
 def _seen_at(xy: Tensor, nearness: Tensor, size: int, tolerance: float | None) -> tuple[Tensor, Tensor]:
     """Row and column (v, n, 2) and visibility (v, n): the nearest point of a pixel, or those little behind it."""
-    # the published correspondences have the middle of the window at the centre of a pixel, half a pixel early
+    # the published correspondences have the middle of the window at the center of a pixel, half a pixel early
     position = ((xy + (WINDOW - 1) / 2) * (size / WINDOW)).trunc().clamp(0, size - 1)
     column, row = position.to(torch.int32).unbind(-1)
     cells = (row * size + column).numpy()
@@ -207,7 +207,7 @@ def _draw(xy: Tensor, nearness: Tensor, point_size: float, resolution: int) -> T
 
 
 def _shade(turned: Tensor, normals: Tensor, cameras: _Cameras) -> Tensor:
-    """Grey (v, n) of points lit from the front: both sides of a surface reflect alike."""
+    """Gray (v, n) of points lit from the front: both sides of a surface reflect alike."""
     offset, normals = (turned - cameras.center).float(), normals.float()
 
     def direction(distance: Tensor) -> Tensor:

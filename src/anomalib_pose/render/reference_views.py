@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grey reference views of a mesh with depth and 2D-3D correspondences, as Looking3D's data set has them.
+"""Gray reference views of a mesh with depth and 2D-3D correspondences, as Looking3D's data set has them.
 
 World +y is up. Cameras stand on a ring around the origin, at azimuth zero on +x, and look at the surface's centroid.
 """
@@ -40,8 +40,8 @@ class ReferenceView:
         elevation: of the camera above the xz plane, radians.
         distance: of the camera from the origin.
         camera: the camera.
-        grey: brightness in [0, 1] on white.
-        depth: depth along the optical axis at pixel centres, 0 where nothing is there.
+        gray: brightness in [0, 1] on white.
+        depth: depth along the optical axis at pixel centers, 0 where nothing is there.
         pixels: nearest (row, column) of points on the surface, the same points in every view of a mesh; they may lie
             outside the image.
         visible: which of those points the camera sees.
@@ -53,7 +53,7 @@ class ReferenceView:
     elevation: float
     distance: float
     camera: Camera
-    grey: Float[Tensor, "h w"]
+    gray: Float[Tensor, "h w"]
     depth: Float[Tensor, "h w"]
     pixels: Int[Tensor, "n 2"]
     visible: Bool[Tensor, " n"]
@@ -85,7 +85,7 @@ def render_reference_views(
     """Reference views at evenly spaced azimuths, one after the other.
 
     Args:
-        mesh: the mesh, in about [-1, 1]; both sides of its faces are drawn, its colours and normals are not used.
+        mesh: the mesh, in about [-1, 1]; both sides of its faces are drawn, its colors and normals are not used.
         views: number of views.
         elevation: of the cameras, radians.
         distance: of the cameras from the origin; the mesh has to lie in front of them.
@@ -108,13 +108,13 @@ def render_reference_views(
         azimuth = 2 * math.pi * number / views
         camera = reference_camera(azimuth, elevation, distance, centroid)
         fresh = sample_surface(mesh, CELL_POINTS, np.random.default_rng([seed, 1, number]))
-        grey, depth = _draw(mesh, camera)
+        gray, depth = _draw(mesh, camera)
         yield ReferenceView(
             azimuth=azimuth,
             elevation=elevation,
             distance=distance,
             camera=camera,
-            grey=grey,
+            gray=gray,
             depth=depth,
             pixels=_row_column(camera, points).round().long(),
             visible=visible_points(mesh, camera, points),

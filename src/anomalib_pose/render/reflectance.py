@@ -19,7 +19,7 @@ _MAX_SHARE, _MEAN_SHARE = 0.52, 0.53
 def reflectance(image: Float[Tensor, "b 3 h w"], offset: float = OFFSET) -> Float[Tensor, "b 3 h w"]:
     """Closed form of the decomposition: the image divided by ``0.52 max(RGB) + 0.53 mean(RGB) + offset``.
 
-    It is about what the published network does (25 dB). All greys become one: only colour is left.
+    It is about what the published network does (25 dB). All grays become one: only color is left.
 
     Args:
         image: RGB in [0, 1].
@@ -29,12 +29,12 @@ def reflectance(image: Float[Tensor, "b 3 h w"], offset: float = OFFSET) -> Floa
     return (image / (light + offset)).clamp(0, 1)
 
 
-def reflectance_of_colour(colour: Float[Tensor, "3"], decompose: Decomposition = reflectance) -> Float[Tensor, "3"]:
-    """What an evenly coloured image reflects.
+def reflectance_of_color(color: Float[Tensor, "3"], decompose: Decomposition = reflectance) -> Float[Tensor, "3"]:
+    """What an evenly colored image reflects.
 
     Args:
-        colour: RGB in [0, 1].
+        color: RGB in [0, 1].
         decompose: how images are decomposed.
     """
-    patch = colour[None, :, None, None].expand(1, 3, _PATCH, _PATCH)
+    patch = color[None, :, None, None].expand(1, 3, _PATCH, _PATCH)
     return decompose(patch)[0, :, _PATCH // 2, _PATCH // 2]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU kernel for view-dependent colours where no gradient is asked for: a third of the time of tensor operations."""
+"""CPU kernel for view-dependent colors where no gradient is asked for: a third of the time of tensor operations."""
 
 import math
 from typing import no_type_check
@@ -18,7 +18,7 @@ _SMALLEST = np.float32(1e-12)
 
 @kernel()
 @no_type_check
-def colours(start, stop, degree, coefficients, means, eye, out):  # noqa: ANN001, ANN201
+def colors(start, stop, degree, coefficients, means, eye, out):  # noqa: ANN001, ANN201
     """Fills ``out`` (N, 3) as ``sh_to_rgb`` does; arrays are float32 and C-contiguous."""
     basis = np.empty(16, np.float32)
     for i in range(start, stop):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""View-dependent colour: real spherical harmonics up to degree 3."""
+"""View-dependent color: real spherical harmonics up to degree 3."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 C0 = 0.28209479177387814
-"""Constant basis function, 1 / (2 sqrt(pi)): a grey of value ``v`` has the coefficient ``(v - 0.5) / C0``."""
+"""Constant basis function, 1 / (2 sqrt(pi)): a gray of value ``v`` has the coefficient ``(v - 0.5) / C0``."""
 
 C1 = 0.4886025119029199
 C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
@@ -54,23 +54,23 @@ def sh_to_rgb(
     degree: int,
     coefficients: Float[Tensor, "n k 3"],
     means: Float[Tensor, "n 3"],
-    centre: Float[Tensor, "3"],
+    center: Float[Tensor, "3"],
 ) -> Float[Tensor, "n 3"]:
-    """Colour of every Gaussian as seen from a camera: ``max(0.5 + sum of coefficients times basis, 0)``.
+    """Color of every Gaussian as seen from a camera: ``max(0.5 + sum of coefficients times basis, 0)``.
 
     Differentiable in all tensors, through the direction from the camera to the Gaussian too.
 
     Args:
         degree: 0..3; coefficients above it are not used.
         coefficients: (N, K, 3) with K >= (degree + 1)².
-        means: centres of the Gaussians (N, 3), world frame.
-        centre: optical centre of the camera (3,), world frame.
+        means: centers of the Gaussians (N, 3), world frame.
+        center: optical center of the camera (3,), world frame.
 
     Raises:
         ValueError: if the degree is not 0..3.
     """
     if degree == 0:  # needs no direction
         return (0.5 + C0 * coefficients[:, 0]).clamp_min(0)
-    directions = torch.nn.functional.normalize(means - centre, dim=-1)
+    directions = torch.nn.functional.normalize(means - center, dim=-1)
     basis = sh_basis(degree, directions)
     return (0.5 + torch.einsum("nk,nkc->nc", basis, coefficients[:, : basis.shape[-1]])).clamp_min(0)

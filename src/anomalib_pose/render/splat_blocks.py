@@ -6,7 +6,7 @@ mode: a splat adds ``alpha = min(0.999, opacity * exp(-sigma))`` where that is a
 before the splat that would take its transmittance to 1e-4 or less.
 
 All state of a block is one flat buffer with constant offsets: between separate arrays LLVM gives up on proving that
-they do not overlap, and does not vectorise. A finished pixel keeps its transmittance with a negative sign.
+they do not overlap, and does not vectorize. A finished pixel keeps its transmittance with a negative sign.
 """
 
 import math
@@ -62,7 +62,7 @@ def sort_by_depth(splats, rows):  # noqa: ANN001, ANN201
 @kernel()
 @no_type_check
 def _columns(u, v, outline, row, width):  # noqa: ANN001, ANN202
-    """First and last block of a row of blocks that hold a pixel centre inside a splat's outline; last < first: none."""
+    """First and last block of a row of blocks that hold a pixel center inside a splat's outline; last < first: none."""
     slope, spread, half_height, lowest = outline[0], outline[1], outline[2], outline[3]
     top = max(-half_height, np.float32(row * BLOCK) + _HALF - _SLACK - v)
     bottom = min(half_height, np.float32(row * BLOCK + BLOCK) - _HALF + _SLACK - v)
@@ -140,7 +140,7 @@ def _finished(state):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def _begin(state, x0, y0, width, height):  # noqa: ANN001, ANN202
-    """Transmittance 1 inside the image, 0 outside; pixel centres in lanes 64..191."""
+    """Transmittance 1 inside the image, 0 outside; pixel centers in lanes 64..191."""
     for lane in range(_PIXELS):
         x, y = x0 + (lane & (BLOCK - 1)), y0 + lane // BLOCK
         state[lane] = _ONE if (x < width) & (y < height) else _ZERO

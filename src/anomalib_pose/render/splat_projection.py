@@ -7,7 +7,7 @@ C-contiguous.
 
 A visible Gaussian becomes a row of ``splats``: ``u, v, A, B, C`` of the conic, log opacity, RGB, z; and a row of
 ``outlines``, the ellipse on which its opacity is 1/255: b / c and sqrt(det) / c of its covariance ((a, b), (b, c)), its
-half height, and how far below its centre its rightmost point lies.
+half height, and how far below its center its rightmost point lies.
 """
 
 import math
@@ -53,10 +53,10 @@ def _rotation(quat, out):  # noqa: ANN001, ANN202
 
 @kernel()
 @no_type_check
-def _clamped_slope(slope, focal, centre, size):  # noqa: ANN001, ANN202
-    """X / z within 1.3 times the field of view, where the linearisation holds; and whether it was left as it is."""
+def _clamped_slope(slope, focal, center, size):  # noqa: ANN001, ANN202
+    """X / z within 1.3 times the field of view, where the linearization holds; and whether it was left as it is."""
     margin = _MARGIN * _HALF * size / focal
-    clamped = min((size - centre) / focal + margin, max(-(centre / focal + margin), slope))
+    clamped = min((size - center) / focal + margin, max(-(center / focal + margin), slope))
     return clamped, clamped == slope
 
 
@@ -139,7 +139,7 @@ def project(start, stop, means, quats, scales, opacities, colors, view, pinhole,
 @kernel()
 @no_type_check
 def _rotation_backward(quat, inverse, g, out):  # noqa: ANN001, ANN202
-    """Gradient of an unnormalised quaternion from that of its rotation matrix, ``g``."""
+    """Gradient of an unnormalized quaternion from that of its rotation matrix, ``g``."""
     w, x, y, z = quat[0] * inverse, quat[1] * inverse, quat[2] * inverse, quat[3] * inverse
     d_w = _TWO * (x * (g[2, 1] - g[1, 2]) + y * (g[0, 2] - g[2, 0]) + z * (g[1, 0] - g[0, 1]))
     d_x = y * (g[0, 1] + g[1, 0]) + z * (g[0, 2] + g[2, 0]) + w * (g[2, 1] - g[1, 2])
@@ -169,7 +169,7 @@ def _covariance_backward(splat, total):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def _point_backward(x, y, z, pinhole, width, height, total, d_j00, d_j02, d_j11, d_j12, out):  # noqa: ANN001, ANN202
-    """Gradient of the centre in the camera frame, through its pixel, its depth and the Jacobian."""
+    """Gradient of the center in the camera frame, through its pixel, its depth and the Jacobian."""
     fx, fy, cx, cy = pinhole[0], pinhole[1], pinhole[2], pinhole[3]
     inverse = _ONE / z
     slope_x, free_x = _clamped_slope(x * inverse, fx, cx, width)

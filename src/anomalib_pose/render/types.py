@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into a rasteriser, what comes out, and what one looks like."""
+"""What goes into a rasterizer, what comes out, and what one looks like."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -17,8 +17,8 @@ class Gaussians:
     """Anisotropic 3D Gaussians with activated values, ready to be drawn (Kerbl et al. 2023, section 4).
 
     Args:
-        means: centres (N, 3) in the world frame.
-        quats: orientations (N, 4), wxyz; normalised while drawing, hence any non-zero length.
+        means: centers (N, 3) in the world frame.
+        quats: orientations (N, 4), wxyz; normalized while drawing, hence any non-zero length.
         scales: standard deviations (N, 3) along the Gaussian's own axes, scene units, > 0.
         opacities: peak opacities (N,) in (0, 1).
         colors: RGB (N, 3), or spherical harmonics coefficients (N, K, 3) with K >= (sh_degree + 1)².
@@ -81,7 +81,7 @@ class RenderOutput:
     """Images of one camera, or of C cameras with a leading dimension C.
 
     Args:
-        rgb: colour (H, W, 3) or (C, H, W, 3), composited over the background where one was given.
+        rgb: color (H, W, 3) or (C, H, W, 3), composited over the background where one was given.
         depth: expected distance along the optical axis (H, W) or (C, H, W), scene units:
             sum of weight times z over sum of weights; 0 where ``alpha`` is 0.
         alpha: accumulated opacity (H, W) or (C, H, W) in [0, 1].
@@ -106,7 +106,7 @@ class Rasterizer(Protocol):
         Args:
             gaussians: what to draw.
             cameras: one camera (unbatched: the output has no leading dimension) or C of them.
-            background: colour (3,) or (C, 3) behind the Gaussians; black if None.
+            background: color (3,) or (C, 3) behind the Gaussians; black if None.
 
         Returns:
             images of every camera.
@@ -120,7 +120,7 @@ def check_device(gaussians: Gaussians, cameras: Camera, backend: str, device: st
     Args:
         gaussians: what is drawn.
         cameras: from where.
-        backend: name of the rasteriser, for the message.
+        backend: name of the rasterizer, for the message.
         device: type of the device it draws on.
         other: the backend to use instead.
 
@@ -130,7 +130,7 @@ def check_device(gaussians: Gaussians, cameras: Camera, backend: str, device: st
     for name, tensor in (("gaussians", gaussians.means), ("cameras", cameras.camera_to_world)):
         if tensor.device.type != device:
             msg = (
-                f"The {backend} rasteriser was given {name} on {tensor.device}. Move them with .to({device!r}), "
+                f"The {backend} rasterizer was given {name} on {tensor.device}. Move them with .to({device!r}), "
                 f"or use make_rasterizer({other!r})."
             )
             raise ValueError(msg)

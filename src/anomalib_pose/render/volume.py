@@ -13,7 +13,7 @@ from anomalib_pose.render.compositing import as_batch, over_background
 from anomalib_pose.render.types import RenderOutput
 
 Drawn = tuple[Float[Tensor, "n c"], Float[Tensor, " n"], Float[Tensor, " n"]]
-"""What rays show: colours over black, expected distance times alpha in scene units, and alpha."""
+"""What rays show: colors over black, expected distance times alpha in scene units, and alpha."""
 
 
 class Rays(NamedTuple):
@@ -31,7 +31,7 @@ class Rays(NamedTuple):
 
 
 def camera_rays(camera: Camera, pixels: Int[Tensor, " n"] | None = None) -> Rays:
-    """Rays through pixel centres; differentiable in the camera's pose.
+    """Rays through pixel centers; differentiable in the camera's pose.
 
     Args:
         camera: one camera.
@@ -57,7 +57,7 @@ def render_rays(draw: Callable[[Rays], Drawn], cameras: Camera, background: Tens
     Args:
         draw: what is seen along rays in the world frame.
         cameras: one camera, or C of them.
-        background: colour (3,) behind the object; black if None.
+        background: color (3,) behind the object; black if None.
     """
     several = as_batch(cameras)
     images = []
@@ -89,19 +89,19 @@ def box_interval(
 
 def composite(
     density: Float[Tensor, " m"],
-    colours: Float[Tensor, "m c"],
+    colors: Float[Tensor, "m c"],
     distance: Float[Tensor, " m"],
     length: Float[Tensor, " m"],
     ray: Int[Tensor, " m"],
     count: int,
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " m"]]:
-    """Colours, expected distance times alpha, alpha, and each sample's weight.
+    """Colors, expected distance times alpha, alpha, and each sample's weight.
 
     ``weight_i = T_i (1 - exp(-density_i length_i))`` with ``T_i = exp(-sum_{j < i} density_j length_j)`` along a ray.
 
     Args:
         density: of M samples, the samples of a ray in the order of distance, ray after ray.
-        colours: of the samples.
+        colors: of the samples.
         distance: along the ray.
         length: that each sample stands for.
         ray: number of each sample's ray, not falling.
@@ -114,6 +114,6 @@ def composite(
     first = torch.searchsorted(ray, torch.arange(count, device=ray.device)).clamp_max(max(len(ray) - 1, 0))
     optical = (before - before[first][ray]).to(depth) if len(ray) else depth
     weight = torch.exp(-optical) * -torch.expm1(-depth)
-    rgb = colours.new_zeros(count, colours.shape[1]).index_add(0, ray, weight[:, None] * colours)
+    rgb = colors.new_zeros(count, colors.shape[1]).index_add(0, ray, weight[:, None] * colors)
     along = distance.new_zeros(count).index_add(0, ray, weight * distance)
     return rgb, along, weight.new_zeros(count).index_add(0, ray, weight), weight

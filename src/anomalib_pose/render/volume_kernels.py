@@ -103,12 +103,12 @@ def _interpolated(values, channel, slots, weights, empty):  # noqa: ANN001, ANN2
 
 @kernel()
 @no_type_check
-def march(start, stop, origins, directions, jitter, table, blocks, values, step, colours, distance, alpha):  # noqa: ANN001, ANN201
-    """Composite the rays ``start..stop``: colours (N, C), expected distance times alpha (N), alpha (N).
+def march(start, stop, origins, directions, jitter, table, blocks, values, step, colors, distance, alpha):  # noqa: ANN001, ANN201
+    """Composite the rays ``start..stop``: colors (N, C), expected distance times alpha (N), alpha (N).
 
     Origins and directions are in cells from the first vertex, directions of length 1; ``step`` is in cells, ``jitter``
     (N) the first sample in steps; ``table`` holds each vertex's row of ``values`` or -1, ``blocks`` which blocks keep
-    any. ``values`` (V, 1 + C) are raw density and raw colours.
+    any. ``values`` (V, 1 + C) are raw density and raw colors.
     """
     slots, weights = np.empty(8, np.int32), np.empty(8, np.float32)
     for ray in range(start, stop):
@@ -130,8 +130,8 @@ def march(start, stop, origins, directions, jitter, table, blocks, values, step,
                 continue
             through = _through(_interpolated(values, 0, slots, weights, EMPTY_DENSITY), step)
             weight = light * (_ONE - through)
-            for channel in range(colours.shape[1]):
-                colours[ray, channel] += weight * _sigmoid(_interpolated(values, channel + 1, slots, weights, _ZERO))
+            for channel in range(colors.shape[1]):
+                colors[ray, channel] += weight * _sigmoid(_interpolated(values, channel + 1, slots, weights, _ZERO))
             distance[ray] += weight * t
             light *= through
         alpha[ray] = _ONE - light
@@ -141,7 +141,7 @@ def march(start, stop, origins, directions, jitter, table, blocks, values, step,
 @no_type_check
 def march_backward(  # noqa: ANN201
     start, stop, origins, directions, jitter, table, blocks, values, step,  # noqa: ANN001
-    colours, distance, alpha, d_colours, d_distance, d_alpha, d_values,  # noqa: ANN001
+    colors, distance, alpha, d_colors, d_distance, d_alpha, d_values,  # noqa: ANN001
 ):  # fmt: skip
     """Add the gradient of the rays ``start..stop`` to ``d_values``; arguments as in ``march``, images as it left them.
 
@@ -153,9 +153,9 @@ def march_backward(  # noqa: ANN201
     for ray in range(start, stop):
         total = d_distance[ray] * distance[ray] + d_alpha[ray] * alpha[ray]
         worth = abs(d_distance[ray]) + abs(d_alpha[ray])
-        for channel in range(colours.shape[1]):
-            total += d_colours[ray, channel] * colours[ray, channel]
-            worth += abs(d_colours[ray, channel])
+        for channel in range(colors.shape[1]):
+            total += d_colors[ray, channel] * colors[ray, channel]
+            worth += abs(d_colors[ray, channel])
         if worth == _ZERO:
             continue
         enter, leave = _box(origins[ray], directions[ray], table.shape)
@@ -178,10 +178,10 @@ def march_backward(  # noqa: ANN201
             through = _through(density, step)
             weight = light * (_ONE - through)
             each = d_distance[ray] * t + d_alpha[ray]
-            for channel in range(colours.shape[1]):
+            for channel in range(colors.shape[1]):
                 shade = _sigmoid(_interpolated(values, channel + 1, slots, weights, _ZERO))
-                each += d_colours[ray, channel] * shade
-                d_raw[channel + 1] = d_colours[ray, channel] * weight * shade * (_ONE - shade)
+                each += d_colors[ray, channel] * shade
+                d_raw[channel + 1] = d_colors[ray, channel] * weight * shade * (_ONE - shade)
             done += weight * each
             light *= through
             d_raw[0] = (light * each - (total - done)) * step * _sigmoid(density)

@@ -26,17 +26,17 @@ _compiled = threading.Event()
 
 @dataclass(frozen=True)
 class Voxels:
-    """A sparse grid of vertices with raw density and raw colours, interpolated in between.
+    """A sparse grid of vertices with raw density and raw colors, interpolated in between.
 
-    Density is ``softplus(raw) / cell``, a colour ``sigmoid(raw)``. Vertices that are not kept have a raw density of -8
-    and raw colours of 0; where none of the eight around is kept there is nothing.
+    Density is ``softplus(raw) / cell``, a color ``sigmoid(raw)``. Vertices that are not kept have a raw density of -8
+    and raw colors of 0; where none of the eight around is kept there is nothing.
 
     Args:
         lower: position (3,) of the first vertex, world frame.
-        cell: distance of neighbouring vertices, scene units.
+        cell: distance of neighboring vertices, scene units.
         table: row of ``values`` of each vertex of the grid (X, Y, Z), or -1.
-        blocks: which cubes of 8 vertices' side keep any vertex of their own or of their neighbours' first layer.
-        values: raw density and raw colours (V, 1 + C).
+        blocks: which cubes of 8 vertices' side keep any vertex of their own or of their neighbors' first layer.
+        values: raw density and raw colors (V, 1 + C).
     """
 
     lower: Float[Tensor, "3"]
@@ -65,7 +65,7 @@ def index_vertices(
 def draw_voxels(
     voxels: Voxels, rays: Rays, step: float, jitter: Float[Tensor, " n"] | None = None
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Colours, expected distance times alpha in scene units, and alpha of rays.
+    """Colors, expected distance times alpha in scene units, and alpha of rays.
 
     Differentiable in the values, and in the rays where those ask for it.
 
@@ -79,12 +79,12 @@ def draw_voxels(
     if jitter is None:
         jitter = torch.full_like(rays.cosines, 0.5)
     if voxels.values.device.type != "cpu" or local.directions.requires_grad or local.origins.requires_grad:
-        colours, distance, alpha = _draw_torch(voxels, local, step, jitter)
+        colors, distance, alpha = _draw_torch(voxels, local, step, jitter)
     else:
         if not _compiled.is_set():
             warmup()
-        colours, distance, alpha = _March.apply(voxels, local, step, jitter, voxels.values)
-    return colours, distance * voxels.cell, alpha
+        colors, distance, alpha = _March.apply(voxels, local, step, jitter, voxels.values)
+    return colors, distance * voxels.cell, alpha
 
 
 def _draw_torch(voxels: Voxels, rays: Rays, step: float, jitter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,8 +96,8 @@ def _draw_torch(voxels: Voxels, rays: Rays, step: float, jitter: Tensor) -> tupl
             *(tensor.split(max(1, _SAMPLES_AT_ONCE // most)) for tensor in (*rays, jitter)), strict=True
         )
     ]
-    colours, distance, alpha = (torch.cat(part) for part in zip(*parts, strict=True))
-    return colours, distance, alpha
+    colors, distance, alpha = (torch.cat(part) for part in zip(*parts, strict=True))
+    return colors, distance, alpha
 
 
 def _draw_some(voxels: Voxels, rays: Rays, step: float, jitter: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,14 +113,14 @@ def _draw_some(voxels: Voxels, rays: Rays, step: float, jitter: Tensor, most: in
     t = enter[ray] + (number + jitter[ray]) * step
     raw, kept = interpolate(voxels, rays.origins[ray] + t[:, None] * rays.directions[ray])
     density = F.softplus(raw[:, 0]) * kept
-    colours, distance, alpha, _ = composite(
+    colors, distance, alpha, _ = composite(
         density, raw[:, 1:].sigmoid(), t, torch.full_like(t, step), ray, len(rays.origins)
     )
-    return colours, distance, alpha
+    return colors, distance, alpha
 
 
 def interpolate(voxels: Voxels, points: Float[Tensor, "m 3"]) -> tuple[Float[Tensor, "m channels"], Bool[Tensor, " m"]]:
-    """Raw density and colours between vertices, and whether any vertex around is kept.
+    """Raw density and colors between vertices, and whether any vertex around is kept.
 
     Differentiable in values and points.
 

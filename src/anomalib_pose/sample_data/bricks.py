@@ -36,7 +36,7 @@ class Part:
 
     Args:
         solid: its surface.
-        color: its colour in [0, 1].
+        color: its color in [0, 1].
         removable: whether a toy with this piece missing still is a toy.
     """
 
@@ -99,13 +99,13 @@ def box(low: tuple[float, float, float], high: tuple[float, float, float], chamf
 
 
 def revolve(
-    profile: list[tuple[float, float]], centre: tuple[float, float, float], axis: str = "z", sides: int = 24
+    profile: list[tuple[float, float]], center: tuple[float, float, float], axis: str = "z", sides: int = 24
 ) -> Solid:
     """Surface of revolution.
 
     Args:
         profile: (radius, height) along the axis, in order, with the solid's inside to the left of the way up.
-        centre: where radius and height are zero.
+        center: where radius and height are zero.
         axis: "x", "y" or "z".
         sides: number of segments around.
     """
@@ -129,13 +129,13 @@ def revolve(
             faces.append(np.column_stack([first, second + sides, first + sides]))
     order = np.argsort(_AXES[axis])
     points, directions = np.concatenate(vertices)[:, order], np.concatenate(normals)[:, order]
-    return Solid(points + np.array(centre), np.concatenate(faces).astype(np.int32), directions)
+    return Solid(points + np.array(center), np.concatenate(faces).astype(np.int32), directions)
 
 
 def cylinder(
-    centre: tuple[float, float, float], radius: float, height: float, axis: str = "z", sides: int = 24
+    center: tuple[float, float, float], radius: float, height: float, axis: str = "z", sides: int = 24
 ) -> Solid:
-    """Closed cylinder with a small rounding at its top, from ``centre`` along an axis (backwards if height < 0)."""
+    """Closed cylinder with a small rounding at its top, from ``center`` along an axis (backwards if height < 0)."""
     top, rim = abs(height), min(0.05, radius / 4, abs(height) / 4)
     solid = revolve(
         [(0, 0), (radius - rim, 0), (radius, rim), (radius, top - rim), (radius - rim, top), (0, top)],
@@ -147,7 +147,7 @@ def cylinder(
         flip = np.ones(3)
         flip["xyz".index(axis)] = -1
         solid = Solid(solid.vertices * flip, solid.faces, solid.normals * flip)
-    return Solid(solid.vertices + np.array(centre), solid.faces, solid.normals)
+    return Solid(solid.vertices + np.array(center), solid.faces, solid.normals)
 
 
 def prism(polygon: list[tuple[float, float]], low: float, high: float, axis: str = "y") -> Solid:

@@ -87,8 +87,8 @@ def _damaged(part: ChairPart, _other: Chair, rng: np.random.Generator) -> ChairP
     """A ball or a cube is cut out of the part."""
     surface = part.surface
     for _ in range(_TRIES):
-        centre = surface.vertices[int(rng.integers(len(surface.vertices)))]
-        tool = (_ball if rng.random() < 0.5 else _cube)(centre, rng.uniform(*_RADIUS), rng)
+        center = surface.vertices[int(rng.integers(len(surface.vertices)))]
+        tool = (_ball if rng.random() < 0.5 else _cube)(center, rng.uniform(*_RADIUS), rng)
         cut, share = cut_out(part.solids, tool)
         if _LEAST_CUT <= share <= _LARGEST_CUT:
             return replace(part, cut=cut)
@@ -136,19 +136,19 @@ def inside(solid: Solid, points: np.ndarray) -> np.ndarray:
     return found
 
 
-def _ball(centre: np.ndarray, radius: float, _rng: np.random.Generator) -> Solid:
+def _ball(center: np.ndarray, radius: float, _rng: np.random.Generator) -> Solid:
     height = np.linspace(-np.pi / 2, np.pi / 2, 17)
     profile = [(float(max(radius * np.cos(h), 0.0)), float(radius * np.sin(h))) for h in height]
     profile[0], profile[-1] = (0.0, -radius), (0.0, radius)
     ball = revolve(profile, (0.0, 0.0, 0.0), sides=28)
-    return Solid(ball.vertices + centre, ball.faces, ball.vertices / radius)
+    return Solid(ball.vertices + center, ball.faces, ball.vertices / radius)
 
 
-def _cube(centre: np.ndarray, radius: float, rng: np.random.Generator) -> Solid:
+def _cube(center: np.ndarray, radius: float, rng: np.random.Generator) -> Solid:
     half = radius / np.sqrt(2)
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     cube = subdivide(box((-half,) * 3, (half,) * 3, 0.2 * half), _CUT_EDGE)
-    return Solid(cube.vertices @ turn.T + centre, cube.faces, cube.normals @ turn.T)
+    return Solid(cube.vertices @ turn.T + center, cube.faces, cube.normals @ turn.T)
 
 
 def _middles(solid: Solid) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chairs put together from parts that can be moved, cut, exchanged or left out. z is up; lengths in metres at first."""
+"""Chairs put together from parts that can be moved, cut, exchanged or left out. z is up; lengths in meters at first."""
 
 from dataclasses import dataclass, field, replace
 
@@ -113,7 +113,7 @@ def build_chair(rng: np.random.Generator) -> Chair:
     parts += [_moved(part, _about_x(-tilt), hinge) for part in back]
     if rng.random() < 0.5:
         parts += _arms(rng, half, deep, height)
-    return Chair.of(_normalised(parts))
+    return Chair.of(_normalized(parts))
 
 
 def bar(start: np.ndarray, end: np.ndarray, breadth: float, *, thickness: float = 0.0) -> Solid:
@@ -144,12 +144,12 @@ def scaled(solid: Solid, scale: np.ndarray, shift: np.ndarray) -> Solid:
     return Solid(solid.vertices * scale + shift, solid.faces, normals / np.linalg.norm(normals, axis=1, keepdims=True))
 
 
-def _normalised(parts: list[ChairPart]) -> tuple[ChairPart, ...]:
+def _normalized(parts: list[ChairPart]) -> tuple[ChairPart, ...]:
     points = np.concatenate([solid.vertices for part in parts for solid in part.solids])
-    centre = (points.min(0) + points.max(0)) / 2
-    scale = np.full(3, FITTING_RADIUS / np.linalg.norm(points - centre, axis=1).max())
+    center = (points.min(0) + points.max(0)) / 2
+    scale = np.full(3, FITTING_RADIUS / np.linalg.norm(points - center, axis=1).max())
     return tuple(
-        replace(part, solids=tuple(scaled(solid, scale, -centre * scale) for solid in part.solids)) for part in parts
+        replace(part, solids=tuple(scaled(solid, scale, -center * scale) for solid in part.solids)) for part in parts
     )
 
 

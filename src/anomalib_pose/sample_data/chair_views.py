@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coloured pictures of chairs, and where a wrong chair differs from the right one."""
+"""Colored pictures of chairs, and where a wrong chair differs from the right one."""
 
 import math
 from dataclasses import dataclass
@@ -42,10 +42,10 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Material:
-    """A pattern of two colours in space.
+    """A pattern of two colors in space.
 
     Args:
-        first: colour in [0, 1].
+        first: color in [0, 1].
         second: another.
         kind: "plain", "grain", "stripes" or "checks".
         frequency: of the pattern, in radians per unit of length.
@@ -57,7 +57,7 @@ class Material:
     frequency: float
 
     def colors(self, position: np.ndarray) -> np.ndarray:
-        """Colours (n, 3) at positions (n, 3)."""
+        """Colors (n, 3) at positions (n, 3)."""
         x, y, z = position.T
         f = self.frequency
         if self.kind == "grain":

@@ -49,7 +49,7 @@ def write_chairs(
     """Write chairs, photographed whole and broken, in the layout of BrokenChairs-180K.
 
     Every chair is another design with reference views of its own; every photograph has its own pose, light and
-    colours. Every other photograph shows a broken chair; the five kinds take turns. A quarter of the shapes is for
+    colors. Every other photograph shows a broken chair; the five kinds take turns. A quarter of the shapes is for
     testing, a tenth for validation. Equal arguments give equal files.
 
     Args:

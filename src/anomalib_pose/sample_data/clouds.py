@@ -40,7 +40,7 @@ def write_clouds(
     """Write solids on a table as a depth camera above sees them.
 
     Every category has ``train/good`` and ``validation/good`` with ``rgb`` and ``xyz``, and ``test/<kind>`` with
-    ``rgb``, ``xyz`` and ``gt``. Defects are bumps, dents, holes, and contamination, which only the colour shows. Some
+    ``rgb``, ``xyz`` and ``gt``. Defects are bumps, dents, holes, and contamination, which only the color shows. Some
     points are missing, as where the surface is seen at a grazing angle. Equal arguments give equal files.
 
     Args:
@@ -92,8 +92,8 @@ def _write_recording(folder: Path, name: str, category: str, size: int, rng: np.
     light = Light()
     albedo = fragments.interpolate(solid.mesh, solid.mesh.colors)
     picture = resolve(fragments, shade(solid.mesh, fragments, albedo, camera, light, bake_light(solid.mesh, light)))
-    centre = fragments[(fragments.index // (3 * size) % 3 == 1) & (fragments.index % 3 == 1)]
-    seen = centre.interpolate(
+    center = fragments[(fragments.index // (3 * size) % 3 == 1) & (fragments.index % 3 == 1)]
+    seen = center.interpolate(
         solid.mesh, torch.cat([solid.mesh.vertices, solid.mesh.normals, solid.defect[:, None]], 1)
     )
     position, normal, defect = seen.double().numpy()[:, :3], seen.double().numpy()[:, 3:6], seen.numpy()[:, 6]
@@ -104,8 +104,8 @@ def _write_recording(folder: Path, name: str, category: str, size: int, rng: np.
     in_camera = position @ viewmat[:3, :3].T + viewmat[:3, 3]
     in_camera *= 1 + rng.normal(0, _DEPTH_NOISE, len(position))[:, None] / in_camera[:, 2:]
     kept = (cosine > _LOST_AT * np.linalg.norm(normal, axis=1)) & (rng.random(len(position)) > _LOST_SHARE)
-    xyz[centre.pixel[kept]] = in_camera[kept]
-    gt[centre.pixel] = np.where(defect > 0.5, 255, 0)
+    xyz[center.pixel[kept]] = in_camera[kept]
+    gt[center.pixel] = np.where(defect > 0.5, 255, 0)
     (folder / "xyz").mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(folder / "xyz" / f"{name}.tiff", xyz.reshape(size, size, 3))
     write_image(folder / "rgb" / f"{name}.png", (picture.rgb.numpy() * 255).round().astype(np.uint8))

@@ -38,9 +38,9 @@ def write_model(model: Path, names: list[str], cameras: Camera, toy: Toy, rng: n
     write_text(model / "images.txt", "\n".join(lines) + "\n")
     mesh = toy.mesh
     chosen = np.sort(rng.choice(len(mesh.vertices), min(_POINTS, len(mesh.vertices)), replace=False))
-    colours = (mesh.colors * 255).round().int()
+    colors = (mesh.colors * 255).round().int()
     lines = [
-        " ".join(map(str, [number, *mesh.vertices[i].tolist(), *colours[i].tolist(), _POINT_ERROR]))
+        " ".join(map(str, [number, *mesh.vertices[i].tolist(), *colors[i].tolist(), _POINT_ERROR]))
         for number, i in enumerate(chosen, 1)
     ]
     write_text(model / "points3D.txt", "\n".join(lines) + "\n")

@@ -37,8 +37,8 @@ class View:
         light: the light.
         baked: the light on the toy.
         fragments: visible samples.
-        albedo: (n, 3) their own colours.
-        samples: (n, 3) their colours in the light.
+        albedo: (n, 3) their own colors.
+        samples: (n, 3) their colors in the light.
         relit: light on the toy without a part, by the part's number; views may share it.
     """
 
@@ -68,7 +68,7 @@ class View:
 
 
 def to_bytes(rgb: Tensor) -> np.ndarray:
-    """Colours in [0, 1] as uint8."""
+    """Colors in [0, 1] as uint8."""
     return (rgb * 255 + 0.5).to(torch.uint8).numpy()
 
 
@@ -109,7 +109,7 @@ class _Candidate:
 
 
 def _changed_solid(view: View, toy: Toy, bake: Callable[[], BakedLight]) -> _Candidate:
-    """Toy with another surface: the new toy is drawn where the surface or its colour differs, else the good one."""
+    """Toy with another surface: the new toy is drawn where the surface or its color differs, else the good one."""
     fragments = rasterize_mesh(toy.mesh, view.camera)
     albedo = fragments.interpolate(toy.mesh, toy.mesh.colors)
     old_depth, new_depth = view.fragments.grid(view.fragments.depth, 0.0), fragments.grid(fragments.depth, 0.0)
@@ -147,7 +147,7 @@ def _seen_place(view: View, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     mesh = view.toy.mesh
     both = one.interpolate(mesh, torch.cat([mesh.vertices, mesh.normals], 1)).double().numpy()[0]
     position, normal = both[:3], both[3:] / np.linalg.norm(both[3:])
-    towards_eye = view.camera.centre.double().numpy() - position
+    towards_eye = view.camera.center.double().numpy() - position
     if normal @ towards_eye < 0.25 * np.linalg.norm(towards_eye):
         return None
     return position, normal, int(view.toy.part[int(one.face[0])])
@@ -170,7 +170,7 @@ def _missing(view: View, rng: np.random.Generator) -> _Candidate | None:
 
 
 def _burrs(view: View, rng: np.random.Generator) -> _Candidate | None:
-    """A few jagged splinters stand out of a surface, in its colour."""
+    """A few jagged splinters stand out of a surface, in its color."""
     place = _seen_place(view, rng)
     if place is None:
         return None
@@ -232,16 +232,16 @@ def _splinter(base: np.ndarray, direction: np.ndarray, length: float, width: flo
 
 
 def _stains(view: View, rng: np.random.Generator) -> _Candidate | None:
-    """A blotch with a ragged edge, a texture in space that colours every surface it meets."""
+    """A blotch with a ragged edge, a texture in space that colors every surface it meets."""
     place = _seen_place(view, rng)
     if place is None:
         return None
-    centre, normal, _ = place
+    center, normal, _ = place
     radius = rng.uniform(0.08, 0.19)
     color = torch.tensor(STAIN_COLORS[int(rng.integers(len(STAIN_COLORS)))])
     strength = rng.uniform(0.75, 0.95)
     position = view.fragments.interpolate(view.toy.mesh, view.toy.mesh.vertices).double().numpy()
-    local = (position - centre) / radius
+    local = (position - center) / radius
     local += 0.8 * normal * (local @ normal)[:, None]  # thin: it does not run down far
     distance = np.linalg.norm(local, axis=1)
     near = np.flatnonzero(distance < 2)

@@ -47,12 +47,12 @@ def write_mad(
     Args:
         out: folder of the data set; made if need be.
         category: name of the category: "car", "house" or "rocket", or any other for a toy that the seed chooses.
-        seed: chooses the toy's colours and details, the test views and the defects.
+        seed: chooses the toy's colors and details, the test views and the defects.
         size: width and height of the images in pixels.
         views: number of training views, at most the lattice's 210; fewer are spread over it.
         test_good: number of test images without defect.
         test_per_defect: number of test images of each of the three kinds of defect.
-        radius: distance of the training cameras from the toy's centre.
+        radius: distance of the training cameras from the toy's center.
         brightness_variation: the light of each test image is scaled by up to this share, upwards or downwards.
         light: the light; soft daylight if None.
         overwrite: replace a category that exists.

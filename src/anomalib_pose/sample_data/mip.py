@@ -30,7 +30,7 @@ from anomalib_pose.sample_data.views import (
 logger = logging.getLogger(__name__)
 
 _Color = tuple[float, float, float]
-# How far the lamps are turned about the vertical, degrees; factors on the colours; factor on the intensity.
+# How far the lamps are turned about the vertical, degrees; factors on the colors; factor on the intensity.
 _CHANGES: tuple[tuple[float, _Color, float], ...] = (
     (110.0, (1.25, 1.0, 0.68), 0.8),
     (-125.0, (1.0, 1.0, 1.0), 1.3),
@@ -60,19 +60,19 @@ def write_mip(
     """Write a category in the layout of MIP or MIP-Real, and true poses of its queries to ``_hidden/<category>.json``.
 
     Toy, training views and defects are those of ``write_mad``. Light 1 is that of the training views; in the others
-    the lamps stand elsewhere, have another colour, and are brighter or dimmer. Equal arguments give equal files.
+    the lamps stand elsewhere, have another color, and are brighter or dimmer. Equal arguments give equal files.
 
     Args:
         out: folder of the data set; made if need be.
         category: name of the category: "car", "house" or "rocket", or any other for a toy that the seed chooses.
-        seed: chooses the toy's colours and details, the test views and the defects.
+        seed: chooses the toy's colors and details, the test views and the defects.
         size: longer side of the images in pixels.
         views: number of training views, at most the lattice's 210; fewer are spread over it.
         lights: number of lights that queries are seen in, 1 to 6.
         test_good: number of test images without defect in each light. The synthetic layout has them in ``good_1``,
             ``good_2`` and so on, the other in ``good``.
         test_per_defect: number of test images of each of the three kinds of defect; they take the lights in turn.
-        radius: distance of the training cameras from the toy's centre.
+        radius: distance of the training cameras from the toy's center.
         colmap: write MIP-Real's layout: photographs of 4:3 as JPEG, and a COLMAP model as text. The masks then are
             exact but for JPEG's losses.
         light: the light of the training views; soft daylight if None.

@@ -53,7 +53,7 @@ class _Paint:
     """Cover (H, W) in [0, 1], and what covers, (H, W, 3) of 0 to 255."""
 
     cover: np.ndarray
-    colour: np.ndarray
+    color: np.ndarray
 
 
 def paint_defect(
@@ -61,7 +61,7 @@ def paint_defect(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paint one defect onto the object.
 
-    ``stain``: a blotch with a ragged, soft edge whose colour keeps the light and shade of the surface below it.
+    ``stain``: a blotch with a ragged, soft edge whose color keeps the light and shade of the surface below it.
     ``missing``: a ragged piece, mostly at the outline, where the background beside the object is seen instead.
     ``scratch``: a thin, bent line, lighter or darker than the surface.
 
@@ -69,7 +69,7 @@ def paint_defect(
         image: photograph (H, W, 3) of uint8.
         foreground: pixels (H, W) of bool that show the object.
         kind: one of ``PAINTED_DEFECTS``.
-        rng: source of place, shape and colour.
+        rng: source of place, shape and color.
         sizes: how large the defect is; None for the defaults.
 
     Returns:
@@ -88,7 +88,7 @@ def paint_defect(
         if painted is None:
             continue
         cover = np.where(foreground & (painted.cover >= _LEAST_COVER), painted.cover, 0.0)[..., None]
-        spoiled = np.clip(image + cover * (painted.colour - image) + 0.5, 0, 255).astype(np.uint8)
+        spoiled = np.clip(image + cover * (painted.color - image) + 0.5, 0, 255).astype(np.uint8)
         mask = cover[..., 0] > 0
         change = np.abs(spoiled.astype(np.int16) - image).max(2)
         if mask.sum() >= _LEAST_PIXELS and change[mask].mean() >= 255 * LEAST_CONTRAST:
@@ -136,20 +136,20 @@ def _background(image: np.ndarray, foreground: np.ndarray, sigma: float) -> np.n
 
 
 def _blotch(
-    foreground: np.ndarray, centre: tuple[int, int], share: float, softness: float, rng: np.random.Generator
+    foreground: np.ndarray, center: tuple[int, int], share: float, softness: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Cover (H, W) of a ragged patch around a pixel (row, column), a share of the object's pixels large.
 
     Args:
         foreground: pixels (H, W) that show the object.
-        centre: row and column.
+        center: row and column.
         share: of the object's pixels.
         softness: width of the edge, as a share of the patch's radius.
         rng: source of the outline.
     """
     places = np.argwhere(foreground)
     count = max(1, round(share * len(places)))
-    local = (places - np.array(centre)) / max(1.0, np.sqrt(count / np.pi))
+    local = (places - np.array(center)) / max(1.0, np.sqrt(count / np.pi))
     edge = np.linalg.norm(local, axis=1) + 0.3 * waves(local, rng, 2.0) + 0.12 * waves(local, rng, 6.0)
     limit = np.partition(edge, count - 1)[count - 1]
     cover = np.zeros(foreground.shape)

@@ -52,7 +52,7 @@ def write_painted_queries(
         source: folder with ``transforms.json`` and a mask of the object for every photograph, as a file or as alpha.
         out: folder to be written.
         every: every n-th photograph of the file, from the first, is held out.
-        seed: chooses place, shape and colour of the defects.
+        seed: chooses place, shape and color of the defects.
         per_image: defects of each kind that each held-out photograph is painted with, one a copy.
         white: paint white what the masks leave out, in all photographs.
         sizes: of the defects; None for the defaults.

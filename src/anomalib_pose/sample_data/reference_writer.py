@@ -76,8 +76,8 @@ def write_reference_view(folder: Path, name: str, view: ReferenceView) -> None:
     """
     degrees = [f"{round(math.degrees(angle), 3):g}" for angle in (view.azimuth, view.elevation)]
     stem = "_".join([name, str(float(view.distance)), *degrees])
-    grey = (view.grey * 255).round().byte().numpy()
-    write_image(folder / f"{stem}.png", np.repeat(grey[..., None], 3, 2))
+    gray = (view.gray * 255).round().byte().numpy()
+    write_image(folder / f"{stem}.png", np.repeat(gray[..., None], 3, 2))
     write_json(folder / f"{stem}.json", camera_matrices(view.camera))
     np.save(folder / f"{stem}_depth.npy", view.depth.numpy().astype(np.float32))
     table = {"pxy": view.pixels.numpy(), "is_visible": view.visible.numpy(), "xyz": view.xyz.numpy()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solids of revolution with defects, on a table, in metres: what a depth camera is pointed at."""
+"""Solids of revolution with defects, on a table, in meters: what a depth camera is pointed at."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from anomalib_pose.render.mesh import Mesh
 
 DEFECTS = ("bump", "contamination", "dent", "hole")
 SOLIDS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
-    # radius and height, in metres, of a profile's points t in [0, 1]
+    # radius and height, in meters, of a profile's points t in [0, 1]
     "ring": lambda t: (0.024 + 0.011 * np.sin(np.pi * (2 * t - 0.5)), 0.011 - 0.011 * np.cos(2 * np.pi * (t - 0.25))),
     "dome": lambda t: (0.034 * np.cos(np.pi / 2 * t) ** 0.8, 0.024 * np.sin(np.pi / 2 * t)),
     "peg": lambda t: (
@@ -26,10 +26,10 @@ SOLIDS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
 _AROUND, _ALONG = 128, 64
 _TABLE_HALF, _TABLE_CELLS = 0.12, 40
 _TABLE_COLOR = (0.16, 0.17, 0.19)
-# depth of a defect in metres along the normal, negative inwards
+# depth of a defect in meters along the normal, negative inwards
 _DEPTHS = {"bump": (0.003, 0.005), "dent": (-0.005, -0.003), "hole": (-0.012, -0.009), "contamination": (0.0, 0.0)}
 _RADII = (0.004, 0.007)
-_SHOWN = 0.15  # of a defect's height or colour, what counts as defective
+_SHOWN = 0.15  # of a defect's height or color, what counts as defective
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Solid:
 
 
 def build_solid(shape: str, kind: str, rng: np.random.Generator) -> Solid:
-    """A solid that lies on the table, turned and moved at random, with slightly varying proportions and colour.
+    """A solid that lies on the table, turned and moved at random, with slightly varying proportions and color.
 
     Args:
         shape: name of a profile.

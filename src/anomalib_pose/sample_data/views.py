@@ -36,7 +36,7 @@ class Studio:
         light: the light.
         width: width of the images in pixels.
         height: height of the images in pixels.
-        radius: distance of the cameras from the toy's centre.
+        radius: distance of the cameras from the toy's center.
         baked: the light on the toy, made here.
         relit: light on the toy without a part, by the part's number; views share it.
     """

@@ -67,7 +67,7 @@ class Relocation:
     """A budget of Gaussians: dead ones move to where opaque ones are, and their number grows to a cap.
 
     After Kheradmand et al., "3D Gaussian Splatting as Markov Chain Monte Carlo" (2024), section 4: relocation and
-    growth that leave the image as it is, and noise on the centres of transparent Gaussians, so that they explore.
+    growth that leave the image as it is, and noise on the centers of transparent Gaussians, so that they explore.
 
     Args:
         cap: largest number of Gaussians.
@@ -131,7 +131,7 @@ class Relocation:
 class AdaptiveDensity:
     """Clone, split, prune and opacity resets of the original recipe (Kerbl et al. 2023, section 5).
 
-    The gradient on the screen is taken from the gradient of the centre in the camera frame: a shift dx there moves the
+    The gradient on the screen is taken from the gradient of the center in the camera frame: a shift dx there moves the
     pixel by f dx / z. The part that goes through the shape of the projected Gaussian is left out.
 
     Args:
@@ -140,7 +140,7 @@ class AdaptiveDensity:
         stop: last step of densification and resets.
         every: steps between densifications.
         reset_every: steps between opacity resets.
-        threshold: mean gradient on the screen, in normalised device coordinates, above which a Gaussian is refined.
+        threshold: mean gradient on the screen, in normalized device coordinates, above which a Gaussian is refined.
         prune_opacity: Gaussians below are dropped.
         cap: largest number of Gaussians; refinement stops there.
     """

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render import Gaussians
-from anomalib_pose.render.reflectance import Decomposition, reflectance, reflectance_of_colour
+from anomalib_pose.render.reflectance import Decomposition, reflectance, reflectance_of_color
 from anomalib_pose.render.ssim import ssim
 from anomalib_pose.scene.density import AdaptiveDensity, DensityControl, Relocation
 from anomalib_pose.scene.fit_loop import FitLoop, check_views, fingerprint, held_out_psnr
-from anomalib_pose.scene.gaussian_scene import COLOURS, RAW_NAMES, GaussianScene, scene_rasterizer
+from anomalib_pose.scene.gaussian_scene import RAW_NAMES, COLoRS, GaussianScene, scene_rasterizer
 from anomalib_pose.scene.hull import ball_of_cameras
 from anomalib_pose.scene.initial import gaussians_at, initial_points
 from anomalib_pose.scene.parameters import GaussianParameters
@@ -66,7 +66,7 @@ def fit_gaussians(
         cameras: C cameras of the images' size.
         foreground: masks of the object in [0, 1], or None if the background belongs to the scene.
         settings: the recipe; our default if None.
-        points: initial points (N, 3) and their colours (N, 3), instead of what the settings choose.
+        points: initial points (N, 3) and their colors (N, 3), instead of what the settings choose.
         held_out: indices of views that are not fitted but measure the PSNR.
         checkpoint: file that is saved every 500 steps and on an interruption, continued from if it exists, and removed
             when the fit is done.
@@ -124,15 +124,15 @@ class _Fitter(FitLoop):
         self.half_views = make_views(images, cameras, foreground, 2) if settings.half_size_share else []
         self.crops: dict[tuple[int, bool], View] = {}
         self.fingerprint = fingerprint(images, cameras, settings)
-        centre, self.radius = ball_of_cameras(cameras)
+        center, self.radius = ball_of_cameras(cameras)
         if points is None:
-            points = initial_points(images, cameras, foreground, (centre, self.radius), settings, self.generator)
-        at, colours = points[0].to(images), points[1].to(images)
+            points = initial_points(images, cameras, foreground, (center, self.radius), settings, self.generator)
+        at, colors = points[0].to(images), points[1].to(images)
         if settings.reflectance:
-            # the closed form does for a start: points have no neighbours, which a network would want to see
-            colours = torch.cat([colours, reflectance(colours.clamp(0, 1)[:, :, None, None])[..., 0, 0]], 1)
-        raw = gaussians_at(at, colours, settings.initial_opacity, settings.sh_degree, self.generator)
-        eyes = cameras.centre
+            # the closed form does for a start: points have no neighbors, which a network would want to see
+            colors = torch.cat([colors, reflectance(colors.clamp(0, 1)[:, :, None, None])[..., 0, 0]], 1)
+        raw = gaussians_at(at, colors, settings.initial_opacity, settings.sh_degree, self.generator)
+        eyes = cameras.center
         self.camera_extent = 1.1 * float((eyes - eyes.mean(0)).norm(dim=-1).max())
         self.parameters = GaussianParameters(raw, self._rates(), settings.sh_degree)
         self.density = self._density()
@@ -206,8 +206,8 @@ class _Fitter(FitLoop):
         self, gaussians: Gaussians, camera: Camera, target: Tensor, background: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the Gaussians reflect as a camera sees them, and what the image to be fitted there does (H, W, 3)."""
-        drawn = replace(gaussians, colors=self.parameters.raw["sh"][..., COLOURS:])
-        rendered = self.rasterize(drawn, camera, reflectance_of_colour(background, self.decompose)).rgb
+        drawn = replace(gaussians, colors=self.parameters.raw["sh"][..., COLoRS:])
+        rendered = self.rasterize(drawn, camera, reflectance_of_color(background, self.decompose)).rgb
         wanted = self.decompose(target.detach().permute(2, 0, 1)[None].contiguous())
         return rendered, wanted[0].permute(1, 2, 0).contiguous()
 

@@ -153,7 +153,7 @@ class FitLoop(ABC):
             checkpoint.unlink(missing_ok=True)
 
     def note_psnr(self, difference: Tensor) -> None:
-        """Add a step's colour differences to the running PSNR."""
+        """Add a step's color differences to the running PSNR."""
         psnr = float(-10 * difference.square().mean().clamp_min(1e-12).log10())
         weight = 1 / _PSNR_STEPS
         self.recent_psnr = (

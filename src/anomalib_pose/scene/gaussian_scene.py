@@ -14,8 +14,8 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.render import Gaussians, Rasterizer, RenderOutput, make_rasterizer
 
 RAW_NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
-COLOURS = 3
-"""Channels of ``sh`` that are colour; as many more hold the reflectance, where it was fitted."""
+COLoRS = 3
+"""Channels of ``sh`` that are color; as many more hold the reflectance, where it was fitted."""
 _ROBUST_SHARE = 0.98
 
 
@@ -24,12 +24,12 @@ class GaussianScene(nn.Module):
 
     Buffers, raw; ``activated`` gives what is drawn:
         means (N, 3) world frame; quats (N, 4) wxyz, any length; log_scales (N, 3); logit_opacities (N,);
-        sh (N, K, 3) spherical harmonics coefficients of the colour, K = (sh_degree + 1)², or (N, K, 6) with those of
+        sh (N, K, 3) spherical harmonics coefficients of the color, K = (sh_degree + 1)², or (N, K, 6) with those of
         the reflectance after them; counts (2,): how many Gaussians do for small images and for larger ones, 0 where
         that is not known (``arrange``).
 
     Args:
-        sh_degree: degree 0..3 of the colours. The pose refinement of SplatPose needs 0, where colour does not depend on
+        sh_degree: degree 0..3 of the colors. The pose refinement of SplatPose needs 0, where color does not depend on
             the direction of view.
         rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``; ``"auto"`` follows the device of the buffers.
     """
@@ -51,7 +51,7 @@ class GaussianScene(nn.Module):
         self.register_buffer("counts", torch.zeros(2, dtype=torch.long))
 
     @staticmethod
-    def shapes(count: int, sh_degree: int, channels: int = COLOURS) -> dict[str, tuple[int, ...]]:
+    def shapes(count: int, sh_degree: int, channels: int = COLoRS) -> dict[str, tuple[int, ...]]:
         """Shapes of the raw tensors of ``count`` Gaussians; ``channels`` is 6 with reflectance."""
         return {
             "means": (count, 3),
@@ -70,7 +70,7 @@ class GaussianScene(nn.Module):
         if set(raw) != set(RAW_NAMES):
             msg = f"A GaussianScene consists of {', '.join(RAW_NAMES)}, got {', '.join(sorted(raw))}."
             raise ValueError(msg)
-        channels = 2 * COLOURS if raw["sh"].shape[-1] == 2 * COLOURS else COLOURS
+        channels = 2 * COLoRS if raw["sh"].shape[-1] == 2 * COLoRS else COLoRS
         for name, shape in self.shapes(len(raw["means"]), self.sh_degree, channels).items():
             if tuple(raw[name].shape) != shape or not bool(raw[name].isfinite().all()):
                 msg = f"{name} should be finite and of shape {shape}, got {tuple(raw[name].shape)}."
@@ -97,20 +97,20 @@ class GaussianScene(nn.Module):
         return {name: getattr(self, name) for name in RAW_NAMES}
 
     def activated(self) -> Gaussians:
-        """The Gaussians as a rasteriser takes them, in their colours."""
+        """The Gaussians as a rasterizer takes them, in their colors."""
         return activate(self.raw, self.sh_degree)
 
     @property
     def reflective(self) -> bool:
         """Whether it was fitted with its reflectance, too."""
-        return bool(self.sh.shape[2] > COLOURS)
+        return bool(self.sh.shape[2] > COLoRS)
 
     def render(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
         """Images of the object; differentiable in the cameras' poses.
 
         Args:
             cameras: one camera, or C of them, on any device.
-            background: colour (3,) behind the object; black if None.
+            background: color (3,) behind the object; black if None.
 
         Raises:
             ValueError: if the scene has not been fitted.
@@ -128,9 +128,9 @@ class GaussianScene(nn.Module):
             ValueError: if the scene has not been fitted, or without its reflectance.
         """
         if not self.reflective:
-            msg = "This scene holds colours alone: fit it with FitSettings(reflectance=True)."
+            msg = "This scene holds colors alone: fit it with FitSettings(reflectance=True)."
             raise ValueError(msg)
-        return self._draw(replace(self.activated(), colors=self.sh[..., COLOURS:]), cameras, background)
+        return self._draw(replace(self.activated(), colors=self.sh[..., COLoRS:]), cameras, background)
 
     def _draw(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None) -> RenderOutput:
         if not len(self):
@@ -141,18 +141,18 @@ class GaussianScene(nn.Module):
         return self.rasterizer(gaussians, cameras.to(self.means.device), background)
 
     @property
-    def centre(self) -> Float[Tensor, "3"]:
-        """Median of the opaque Gaussians' centres, world frame; the origin of an empty scene."""
+    def center(self) -> Float[Tensor, "3"]:
+        """Median of the opaque Gaussians' centers, world frame; the origin of an empty scene."""
         if not len(self):
             return self.means.new_zeros(3)
         return self._opaque_means().median(0).values
 
     @property
     def extent(self) -> float:
-        """Radius of the ball around the centre that holds 98 % of the opaque Gaussians, scene units; 0 if empty."""
+        """Radius of the ball around the center that holds 98 % of the opaque Gaussians, scene units; 0 if empty."""
         if not len(self):
             return 0.0
-        distance = (self._opaque_means() - self.centre).norm(dim=-1)
+        distance = (self._opaque_means() - self.center).norm(dim=-1)
         return float(distance.quantile(_ROBUST_SHARE)) if len(distance) < 2**24 else float(distance.max())
 
     def _opaque_means(self) -> Tensor:
@@ -160,7 +160,7 @@ class GaussianScene(nn.Module):
         return opaque if len(opaque) else self.means
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Let a checkpoint decide how many Gaussians there are, and how their colours depend on the direction.
+        """Let a checkpoint decide how many Gaussians there are, and how their colors depend on the direction.
 
         Older ones know of no counts.
         """
@@ -171,25 +171,25 @@ class GaussianScene(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "GaussianScene":
-        """Moving to another device asks for the rasteriser of that device."""
+        """Moving to another device asks for the rasterizer of that device."""
         self.rasterizer = None
         return super()._apply(*args, **kwargs)
 
 
 def activate(raw: dict[str, Tensor], sh_degree: int) -> Gaussians:
-    """Gaussians to draw in their colours from raw tensors: scales through exp, opacities through the sigmoid."""
+    """Gaussians to draw in their colors from raw tensors: scales through exp, opacities through the sigmoid."""
     return Gaussians(
         raw["means"],
         raw["quats"],
         raw["log_scales"].exp(),
         raw["logit_opacities"].sigmoid(),
-        raw["sh"][..., :COLOURS],
+        raw["sh"][..., :COLoRS],
         sh_degree,
     )
 
 
 def scene_rasterizer(name: str, device: torch.device) -> Rasterizer:
-    """Rasteriser for tensors on a device: with ``"auto"``, the CPU's own on a CPU and gsplat on CUDA."""
+    """Rasterizer for tensors on a device: with ``"auto"``, the CPU's own on a CPU and gsplat on CUDA."""
     if name != "auto":
         return make_rasterizer(name)
     return make_rasterizer("gsplat" if device.type == "cuda" else "cpu")

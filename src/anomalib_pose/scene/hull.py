@@ -17,20 +17,20 @@ _BOX_CELLS = 64
 
 
 def ball_of_cameras(cameras: Camera) -> tuple[Float[Tensor, "3"], float]:
-    """Centre and radius of what the cameras look at.
+    """Center and radius of what the cameras look at.
 
-    The centre is the point nearest to all optical axes (least squares), the radius that of the largest ball around it
+    The center is the point nearest to all optical axes (least squares), the radius that of the largest ball around it
     that the nearest camera still sees whole.
 
     Args:
         cameras: C of them.
     """
-    centre, _ = viewed_point(cameras)
+    center, _ = viewed_point(cameras)
     half_size = cameras.K.new_tensor([cameras.width, cameras.height]) / 2
     slope = (half_size / cameras.K[:, [0, 1], [0, 1]]).amin(-1)
-    distance = (cameras.centre - centre).norm(dim=-1)
+    distance = (cameras.center - center).norm(dim=-1)
     radius = float((distance * slope / (1 + slope.square()).sqrt()).median())
-    return centre, radius
+    return center, radius
 
 
 def carve(
@@ -62,22 +62,22 @@ def carve(
     return (seen > 0.3 * len(cameras)) & (inside >= (1 - tolerance) * seen)
 
 
-def grid_points(centre: Float[Tensor, "3"], radius: float, resolution: int) -> Float[Tensor, "n 3"]:
-    """Centres of a cube's voxels, the last axis running fastest.
+def grid_points(center: Float[Tensor, "3"], radius: float, resolution: int) -> Float[Tensor, "n 3"]:
+    """Centers of a cube's voxels, the last axis running fastest.
 
     Args:
-        centre: of the cube.
+        center: of the cube.
         radius: half its side.
         resolution: voxels along a side.
     """
-    ticks = (torch.arange(resolution, device=centre.device) + 0.5) * (2 * radius / resolution) - radius
-    return torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).reshape(-1, 3) + centre
+    ticks = (torch.arange(resolution, device=center.device) + 0.5) * (2 * radius / resolution) - radius
+    return torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1).reshape(-1, 3) + center
 
 
 def visual_hull(
     cameras: Camera,
     foreground: Float[Tensor, "c h w"],
-    centre: Float[Tensor, "3"],
+    center: Float[Tensor, "3"],
     radius: float,
     resolution: int = 64,
     tolerance: float = 0.03,
@@ -87,12 +87,12 @@ def visual_hull(
     Args:
         cameras: C of them.
         foreground: masks of the object, in [0, 1].
-        centre: middle of the voxel grid, world frame.
+        center: middle of the voxel grid, world frame.
         radius: half its side, scene units.
         resolution: voxels along a side.
         tolerance: see ``carve``.
     """
-    grid = grid_points(centre, radius, resolution)
+    grid = grid_points(center, radius, resolution)
     hull = carve(cameras, foreground, grid, tolerance).reshape(resolution, resolution, resolution)
     outside = F.max_pool3d((~hull).float()[None, None], 3, 1, 1)[0, 0] > 0
     surface = grid[(hull & outside).reshape(-1)]
@@ -107,35 +107,35 @@ def object_box(
 ) -> tuple[Bool[Tensor, "a b c"], Float[Tensor, "3"], Float[Tensor, "3"]]:
     """Cells that may hold the object, cut to their box, and the box's corners, world frame.
 
-    The cells are those of the visual hull and their neighbours, or all that the cameras look at without masks.
+    The cells are those of the visual hull and their neighbors, or all that the cameras look at without masks.
 
     Args:
         cameras: C of them.
         foreground: masks (C, H, W), or None.
     """
-    centre, radius = ball_of_cameras(cameras)
+    center, radius = ball_of_cameras(cameras)
     side = 2 * radius / _BOX_CELLS
-    hull = torch.ones(_BOX_CELLS, _BOX_CELLS, _BOX_CELLS, dtype=torch.bool, device=centre.device)
+    hull = torch.ones(_BOX_CELLS, _BOX_CELLS, _BOX_CELLS, dtype=torch.bool, device=center.device)
     if foreground is not None:
-        carved = carve(cameras, foreground, grid_points(centre, radius, _BOX_CELLS)).reshape(hull.shape)
+        carved = carve(cameras, foreground, grid_points(center, radius, _BOX_CELLS)).reshape(hull.shape)
         if bool(carved.any()):
             hull = F.max_pool3d(carved.float()[None, None], 3, 1, 1)[0, 0] > 0
         else:
             logger.info("The masks carve everything away; fitting all that the cameras look at instead.")
     cells = hull.nonzero()
     first, last = cells.amin(0), cells.amax(0) + 1
-    lower = centre - radius + first * side
+    lower = center - radius + first * side
     box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
     return hull[box], lower, lower + (last - first) * side
 
 
-def colours_of_points(
+def colors_of_points(
     points: Float[Tensor, "n 3"],
     cameras: Camera,
     images: Float[Tensor, "c 3 h w"],
     max_views: int = 24,
 ) -> Float[Tensor, "n 3"]:
-    """Mean colour of the pixels that points fall on, over some views; occlusion is not looked at.
+    """Mean color of the pixels that points fall on, over some views; occlusion is not looked at.
 
     Args:
         points: world frame.

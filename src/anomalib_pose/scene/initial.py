@@ -10,10 +10,10 @@ from torch import Tensor
 
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render.spherical_harmonics import C0
-from anomalib_pose.scene.hull import colours_of_points, visual_hull
+from anomalib_pose.scene.hull import colors_of_points, visual_hull
 from anomalib_pose.scene.settings import FitSettings
 
-_NEIGHBOURS = 3
+_NEIGHBoRS = 3
 
 
 def initial_points(
@@ -24,57 +24,57 @@ def initial_points(
     settings: FitSettings,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
-    """Points and colours on the visual hull, or random ones in the ball's cube.
+    """Points and colors on the visual hull, or random ones in the ball's cube.
 
     Args:
         images: RGB in [0, 1].
         cameras: C of them.
         foreground: masks, or None.
-        ball: centre (3,) and radius of what the cameras look at.
+        ball: center (3,) and radius of what the cameras look at.
         settings: number of points and how to choose them.
         generator: CPU generator.
     """
-    centre, radius = ball
+    center, radius = ball
     count = settings.initial_gaussians
     hull = None
     if settings.initial == "hull" and foreground is not None:
-        hull = visual_hull(cameras, foreground, centre, radius)
+        hull = visual_hull(cameras, foreground, center, radius)
     if hull is None:
         cube = 2 * torch.rand(count, 3, generator=generator) - 1
-        points = centre + radius * cube.to(centre)
+        points = center + radius * cube.to(center)
         dark = settings.density == "adaptive"
         return points, torch.full_like(points, 0.02 if dark else 0.5)
     surface, side = hull
-    chosen = torch.randint(len(surface), (count,), generator=generator).to(centre.device)
-    jitter = (torch.rand(count, 3, generator=generator) - 0.5).to(centre)
+    chosen = torch.randint(len(surface), (count,), generator=generator).to(center.device)
+    jitter = (torch.rand(count, 3, generator=generator) - 0.5).to(center)
     points = surface[chosen] + side * jitter
-    return points, colours_of_points(points, cameras, images)
+    return points, colors_of_points(points, cameras, images)
 
 
 def gaussians_at(
     points: Float[Tensor, "n 3"],
-    colours: Float[Tensor, "n channels"],
+    colors: Float[Tensor, "n channels"],
     opacity: float,
     sh_degree: int,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Raw round Gaussians at points, as large as the distance to their three nearest neighbours.
+    """Raw round Gaussians at points, as large as the distance to their three nearest neighbors.
 
     Args:
-        points: centres, world frame.
-        colours: RGB in [0, 1] (N, 3), or (N, 6) with what the points reflect.
+        points: centers, world frame.
+        colors: RGB in [0, 1] (N, 3), or (N, 6) with what the points reflect.
         opacity: of all of them.
-        sh_degree: degree of the colours; higher coefficients begin at zero.
+        sh_degree: degree of the colors; higher coefficients begin at zero.
         generator: CPU generator, for the orientations.
     """
     count = len(points)
     positions = points.detach().cpu().double().numpy()
-    distances, _ = cKDTree(positions).query(positions, k=min(count, _NEIGHBOURS + 1))
+    distances, _ = cKDTree(positions).query(positions, k=min(count, _NEIGHBoRS + 1))
     distances = torch.from_numpy(distances).reshape(count, -1)[:, 1:]
     size = distances.square().mean(1).sqrt() if distances.shape[1] else torch.full((count,), 0.1)
     size = size.clamp_min(1e-7).to(points)
-    sh = points.new_zeros(count, (sh_degree + 1) ** 2, colours.shape[1])
-    sh[:, 0] = (colours - 0.5) / C0
+    sh = points.new_zeros(count, (sh_degree + 1) ** 2, colors.shape[1])
+    sh[:, 0] = (colors - 0.5) / C0
     return {
         "means": points.clone(),
         "quats": torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1).to(points),

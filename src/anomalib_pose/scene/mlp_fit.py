@@ -27,10 +27,10 @@ class MlpFitSettings:
     """Schedule of a radiance field's fit; the defaults are those that OmniposeAD uses.
 
     Args:
-        steps: optimiser steps.
+        steps: optimizer steps.
         rays: of a step, all from one image.
         rate: Adam's rate, falling by a factor of ten in 500,000 steps.
-        centre_steps: steps at the beginning that draw from the central half of the images alone.
+        center_steps: steps at the beginning that draw from the central half of the images alone.
         samples: of the coarse network.
         fine_samples: of the fine network.
         seed: of everything random.
@@ -39,7 +39,7 @@ class MlpFitSettings:
     steps: int = 200_000
     rays: int = 1024
     rate: float = 5e-4
-    centre_steps: int = 500
+    center_steps: int = 500
     samples: int = 64
     fine_samples: int = 128
     seed: int = 0
@@ -109,7 +109,7 @@ class _MlpFitter(FitLoop):
         """Random pixels of one image, row by row."""
         height, width = self.images.shape[-2:]
         rows, columns = (0, height), (0, width)
-        if self.step < self.settings.centre_steps:
+        if self.step < self.settings.center_steps:
             rows, columns = (height // 4, height - height // 4), (width // 4, width - width // 4)
         v = torch.randint(*rows, (self.settings.rays,), generator=self.generator)
         u = torch.randint(*columns, (self.settings.rays,), generator=self.generator)

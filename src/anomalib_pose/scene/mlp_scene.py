@@ -29,7 +29,7 @@ def encode(values: Float[Tensor, "n 3"], bands: int) -> Float[Tensor, "n c"]:
 
 
 class RadianceMlp(nn.Module):
-    """The network of NeRF: 8 layers of 256, the position again at the fifth, colour after the direction (figure 7)."""
+    """The network of NeRF: 8 layers of 256, the position again at the fifth, color after the direction (figure 7)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class RadianceMlp(nn.Module):
         self.density = nn.Linear(_WIDTH, 1)
         self.feature = nn.Linear(_WIDTH, _WIDTH)
         self.view = nn.Linear(_WIDTH + direction, _WIDTH // 2)
-        self.colour = nn.Linear(_WIDTH // 2, 3)
+        self.color = nn.Linear(_WIDTH // 2, 3)
 
     def forward(
         self, points: Float[Tensor, "m 3"], directions: Float[Tensor, "m 3"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m 3"]]:
-        """Density in units of the inverse of the points' own, and colours.
+        """Density in units of the inverse of the points' own, and colors.
 
         Args:
             points: in [-1, 1].
@@ -57,7 +57,7 @@ class RadianceMlp(nn.Module):
             if number == _SKIP:
                 hidden = torch.cat([encoded, hidden], 1)
         seen = torch.cat([self.feature(hidden), encode(directions, _DIRECTION_BANDS)], 1)
-        return F.relu(self.density(hidden))[:, 0], self.colour(F.relu(self.view(seen))).sigmoid()
+        return F.relu(self.density(hidden))[:, 0], self.color(F.relu(self.view(seen))).sigmoid()
 
 
 class MlpScene(nn.Module):
@@ -84,7 +84,7 @@ class MlpScene(nn.Module):
         self.register_buffer("fitted", torch.tensor(data=False))
 
     @property
-    def centre(self) -> Float[Tensor, "3"]:
+    def center(self) -> Float[Tensor, "3"]:
         """Middle of the box around the object, world frame."""
         return (self.lower + self.upper) / 2
 
@@ -94,14 +94,14 @@ class MlpScene(nn.Module):
         return float((self.upper - self.lower).norm()) / 2
 
     def draw(self, rays: Rays, generator: torch.Generator | None = None) -> tuple[Drawn, Drawn]:
-        """What the coarse and the fine network show: colours over black, expected distance times alpha, and alpha.
+        """What the coarse and the fine network show: colors over black, expected distance times alpha, and alpha.
 
         Args:
             rays: world frame.
             generator: CPU generator that samples are shifted with; None for the middles of their intervals.
         """
         scale = (self.upper - self.lower).max() / 2
-        local = Rays((rays.origins - self.centre) / scale, rays.directions, rays.cosines)
+        local = Rays((rays.origins - self.center) / scale, rays.directions, rays.cosines)
         half = (self.upper - self.lower) / 2 / scale
         near, far = box_interval(local, -half, half)
         span = (far - near).clamp_min(0)
@@ -123,20 +123,20 @@ class MlpScene(nn.Module):
         count, samples = distance.shape
         points = rays.origins[:, None] + distance[..., None] * rays.directions[:, None]
         directions = rays.directions[:, None].expand_as(points)
-        density, colours = network(points.flatten(0, 1), directions.flatten(0, 1))
+        density, colors = network(points.flatten(0, 1), directions.flatten(0, 1))
         ends = torch.cat([distance[:, 1:], (near + span)[:, None]], 1)
         length = (ends - distance).clamp_min(0) * (span > 0)[:, None]
         ray = torch.arange(count, device=near.device).repeat_interleave(samples)
-        rgb, along, alpha, weights = composite(density, colours, distance.flatten(), length.flatten(), ray, count)
+        rgb, along, alpha, weights = composite(density, colors, distance.flatten(), length.flatten(), ray, count)
         return (rgb, along, alpha), weights.unflatten(0, (count, samples))
 
     def render_pixels(self, camera: Camera, pixels: Tensor, background: Tensor) -> Float[Tensor, "n 3"]:
-        """Colours of some pixels; differentiable in the camera's pose.
+        """Colors of some pixels; differentiable in the camera's pose.
 
         Args:
             camera: one camera.
             pixels: indices into the image's pixels, row by row.
-            background: colour (3,) behind the object.
+            background: color (3,) behind the object.
         """
         _, (rgb, _, alpha) = self.draw(camera_rays(camera, pixels))
         return rgb + (1 - alpha)[:, None] * background
@@ -146,7 +146,7 @@ class MlpScene(nn.Module):
 
         Args:
             cameras: one camera, or C of them, on any device.
-            background: colour (3,) behind the object; black if None.
+            background: color (3,) behind the object; black if None.
 
         Raises:
             ValueError: if the scene has not been fitted.

@@ -34,7 +34,7 @@ class NearbyViews(nn.Module):
 
     Buffers: photographs (V, 3, h, w) in steps of 1 / 255, of the part of the images that shows the object; differences
     (V, 3, h, w) in steps of 1 / 127; depths (V, h, w), 0 where the object is not; camera_to_world (V, 4, 4); intrinsics
-    (V, 3, 3) of that part; centre (3,).
+    (V, 3, 3) of that part; center (3,).
 
     Args:
         count: photographs that a rendering is corrected by.
@@ -45,7 +45,7 @@ class NearbyViews(nn.Module):
     depths: Tensor
     camera_to_world: Tensor
     intrinsics: Tensor
-    centre: Tensor
+    center: Tensor
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class NearbyViews(nn.Module):
         self.register_buffer("depths", torch.zeros(0, 1, 1, dtype=torch.float16))
         self.register_buffer("camera_to_world", torch.zeros(0, 4, 4))
         self.register_buffer("intrinsics", torch.zeros(0, 3, 3))
-        self.register_buffer("centre", torch.zeros(3))
+        self.register_buffer("center", torch.zeros(3))
 
     def __len__(self) -> int:
         """Number of photographs."""
@@ -96,7 +96,7 @@ class NearbyViews(nn.Module):
         self.depths = shown[..., rows, columns].contiguous()
         self.camera_to_world, self.intrinsics = cameras.camera_to_world.clone(), cameras.K.clone()
         self.intrinsics[:, :2, 2] -= self.intrinsics.new_tensor([columns.start, rows.start])
-        self.centre = scene.centre.clone()
+        self.center = scene.center.clone()
 
     @torch.no_grad()
     def corrected(self, output: RenderOutput, camera: Camera) -> RenderOutput:
@@ -106,7 +106,7 @@ class NearbyViews(nn.Module):
         queries.
 
         Args:
-            output: colour (H, W, 3), depth and alpha (H, W) as the camera sees the scene.
+            output: color (H, W, 3), depth and alpha (H, W) as the camera sees the scene.
             camera: one camera.
         """
         shown = output.alpha > _OPAQUE
@@ -125,31 +125,31 @@ class NearbyViews(nn.Module):
 
     @torch.no_grad()
     def doubt(self, output: RenderOutput, camera: Camera) -> Float[Tensor, "h w"]:
-        """How far from a rendering's colours the nearest photographs are, at the surface points that it shows.
+        """How far from a rendering's colors the nearest photographs are, at the surface points that it shows.
 
-        That of the photograph that is nearest in colour counts, in its channel that differs most: from the others the
+        That of the photograph that is nearest in color counts, in its channel that differs most: from the others the
         point may be hidden, or show gloss. What a scene shows in mid-air, none of them shows. 0 beside the object,
         and everywhere without photographs.
 
         Args:
-            output: colour (H, W, 3), depth and alpha (H, W) as the camera sees the scene.
+            output: color (H, W, 3), depth and alpha (H, W) as the camera sees the scene.
             camera: one camera.
         """
         shown, found = output.alpha > _OPAQUE, torch.zeros_like(output.alpha)
         nearest = self._nearest(camera) if self.can_doubt else []
         if nearest and bool(shown.any()):
             points = camera.unproject(output.depth)[shown]
-            colours = output.rgb[shown].T
-            away = [(self._photographed(index, points) - colours).abs().amax(0) for index, _ in nearest]
+            colors = output.rgb[shown].T
+            away = [(self._photographed(index, points) - colors).abs().amax(0) for index, _ in nearest]
             found[shown] = torch.stack(away).amin(0)
         return found
 
     def unpacked(self, index: int) -> Float[Tensor, "3 h w"]:
-        """What a photograph shows beyond its rendering, as parts of a colour's range."""
+        """What a photograph shows beyond its rendering, as parts of a color's range."""
         return self.differences[index].float() / _LEVELS
 
     def _photographed(self, index: int, points: Float[Tensor, "n 3"]) -> Float[Tensor, "3 n"]:
-        """Colours of a photograph where it would show surface points."""
+        """Colors of a photograph where it would show surface points."""
         places, _ = self._places(index, points)
         photograph = self.photographs[index][None].to(points) / 255
         return F.grid_sample(photograph, places, padding_mode="border", align_corners=False)[0, :, 0]
@@ -163,7 +163,7 @@ class NearbyViews(nn.Module):
 
     def _nearest(self, camera: Camera) -> list[tuple[int, float]]:
         """Photographs from the most similar directions, the nearest first, and one minus the cosine between them."""
-        mine, theirs = camera.centre - self.centre, self.camera_to_world[:, :3, 3] - self.centre
+        mine, theirs = camera.center - self.center, self.camera_to_world[:, :3, 3] - self.center
         away = 1 - F.normalize(theirs, dim=1) @ F.normalize(mine, dim=0)
         same = (self.camera_to_world - camera.camera_to_world).abs().flatten(1).amax(1) < _SAME_POSE
         away, order = torch.where(same, torch.inf, away).sort(stable=True)
@@ -219,9 +219,9 @@ class CorrectedScene:
     nearby: NearbyViews
 
     @property
-    def centre(self) -> Tensor:
+    def center(self) -> Tensor:
         """See ``Scene``."""
-        return self.scene.centre
+        return self.scene.center
 
     @property
     def extent(self) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainable Gaussians together with their optimiser, whose number may change while it runs."""
+"""Trainable Gaussians together with their optimizer, whose number may change while it runs."""
 
 import copy
 from typing import Any
@@ -21,7 +21,7 @@ class GaussianParameters:
     Args:
         raw: raw tensors named as the buffers of ``GaussianScene``.
         learning_rates: one for each of them.
-        sh_degree: degree of the colours.
+        sh_degree: degree of the colors.
     """
 
     def __init__(self, raw: dict[str, Tensor], learning_rates: dict[str, float], sh_degree: int) -> None:
@@ -41,7 +41,7 @@ class GaussianParameters:
         return self.raw["means"].device
 
     def activated(self) -> Gaussians:
-        """The Gaussians as a rasteriser takes them."""
+        """The Gaussians as a rasterizer takes them."""
         return activate(self.raw, self.sh_degree)
 
     def step(self, decay: dict[str, float]) -> None:

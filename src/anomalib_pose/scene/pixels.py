@@ -22,8 +22,8 @@ class Pixels:
     Args:
         origins: of the views (C, 3), world frame.
         view: number of each pixel's view (N,).
-        directions: through the pixels' centres (N, 3), of length 1, world frame.
-        colours: RGB (N, 3), over white where masks are known.
+        directions: through the pixels' centers (N, 3), of length 1, world frame.
+        colors: RGB (N, 3), over white where masks are known.
         covered: 1 on the object (N,), or None if masks are unknown.
         band: 1 where a pixel may be partly covered (N,), or None.
     """
@@ -31,7 +31,7 @@ class Pixels:
     origins: Float[Tensor, "c 3"]
     view: Int[Tensor, " n"]
     directions: Float[Tensor, "n 3"]
-    colours: Float[Tensor, "n 3"]
+    colors: Float[Tensor, "n 3"]
     covered: Float[Tensor, " n"] | None
     band: Float[Tensor, " n"] | None
 
@@ -57,9 +57,9 @@ class Pixels:
             directions = camera_rays(view.camera).directions[near]
             number = torch.full_like(directions[:, 0], index, dtype=torch.long)
             parts.append((number, directions, view.image.reshape(-1, 3)[near], covered, band))
-        number, directions, colours, covered, band = (torch.cat(part) for part in zip(*parts, strict=True))
+        number, directions, colors, covered, band = (torch.cat(part) for part in zip(*parts, strict=True))
         masks = (None, None) if foreground is None else (covered, band)
-        return cls(cameras.centre, number, directions, colours, *masks)
+        return cls(cameras.center, number, directions, colors, *masks)
 
     def __len__(self) -> int:
         """Number of pixels."""
@@ -73,18 +73,18 @@ class Pixels:
     def target(
         self, index: Int[Tensor, " m"], background: Float[Tensor, "3"], alpha: Float[Tensor, " m"]
     ) -> tuple[Float[Tensor, "m 3"], Float[Tensor, " m"]]:
-        """Colours of some pixels over another background than white, and where there should be nothing.
+        """Colors of some pixels over another background than white, and where there should be nothing.
 
         Where a pixel may be partly covered the rendering's own alpha is taken, see ``View.target``.
 
         Args:
             index: the pixels.
-            background: colour.
+            background: color.
             alpha: of the rendering.
         """
-        colours = self.colours[index]
+        colors = self.colors[index]
         if self.covered is None or self.band is None:
-            return colours, torch.zeros_like(alpha)
+            return colors, torch.zeros_like(alpha)
         covered, band = self.covered[index], self.band[index]
         mixed = torch.where(band > 0, alpha.detach(), covered)
-        return colours + (1 - mixed)[:, None] * (background - 1), (1 - covered) * (1 - band)
+        return colors + (1 - mixed)[:, None] * (background - 1), (1 - covered) * (1 - band)

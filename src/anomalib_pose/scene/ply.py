@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_pose.scene.gaussian_scene import COLOURS, GaussianScene
+from anomalib_pose.scene.gaussian_scene import COLoRS, GaussianScene
 from anomalib_pose.scene.ply_table import read_ply_vertices, write_ply_vertices
 
 
@@ -36,13 +36,13 @@ def save_ply(scene: GaussianScene, path: str | Path) -> None:
     """
     path = Path(path)
     count, coefficients = scene.sh.shape[:2]
-    colours = scene.sh[..., :COLOURS]
-    rest = colours[:, 1:].transpose(1, 2).reshape(count, -1)
+    colors = scene.sh[..., :COLoRS]
+    rest = colors[:, 1:].transpose(1, 2).reshape(count, -1)
     table = torch.cat(
         [
             scene.means,
             torch.zeros_like(scene.means),
-            colours[:, 0],
+            colors[:, 0],
             rest,
             scene.logit_opacities[:, None],
             scene.log_scales,

@@ -18,18 +18,18 @@ class Scene(Protocol):
 
         Args:
             cameras: one camera, or C of them.
-            background: colour (3,) behind the object; black if None.
+            background: color (3,) behind the object; black if None.
         """
         ...
 
     @property
-    def centre(self) -> Tensor:
+    def center(self) -> Tensor:
         """Middle of the object (3,), world frame."""
         ...
 
     @property
     def extent(self) -> float:
-        """Radius, in scene units, of a ball around the centre that holds the object but for stray parts."""
+        """Radius, in scene units, of a ball around the center that holds the object but for stray parts."""
         ...
 
 
@@ -62,11 +62,11 @@ class PixelScene(Scene, Protocol):
     """A fitted object whose pixels can be rendered one by one."""
 
     def render_pixels(self, camera: Camera, pixels: Tensor, background: Tensor) -> Tensor:
-        """Colours (N, 3) of some pixels; differentiable in the camera's pose.
+        """Colors (N, 3) of some pixels; differentiable in the camera's pose.
 
         Args:
             camera: one camera.
             pixels: indices (N,) into the image's pixels, row by row.
-            background: colour (3,) behind the object.
+            background: color (3,) behind the object.
         """
         ...

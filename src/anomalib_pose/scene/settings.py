@@ -9,16 +9,16 @@ class FitSettings:
     """Recipe of a fit; the defaults are ours, ``paper`` is SplatPose's.
 
     Args:
-        steps: optimiser steps, one view each.
+        steps: optimizer steps, one view each.
         max_gaussians: largest number of Gaussians.
         initial_gaussians: number at the start.
-        sh_degree: degree of the colours; 0 in the paper, which bakes gloss into the object's surface.
+        sh_degree: degree of the colors; 0 in the paper, which bakes gloss into the object's surface.
         reflectance: fit what the object reflects, whatever the light, as three more channels of the same Gaussians
             (PIAD, where the paper has two scenes); a step takes twice the time.
         initial: ``"hull"``: surface of the visual hull where masks are known, else random; ``"random"``.
         initial_opacity: of every Gaussian at the start.
         density: ``"relocate"`` (fixed budget) or ``"adaptive"`` (clone, split, prune, reset).
-        random_background: share of the steps that draw the background's colour anew where the foreground is known, so
+        random_background: share of the steps that draw the background's color anew where the foreground is known, so
             that no Gaussian can imitate the background; the other steps use white.
         alpha_weight: weight of the mean alpha outside the foreground, where it is known.
         crop: render the object's box only in nine steps of ten, where the foreground is known.
@@ -26,13 +26,13 @@ class FitSettings:
         ssim_weight: weight of 1 - SSIM in the loss, the rest is L1.
         opacity_weight: weight of the mean opacity, which lets unneeded Gaussians fade (MCMC, section 4).
         scale_weight: weight of the mean size in units of the object's radius.
-        means_rate: Adam's rate of the centres in units of the object's radius.
-        means_decay: factor that the rate of the centres falls to, log-linearly.
+        means_rate: Adam's rate of the centers in units of the object's radius.
+        means_decay: factor that the rate of the centers falls to, log-linearly.
         other_decay: factor that all other rates fall to.
         scales_rate: rate of the log-scales.
         quats_rate: rate of the quaternions.
         opacities_rate: rate of the logit-opacities.
-        sh_rate: rate of the constant colour coefficients; higher ones get a twentieth.
+        sh_rate: rate of the constant color coefficients; higher ones get a twentieth.
         seed: of everything random.
     """
 
@@ -105,9 +105,9 @@ class FitSettings:
 
         Args:
             recipe: ``"default"`` or ``"paper"``.
-            steps: optimiser steps.
+            steps: optimizer steps.
             max_gaussians: largest number of Gaussians; not used by the paper's.
-            sh_degree: degree of the colours.
+            sh_degree: degree of the colors.
             seed: of everything random.
 
         Raises:

@@ -54,7 +54,7 @@ class View:
         is taken, without a gradient, which is the same as comparing over white.
 
         Args:
-            background: colour (3,).
+            background: color (3,).
             alpha: of the rendering (H, W).
         """
         if self.foreground is None:

@@ -10,16 +10,16 @@ from anomalib_pose.geometry import Camera, viewed_point
 
 logger = logging.getLogger(__name__)
 
-_FEW = 17.0  # degrees; with neighbours 13 apart an object was rendered well, 19 and 29 apart less and less
+_FEW = 17.0  # degrees; with neighbors 13 apart an object was rendered well, 19 and 29 apart less and less
 
 
 def spacing(cameras: Camera) -> float:
-    """Median angle in degrees from a camera to its nearest neighbour, seen from the point that all look at.
+    """Median angle in degrees from a camera to its nearest neighbor, seen from the point that all look at.
 
     Args:
         cameras: two or more.
     """
-    directions = F.normalize(cameras.centre - viewed_point(cameras)[0], dim=-1).double()
+    directions = F.normalize(cameras.center - viewed_point(cameras)[0], dim=-1).double()
     cosine = (directions @ directions.T).clamp(-1, 1).fill_diagonal_(-1)
     return float(torch.rad2deg(cosine.amax(1).acos()).median())
 
@@ -49,7 +49,7 @@ def tell_few(cameras: Camera, *, masked: bool, doubts: bool, remembers: bool) ->
         else "there is no memory of good patches to fall back on (it needs a backbone)"
     )
     logger.warning(
-        "%d views with a median of %.0f degrees between neighbours are few: what lies between them is guessed, and "
+        "%d views with a median of %.0f degrees between neighbors are few: what lies between them is guessed, and "
         "small defects may be missed. The fit begins at %s; %s%s.",
         len(cameras), spacing(cameras), begin, confirmed, rest,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from anomalib_pose.scene.voxel_scene import VoxelScene
 
 logger = logging.getLogger(__name__)
 
-_FIRST_DENSITY = -4.0  # with more, the hull's own surface takes the colours, and holes fill with fog
+_FIRST_DENSITY = -4.0  # with more, the hull's own surface takes the colors, and holes fill with fog
 _PRUNE_SHARE = 0.1  # of the steps, after which the fine grid knows what is seen
 _KEEP_DENSITY = 0.02  # optical depth of a cell below which a vertex is dropped
 _KEEP_LIGHT = 0.1  # light that a vertex gives off in all views together, below which it is dropped
@@ -33,15 +33,15 @@ class VoxelFitSettings:
     """Recipe of a voxel grid's fit.
 
     Args:
-        steps: optimiser steps.
+        steps: optimizer steps.
         rays: rays of a step.
         cell: distance of the vertices, in pixels as seen from the median camera.
         max_resolution: most vertices along a side; a finer grid is made coarser.
         coarse_share: share of the steps on a grid of half the resolution, after which only what is seen is kept.
         rate: Adam's rate, falling to a tenth of it.
-        random_background: share of the steps that draw the background's colour anew where the foreground is known.
+        random_background: share of the steps that draw the background's color anew where the foreground is known.
         alpha_weight: weight of the mean alpha outside the foreground, where it is known.
-        smoothness: weight of the squared differences between neighbouring vertices.
+        smoothness: weight of the squared differences between neighboring vertices.
         seed: of everything random.
     """
 
@@ -75,7 +75,7 @@ def fit_voxels(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[VoxelScene, float]:
-    """Fit a sparse grid of density and colour to an object.
+    """Fit a sparse grid of density and color to an object.
 
     The grid is laid around the visual hull where masks are known, else around what the cameras look at.
 
@@ -123,7 +123,7 @@ class _VoxelFitter(FitLoop):
         self.fine_from = round(settings.coarse_share * settings.steps)
         self.prune_at = self.fine_from + max(1, round(_PRUNE_SHARE * settings.steps))
         hull, self.lower, self.upper = object_box(cameras, foreground)
-        distance = (cameras.centre - (self.lower + self.upper) / 2).norm(dim=1).median()
+        distance = (cameras.center - (self.lower + self.upper) / 2).norm(dim=1).median()
         pixel = float(distance / cameras.K[:, 0, 0].median())
         longest = float((self.upper - self.lower).max())
         self.cell = max(settings.cell * pixel, longest / (settings.max_resolution - 1))
@@ -149,7 +149,7 @@ class _VoxelFitter(FitLoop):
     def _take(self, cell: float, kept: Bool[Tensor, "x y z"], values: Tensor) -> None:
         self.kept, self.current_cell = kept, cell
         self.table, self.blocks = index_vertices(kept)
-        self.neighbours = [_neighbours(self.table, axis) for axis in range(3)]
+        self.neighbors = [_neighbors(self.table, axis) for axis in range(3)]
         self.values = values.detach().clone().requires_grad_()
         self.optimizer = torch.optim.Adam([self.values], lr=self.settings.rate, betas=(0.9, 0.99), eps=1e-15)
 
@@ -157,12 +157,12 @@ class _VoxelFitter(FitLoop):
         return Voxels(self.lower, self.current_cell, self.table, self.blocks, values)
 
     def _seen(self) -> Bool[Tensor, " v"]:
-        """Which vertices some view sees the colour of: those that the sum of all colours depends on."""
+        """Which vertices some view sees the color of: those that the sum of all colors depends on."""
         total = torch.zeros_like(self.values)
         every = max(1, len(self.pixels) // _MOST_PIXELS)
         for some in torch.arange(0, len(self.pixels), every, device=self.device).split(65536):
-            colours, _, _ = draw_voxels(self._voxels(self.values), self.pixels.rays(some), 1.0)
-            total += torch.autograd.grad(colours.sum(), self.values)[0]
+            colors, _, _ = draw_voxels(self._voxels(self.values), self.pixels.rays(some), 1.0)
+            total += torch.autograd.grad(colors.sum(), self.values)[0]
         return every * total[:, 1:].sum(1) > _KEEP_LIGHT
 
     def _worth_keeping(self) -> Float[Tensor, "1 1 x y z"]:
@@ -185,7 +185,7 @@ class _VoxelFitter(FitLoop):
         self._take(self.cell, kept, values)
 
     def _prune(self) -> None:
-        """Drop what no view sees, with what the optimiser knows of it; neighbours of what is seen stay."""
+        """Drop what no view sees, with what the optimizer knows of it; neighbors of what is seen stay."""
         wide = F.max_pool3d(self._worth_keeping(), 3, 1, 1)[0, 0] > 0
         rows = wide[self.kept]
         moments = {
@@ -203,12 +203,12 @@ class _VoxelFitter(FitLoop):
             self._prune()
         chosen = torch.randint(len(self.pixels), (settings.rays,), generator=self.generator).to(self.device)
         jitter = torch.rand(settings.rays, generator=self.generator).to(self.device)
-        colours, _, alpha = draw_voxels(self._voxels(self.values), self.pixels.rays(chosen), 1.0, jitter)
+        colors, _, alpha = draw_voxels(self._voxels(self.values), self.pixels.rays(chosen), 1.0, jitter)
         background = torch.full((3,), float(self.white), device=self.device)
         if self.white and float(torch.rand((), generator=self.generator)) < settings.random_background:
             background = torch.rand(3, generator=self.generator).to(self.device)
         target, outside = self.pixels.target(chosen, background, alpha)
-        difference = colours + (1 - alpha)[:, None] * background - target
+        difference = colors + (1 - alpha)[:, None] * background - target
         loss = difference.square().mean() + settings.alpha_weight * (outside * alpha).mean()
         if settings.smoothness and self.step % 4 == 0:
             loss = loss + 4 * settings.smoothness * self._roughness()
@@ -219,8 +219,8 @@ class _VoxelFitter(FitLoop):
         self.note_psnr(difference.detach())
 
     def _roughness(self) -> Tensor:
-        """Mean squared difference between neighbours, summed over channels."""
-        pairs = [self.values[here] - self.values[there] for here, there in self.neighbours]
+        """Mean squared difference between neighbors, summed over channels."""
+        pairs = [self.values[here] - self.values[there] for here, there in self.neighbors]
         return torch.stack([difference.square().sum(1).mean() for difference in pairs]).sum()
 
     @property
@@ -251,7 +251,7 @@ class _VoxelFitter(FitLoop):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _neighbours(table: Int[Tensor, "x y z"], axis: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+def _neighbors(table: Int[Tensor, "x y z"], axis: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """Rows of kept vertices, and of those that come next along an axis."""
     here, there = (table.narrow(axis, start, table.shape[axis] - 1) for start in (0, 1))
     both = (here >= 0) & (there >= 0)

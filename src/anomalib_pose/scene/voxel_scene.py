@@ -19,12 +19,12 @@ _SOLID = 0.5  # optical depth of a cell from which on a vertex counts as part of
 
 
 class VoxelScene(nn.Module):
-    """A fitted object as density and colour on the vertices of a sparse grid; colour does not depend on direction.
+    """A fitted object as density and color on the vertices of a sparse grid; color does not depend on direction.
 
     Near and far ends of the rays are where they enter and leave the grid, which the fit lays around the object.
 
     Buffers: lower (3,) first vertex, world frame; cell, scene units; shape (3,) vertices a side; vertices (V, 3) kept
-    ones, in the order of the grid; values (V, 4) raw density and colours, see ``Voxels``.
+    ones, in the order of the grid; values (V, 4) raw density and colors, see ``Voxels``.
 
     Args:
         step: distance between the samples of a ray, in cells.
@@ -53,9 +53,9 @@ class VoxelScene(nn.Module):
 
         Args:
             lower: position of the first vertex, world frame.
-            cell: distance of neighbouring vertices, scene units.
+            cell: distance of neighboring vertices, scene units.
             kept: which vertices have values.
-            values: raw density and colours of the kept vertices, in the order of the grid.
+            values: raw density and colors of the kept vertices, in the order of the grid.
 
         Raises:
             ValueError: if the number of values is not that of the kept vertices, or a value is not finite.
@@ -95,7 +95,7 @@ class VoxelScene(nn.Module):
 
         Args:
             cameras: one camera, or C of them, on any device.
-            background: colour (3,) behind the object; black if None.
+            background: color (3,) behind the object; black if None.
 
         Raises:
             ValueError: if the scene has not been fitted.
@@ -106,12 +106,12 @@ class VoxelScene(nn.Module):
         )
 
     def render_pixels(self, camera: Camera, pixels: Tensor, background: Tensor) -> Float[Tensor, "n 3"]:
-        """Colours of some pixels; differentiable in the camera's pose.
+        """Colors of some pixels; differentiable in the camera's pose.
 
         Args:
             camera: one camera.
             pixels: indices into the image's pixels, row by row.
-            background: colour (3,) behind the object.
+            background: color (3,) behind the object.
         """
         rgb, _, alpha = draw_voxels(self.voxels, camera_rays(camera, pixels), self.step)
         return rgb + (1 - alpha)[:, None] * background
@@ -121,16 +121,16 @@ class VoxelScene(nn.Module):
         return self.lower + self.cell * (solid if len(solid) else self.vertices).float()
 
     @property
-    def centre(self) -> Float[Tensor, "3"]:
+    def center(self) -> Float[Tensor, "3"]:
         """Median of the dense vertices, world frame; the origin of an empty scene."""
         return self._solid().median(0).values if len(self) else torch.zeros_like(self.lower)
 
     @property
     def extent(self) -> float:
-        """Radius of the ball around the centre that holds 98 % of the dense vertices, scene units; 0 if empty."""
+        """Radius of the ball around the center that holds 98 % of the dense vertices, scene units; 0 if empty."""
         if not len(self):
             return 0.0
-        distance = (self._solid() - self.centre).norm(dim=1)
+        distance = (self._solid() - self.center).norm(dim=1)
         return float(distance.sort().values[int(_ROBUST_SHARE * (len(distance) - 1))])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

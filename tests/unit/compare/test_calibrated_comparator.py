@@ -21,7 +21,7 @@ TRANSFORMER = "test_vit.r160_in1k"
 
 
 def _view(seed):
-    """A disc with coloured patches on white: photograph, alpha."""
+    """A disc with colored patches on white: photograph, alpha."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     inside = (x - 62) ** 2 + (y - 58) ** 2 < 34**2
@@ -121,8 +121,8 @@ def test_defect_scores_higher_than_good_views_and_at_its_place(comparator, kind)
     good = comparator.score(comparator(queries, references, alphas), alphas)
     box = {"stain": (50, 60), "missing": (84, 64), "burr": (18, 62)}[kind]
     rows, columns = slice(box[0], box[0] + 8), slice(box[1], box[1] + 8)
-    colour = {"stain": (0.1, 0.5, 0.1), "missing": (1.0, 1.0, 1.0), "burr": (0.7, 0.3, 0.2)}[kind]
-    queries[:, :, rows, columns] = torch.tensor(colour)[:, None, None]
+    color = {"stain": (0.1, 0.5, 0.1), "missing": (1.0, 1.0, 1.0), "burr": (0.7, 0.3, 0.2)}[kind]
+    queries[:, :, rows, columns] = torch.tensor(color)[:, None, None]
     maps = comparator(queries, references, alphas)
     assert comparator.score(maps, alphas).min() > 1.5 * good.max()
     for found in maps:
@@ -177,7 +177,7 @@ def test_state_dict_keeps_scores(comparator):
 
 def test_light_correction_forgives_another_exposure():
     plain, corrected = (
-        CalibratedComparator(crop_size=96, self_normalisation=0.0, light_correction=correction)
+        CalibratedComparator(crop_size=96, self_normalization=0.0, light_correction=correction)
         for correction in (False, True)
     )
     queries, references, alphas = _pairs([70, 71])
@@ -195,7 +195,7 @@ def test_light_correction_forgives_another_exposure():
         ({"crop_size": 8}, "crop_size"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"feature_mix": 1.5}, "feature_mix"),
-        ({"colour_weight": 0.0, "structure_weight": 0.0}, "weights of the image's layers"),
+        ({"color_weight": 0.0, "structure_weight": 0.0}, "weights of the image's layers"),
         ({"backbone": TINY, "layers": (0, 1), "layer_weights": (1.0,)}, "layer_weights"),
         ({"backbone": TINY, "second_backbone": TRANSFORMER, "second_mix": 1.5}, "second_mix"),
     ],
@@ -215,10 +215,10 @@ def test_two_networks_are_experts_of_one_sum():
     """Without the layers' own levels the map is linear in them: half of each network is the mean of both maps."""
     torch.manual_seed(0)
     whole = CalibratedComparator(
-        TINY, (0, 1, 2), second_backbone=TRANSFORMER, second_mix=0.25, crop_size=96, self_normalisation=0.0
+        TINY, (0, 1, 2), second_backbone=TRANSFORMER, second_mix=0.25, crop_size=96, self_normalization=0.0
     )
-    first = CalibratedComparator(TINY, (0, 1, 2), crop_size=96, self_normalisation=0.0)
-    second = CalibratedComparator(second_backbone=TRANSFORMER, crop_size=96, self_normalisation=0.0)
+    first = CalibratedComparator(TINY, (0, 1, 2), crop_size=96, self_normalization=0.0)
+    second = CalibratedComparator(second_backbone=TRANSFORMER, crop_size=96, self_normalization=0.0)
     first.extractor.load_state_dict(whole.extractor.state_dict())
     second.second.load_state_dict(whole.second.state_dict())
     maps = []

@@ -31,10 +31,10 @@ def test_taps_are_those_of_the_whole_network_whatever_the_classifier(tmp_path, n
         save_file(network.state_dict(), path)
     extractor = FeatureExtractor(TINY, (0, 2), weights_path=str(path), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     found = extractor(image)
-    normalised = (image - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+    normalized = (image - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.3, 0.4])[:, None, None]
     with torch.no_grad():
         outputs = []
-        x = network.bn1(network.conv_stem(normalised))
+        x = network.bn1(network.conv_stem(normalized))
         for block in network.blocks:
             x = block(x)
             outputs.append(x)
@@ -58,7 +58,7 @@ def test_papers_taps():
         blocks[index].register_forward_hook(lambda module, args, output, index=index: outputs.update({index: output}))
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        network.eval()(extractor.normalise(image))
+        network.eval()(extractor.normalize(image))
     found = extractor(image)
     assert [f.shape[1] for f in found] == [24, 32, 56, 160]
     for ours, index in zip(found, (1, 5, 9, 21), strict=True):
@@ -144,7 +144,7 @@ def test_taps_of_a_transformer_are_its_blocks_at_any_size(tmp_path, name):
         network.blocks[layer].register_forward_hook(
             lambda _module, _inputs, output, layer=layer: tokens.update({layer: output})
         )
-    resized = torch.nn.functional.interpolate(extractor.normalise(image), (96, 64), mode="bilinear")
+    resized = torch.nn.functional.interpolate(extractor.normalize(image), (96, 64), mode="bilinear")
     with torch.no_grad():
         network.forward_features(resized)
     for layer, found in zip(extractor.layers, extractor(image), strict=True):

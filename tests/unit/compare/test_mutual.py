@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anomalib_pose.compare import mutual
-from anomalib_pose.compare.mutual import above_median, mutual_maps, neighbourhood_means, patch_scores, rescored
+from anomalib_pose.compare.mutual import above_median, mutual_maps, neighborhood_means, patch_scores, rescored
 
 
 def patches(sizes, channels=7, seed=0):
@@ -56,10 +56,10 @@ def test_a_copy_scores_nothing_and_a_stranger_most():
     assert float(scores[-1][3]) == pytest.approx(np.sqrt(2) / 2, abs=1e-3)
 
 
-def test_means_over_neighbourhoods_leave_out_what_is_outside():
+def test_means_over_neighborhoods_leave_out_what_is_outside():
     features = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(1))
     for size in (1, 3, 5):
-        found, reach = neighbourhood_means(features, size), size // 2
+        found, reach = neighborhood_means(features, size), size // 2
         for row in range(5):
             for column in range(6):
                 around = features[
@@ -75,14 +75,14 @@ def test_maps_are_means_over_layers_and_sizes():
     steps = []
     for layer in layers:
         for size in (1, 3):
-            means = neighbourhood_means(layer, size)
+            means = neighborhood_means(layer, size)
             scores = by_loop([image.flatten(1).T for image in means], 0.5)
             maps = torch.tensor(np.array(scores)).reshape(4, 1, *layer.shape[-2:]).float()
             expected += torch.nn.functional.interpolate(maps, (6, 6), mode="bilinear")[:, 0] / 4
-    found = mutual_maps(layers, neighbourhoods=(1, 3), share=0.5, step=lambda: steps.append(1))
+    found = mutual_maps(layers, neighborhoods=(1, 3), share=0.5, step=lambda: steps.append(1))
     torch.testing.assert_close(found, expected, atol=5e-4, rtol=0)
     assert len(steps) == 4
-    halves = mutual_maps([layer.half() for layer in layers], neighbourhoods=(1, 3), share=0.5)
+    halves = mutual_maps([layer.half() for layer in layers], neighborhoods=(1, 3), share=0.5)
     torch.testing.assert_close(halves, expected, atol=2e-3, rtol=0)
 
 
@@ -91,7 +91,7 @@ def test_background_is_neither_scored_nor_compared_with():
     layer = torch.randn(3, 5, 4, 4, generator=g)
     foreground = torch.rand(3, 4, 4, generator=g) > 0.5
     foreground[2] = False
-    found = mutual_maps([layer], foreground, neighbourhoods=(1,))
+    found = mutual_maps([layer], foreground, neighborhoods=(1,))
     images = [image.permute(1, 2, 0)[here] for image, here in zip(layer[:2], foreground[:2], strict=True)]
     images.append(layer[2].flatten(1).T)
     expected = by_loop(images, 0.3)
@@ -102,7 +102,7 @@ def test_background_is_neither_scored_nor_compared_with():
     # a patch counts if one of its pixels does
     pixels = torch.zeros(3, 16, 16, dtype=torch.bool)
     pixels[:, ::4, ::4] = foreground
-    torch.testing.assert_close(mutual_maps([layer], pixels, neighbourhoods=(1,)), found)
+    torch.testing.assert_close(mutual_maps([layer], pixels, neighborhoods=(1,)), found)
 
 
 def test_what_a_map_is_above_its_median():
@@ -136,7 +136,7 @@ def test_a_window_of_one_changes_nothing():
         (lambda: patch_scores(patches([4])), "1 images"),
         (lambda: patch_scores(patches([4, 0])), r"\[0, 4\] patches"),
         (lambda: patch_scores(patches([4, 4]), 0.0), "share of 0.0"),
-        (lambda: neighbourhood_means(torch.zeros(1, 1, 2, 2), 2), "odd"),
+        (lambda: neighborhood_means(torch.zeros(1, 1, 2, 2), 2), "odd"),
         (lambda: mutual_maps([]), "needs one layer"),
         (lambda: rescored(torch.zeros(2), torch.zeros(2, 1), (0,)), "1 or more"),
     ],

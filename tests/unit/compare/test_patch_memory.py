@@ -117,7 +117,7 @@ def test_the_memory_is_trusted_where_it_finds_damage_better_than_the_comparison(
     memory.fit(extractor, views(2, 0))
     good = views(3, 1)
     bad = good.repeat(2, 1, 1, 1)
-    bad[:, :, 40:160, 60:140] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]  # what is known is grey noise
+    bad[:, :, 40:160, 60:140] = torch.tensor([1.0, 0.0, 0.0])[:, None, None]  # what is known is gray noise
     alike, generator = torch.ones(6, 256, 256), torch.Generator().manual_seed(0)
     scores = 9 * torch.rand(9, generator=generator)
     maps = alike + torch.rand(alike.shape, generator=generator)

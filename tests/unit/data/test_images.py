@@ -37,8 +37,8 @@ def test_alpha_that_is_opaque_everywhere_says_nothing(tmp_path):
     assert image.shape == (3, 2, 2)
 
 
-def test_grey_and_sixteen_bit_images_become_rgb(tmp_path):
-    image, _ = read_image(_save(tmp_path / "grey.png", [[0, 102], [204, 255]]))
+def test_gray_and_sixteen_bit_images_become_rgb(tmp_path):
+    image, _ = read_image(_save(tmp_path / "gray.png", [[0, 102], [204, 255]]))
     assert torch.allclose(image, torch.tensor([[0, 0.4], [0.8, 1]]).expand(3, 2, 2))
     Image.fromarray(np.array([[0, 13107], [65535, 0]], dtype=np.uint16)).save(tmp_path / "deep.png")
     image, _ = read_image(tmp_path / "deep.png")

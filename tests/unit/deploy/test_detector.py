@@ -13,7 +13,7 @@ from anomalib_pose.deploy.graph.alignment import View, align, project, pyramid, 
 from anomalib_pose.deploy.graph.packed_views import pack
 from anomalib_pose.deploy.graph.rendered_bank import RenderedBank, spread_poses
 from anomalib_pose.deploy.graph.resample import frame_matrix, pooling_matrix, sample, softening_matrix, window_matrix
-from anomalib_pose.deploy.graph.view_synthesis import synthesise
+from anomalib_pose.deploy.graph.view_synthesis import synthesize
 from anomalib_pose.deploy.graph.window import Window
 from anomalib_pose.deploy.settings import bank_megabytes, check_size
 from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, so3_exp, view_sphere
@@ -159,7 +159,7 @@ def test_a_place_that_always_differs_counts_less(detector):
     good = alike.reference(images)
     surface = SurfaceResiduals()
     maps = alike.comparator.compare_windows(*good[:3])
-    surface.fit(zip(maps, good.points, good.alpha, strict=True), make_toy().centre, make_toy().extent)
+    surface.fit(zip(maps, good.points, good.alpha, strict=True), make_toy().center, make_toy().extent)
     patient.calibrate(images, surface)
     reference = patient.reference(query)
     top = (reference.points[..., 2] > 0.35) & (reference.alpha > 0.9)
@@ -236,7 +236,7 @@ def test_what_lies_beyond_the_frames_of_all_views_is_unknown():
     intrinsics = torch.tensor([[30.0, 30, 15, 10]])
     motion = torch.eye(4)[None].clone()
     motion[:, 0, 3] = 4 / 30  # the plane's image moves four pixels to the right: on the left is what no view shows
-    found = synthesise(plane, motion, rigid_inverse(motion), intrinsics, 1)
+    found = synthesize(plane, motion, rigid_inverse(motion), intrinsics, 1)
     torch.testing.assert_close(found.known[0, 3:-3, :3], torch.zeros(14, 3))
     torch.testing.assert_close(found.known[0, 3:-3, 6:], torch.ones(14, 24))
     torch.testing.assert_close(found.rgb[0, :, 3:-3, 6:-3], torch.full((3, 14, 21), 0.4))

@@ -32,7 +32,7 @@ def test_projection_agrees_with_opencv() -> None:
     np.testing.assert_allclose(depth.numpy(), (viewmat @ np.c_[points, np.ones(20)].T)[2], atol=1e-12)
 
 
-def test_unprojected_pixels_project_to_their_centres() -> None:
+def test_unprojected_pixels_project_to_their_centers() -> None:
     poses = torch.stack([camera_at([0.1, -0.2, -4.0, 0.2, -0.3, 0.5]).camera_to_world, torch.eye(4).double()])
     cameras = camera_at([0.0] * 6, width=5, height=3).with_pose(poses)
     depth = 1 + torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -32,12 +32,12 @@ def test_mad_lattice_reproduces_the_published_angles() -> None:
 def test_view_sphere_is_even_and_looks_at_the_origin() -> None:
     poses = view_sphere(500, 2.0)
     assert_rigid(poses)
-    centres = poses[:, :3, 3]
-    torch.testing.assert_close(centres.norm(dim=1), torch.full((500,), 2.0))
-    torch.testing.assert_close(centres + 2 * poses[:, :3, 2], torch.zeros(500, 3), atol=1e-5, rtol=0)
-    directions = centres / 2
+    centers = poses[:, :3, 3]
+    torch.testing.assert_close(centers.norm(dim=1), torch.full((500,), 2.0))
+    torch.testing.assert_close(centers + 2 * poses[:, :3, 2], torch.zeros(500, 3), atol=1e-5, rtol=0)
+    directions = centers / 2
     nearest = torch.acos((directions @ directions.T).fill_diagonal_(-1).clamp(-1, 1).amax(1))
-    # Each view owns 4 pi / 500 steradians; a hexagonal packing has neighbours 0.17 rad apart.
+    # Each view owns 4 pi / 500 steradians; a hexagonal packing has neighbors 0.17 rad apart.
     assert nearest.min() > 0.11
     assert nearest.max() < 0.2
 

@@ -76,7 +76,7 @@ def test_a_large_photograph_gives_its_own_camera(model):
 
 
 def test_intrinsics_of_another_camera(model):
-    """An off-centre photograph that the training views' intrinsics do not fit."""
+    """An off-center photograph that the training views' intrinsics do not fit."""
     pose = TRUTH[4]
     K = torch.tensor([[100.0, 0, 50], [0, 100, 34], [0, 0, 1]])
     image, _ = photograph(Camera(pose, K, 96, 64))
@@ -130,9 +130,9 @@ def test_only_the_right_checkpoint_is_loaded(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="of none of them"):
         load_fitted(tmp_path / "unnamed.ckpt")
     assert len(load_fitted(tmp_path / "unnamed.ckpt", "SplatPose").model.bank)
-    del content["state_dict"]["model.bank.centre"]
+    del content["state_dict"]["model.bank.center"]
     torch.save(content, tmp_path / "old.ckpt")
-    with pytest.raises(ValueError, match=r"does not fit this version of SplatPose.*bank\.centre"):
+    with pytest.raises(ValueError, match=r"does not fit this version of SplatPose.*bank\.center"):
         load_fitted(tmp_path / "old.ckpt", "SplatPose")
 
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_runs_nothing(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_piad_localises_too(tmp_path):
+def test_piad_localizes_too(tmp_path):
     path = save_checkpoint(make_fitted(PIAD), tmp_path / "model.ckpt")
     assert type(load_fitted(path)) is PIAD
     assert is_found(estimate_pose(path, photograph(seen_from(7))[0]), 7)
@@ -186,7 +186,7 @@ def test_a_folder_becomes_a_file_of_cameras(model, tmp_path, caplog):
         save(masks / f"{index}.png", mask)
     caplog.set_level("INFO")
     localize(model, photos, tmp_path / "out" / "poses.json", masks, progress=False)
-    assert "Localised 2 photographs" in caplog.text
+    assert "Localized 2 photographs" in caplog.text
     assert "0 of them doubtful" in caplog.text
     content = json.loads((tmp_path / "out" / "poses.json").read_text())
     assert content["model"] == "SplatPose"
@@ -208,7 +208,7 @@ def test_what_was_not_found_is_said_with_advice(model, tmp_path, caplog):
         assert said in caplog.text
 
 
-def test_what_cannot_be_localised_leaves_no_file(model, tmp_path):
+def test_what_cannot_be_localized_leaves_no_file(model, tmp_path):
     photos, masks, output = tmp_path / "photos", tmp_path / "masks", tmp_path / "poses.json"
     photos.mkdir()
     masks.mkdir()

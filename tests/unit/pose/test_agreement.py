@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agreement of query and rendering: a loop over neighbourhoods says the same, and light says nothing."""
+"""Agreement of query and rendering: a loop over neighborhoods says the same, and light says nothing."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_flat_pictures_agree_and_an_empty_region_does_not():
     assert structure_residual(flat, flat, ~everywhere) == 1.0
 
 
-def test_a_defect_spoils_only_its_neighbourhood():
+def test_a_defect_spoils_only_its_neighborhood():
     image, _ = pictures(height=80, width=80)
     spoiled = image.clone()
     spoiled[:, :16, :16] = 0

@@ -57,16 +57,16 @@ def test_bank_keeps_to_where_the_cameras_were():
 
 
 def test_new_views_of_the_bank_frame_the_object_as_the_training_views_do():
-    centre = torch.tensor([0.2, 0.3, 0.0])  # of an object that sticks out to one side
+    center = torch.tensor([0.2, 0.3, 0.0])  # of an object that sticks out to one side
     lattice = Camera.from_fov(mad_lattice(3.5), 0.69, 64, 64)
-    added = bank_poses(lattice, centre, math.radians(8))[210:]
+    added = bank_poses(lattice, center, math.radians(8))[210:]
     target, off = viewed_point(Camera.from_fov(added, 0.69, 64, 64))
     torch.testing.assert_close(target, torch.zeros(3), atol=1e-3, rtol=0)
     assert off.max() < 1e-3
     here_and_there = lattice.camera_to_world.clone()
-    here_and_there[::3, :3, :3] = look_at(here_and_there[::3, :3, 3], centre, torch.tensor([0.0, 0.0, 1.0]))[:, :3, :3]
-    added = bank_poses(lattice.with_pose(here_and_there), centre, math.radians(8))[210:]
-    torch.testing.assert_close(viewed_point(Camera.from_fov(added, 0.69, 64, 64))[0], centre, atol=1e-3, rtol=0)
+    here_and_there[::3, :3, :3] = look_at(here_and_there[::3, :3, 3], center, torch.tensor([0.0, 0.0, 1.0]))[:, :3, :3]
+    added = bank_poses(lattice.with_pose(here_and_there), center, math.radians(8))[210:]
+    torch.testing.assert_close(viewed_point(Camera.from_fov(added, 0.69, 64, 64))[0], center, atol=1e-3, rtol=0)
 
 
 def test_unknown_poses_are_found(fitted):

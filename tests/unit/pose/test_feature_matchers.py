@@ -22,9 +22,9 @@ def matcher(request, shared):
 
 
 def mosaic(size: int) -> torch.Tensor:
-    """Squares of chance colours."""
-    colours = torch.rand(3, size // 20 + 1, size // 20 + 1, generator=torch.Generator().manual_seed(1))
-    return colours.repeat_interleave(20, 1).repeat_interleave(20, 2)[:, :size, :size]
+    """Squares of chance colors."""
+    colors = torch.rand(3, size // 20 + 1, size // 20 + 1, generator=torch.Generator().manual_seed(1))
+    return colors.repeat_interleave(20, 1).repeat_interleave(20, 2)[:, :size, :size]
 
 
 def test_a_shifted_image_is_matched(matcher):
@@ -37,7 +37,7 @@ def test_a_shifted_image_is_matched(matcher):
 
 
 def speckled_toy() -> GaussianScene:
-    """The toy with a chance colour for each of its Gaussians: it has texture."""
+    """The toy with a chance color for each of its Gaussians: it has texture."""
     scene = make_toy(2500)
     raw = scene.raw
     raw["sh"] = torch.randn(raw["sh"].shape, generator=torch.Generator().manual_seed(2))
@@ -60,7 +60,7 @@ def test_a_textured_toy_is_found_by_its_features(matcher):
     assert math.degrees(pose_error(found, truth)[0]) < 1.5
 
 
-def test_mutual_neighbours_against_a_loop():
+def test_mutual_neighbors_against_a_loop():
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(9, 4, generator=generator), torch.randn(7, 4, generator=generator)
     places = torch.rand(9, 2, generator=generator), torch.rand(7, 2, generator=generator)

@@ -9,7 +9,7 @@ from anomalib_pose.pose import AdamRefiner, GaussNewtonRefiner, Query
 from anomalib_pose.pose.adam import InerfRefiner, ReflectanceRefiner, interest_region
 from anomalib_pose.pose.gauss_newton import _distinct, _View
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur
-from anomalib_pose.pose.surface_alignment import _surface, linearised, shown_surface
+from anomalib_pose.pose.surface_alignment import _surface, linearized, shown_surface
 from anomalib_pose.render.reflectance import reflectance
 from anomalib_pose.render.spherical_harmonics import C0
 from anomalib_pose.scene import GaussianScene, VoxelFitSettings, arrange, fit_voxels
@@ -156,7 +156,7 @@ def test_the_slope_of_the_focal_length_is_the_finite_difference():
 
     state = refiner._look(level, _View(TRUTH, 0.004))
     surface = shown_surface(state.rgb, state.depth, state.alpha, level.intrinsics(state.view))
-    gradient = refiner._linearised(level, state, surface, torch.eye(4)).gradient
+    gradient = refiner._linearized(level, state, surface, torch.eye(4)).gradient
     assert float(gradient[6]) == pytest.approx((cost(0.0045) - cost(0.0035)) / 0.001, rel=0.1)
 
 
@@ -213,10 +213,10 @@ def test_piads_refinement_recovers_a_known_pose_in_half_the_light(channels):
     query = query_of(scene)
     dim = Query(query.image * (1 - 0.5 * query.foreground), query.K, query.foreground)
     if channels:
-        colours = (0.5 + C0 * scene.sh[:, 0]).clamp(0, 1)
-        found = (reflectance(colours[..., None, None])[..., 0, 0] - 0.5) / C0
+        colors = (0.5 + C0 * scene.sh[:, 0]).clamp(0, 1)
+        found = (reflectance(colors[..., None, None])[..., 0, 0] - 0.5) / C0
         reflecting = GaussianScene(scene.sh_degree, "cpu")
-        # the colours are wrong on purpose
+        # the colors are wrong on purpose
         reflecting.set_raw(scene.raw | {"sh": torch.cat([scene.sh.flip(0), found[:, None]], 2)})
         scene = reflecting
     start = start_off_by(5, 0.02, 0)
@@ -274,7 +274,7 @@ def test_slopes_of_the_residual_are_its_differences():
     surface = shown_surface(rgb, output.depth.double(), output.alpha.double(), K)
     for moved in (torch.zeros(6).double(), torch.tensor([0.01, -0.02, 0.01, 0.004, -0.003, 0.01]).double()):
         motion = se3_exp(moved)
-        found = linearised(surface, maps, K, motion, least_squares).gradient
+        found = linearized(surface, maps, K, motion, least_squares).gradient
         differences = torch.stack([
             torch.tensor((cost(surface, maps, K, step, motion) - cost(surface, maps, K, -step, motion)) / 2e-4)
             for step in 1e-4 * torch.eye(6).double()
@@ -285,8 +285,8 @@ def test_slopes_of_the_residual_are_its_differences():
 
 
 def cost(surface, maps, K, step, motion) -> float:
-    system = linearised(surface, maps, K, se3_exp(step) @ motion, least_squares)
-    return system.cost * surface.colours.numel()
+    system = linearized(surface, maps, K, se3_exp(step) @ motion, least_squares)
+    return system.cost * surface.colors.numel()
 
 
 def test_the_surface_moves_as_the_camera_sees_it_move():
@@ -294,14 +294,14 @@ def test_the_surface_moves_as_the_camera_sees_it_move():
     rgb = output.rgb.permute(2, 0, 1)
     surface = shown_surface(rgb, output.depth, output.alpha, CAMERA.K)
     maps = torch.cat([rgb, *central_differences(rgb)])
-    still = linearised(surface, maps, CAMERA.K, torch.eye(4), least_squares)
+    still = linearized(surface, maps, CAMERA.K, torch.eye(4), least_squares)
     assert still.cost < 1e-10
     assert still.shift < 1e-4
     motion = se3_exp(torch.tensor([0.02, 0.01, -0.03, 0.01, 0.02, -0.01]))
     world = CAMERA.camera_to_world[:3, :3] @ surface.points + CAMERA.camera_to_world[:3, 3:]
     seen, _ = CAMERA.with_pose(CAMERA.camera_to_world @ motion.inverse()).project(world.T)
     expected = (seen - surface.places.T).norm(dim=1).mean()
-    assert linearised(surface, maps, CAMERA.K, motion, least_squares).shift == pytest.approx(float(expected), rel=1e-4)
+    assert linearized(surface, maps, CAMERA.K, motion, least_squares).shift == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_rendering_serves_several_steps():

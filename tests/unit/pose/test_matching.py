@@ -176,7 +176,7 @@ def test_points_between_pixels_lie_on_the_surface():
     def on_plane(uv: torch.Tensor) -> torch.Tensor:
         slopes = (uv - TRUTH.K[:2, 2]) / TRUTH.K[[0, 1], [0, 1]]
         rays = torch.cat([slopes, torch.ones(len(uv), 1)], 1) @ TRUTH.camera_to_world[:3, :3].T
-        return TRUTH.centre + (offset - TRUTH.centre @ normal) / (rays @ normal)[:, None] * rays
+        return TRUTH.center + (offset - TRUTH.center @ normal) / (rays @ normal)[:, None] * rays
 
     rows, columns = torch.meshgrid(torch.arange(72) + 0.5, torch.arange(96) + 0.5, indexing="ij")
     corners = on_plane(torch.stack([columns, rows], -1).reshape(-1, 2))

@@ -36,7 +36,7 @@ def test_a_right_angle_is_an_exact_turn():
 
 @pytest.mark.parametrize("degrees", [-50, 20, 90])
 def test_the_image_turns_as_the_camera_does(degrees):
-    """What the upright camera renders, from a rolled one with an off-centre principal point and oblong pixels."""
+    """What the upright camera renders, from a rolled one with an off-center principal point and oblong pixels."""
     scene = make_toy()
     K = torch.tensor([[150.0, 0, 70], [0, 130, 55], [0, 0, 1]])
     camera = Camera(TRUTH[4], K, 128, 112)
@@ -106,7 +106,7 @@ def test_starts_of_boxes_are_rolled_to_where_the_object_is(fitted):
         truth = rolled(poses[index], 100)
         query = render_query(scene, Camera(truth, cameras.K[index], 64, 64))
         start = bank.nearest(query, 1)[0]
-        pixels = [Camera(pose, query.K, 64, 64).project(scene.centre[None])[0] for pose in (start[0], truth)]
+        pixels = [Camera(pose, query.K, 64, 64).project(scene.center[None])[0] for pose in (start[0], truth)]
         assert (pixels[0] - pixels[1]).norm() < 6
         estimate = estimator(scene, bank, query)
         assert math.degrees(pose_error(estimate.camera.camera_to_world, truth)[0]) < 1

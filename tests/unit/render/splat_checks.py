@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of a rasteriser with the definition, on any device."""
+"""Comparison of a rasterizer with the definition, on any device."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def scenes():
     for degree in range(4):
         yield f"sh{degree}", make_gaussians(25, degree, sh_degree=degree), make_camera((1.0 + degree, 2.0, 1.5))
     yield "more coefficients than the degree", replace(make_gaussians(10, 5, sh_degree=3), sh_degree=1), camera
-    yield "odd size, off-centre principal point", plain, make_camera(width=37, height=21, offset=(0.2, -0.15))
+    yield "odd size, off-center principal point", plain, make_camera(width=37, height=21, offset=(0.2, -0.15))
     yield "one pixel", plain, make_camera(width=1, height=1, focal=3.0)
     yield "one row", plain, make_camera(width=50, height=1)
     yield "off-screen", _joined(plain, _moved(plain, (2.5, 0, 0)), _moved(plain, (0, 40.0, 0))), camera

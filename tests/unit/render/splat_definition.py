@@ -50,7 +50,7 @@ def _legendre_color(degree, coefficients, direction):
 
 
 def _splat(gaussians, index, camera):
-    """Centre (2,), covariance (2, 2), depth and colour of one Gaussian; None if it is nearer than the near plane."""
+    """Center (2,), covariance (2, 2), depth and color of one Gaussian; None if it is nearer than the near plane."""
     viewmat, K = torch.linalg.inv(camera.camera_to_world), camera.K
     mean = gaussians.means[index]
     x, y, z = (viewmat[:3, :3] @ mean + viewmat[:3, 3]).unbind()
@@ -85,8 +85,8 @@ def define(gaussians, camera, background=None):
     rgb, sum_z = torch.zeros(*rows.shape, 3, dtype=torch.float64), torch.zeros_like(rows)
     running, decided = torch.ones_like(rows, dtype=torch.bool), torch.ones_like(rows, dtype=torch.bool)
     drawn = [(_splat(gaussians, i, camera), gaussians.opacities[i]) for i in range(len(gaussians))]
-    for (centre, covariance, z, color), opacity in sorted((d for d in drawn if d[0]), key=lambda d: d[0][2].item()):
-        away = centre - pixels
+    for (center, covariance, z, color), opacity in sorted((d for d in drawn if d[0]), key=lambda d: d[0][2].item()):
+        away = center - pixels
         sigma = 0.5 * torch.einsum("hwi,ij,hwj->hw", away, torch.linalg.inv(covariance), away)
         peak = opacity * torch.exp(-sigma)
         alpha = torch.clamp(peak, max=ALPHA_MAX)

@@ -9,7 +9,7 @@ from anomalib_pose.render.back_projection import (
     back_project,
     back_projection_matrix,
     borrow_visibility,
-    smooth_over_neighbours,
+    smooth_over_neighbors,
 )
 
 VIEWS, SIZE, COUNT = 3, 16, 40
@@ -113,21 +113,21 @@ def test_pixels_outside_are_refused() -> None:
         back_projection_matrix(pixels, visible, 4, 2)
 
 
-def test_smoothing_is_the_gaussian_mean_of_neighbours() -> None:
+def test_smoothing_is_the_gaussian_mean_of_neighbors() -> None:
     g = torch.Generator().manual_seed(4)
     points, values = torch.rand(30, 3, generator=g), torch.rand(30, generator=g)
-    result = smooth_over_neighbours(points, values, 0.2, 7)
+    result = smooth_over_neighbors(points, values, 0.2, 7)
     for i in range(30):
         distance = (points - points[i]).norm(dim=1)
         nearest = distance.argsort()[:7]
         weights = torch.exp(-0.5 * (distance[nearest] / 0.2) ** 2)
         assert result[i].item() == pytest.approx(((weights * values[nearest]).sum() / weights.sum()).item(), abs=1e-5)
-    torch.testing.assert_close(smooth_over_neighbours(points, values, 0.2, 1), values)
-    assert len(smooth_over_neighbours(points[:0], values[:0], 0.2)) == 0
+    torch.testing.assert_close(smooth_over_neighbors(points, values, 0.2, 1), values)
+    assert len(smooth_over_neighbors(points[:0], values[:0], 0.2)) == 0
 
 
 def test_smoothing_needs_sense() -> None:
     with pytest.raises(ValueError, match="sigma"):
-        smooth_over_neighbours(torch.rand(3, 3), torch.rand(3), 0.0)
-    with pytest.raises(ValueError, match="neighbours"):
-        smooth_over_neighbours(torch.rand(3, 3), torch.rand(3), 1.0, 0)
+        smooth_over_neighbors(torch.rand(3, 3), torch.rand(3), 0.0)
+    with pytest.raises(ValueError, match="neighbors"):
+        smooth_over_neighbors(torch.rand(3, 3), torch.rand(3), 1.0, 0)

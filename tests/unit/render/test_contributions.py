@@ -15,9 +15,9 @@ from sample_scenes import CAMERA, make_scene
 def test_weights_are_what_each_gaussian_adds_when_it_alone_is_bright(mode):
     gaussians, rasterizer, expected = make_scene().activated(), make_rasterizer("cpu"), []
     for index in range(len(gaussians.means)):
-        colours = torch.zeros_like(gaussians.means)
-        colours[index] = 1
-        shown = rasterizer(replace(gaussians, colors=colours, sh_degree=None), CAMERA).rgb
+        colors = torch.zeros_like(gaussians.means)
+        colors[index] = 1
+        shown = rasterizer(replace(gaussians, colors=colors, sh_degree=None), CAMERA).rgb
         expected.append(shown[..., 0].double().sum())
     with mode():
         found = seen_weights(gaussians, rasterizer, CAMERA)

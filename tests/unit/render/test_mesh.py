@@ -143,16 +143,16 @@ def test_lamp_follows_the_cosine_and_is_hidden_by_a_roof() -> None:
     torch.testing.assert_close(roofed.irradiance[6:], expected.expand(6, 3), atol=1e-3, rtol=0)
 
 
-def test_flat_colour_background_and_intensity() -> None:
+def test_flat_color_background_and_intensity() -> None:
     """Albedo 0.5 squared times light, under the root; half the light is darker by the root of two."""
     light = Light(sky=WHITE, ground=WHITE, key=DARK, fill=DARK, specular=0.0)
     mesh, camera = square(0.0, 0.3, 0.5), camera_at(0.0, -0.01, 2.0)
     baked = bake_light(mesh, light)
     bright = render_mesh(mesh, camera, light, baked, background=(0.2, 0.4, 0.6))
     dim = render_mesh(mesh, camera, Light(**{**vars(light), "intensity": 0.5}), baked)
-    centre = (camera.height // 2, camera.width // 2)
-    torch.testing.assert_close(bright.rgb[centre], torch.full((3,), 0.5), atol=0.01, rtol=0)
-    torch.testing.assert_close(dim.rgb[centre], bright.rgb[centre] / math.sqrt(2), atol=1e-5, rtol=0)
+    center = (camera.height // 2, camera.width // 2)
+    torch.testing.assert_close(bright.rgb[center], torch.full((3,), 0.5), atol=0.01, rtol=0)
+    torch.testing.assert_close(dim.rgb[center], bright.rgb[center] / math.sqrt(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(bright.rgb[0, 0], torch.tensor([0.2, 0.4, 0.6]))
     edge = (bright.alpha > 0) & (bright.alpha < 1)
     assert bool(edge.any())

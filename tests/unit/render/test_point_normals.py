@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neighbour_normals, point_spacing
+from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neighbor_normals, point_spacing
 
 
 def hemisphere(size: int = 41) -> tuple[torch.Tensor, torch.Tensor]:
-    """Organised points on a sphere of radius 1 about (0, 0, 3), and the cells that hold them."""
+    """Organized points on a sphere of radius 1 about (0, 0, 3), and the cells that hold them."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     square = 1 - x**2 - y**2
     valid = square > 0.2
@@ -17,7 +17,7 @@ def hemisphere(size: int = 41) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(valid[..., None], points, 0), valid
 
 
-def test_grid_normals_of_a_sphere_point_to_its_centre() -> None:
+def test_grid_normals_of_a_sphere_point_to_its_center() -> None:
     points, valid = hemisphere()
     normals = grid_normals(points, valid, 3)
     radial = points - torch.tensor([0.0, 0.0, 3.0])
@@ -42,10 +42,10 @@ def test_grid_normals_are_the_planes_through_the_windows() -> None:
         assert abs(axes[:, 0] @ normals[row, column].double().numpy()) == pytest.approx(1, abs=1e-5)
 
 
-def test_neighbour_normals_are_those_of_the_nearest_points() -> None:
+def test_neighbor_normals_are_those_of_the_nearest_points() -> None:
     g = torch.Generator().manual_seed(1)
     points = torch.randn(50, 3, generator=g)
-    normals = neighbour_normals(points, 8)
+    normals = neighbor_normals(points, 8)
     for point, normal in zip(points, normals, strict=True):
         near = points[(points - point).norm(dim=1).argsort()[:8]].double().numpy()
         _, axes = np.linalg.eigh(np.cov(near.T))
@@ -55,8 +55,8 @@ def test_neighbour_normals_are_those_of_the_nearest_points() -> None:
 def test_points_on_a_plane_have_its_normal_and_points_in_one_place_have_z() -> None:
     g = torch.Generator().manual_seed(2)
     flat = torch.rand(100, 3, generator=g) * torch.tensor([1.0, 1.0, 0.0]) + 5
-    assert (neighbour_normals(flat, 10)[:, 2].abs() > 1 - 1e-6).all()
-    assert (neighbour_normals(torch.ones(5, 3), 3) == torch.tensor([0.0, 0.0, 1.0])).all()
+    assert (neighbor_normals(flat, 10)[:, 2].abs() > 1 - 1e-6).all()
+    assert (neighbor_normals(torch.ones(5, 3), 3) == torch.tensor([0.0, 0.0, 1.0])).all()
 
 
 def test_spacings() -> None:
@@ -75,6 +75,6 @@ def test_spacings() -> None:
 
 def test_too_few_points_are_refused() -> None:
     with pytest.raises(ValueError, match="three points"):
-        neighbour_normals(torch.zeros(2, 3), 3)
+        neighbor_normals(torch.zeros(2, 3), 3)
     with pytest.raises(ValueError, match="two points"):
         point_spacing(torch.zeros(1, 3))

@@ -27,7 +27,7 @@ def rotation(axis: str, degrees: float) -> np.ndarray:
 
 
 def window_positions(points: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """x and y from the window's middle, z, and the camera's height above the centre of the box: one point at a time."""
+    """x and y from the window's middle, z, and the camera's height above the center of the box: one point at a time."""
     mean = points.mean(0)
     turned = np.array([turn @ (p - mean) + mean for p in points])
     center = (turned.min(0) + turned.max(0)) / 2
@@ -118,14 +118,14 @@ def test_images_are_lit_from_the_front_on_both_sides_of_a_surface() -> None:
 
 def test_a_tilted_surface_is_darker() -> None:
     points, _ = cloud(3)
-    grey = []
+    gray = []
     for degrees in (0, 60):
         normal = torch.tensor([math.sin(math.radians(degrees)), 0.0, math.cos(math.radians(degrees))])
         views = render_views(points, normal.float().expand(400, 3), torch.eye(3)[None], spacing=0.1, size=SIZE)
         drawn = views.owners[0] >= 0
-        grey.append(views.images[0][drawn.reshape(SIZE, 2, SIZE, 2).all(3).all(1)].mean().item())
-    assert grey[1] == pytest.approx(0.7 * 1.32 * 0.5, abs=0.08)
-    assert grey[0] > 0.9
+        gray.append(views.images[0][drawn.reshape(SIZE, 2, SIZE, 2).all(3).all(1)].mean().item())
+    assert gray[1] == pytest.approx(0.7 * 1.32 * 0.5, abs=0.08)
+    assert gray[0] > 0.9
 
 
 def test_masks_show_labelled_points_that_are_in_front() -> None:

@@ -13,8 +13,8 @@ from anomalib_pose.render.reference_views import ReferenceView, reference_camera
 from anomalib_pose.render.visibility import sample_surface
 
 
-def box(half: tuple[float, float, float], centre: tuple[float, float, float]) -> Mesh:
-    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * half + np.array(centre)
+def box(half: tuple[float, float, float], center: tuple[float, float, float]) -> Mesh:
+    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * half + np.array(center)
     quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
     faces = [face for a, b, c, d in quads for face in ((a, b, c), (a, c, d))]
     return Mesh.flat(
@@ -22,12 +22,12 @@ def box(half: tuple[float, float, float], centre: tuple[float, float, float]) ->
     )
 
 
-HALF, CENTRE = (0.5, 0.7, 0.3), (0.1, -0.05, 0.2)
+HALF, CENTer = (0.5, 0.7, 0.3), (0.1, -0.05, 0.2)
 
 
 @pytest.fixture(scope="module")
 def views() -> list[ReferenceView]:
-    return list(render_reference_views(box(HALF, CENTRE), views=4, seed=3))
+    return list(render_reference_views(box(HALF, CENTer), views=4, seed=3))
 
 
 def published_row_column(view: ReferenceView, points: np.ndarray) -> np.ndarray:
@@ -68,8 +68,8 @@ def test_points_are_pixels_by_the_published_matrices(views: list[ReferenceView])
 def test_positions_lie_on_the_side_of_the_box_that_is_seen(views: list[ReferenceView]) -> None:
     for view in views:
         points = view.xyz[(view.xyz != -1).any(-1)].numpy()
-        local = (points - CENTRE) / HALF
-        eye = (view.camera.centre.numpy() - CENTRE) / HALF
+        local = (points - CENTer) / HALF
+        eye = (view.camera.center.numpy() - CENTer) / HALF
         on_side = np.abs(np.abs(local) - 1) < 1e-6
         assert on_side.any(1).all()
         # of a convex solid exactly those points are seen that lie on a side which the eye is in front of
@@ -77,10 +77,10 @@ def test_positions_lie_on_the_side_of_the_box_that_is_seen(views: list[Reference
 
 
 def test_index_names_the_same_point_in_every_view(views: list[ReferenceView]) -> None:
-    points = sample_surface(box(HALF, CENTRE), 2000, np.random.default_rng([3, 0])).numpy()
+    points = sample_surface(box(HALF, CENTer), 2000, np.random.default_rng([3, 0])).numpy()
     for view in views:
         assert np.abs(published_row_column(view, points) - view.pixels.numpy()).max() <= 0.5 + 1e-9
-        local, eye = (points - CENTRE) / HALF, (view.camera.centre.numpy() - CENTRE) / HALF
+        local, eye = (points - CENTer) / HALF, (view.camera.center.numpy() - CENTer) / HALF
         in_front = ((np.abs(np.abs(local) - 1) < 1e-6) & (np.sign(local) * eye > 1)).any(1)
         np.testing.assert_array_equal(view.visible.numpy(), in_front)
 
@@ -92,8 +92,8 @@ def test_brightness_is_the_fit_to_the_published_renders() -> None:
     turn = torch.tensor([[1, 0, 0], [0, math.cos(tilt), -math.sin(tilt)], [0, math.sin(tilt), math.cos(tilt)]])
     mesh = Mesh.flat(plate.vertices @ turn.T, plate.faces, torch.ones(12, 3))
     (view,) = render_reference_views(turned_to_x(mesh), views=1, elevation=0.0, distance=3.0)
-    assert float(view.grey[128, 128]) * 255 == pytest.approx(67.5 + 102.5 * math.cos(tilt), abs=0.05)
-    assert float(view.grey[0, 0]) == 1
+    assert float(view.gray[128, 128]) * 255 == pytest.approx(67.5 + 102.5 * math.cos(tilt), abs=0.05)
+    assert float(view.gray[0, 0]) == 1
     assert float(view.depth[0, 0]) == 0
 
 
@@ -109,11 +109,11 @@ def test_depth_is_along_the_optical_axis(views: list[ReferenceView]) -> None:
     for row, column in seen[:: len(seen) // 50].tolist():
         ray = np.linalg.inv(view.camera.K.numpy()) @ [column + 0.5, row + 0.5, 1]
         point = view.camera.camera_to_world.numpy()[:3] @ [*(ray * float(view.depth[row, column])), 1]
-        assert np.abs((point - CENTRE) / HALF).max() == pytest.approx(1, abs=1e-4)
+        assert np.abs((point - CENTer) / HALF).max() == pytest.approx(1, abs=1e-4)
 
 
 def test_numbers_out_of_range_are_refused() -> None:
-    mesh = box(HALF, CENTRE)
+    mesh = box(HALF, CENTer)
     for options in ({"views": 0}, {"elevation": 1.6}, {"distance": 0.5}, {"distance": math.nan}):
         with pytest.raises(ValueError, match="views has to be 1 or more"):
             next(render_reference_views(mesh, **options))

@@ -33,7 +33,7 @@ def threads():
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3])
-def test_colours_without_gradients_are_those_with(rasterizer, degree):
+def test_colors_without_gradients_are_those_with(rasterizer, degree):
     """Those with gradients are held against associated Legendre functions."""
     gaussians = replace(make_gaussians(300, degree, sh_degree=3), sh_degree=degree)
     camera = make_camera((1.0, 2.0, 1.5), width=40, height=30)
@@ -137,7 +137,7 @@ def test_a_batch_of_cameras_is_its_cameras(rasterizer):
 @pytest.mark.parametrize("camera", [make_camera(), make_camera((0.0, 0.0, 30.0), target=(0.0, 0.0, 60.0))])
 @pytest.mark.parametrize("count", [0, 5])
 def test_nothing_to_see(rasterizer, camera, count):
-    if count and camera.centre[2] < 0:
+    if count and camera.center[2] < 0:
         camera = camera.with_pose(
             camera.camera_to_world @ torch.diag(torch.tensor([-1.0, 1, -1, 1], dtype=torch.float64))
         )

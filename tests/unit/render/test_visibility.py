@@ -19,8 +19,8 @@ def triangles(corners: torch.Tensor) -> Mesh:
 
 def soup(seed: int, count: int) -> Mesh:
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.rand((count, 1, 3), generator=generator) - 0.5
-    return triangles(centres + 0.25 * torch.randn((count, 3, 3), generator=generator))
+    centers = torch.rand((count, 1, 3), generator=generator) - 0.5
+    return triangles(centers + 0.25 * torch.randn((count, 3, 3), generator=generator))
 
 
 def square(side: float) -> Mesh:

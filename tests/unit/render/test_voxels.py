@@ -64,15 +64,15 @@ def test_composite_against_a_loop():
     generator = torch.Generator().manual_seed(1)
     ray = torch.tensor([0, 0, 0, 2, 2, 3, 3, 3, 3])
     density, length, distance = (torch.rand(9, generator=generator, dtype=torch.float64) for _ in range(3))
-    colours = torch.rand(9, 3, generator=generator, dtype=torch.float64)
-    rgb, along, alpha, weight = composite(density, colours, distance, length, ray, 5)
+    colors = torch.rand(9, 3, generator=generator, dtype=torch.float64)
+    rgb, along, alpha, weight = composite(density, colors, distance, length, ray, 5)
     for number in range(5):
         light, expected = 1.0, np.zeros(5)
         for sample in (ray == number).nonzero()[:, 0].tolist():
             through = math.exp(-float(density[sample] * length[sample]))
             share = light * (1 - through)
             assert float(weight[sample]) == pytest.approx(share, abs=1e-12)
-            expected += share * np.array([*colours[sample].tolist(), float(distance[sample]), 1.0])
+            expected += share * np.array([*colors[sample].tolist(), float(distance[sample]), 1.0])
             light *= through
         found = [*rgb[number].tolist(), float(along[number]), float(alpha[number])]
         np.testing.assert_allclose(found, expected, atol=1e-12)
@@ -85,10 +85,10 @@ def test_a_homogeneous_block_obeys_beer_and_lambert():
     values[:, 1] = math.log(0.8 / 0.2)
     voxels = Voxels(torch.zeros(3), 0.25, *index_vertices(kept), values)
     rays = Rays(torch.tensor([[2.0, 2.0, -1.0]]), torch.tensor([[0.0, 0.0, 1.0]]), torch.ones(1))
-    colours, distance, alpha = draw_voxels(voxels, rays, 0.5)
+    colors, distance, alpha = draw_voxels(voxels, rays, 0.5)
     assert float(alpha) == pytest.approx(1 - math.exp(-0.07 * 16), abs=1e-5)
-    assert float(colours[0, 0]) == pytest.approx(0.8 * float(alpha), abs=1e-5)
-    assert float(colours[0, 1]) == pytest.approx(0.5 * float(alpha), abs=1e-5)
+    assert float(colors[0, 0]) == pytest.approx(0.8 * float(alpha), abs=1e-5)
+    assert float(colors[0, 1]) == pytest.approx(0.5 * float(alpha), abs=1e-5)
     # mean of an exponential distribution cut off at 4 units, from the entry at distance 1
     rate = 0.07 / 0.25
     mean = 1 / rate - 4 * math.exp(-4 * rate) / (1 - math.exp(-4 * rate))
@@ -124,8 +124,8 @@ def test_gradients_of_the_rays_against_differences():
 
     def of(origins: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         grid = Voxels(double.lower, double.cell, double.table, double.blocks, values)
-        colours, distance, alpha = draw_voxels(grid, Rays(origins, rays.directions, rays.cosines), 0.7)
-        return torch.cat([colours.flatten(), distance, alpha])
+        colors, distance, alpha = draw_voxels(grid, Rays(origins, rays.directions, rays.cosines), 0.7)
+        return torch.cat([colors.flatten(), distance, alpha])
 
     origins = rays.origins.clone().requires_grad_()
     assert torch.autograd.gradcheck(of, (origins, double.values.requires_grad_()), atol=1e-5, fast_mode=True)
@@ -164,9 +164,9 @@ def test_the_same_bits_whatever_the_threads():
             torch.set_num_threads(number)
             values = voxels.values.detach().clone().requires_grad_()
             grid = Voxels(voxels.lower, voxels.cell, voxels.table, voxels.blocks, values)
-            colours, distance, alpha = draw_voxels(grid, camera_rays(CAMERA), 1.0)
-            (colours.sum() + distance.sum() + alpha.sum()).backward()
-            found.append((colours.detach(), values.grad))
+            colors, distance, alpha = draw_voxels(grid, camera_rays(CAMERA), 1.0)
+            (colors.sum() + distance.sum() + alpha.sum()).backward()
+            found.append((colors.detach(), values.grad))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0][0], found[1][0])

@@ -152,7 +152,7 @@ def test_what_changes_is_inside_the_mask() -> None:
         # where the part was in front of white, or is now, the image has to change
         alone = change.union & ((images[0] == 255).all(2) | (images[1] == 255).all(2))
         assert not (alone & ~differs).any()
-        # and where one surface is behind the other, the mask has to be set, whatever their colours
+        # and where one surface is behind the other, the mask has to be set, whatever their colors
         depths = [rasterize_mesh(one.mesh, pose.chair_camera, 1) for one in (chair, anomaly.chair)]
         before, after = (depth.grid(depth.depth, 0.0).numpy() for depth in depths)
         assert not ((np.abs(before - after) > 0.021) & ~change.union).any()

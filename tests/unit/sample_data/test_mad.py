@@ -96,12 +96,12 @@ def test_test_poses_are_off_the_lattice_and_on_the_upper_hemisphere(folder: Path
     lattice = mad_lattice(3.5).double()
     for image in hidden(folder)["images"]:
         camera = camera_of(image["transform_matrix"], 0.6911111611634243)
-        centre, pose = camera.centre, camera.camera_to_world
-        assert float(centre[2]) > 0
-        assert float(centre.norm()) == pytest.approx(3.5, rel=0.021)
+        center, pose = camera.center, camera.camera_to_world
+        assert float(center[2]) > 0
+        assert float(center.norm()) == pytest.approx(3.5, rel=0.021)
         angle = rotation_angle(lattice[:, :3, :3], pose[:3, :3].expand(210, 3, 3))
         assert float(angle.min()) > 1e-3
-        assert float(-(centre / centre.norm()) @ pose[:3, 2]) > np.cos(np.radians(1))
+        assert float(-(center / center.norm()) @ pose[:3, 2]) > np.cos(np.radians(1))
 
 
 def test_masks_are_exactly_where_the_defect_shows(folder: Path) -> None:
@@ -169,7 +169,7 @@ def test_bad_arguments_are_named(tmp_path: Path, changes: dict, expected: str) -
 
 
 @pytest.mark.parametrize("category", ["car", "house", "rocket", "anything"])
-def test_toys_are_colourful_solid_and_in_the_middle(category: str) -> None:
+def test_toys_are_colorful_solid_and_in_the_middle(category: str) -> None:
     toy = build_toy(category, 1)
     low, high = toy.mesh.vertices.amin(0), toy.mesh.vertices.amax(0)
     torch.testing.assert_close(low, -high, atol=1e-5, rtol=0)

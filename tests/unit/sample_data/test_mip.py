@@ -71,7 +71,7 @@ def test_the_real_layout(real: Path) -> None:
 
 @cache
 def _studio(number: int) -> tuple[Toy, Light, BakedLight]:
-    """The toy in light 1, 2 or 3, as the writer promises them: lamps turned, colours and strength changed."""
+    """The toy in light 1, 2 or 3, as the writer promises them: lamps turned, colors and strength changed."""
     toy = build_toy(CATEGORY, SEED)
     degrees, tint, intensity = {1: (0, (1, 1, 1), 1.0), 2: (110, (1.25, 1, 0.68), 0.8), 3: (-125, (1, 1, 1), 1.3)}[
         number
@@ -170,10 +170,10 @@ def test_the_datamodule_reads_the_real_layout(real: Path) -> None:
 
 def test_the_models_points_lie_on_the_toy(real: Path) -> None:
     pytest.importorskip("pycolmap", reason="needs the extra anomalib-pose[colmap]")
-    positions, colours = read_colmap_points(real / "sparse" / "0")
+    positions, colors = read_colmap_points(real / "sparse" / "0")
     mesh = _studio(1)[0].mesh
-    # A vertex of several parts has several colours: the nearest in place and colour is looked for.
-    distance, _ = cKDTree(torch.cat([mesh.vertices, mesh.colors], 1)).query(torch.cat([positions, colours], 1))
+    # A vertex of several parts has several colors: the nearest in place and color is looked for.
+    distance, _ = cKDTree(torch.cat([mesh.vertices, mesh.colors], 1)).query(torch.cat([positions, colors], 1))
     assert len(positions) == 500
     assert distance.max() < 1 / 255
     assert cKDTree(mesh.vertices).query(positions)[0].max() < 1e-6

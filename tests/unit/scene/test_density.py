@@ -58,7 +58,7 @@ def test_relocation_moves_the_dead_and_grows_to_the_cap():
     nearest = torch.cdist(parameters.raw["means"].detach()[:5], living).min(1).values
     assert nearest.max() < 1e-6
     assert torch.cdist(parameters.raw["means"].detach(), dead).min() > 0
-    one_step(parameters)  # the optimiser goes on with the new number
+    one_step(parameters)  # the optimizer goes on with the new number
 
 
 def test_moments_follow_their_gaussians():

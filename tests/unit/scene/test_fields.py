@@ -27,7 +27,7 @@ from anomalib_pose.scene.mlp_scene import RadianceMlp, _resample, encode
 from sample_scenes import make_ring, make_toy
 
 QUICK = VoxelFitSettings(steps=160, rays=2048)
-BRIEF = MlpFitSettings(steps=3, rays=64, samples=8, fine_samples=8, centre_steps=1)
+BRIEF = MlpFitSettings(steps=3, rays=64, samples=8, fine_samples=8, center_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_voxels_find_a_known_object(posed, fitted):
     assert (found.alpha - output.alpha[3]).abs().mean() < 0.03
     opaque = output.alpha[3] > 0.99
     assert (found.depth - output.depth[3])[opaque].abs().median() < 0.06  # two cells
-    assert (scene.centre - make_toy().centre).norm() < 0.25  # of a body 1.6 long
+    assert (scene.center - make_toy().center).norm() < 0.25  # of a body 1.6 long
     assert scene.extent == pytest.approx(make_toy().extent, rel=0.2)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomalib_pose.geometry import Camera, view_sphere
-from anomalib_pose.render.reflectance import reflectance, reflectance_of_colour
+from anomalib_pose.render.reflectance import reflectance, reflectance_of_color
 from anomalib_pose.scene import FitSettings, GaussianScene, fit_gaussians
 from anomalib_pose.scene import fit as fit_module
 from anomalib_pose.scene.targets import make_views
@@ -31,15 +31,15 @@ def test_fit_finds_a_known_object(posed):
     assert result.psnr > 27
     assert result.psnr > start.psnr + 8
     output = result.scene.render(cameras[3], torch.zeros(3))
-    assert (output.alpha - alpha[3]).abs().mean() < 0.03  # not only the colours over white
+    assert (output.alpha - alpha[3]).abs().mean() < 0.03  # not only the colors over white
 
 
-def test_reflectance_is_fitted_beside_the_colours(posed):
+def test_reflectance_is_fitted_beside_the_colors(posed):
     images, cameras, alpha = posed
     settings = FitSettings(**{**vars(QUICK), "reflectance": True})
     result = fit_gaussians(images, cameras, (alpha > 0.01).float(), settings, held_out=(3, 11), progress=False)
     wanted = reflectance(images)[[3, 11]]
-    behind = reflectance_of_colour(torch.ones(3))
+    behind = reflectance_of_color(torch.ones(3))
     drawn = result.scene.render_reflectance(cameras[[3, 11]], behind).rgb.permute(0, 3, 1, 2)
     inside = (alpha[[3, 11]] > 0.9)[:, None].expand_as(wanted)
     error = (drawn - wanted)[inside].square().mean()

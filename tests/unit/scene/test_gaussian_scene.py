@@ -75,26 +75,26 @@ def test_raw_values_are_checked():
         GaussianScene(0).set_raw({"means": raw["means"]})
 
 
-def test_centre_and_extent_ignore_stray_parts():
+def test_center_and_extent_ignore_stray_parts():
     generator = torch.Generator().manual_seed(0)
     direction = torch.nn.functional.normalize(torch.randn(1000, 3, generator=generator), dim=-1)
     scene = make_scene(1001, 0)
     scene.means = torch.cat([torch.tensor([1.0, 2, 3]) + 0.5 * direction, torch.full((1, 3), 100.0)])
     scene.logit_opacities = torch.ones(1001)
-    assert (scene.centre - torch.tensor([1.0, 2, 3])).norm() < 0.1
+    assert (scene.center - torch.tensor([1.0, 2, 3])).norm() < 0.1
     assert 0.45 < scene.extent < 0.6
 
 
 @pytest.mark.parametrize("degree", [0, 2])
-def test_reflectance_is_drawn_as_colours_are(degree):
+def test_reflectance_is_drawn_as_colors_are(degree):
     plain = make_scene(40, degree)
     scene = with_reflectance(plain)
-    colours = GaussianScene(degree, "cpu")
-    colours.set_raw(plain.raw | {"sh": scene.sh[..., 3:].clone()})
+    colors = GaussianScene(degree, "cpu")
+    colors.set_raw(plain.raw | {"sh": scene.sh[..., 3:].clone()})
     assert scene.reflective
     assert not plain.reflective
     background = torch.tensor([0.9, 0.8, 0.7])
-    torch.testing.assert_close(scene.render_reflectance(CAMERA, background).rgb, colours.render(CAMERA, background).rgb)
+    torch.testing.assert_close(scene.render_reflectance(CAMERA, background).rgb, colors.render(CAMERA, background).rgb)
     torch.testing.assert_close(scene.render(CAMERA, background).rgb, plain.render(CAMERA, background).rgb)
     again = make_scene(3, 1)
     again.load_state_dict(scene.state_dict())
@@ -102,7 +102,7 @@ def test_reflectance_is_drawn_as_colours_are(degree):
 
 
 def test_reflectance_that_was_not_fitted_is_refused():
-    with pytest.raises(ValueError, match="holds colours alone"):
+    with pytest.raises(ValueError, match="holds colors alone"):
         make_scene(4, 0).render_reflectance(CAMERA)
 
 

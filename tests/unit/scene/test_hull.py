@@ -3,19 +3,19 @@ import torch
 
 from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.scene.foreground import boundary_band, white_foreground
-from anomalib_pose.scene.hull import ball_of_cameras, colours_of_points, visual_hull
+from anomalib_pose.scene.hull import ball_of_cameras, colors_of_points, visual_hull
 
-CENTRE = torch.tensor([0.2, -0.1, 0.3])
+CENTer = torch.tensor([0.2, -0.1, 0.3])
 
 
 def cameras_around(count: int = 24, radius: float = 3.0) -> Camera:
     poses = view_sphere(count, radius)
-    poses[:, :3, 3] += CENTRE
+    poses[:, :3, 3] += CENTer
     return Camera.from_fov(poses, 0.7, 64, 64)
 
 
 def ball_masks(cameras: Camera, radius: float) -> torch.Tensor:
-    """Pixels whose ray passes a ball, from the ray's distance to its centre."""
+    """Pixels whose ray passes a ball, from the ray's distance to its center."""
     ticks = torch.arange(64) + 0.5
     v, u = torch.meshgrid(ticks, ticks, indexing="ij")
     masks = []
@@ -23,21 +23,21 @@ def ball_masks(cameras: Camera, radius: float) -> torch.Tensor:
         camera = cameras[index]
         rays = torch.stack([u, v, torch.ones_like(u)], -1) @ torch.linalg.inv(camera.K).T
         rays = torch.nn.functional.normalize(rays, dim=-1) @ camera.camera_to_world[:3, :3].T
-        offset = CENTRE - camera.centre
+        offset = CENTer - camera.center
         masks.append(((offset - (rays @ offset)[..., None] * rays).norm(dim=-1) < radius).float())
     return torch.stack(masks)
 
 
 def test_ball_of_cameras():
-    centre, radius = ball_of_cameras(cameras_around())
-    torch.testing.assert_close(centre, CENTRE, atol=1e-4, rtol=0)
+    center, radius = ball_of_cameras(cameras_around())
+    torch.testing.assert_close(center, CENTer, atol=1e-4, rtol=0)
     assert abs(radius - 3 * torch.sin(torch.tensor(0.35)).item()) < 1e-3
 
 
 def test_hull_of_a_ball_is_its_surface():
     cameras = cameras_around(60)
-    surface, side = visual_hull(cameras, ball_masks(cameras, 0.6), CENTRE, 1.0, resolution=48)
-    distance = (surface - CENTRE).norm(dim=-1)
+    surface, side = visual_hull(cameras, ball_masks(cameras, 0.6), CENTer, 1.0, resolution=48)
+    distance = (surface - CENTer).norm(dim=-1)
     assert distance.min() > 0.6 - 2.5 * side
     assert distance.max() < 0.6 + 4 * side
     assert abs(distance.median() - 0.6) < 1.5 * side
@@ -45,15 +45,15 @@ def test_hull_of_a_ball_is_its_surface():
 
 def test_hull_of_empty_masks_is_none():
     cameras = cameras_around()
-    assert visual_hull(cameras, torch.zeros(24, 64, 64), CENTRE, 1.0) is None
+    assert visual_hull(cameras, torch.zeros(24, 64, 64), CENTer, 1.0) is None
 
 
-def test_colours_of_points_are_those_of_their_pixels():
+def test_colors_of_points_are_those_of_their_pixels():
     cameras = cameras_around()
     images = torch.zeros(24, 3, 64, 64)
     images[:, 0], images[:, 2] = 0.25, 0.75
-    colours = colours_of_points(CENTRE + 0.1 * torch.randn(5, 3), cameras, images)
-    torch.testing.assert_close(colours, torch.tensor([[0.25, 0.0, 0.75]]).expand(5, 3))
+    colors = colors_of_points(CENTer + 0.1 * torch.randn(5, 3), cameras, images)
+    torch.testing.assert_close(colors, torch.tensor([[0.25, 0.0, 0.75]]).expand(5, 3))
 
 
 def test_white_foreground_keeps_white_parts_and_opens_holes():

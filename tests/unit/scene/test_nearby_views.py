@@ -65,7 +65,7 @@ def test_several_cameras_are_corrected_one_by_one(scene, nearby):
     shown = CorrectedScene(scene, nearby)
     together = shown.render(QUERIES, torch.ones(3))
     torch.testing.assert_close(together.rgb[2], shown.render(QUERIES[2], torch.ones(3)).rgb)
-    assert torch.equal(shown.centre, scene.centre)
+    assert torch.equal(shown.center, scene.center)
     assert shown.extent == scene.extent
 
 
@@ -74,9 +74,9 @@ def test_a_photograph_does_not_correct_its_own_rendering(scene, place):
     alone = NearbyViews(3)
     alone.take(scene, spotted(output, CAMERAS[7], place).permute(2, 0, 1)[None], CAMERAS[7:8])
     assert torch.equal(alone.corrected(output, CAMERAS[7]).rgb, output.rgb)
-    neighbour = CAMERAS[int((CAMERAS.centre @ CAMERAS.centre[7]).topk(2).indices[1])]
-    beside = scene.render(neighbour)
-    assert not torch.equal(alone.corrected(beside, neighbour).rgb, beside.rgb)
+    neighbor = CAMERAS[int((CAMERAS.center @ CAMERAS.center[7]).topk(2).indices[1])]
+    beside = scene.render(neighbor)
+    assert not torch.equal(alone.corrected(beside, neighbor).rgb, beside.rgb)
 
 
 def test_what_no_photograph_shows_is_doubted(scene, place, nearby):
@@ -97,14 +97,14 @@ def test_what_no_photograph_shows_is_doubted(scene, place, nearby):
     assert torch.equal(after[elsewhere], before[elsewhere])
 
 
-def test_doubt_is_the_difference_from_the_photograph_that_is_nearest_in_colour(scene, nearby):
+def test_doubt_is_the_difference_from_the_photograph_that_is_nearest_in_color(scene, nearby):
     camera = QUERIES[4]
     output = scene.render(camera, torch.ones(3))
     found = nearby.doubt(output, camera)
     inside = (output.alpha > 0.5).nonzero()
     away = [index for index, _ in nearby._nearest(camera)]
     for row, column in inside[:: len(inside) // 9].tolist():
-        point, colour = camera.unproject(output.depth)[row, column], output.rgb[row, column]
+        point, color = camera.unproject(output.depth)[row, column], output.rgb[row, column]
         least = 1.0
         for index in away:
             view = Camera(nearby.camera_to_world[index], nearby.intrinsics[index], *nearby.depths.shape[:0:-1])
@@ -114,7 +114,7 @@ def test_doubt_is_the_difference_from_the_photograph_that_is_nearest_in_colour(s
             for dx, dy in itertools.product((0, 1), (0, 1)):
                 weight = (1 - abs(x - left - dx)) * (1 - abs(y - top - dy))
                 seen += weight * nearby.photographs[index][:, top + dy, left + dx] / 255
-            least = min(least, float((seen - colour).abs().max()))
+            least = min(least, float((seen - color).abs().max()))
         assert float(found[row, column]) == pytest.approx(least, abs=1e-4)
 
 

@@ -10,15 +10,15 @@ from anomalib_pose.scene.view_coverage import few, spacing, tell_few
 
 def ring(count: int, step: float) -> Camera:
     """Cameras on a circle about a point beside the origin, ``step`` degrees apart."""
-    centre = torch.tensor([5.0, -2.0, 1.0])
+    center = torch.tensor([5.0, -2.0, 1.0])
     angles = torch.deg2rad(step * torch.arange(count))
-    eyes = centre + 3 * torch.stack([angles.cos(), angles.sin(), torch.zeros(count)], 1)
+    eyes = center + 3 * torch.stack([angles.cos(), angles.sin(), torch.zeros(count)], 1)
     up = torch.tensor([0.0, 0.0, 1.0])
-    return Camera.from_fov(torch.stack([look_at(eye, centre, up) for eye in eyes]), 0.7, 32, 32)
+    return Camera.from_fov(torch.stack([look_at(eye, center, up) for eye in eyes]), 0.7, 32, 32)
 
 
 @pytest.mark.parametrize("step", [3.0, 12.0, 40.0])
-def test_spacing_is_the_angle_between_neighbours(step):
+def test_spacing_is_the_angle_between_neighbors(step):
     assert spacing(ring(7, step)) == pytest.approx(step, abs=0.01)
 
 
@@ -31,7 +31,7 @@ def test_views_far_apart_are_few():
 def test_few_views_are_told_with_the_path_that_is_taken(caplog):
     with caplog.at_level(logging.WARNING):
         tell_few(ring(8, 45.0), masked=True, doubts=True, remembers=True)
-        assert "8 views with a median of 45 degrees between neighbours are few" in caplog.text
+        assert "8 views with a median of 45 degrees between neighbors are few" in caplog.text
         assert "begins at the hull of the masks; what none of the nearest photographs shows" in caplog.text
         assert "counts less; scores get the share" in caplog.text
         caplog.clear()

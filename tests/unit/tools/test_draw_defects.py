@@ -36,9 +36,9 @@ def photograph(seed=0):
     v, u = np.mgrid[:SIZE, :SIZE] + 0.5
     inside = np.hypot(u - SIZE / 2, v - SIZE / 2) < SIZE / 3
     shade = 0.4 + 0.5 * u / SIZE
-    colour = np.array([170, 140, 90]) * shade[..., None] + rng.normal(scale=4, size=(SIZE, SIZE, 3))
+    color = np.array([170, 140, 90]) * shade[..., None] + rng.normal(scale=4, size=(SIZE, SIZE, 3))
     table = np.array([120, 190, 120]) + 20 * (v / SIZE)[..., None]
-    return np.clip(np.where(inside[..., None], colour, table), 0, 255).astype(np.uint8), inside
+    return np.clip(np.where(inside[..., None], color, table), 0, 255).astype(np.uint8), inside
 
 
 def write_object(folder, *, masks=True):

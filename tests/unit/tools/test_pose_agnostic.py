@@ -103,7 +103,7 @@ def test_queries_in_another_light_come_from_another_root(tool, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("colmap", [False, True])
-def test_layouts_of_several_lights_are_recognised(tool, tmp_path, colmap):
+def test_layouts_of_several_lights_are_recognized(tool, tmp_path, colmap):
     if colmap:
         pytest.importorskip("pycolmap", reason="the extra colmap is not installed")
     write_mip(tmp_path, "toy", 0, 32, views=6, test_good=2, test_per_defect=2, lights=2, colmap=colmap, progress=False)
@@ -164,18 +164,18 @@ def test_the_worst_ranked_come_first(tool):
 
 
 def test_pose_figures_of_known_errors(tool):
-    centre = torch.tensor([0.2, 0.0, 0.1])
+    center = torch.tensor([0.2, 0.0, 0.1])
     up = torch.tensor([0.0, 0, 1])
     eyes = torch.tensor([[4.0, 0, 0.1], [0.2, 4, 0.1], [0.2, -4, 0.1], [-4, 0.0, 0.1]])
-    truth = torch.stack([look_at(eye, centre, up) for eye in eyes]).double()
+    truth = torch.stack([look_at(eye, center, up) for eye in eyes]).double()
     angles = torch.tensor([0.5, 0.8, 2.0, 8.0], dtype=torch.float64)
     tangents = torch.zeros(4, 6, dtype=torch.float64)
     tangents[:, 5] = torch.deg2rad(angles)
     turned = truth @ se3_exp(tangents)
     shares = torch.tensor([0.5, 3.0, 0.1, 0.2], dtype=torch.float64)
-    away = (truth[:, :3, 3] - centre.double()).norm(dim=1)
+    away = (truth[:, :3, 3] - center.double()).norm(dim=1)
     turned[:, 2, 3] += shares / 100 * away
-    found = tool.scores.pose_errors(turned, truth, centre)
+    found = tool.scores.pose_errors(turned, truth, center)
     np.testing.assert_allclose(found[0], angles, atol=1e-5)
     np.testing.assert_allclose(found[1], shares, atol=1e-5)
     figures = tool.scores.pose_figures(*found)
@@ -342,12 +342,12 @@ def test_ablations_change_what_they_name(tool, tmp_path, weights):
     default = detector("splatpose")
     assert default.model.comparator.extractor.weights_path == str(weights)
     assert (default.model.surface_views, default.model.estimator.starts) == (120, 3)
-    assert (default.model.comparator.tolerance, default.model.comparator.self_normalisation) == (1.0, 1.0)
+    assert (default.model.comparator.tolerance, default.model.comparator.self_normalization) == (1.0, 1.0)
     assert detector("splatpose_no_surface").model.surface_views == 0
     assert default.model.memory is not None
     assert detector("splatpose_no_memory").model.memory is None
     assert detector("splatpose_one_start").model.estimator.starts == 1
-    assert detector("splatpose_no_own_level").model.comparator.self_normalisation == 0
+    assert detector("splatpose_no_own_level").model.comparator.self_normalization == 0
     assert detector("splatpose_no_tolerance").model.comparator.tolerance == 0
     assert detector("splatpose_no_network").model.comparator.extractor is None
     assert type(detector("splatpose_paper_comparison").model.comparator).__name__ == "PaperComparator"

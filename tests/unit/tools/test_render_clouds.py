@@ -135,7 +135,7 @@ def write_ply(path, points):
 
 @pytest.fixture
 def eyecandies(tmp_path):
-    """Organised clouds of a box on a table, a tenth of whose axes x, -z, y face the viewer."""
+    """Organized clouds of a box on a table, a tenth of whose axes x, -z, y face the viewer."""
     side = 64
     y, x = np.mgrid[:side, :side] * 0.001
     z = np.full((side, side), 0.5)

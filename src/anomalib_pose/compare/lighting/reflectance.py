@@ -20,7 +20,7 @@ _SHAPES = ((32, 3, 3, 3), (32,), (32, 32, 3, 3), (32,), (32, 32, 3, 3), (32,), (
 class ReflectanceNetwork(nn.Module):
     """The published decomposition: four convolutions whose first three outputs are the reflectance.
 
-    Its receptive field of 9 pixels meets the border: the outer 6 pixels take the colour of pixel (9, 9), as published.
+    Its receptive field of 9 pixels meets the border: the outer 6 pixels take the color of pixel (9, 9), as published.
 
     Args:
         weights_path: file with a state dict of the published layout: weights and biases of four convolutions in their

@@ -48,10 +48,10 @@ def _gain_offset(query: Tensor, reference: Tensor, iterations: int) -> tuple[Ten
     for _ in range(iterations):
         total = weight.sum().clamp(min=1e-6)
         query_mean, reference_mean = (weight * query).sum() / total, (weight * reference).sum() / total
-        centred = query - query_mean
+        centered = query - query_mean
         # a flat channel tells nothing about its gain: the small constant keeps it at 1
-        variance = (weight * centred.square()).sum() / total + 1e-4
-        covariance = (weight * centred * (reference - reference_mean)).sum() / total + 1e-4
+        variance = (weight * centered.square()).sum() / total + 1e-4
+        covariance = (weight * centered * (reference - reference_mean)).sum() / total + 1e-4
         gain = (covariance / variance).clamp(*GAIN_RANGE)
         offset = reference_mean - gain * query_mean
         residual = (gain * query + offset - reference).abs()
@@ -60,6 +60,6 @@ def _gain_offset(query: Tensor, reference: Tensor, iterations: int) -> tuple[Ten
 
 
 def biweight(residual: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Tukey's weights of residuals of colours, which are not negative; scale from their median."""
+    """Tukey's weights of residuals of colors, which are not negative; scale from their median."""
     scale = BIWEIGHT_LIMIT * residual.median() + BIWEIGHT_LEAST
     return (1 - (residual / scale).clamp(max=1).square()).square()

@@ -19,7 +19,7 @@ class NumpyCloudItem(NumpyImageItem):
 
     points: np.ndarray | None = None
     valid: np.ndarray | None = None
-    organised: np.ndarray | None = None
+    organized: np.ndarray | None = None
     has_rgb: np.ndarray | None = None
     views: np.ndarray | None = None
     view_masks: np.ndarray | None = None
@@ -41,7 +41,7 @@ class NumpyCloudBatch(NumpyImageBatch):
 
     points: np.ndarray | None = None
     valid: np.ndarray | None = None
-    organised: np.ndarray | None = None
+    organized: np.ndarray | None = None
     has_rgb: np.ndarray | None = None
     views: np.ndarray | None = None
     view_masks: np.ndarray | None = None
@@ -65,7 +65,7 @@ class CloudItem(ImageItem):
     Args:
         points: positions (size, size, 3) in the sensor's frame and unit; 0 in cells without a point.
         valid: cells that hold a point (size, size), bool.
-        organised: whether neighbouring cells are neighbours in space, a scalar, bool: smooth maps over the grid only
+        organized: whether neighboring cells are neighbors in space, a scalar, bool: smooth maps over the grid only
             if they are.
         has_rgb: whether ``image`` is a photograph, a scalar, bool.
         views: drawn views (v, 3, size, size), RGB in [0, 1].
@@ -73,19 +73,19 @@ class CloudItem(ImageItem):
         pixels: row and column in each view of each cell's point (v, size * size, 2), int16; cells are taken row by row.
         visible: whether the view shows the cell's point (v, size * size), bool.
         category: name of the kind of object.
-        point_scores: what a model found for each cell (size, size), in [0, 1] and never normalised: metrics read these,
-            as normalisation cuts scores off and makes ties. Cells without a point have what smoothing leaves there.
+        point_scores: what a model found for each cell (size, size), in [0, 1] and never normalized: metrics read these,
+            as normalization cuts scores off and makes ties. Cells without a point have what smoothing leaves there.
         object_score: the same for the object, a scalar.
         photograph: picture of ``image`` as the model saw it (3, h, w) in [0, 1].
         view_sheet: picture of all views with the scores of their points (3, h, w).
-        scored_cloud: picture of the cloud, coloured by its scores (3, h, w).
+        scored_cloud: picture of the cloud, colored by its scores (3, h, w).
     """
 
     numpy_class: ClassVar[type[NumpyCloudItem]] = NumpyCloudItem
 
     points: Tensor | None = None
     valid: Tensor | None = None
-    organised: Tensor | None = None
+    organized: Tensor | None = None
     has_rgb: Tensor | None = None
     views: Tensor | None = None
     view_masks: Tensor | None = None
@@ -106,7 +106,7 @@ class CloudBatch(ImageBatch):
     Args:
         points: positions (B, size, size, 3).
         valid: cells that hold a point (B, size, size).
-        organised: whether neighbouring cells are neighbours in space (B,).
+        organized: whether neighboring cells are neighbors in space (B,).
         has_rgb: whether ``image`` is a photograph (B,).
         views: drawn views (B, v, 3, size, size).
         view_masks: pixels of the views that show a defect (B, v, size, size).
@@ -125,7 +125,7 @@ class CloudBatch(ImageBatch):
 
     points: Tensor | None = None
     valid: Tensor | None = None
-    organised: Tensor | None = None
+    organized: Tensor | None = None
     has_rgb: Tensor | None = None
     views: Tensor | None = None
     view_masks: Tensor | None = None

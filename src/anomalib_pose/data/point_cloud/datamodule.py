@@ -21,7 +21,7 @@ REST = "rest"
 
 
 class CloudDataModule(WholeTestDataModule):
-    """Datamodule of ``<root>/<category>/test`` that trains on the labelled test part of another category.
+    """Datamodule of ``<root>/<category>/test`` that trains on the labeled test part of another category.
 
     Args:
         root: folder of the data set; None for anomalib's folder of data sets.

@@ -82,7 +82,7 @@ class CloudDataset(AnomalibDataset):
             mask_path=row.mask_path,
             points=cloud.points,
             valid=cloud.valid,
-            organised=torch.tensor(cloud.organised),
+            organized=torch.tensor(cloud.organized),
             has_rgb=torch.tensor(cloud.rgb is not None),
             views=cloud.views.float() / 255,
             view_masks=cloud.view_masks,

@@ -13,7 +13,7 @@ class EyecandiesRendered(CloudDataModule):
     ``<root>/<category>/test/good`` and ``test/anomaly`` have ``2d_rendering``, ``2d_gt``, ``2d_3d_cor``, ``xyz``,
     ``rgb`` and ``gt``.
 
-    One-vs-rest: train on the labelled test part of ``train_category``, test on another one. Cross-dataset: name the
+    One-vs-rest: train on the labeled test part of ``train_category``, test on another one. Cross-dataset: name the
     other data set's folder as ``train_root``; it may be raw MVTec 3D-AD. The training category is never tested on.
 
     The data set is not downloaded: its authors offer it at https://eyecan-ai.github.io/eyecandies. Its categories are

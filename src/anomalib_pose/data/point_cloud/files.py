@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing clouds: organised .tiff, .ply and .pcd, with errors that name the file."""
+"""Reading and writing clouds: organized .tiff, .ply and .pcd, with errors that name the file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +55,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def read_xyz(path: Path) -> Tensor:
-    """Organised cloud (H, W, 3) of a .tiff, float32; cells without a point are 0.
+    """Organized cloud (H, W, 3) of a .tiff, float32; cells without a point are 0.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -104,7 +104,7 @@ def read_points(path: Path) -> PointFile:
 
 
 def write_pcd(path: Path, points: Tensor, colors: Tensor) -> None:
-    """Write points (n, 3) and colours (n, 3) in [0, 1] as a binary .pcd."""
+    """Write points (n, 3) and colors (n, 3) in [0, 1] as a binary .pcd."""
     dtype = np.dtype([("xyz", "<f4", 3), ("rgb", "<u4")])
     channels = (colors.clamp(0, 1) * 255).round().to(torch.int64).numpy().astype(np.uint32)
     table = np.empty(len(points), dtype)
@@ -160,7 +160,7 @@ def _read_pcd(path: Path) -> np.ndarray:
         )
         raise ValueError(msg) from error
     if layout == "ascii":
-        # a packed colour is written as a float here, whose bits are the bytes
+        # a packed color is written as a float here, whose bits are the bytes
         return read_rows(path, data[offset:], dtype, count, "point", "points")
     if layout != "binary":
         msg = f"{path} has .pcd data of the kind {layout!r}; known are ascii and binary: save it uncompressed."

@@ -12,9 +12,9 @@ class MVTec3DRendered(CloudDataModule):
 
     Raw is ``<root>/<category>/test/<kind>`` with ``rgb``, ``xyz`` and ``gt``: the plane below the object is removed
     and the object drawn when it is read, in a fraction of a second. ``cache_dir`` keeps what was drawn;
-    ``tools/render_clouds.py`` writes the layout that PointAD published, which is recognised by its ``2d_rendering``.
+    ``tools/render_clouds.py`` writes the layout that PointAD published, which is recognized by its ``2d_rendering``.
 
-    One-vs-rest: train on the labelled test part of ``train_category``, test on another one. Cross-dataset: name the
+    One-vs-rest: train on the labeled test part of ``train_category``, test on another one. Cross-dataset: name the
     other data set's folder as ``train_root``. The training category is never tested on.
 
     The data set is not downloaded: its owner offers it at https://www.mvtec.com/company/research/datasets/mvtec-3d-ad
@@ -28,7 +28,7 @@ class MVTec3DRendered(CloudDataModule):
         views: views of each cloud, 5, 9 or 11.
         size: width and height of views and photographs in pixels.
         point_size: side of a point's square in pixels of a window of 1024; None to choose it so that no holes show.
-        depth_tolerance: points this much behind the nearest one of their pixel are visible too, in metres; None for
+        depth_tolerance: points this much behind the nearest one of their pixel are visible too, in meters; None for
             the paper's rule, the nearest point alone.
         cache_dir: folder that keeps drawn clouds; None to draw them each time.
         train_batch_size: clouds in a training batch.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The object alone: what stands on a table loses the table (PointAD's preparation of MVTec 3D-AD).
 
-Cells of an organised cloud hold a point where their z is not 0. Lengths are in metres.
+Cells of an organized cloud hold a point where their z is not 0. Lengths are in meters.
 """
 
 import logging
@@ -33,7 +33,7 @@ def plane_distance(xyz: Tensor, seed: int = 0) -> Tensor | None:
     and fitted to its inliers.
 
     Args:
-        xyz: organised cloud (H, W, 3).
+        xyz: organized cloud (H, W, 3).
         seed: chooses the planes that are tried.
 
     Returns:
@@ -70,10 +70,10 @@ def largest_component(xyz: Tensor) -> Tensor:
     and 30 points, or fewer in coarse clouds; a jump in depth parts what only looks connected in the image.
 
     Args:
-        xyz: organised cloud (H, W, 3) in metres.
+        xyz: organized cloud (H, W, 3) in meters.
 
     Raises:
-        ValueError: if the cloud is thousands of voxels wide, as it is if lengths are not in metres.
+        ValueError: if the cloud is thousands of voxels wide, as it is if lengths are not in meters.
     """
     valid = xyz[..., 2] != 0
     points = xyz[valid].double().numpy()
@@ -85,7 +85,7 @@ def largest_component(xyz: Tensor) -> Tensor:
     shape = index.max(0) + 1
     if math.prod(shape.tolist()) > _MOST_VOXELS:
         extent = " x ".join(f"{value * side:.3g}" for value in shape)
-        msg = f"The cloud is {extent} m large: expected an object in metres; convert millimetres, remove stray points."
+        msg = f"The cloud is {extent} m large: expected an object in meters; convert millimeters, remove stray points."
         raise ValueError(msg)
     count = np.zeros(shape, np.int32)
     np.add.at(count, tuple(index.T), 1)
@@ -116,7 +116,7 @@ def isolate_object(
     """Remove the plane that an object lies on, pad to a square, and keep the largest connected part.
 
     Args:
-        xyz: organised cloud (H, W, 3) in metres; 0 where there is no point.
+        xyz: organized cloud (H, W, 3) in meters; 0 where there is no point.
         rgb: image (3, H, W); black where something was removed.
         gt_mask: mask of the defect (H, W), which is padded only.
         seed: chooses the planes that are tried.

@@ -11,10 +11,10 @@ class Real3DADRendered(CloudDataModule):
     """Real3D-AD in the layout that PointAD published, as ``tools/render_clouds.py --dataset real3d`` writes it.
 
     ``<root>/<category>/test/good`` and ``test/anomaly`` have ``2d_rendering``, ``2d_gt``, ``2d_3d_cor`` and
-    ``gt_pcd``. There are no photographs: ``image`` is one of the views. Cells of the grid are no neighbours in space
-    (``organised`` is False).
+    ``gt_pcd``. There are no photographs: ``image`` is one of the views. Cells of the grid are no neighbors in space
+    (``organized`` is False).
 
-    One-vs-rest: train on the labelled test part of ``train_category``, test on another one. Cross-dataset: name the
+    One-vs-rest: train on the labeled test part of ``train_category``, test on another one. Cross-dataset: name the
     other data set's folder as ``train_root``; it may be raw MVTec 3D-AD. The training category is never tested on.
 
     The data set is not downloaded: its authors offer it at https://github.com/M-3LAB/Real3D-AD. Its categories are

@@ -10,11 +10,11 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from anomalib_pose.geometry import so3_exp
-from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neighbour_normals, point_spacing
+from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neighbor_normals, point_spacing
 from anomalib_pose.render.points import VIEW_ANGLES, facing_viewer, render_views, view_rotations
 
-_PLAIN_NEIGHBOURS = 30
-_NEIGHBOURS_BETWEEN = 3
+_PLAIN_NEIGHBoRS = 30
+_NEIGHBoRS_BETWEEN = 3
 _SHARES = (0.25, 0.5, 0.75)
 
 
@@ -67,7 +67,7 @@ class RenderedCloud:
     Args:
         points: positions (size, size, 3), as they are stored; 0 in cells without a point.
         valid: cells that hold a point (size, size).
-        organised: whether neighbouring cells are neighbours in space, as a depth camera sees them.
+        organized: whether neighboring cells are neighbors in space, as a depth camera sees them.
         gt_mask: defective cells (size, size); of the photograph, where the cloud has holes.
         rgb: photograph (3, size, size), bytes, or None if there is none.
         views: drawn views (v, 3, size, size), bytes.
@@ -78,7 +78,7 @@ class RenderedCloud:
 
     points: Tensor
     valid: Tensor
-    organised: bool
+    organized: bool
     gt_mask: Tensor
     rgb: Tensor | None
     views: Tensor
@@ -87,7 +87,7 @@ class RenderedCloud:
     visible: Tensor
 
 
-def render_organised(
+def render_organized(
     xyz: Tensor, settings: RenderSettings, gt_mask: Tensor | None = None, rgb: Tensor | None = None
 ) -> RenderedCloud:
     """Draw the cloud of a depth camera (+x right, +y down, +z forward).
@@ -112,7 +112,7 @@ def render_organised(
     return RenderedCloud(points, valid, True, gt, image, *drawn)
 
 
-def render_unorganised(points: Tensor, labels: Tensor, settings: RenderSettings, seed: int = 0) -> RenderedCloud:
+def render_unorganized(points: Tensor, labels: Tensor, settings: RenderSettings, seed: int = 0) -> RenderedCloud:
     """Draw a plain cloud, of which as many points are taken, or made, as the grid has cells.
 
     Args:
@@ -127,7 +127,7 @@ def render_unorganised(points: Tensor, labels: Tensor, settings: RenderSettings,
     size = settings.size
     chosen, chosen_labels = resample(points, labels, size * size, seed)
     valid = torch.ones(size, size, dtype=torch.bool)
-    normals = neighbour_normals(chosen, _PLAIN_NEIGHBOURS)
+    normals = neighbor_normals(chosen, _PLAIN_NEIGHBoRS)
     drawn = _draw(chosen, normals, chosen_labels, point_spacing(chosen), valid.flatten(), settings)
     return RenderedCloud(chosen.reshape(size, size, 3), valid, False, chosen_labels.reshape(size, size), None, *drawn)
 
@@ -136,7 +136,7 @@ def resample(points: Tensor, labels: Tensor, count: int, seed: int = 0) -> tuple
     """Exactly ``count`` points and their labels.
 
     Of more points, one is kept in each occupied cell of the coarsest lattice with enough of them: spread evenly
-    over the surface, much faster than farthest points are found. To fewer, points between neighbours are added,
+    over the surface, much faster than farthest points are found. To fewer, points between neighbors are added,
     with the label of the nearer one.
 
     Args:
@@ -231,10 +231,10 @@ def _with_points_between(
     points: Tensor, labels: Tensor, missing: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     xyz = points.double().numpy()
-    neighbours = min(_NEIGHBOURS_BETWEEN, len(xyz) - 1)
+    neighbors = min(_NEIGHBoRS_BETWEEN, len(xyz) - 1)
     anchor = rng.integers(0, len(xyz), missing)
-    _, near = cKDTree(xyz).query(xyz[anchor], np.arange(2, neighbours + 2))
-    other = near[np.arange(missing), rng.integers(0, neighbours, missing)]
+    _, near = cKDTree(xyz).query(xyz[anchor], np.arange(2, neighbors + 2))
+    other = near[np.arange(missing), rng.integers(0, neighbors, missing)]
     share = rng.choice(_SHARES, missing)
     between = torch.from_numpy(xyz[anchor] + share[:, None] * (xyz[other] - xyz[anchor])).to(points.dtype)
     nearer = torch.from_numpy(np.where(share <= 0.5, anchor, other))

@@ -2,7 +2,7 @@
 """Rendered clouds on disk, in the two layouts that PointAD published.
 
 Both have ``2d_rendering/<name>/view_<k>.png``, ``2d_gt/<name>/view_<k>_gt.png``, ``2d_3d_cor/<name>/view_<k>_cor.npy``
-(x, y and visibility of each point) and ``gt_pcd/<name>.pcd`` in a folder for each kind of object. Organised clouds
+(x, y and visibility of each point) and ``gt_pcd/<name>.pcd`` in a folder for each kind of object. Organized clouds
 (MVTec 3D-AD, Eyecandies) have ``xyz``, ``rgb`` and ``gt`` beside them, and ``2d_3d_cor/<name>/nonzero_indices.npy``
 says which cells of the grid the points are; plain ones (Real3D-AD) have a point for each cell.
 """
@@ -51,7 +51,7 @@ def write_rendered(folder: Path, name: str, cloud: RenderedCloud) -> None:
         _save_image(targets[1] / f"{stem}_gt.png", (mask[..., None] * 255).to(torch.uint8).expand(-1, -1, 3))
         rows = torch.cat([cloud.pixels[number].flip(-1), cloud.visible[number][:, None].to(torch.int16)], 1)
         np.save(targets[2] / f"{stem}_cor.npy", rows[cells].to(torch.int64).numpy())
-    if cloud.organised:
+    if cloud.organized:
         np.save(targets[2] / CELLS, cells.nonzero()[:, 0].numpy())
     labels = cloud.gt_mask.flatten()[cells]
     write_pcd(
@@ -60,7 +60,7 @@ def write_rendered(folder: Path, name: str, cloud: RenderedCloud) -> None:
 
 
 def write_original(folder: Path, name: str, xyz: Tensor, rgb: Tensor | None, gt_mask: Tensor | None) -> None:
-    """Write the organised cloud that was drawn, its photograph and mask.
+    """Write the organized cloud that was drawn, its photograph and mask.
 
     Args:
         folder: of one kind of object.
@@ -101,10 +101,10 @@ def index_entry(root: Path, folder: Path, name: str) -> dict[str, Any]:
         name: of the cloud.
     """
     base = folder.relative_to(root)
-    organised = (folder / "xyz").is_dir()
+    organized = (folder / "xyz").is_dir()
     entry: dict[str, Any] = {
-        "d2_mask_path": (base / "gt" / f"{name}.png" if organised else base / LABELS / f"{name}.pcd").as_posix(),
-        "d3_pc": (base / "xyz" / f"{name}.tiff" if organised else base / LABELS / f"{name}.pcd").as_posix(),
+        "d2_mask_path": (base / "gt" / f"{name}.png" if organized else base / LABELS / f"{name}.pcd").as_posix(),
+        "d3_pc": (base / "xyz" / f"{name}.tiff" if organized else base / LABELS / f"{name}.pcd").as_posix(),
         "cls_name": base.parts[0],
         "specie_name": folder.name,
         "anomaly": int(folder.name != "good"),
@@ -129,9 +129,9 @@ def read_rendered(folder: Path, name: str, size: int) -> RenderedCloud:
     """
     views = torch.stack([to_bytes(_read_view(path, size)) for path in view_files(folder / VIEWS / name)])
     masks = torch.stack([_read_view(path, size)[0] > 0.5 for path in view_files(folder / MASKS / name)])
-    organised = (folder / CORRESPONDENCES / name / CELLS).is_file()
-    points, gt_mask, rgb = _organised(folder, name, size) if organised else _plain(folder, name, size)
-    cells = _cells(folder / CORRESPONDENCES / name / CELLS, points) if organised else torch.arange(size * size)
+    organized = (folder / CORRESPONDENCES / name / CELLS).is_file()
+    points, gt_mask, rgb = _organized(folder, name, size) if organized else _plain(folder, name, size)
+    cells = _cells(folder / CORRESPONDENCES / name / CELLS, points) if organized else torch.arange(size * size)
     tables = _numbered(folder / CORRESPONDENCES / name, "view_*_cor.npy")
     if not len(views) == len(masks) == len(tables):
         msg = f"{folder}: {name} has {len(views)} views, {len(masks)} masks and {len(tables)} correspondences."
@@ -146,7 +146,7 @@ def read_rendered(folder: Path, name: str, size: int) -> RenderedCloud:
     valid[cells] = True
     valid = valid.reshape(size, size)
     return RenderedCloud(
-        torch.where(valid[..., None], points, 0.0), valid, organised, gt_mask, rgb, views, masks, pixels, visible
+        torch.where(valid[..., None], points, 0.0), valid, organized, gt_mask, rgb, views, masks, pixels, visible
     )
 
 
@@ -168,7 +168,7 @@ def _numbered(folder: Path, pattern: str) -> list[Path]:
     return sorted(found, key=lambda path: int(re.findall(r"\d+", path.name)[0]))
 
 
-def _organised(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def _organized(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Points, mask of the defect, and photograph, on the grid."""
     points = nearest_resize(read_xyz(folder / "xyz" / f"{name}.tiff"), size)
     mask_path = folder / "gt" / f"{name}.png"
@@ -188,7 +188,7 @@ def _plain(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, None]:
     path = folder / LABELS / f"{name}.pcd"
     file = read_points(path)
     if len(file.points) != size * size or file.colors is None:
-        msg = f"{path} should have {size * size} points with colours, one for each cell; it has {len(file.points)}."
+        msg = f"{path} should have {size * size} points with colors, one for each cell; it has {len(file.points)}."
         raise ValueError(msg)
     labels = (file.colors > 0.5).all(1)
     return file.points.reshape(size, size, 3), labels.reshape(size, size), None

@@ -17,7 +17,7 @@ from torch import Tensor
 from anomalib_pose.data.images import image_files, read_image, read_mask
 from anomalib_pose.data.point_cloud.files import naming, read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
-from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, front_view, render_organised
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, front_view, render_organized
 from anomalib_pose.data.point_cloud.rendered_layout import VIEWS, read_rendered, view_files
 
 _CACHE_VERSION = 1  # to be raised when the same recording and settings give other renderings
@@ -102,7 +102,7 @@ class RawSource:
             return _read_cached(kept)
         xyz, rgb, gt_mask = self.original(sample)
         with naming(_cloud_path(sample)):
-            cloud = render_organised(xyz, self.settings, gt_mask, rgb)
+            cloud = render_organized(xyz, self.settings, gt_mask, rgb)
         if kept is not None:
             _write_cached(kept, cloud)
         return cloud
@@ -215,8 +215,12 @@ def _write_cached(path: Path, cloud: RenderedCloud) -> None:
     temporary.replace(path)
 
 
+_RENAMED_FIELDS = {"organised": "organized"}
+"""Field names of caches that version 0.1 wrote, with today's names."""
+
+
 def _read_cached(path: Path) -> RenderedCloud:
-    flags = {"valid", "organised", "gt_mask", "view_masks", "visible"}
+    flags = {"valid", "organized", *_RENAMED_FIELDS, "gt_mask", "view_masks", "visible"}
     values: dict[str, Tensor | None] = {field.name: None for field in fields(RenderedCloud)}
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -225,9 +229,9 @@ def _read_cached(path: Path) -> RenderedCloud:
                 array = arrays[name]
                 if name in flags:
                     array = np.unpackbits(array, count=math.prod(shape)).astype(bool)
-                values[name] = torch.from_numpy(array.reshape(shape))
+                values[_RENAMED_FIELDS.get(name, name)] = torch.from_numpy(array.reshape(shape))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         msg = f"The kept rendering {path} cannot be read ({error}): remove it, and it will be drawn again."
         raise ValueError(msg) from error
-    organised = bool(values.pop("organised"))
-    return RenderedCloud(organised=organised, **values)  # type: ignore[arg-type]
+    organized = bool(values.pop("organized"))
+    return RenderedCloud(organized=organized, **values)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from anomalib.data.utils import LabelName, Split
 from anomalib.utils.path import resolve_dataset_root
 
 from anomalib_pose.data.images import image_size
-from anomalib_pose.data.posed.datamodule import PosedDataModule, labelled_images, true_poses
+from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, true_poses
 from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
 from anomalib_pose.data.posed.transforms_json import PosedFrame
 
@@ -96,7 +96,7 @@ class CategoryDataModule(PosedDataModule):
         camera = common_camera(frames, common_size(frames, None))
         truth = true_poses(folder)
         queries = []
-        for image, label, mask in labelled_images(folder / "test", folder / "ground_truth", self.mask_suffixes):
+        for image, label, mask in labeled_images(folder / "test", folder / "ground_truth", self.mask_suffixes):
             frame = query_frame(image, *image_size(image), like=camera)
             pose = truth.get(PurePosixPath(image.relative_to(folder).as_posix()))
             queries.append(PosedSample(replace(frame, camera_to_world=pose), label, mask))

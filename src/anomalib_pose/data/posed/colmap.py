@@ -34,7 +34,7 @@ def find_colmap(root: Path) -> Path | None:
 def read_colmap(model: Path, image_dir: Path) -> list[PosedFrame]:
     """Read the posed images of a model.
 
-    COLMAP's cameras have OpenCV axes, and (0.5, 0.5) is the centre of the first pixel, as it is here. The world is
+    COLMAP's cameras have OpenCV axes, and (0.5, 0.5) is the center of the first pixel, as it is here. The world is
     the model's own. Where a camera is larger or smaller than its stored image, the intrinsics are scaled.
 
     Args:
@@ -70,7 +70,7 @@ def read_colmap_points(model: Path) -> tuple[Tensor, Tensor]:
         model: folder of the model, as ``read_colmap`` takes it.
 
     Returns:
-        Positions (n, 3) in the world frame and colours (n, 3), RGB in [0, 1], both float64; in the order of the
+        Positions (n, 3) in the world frame and colors (n, 3), RGB in [0, 1], both float64; in the order of the
         points' numbers. n may be 0.
 
     Raises:
@@ -80,8 +80,8 @@ def read_colmap_points(model: Path) -> tuple[Tensor, Tensor]:
     """
     points = sorted(_read(model).points3D.items())
     positions = torch.tensor([point.xyz.tolist() for _, point in points], dtype=torch.float64)
-    colours = torch.tensor([point.color.tolist() for _, point in points], dtype=torch.float64)
-    return positions.reshape(-1, 3), colours.reshape(-1, 3) / 255
+    colors = torch.tensor([point.color.tolist() for _, point in points], dtype=torch.float64)
+    return positions.reshape(-1, 3), colors.reshape(-1, 3) / 255
 
 
 def _stored(model: Path) -> dict[str, list[str]]:

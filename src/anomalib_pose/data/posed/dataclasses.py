@@ -43,7 +43,7 @@ class PoseItem(ImageItem):
     """An image with what is known of its camera; every further field may be missing.
 
     Convention:
-        OpenCV camera axes; ``p_world = camera_to_world @ p_camera``; the point (0.5, 0.5) is the first pixel's centre.
+        OpenCV camera axes; ``p_world = camera_to_world @ p_camera``; the point (0.5, 0.5) is the first pixel's center.
 
     Args:
         camera_to_world: the true pose (4, 4); of a query it serves evaluation alone.

@@ -24,7 +24,7 @@ class PosedDataModule(WholeTestDataModule):
     test_data: PosedDataset
 
 
-def labelled_images(
+def labeled_images(
     folder: Path, mask_folder: Path | None, mask_suffixes: Sequence[str] = ("_mask", "")
 ) -> list[tuple[Path, LabelName, Path | None]]:
     """Images of the subfolders of a test folder, with labels and masks.

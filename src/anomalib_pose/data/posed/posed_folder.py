@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_pose.data.images import image_files, image_size
 from anomalib_pose.data.posed.colmap import MODEL_FOLDERS, find_colmap, read_colmap
-from anomalib_pose.data.posed.datamodule import PosedDataModule, labelled_images, true_poses
+from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, true_poses
 from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
 from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms
 
@@ -158,7 +158,7 @@ class PosedFolder(PosedDataModule):
         if loose and self.mask_dir is not None:
             msg = f"mask_dir ({self.mask_dir}) needs queries in subfolders 'good' and kinds of defects of {folder}."
             raise ValueError(msg)
-        found = labelled_images(folder, self.mask_dir) if kinds else [(p, LabelName.UNKNOWN, None) for p in loose]
+        found = labeled_images(folder, self.mask_dir) if kinds else [(p, LabelName.UNKNOWN, None) for p in loose]
         if not found:
             msg = f"There are no queries in {folder}: expected images in it or in its subfolders."
             raise FileNotFoundError(msg)
@@ -176,7 +176,7 @@ class PosedFolder(PosedDataModule):
         ]
 
     def test_dataloader(self) -> DataLoader:
-        """Loader of labelled queries.
+        """Loader of labeled queries.
 
         Raises:
             ValueError: if the queries have no labels.

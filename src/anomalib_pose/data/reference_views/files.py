@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading the reference views of Looking3D's layout: ``<id>_<distance>_<azimuth>_<elevation>`` with four suffixes.
 
-Each view has ``.png`` (grey), ``.json`` (camera), ``_depth.npy`` (metric depth) and ``.npy`` (correspondences).
+Each view has ``.png`` (gray), ``.json`` (camera), ``_depth.npy`` (metric depth) and ``.npy`` (correspondences).
 """
 
 import pickle

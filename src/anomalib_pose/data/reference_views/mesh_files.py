@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meshes from files that modelling programs and scanners write."""
+"""Meshes from files that modeling programs and scanners write."""
 
 import logging
 from pathlib import Path
@@ -13,17 +13,17 @@ from anomalib_pose.render.reference_views import FITTING_RADIUS
 logger = logging.getLogger(__name__)
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
-_GREY = 0.7
+_GRaY = 0.7
 
 
-def read_mesh(path: str | Path, *, normalise: bool = True) -> Mesh:
-    """Read a triangle mesh in one colour; the parts of a scene become one mesh, larger polygons become triangles.
+def read_mesh(path: str | Path, *, normalize: bool = True) -> Mesh:
+    """Read a triangle mesh in one color; the parts of a scene become one mesh, larger polygons become triangles.
 
     Needs the extra ``anomalib-pose[mesh]``. That a surface has holes does no harm, and is logged.
 
     Args:
         path: a file ``.obj``, ``.ply``, ``.glb``, ``.gltf``, ``.stl`` or ``.off``.
-        normalise: move the middle of the bounding box to the origin and scale the mesh into a sphere of radius 0.9,
+        normalize: move the middle of the bounding box to the origin and scale the mesh into a sphere of radius 0.9,
             which fills reference views from distance 3.
 
     Raises:
@@ -33,7 +33,7 @@ def read_mesh(path: str | Path, *, normalise: bool = True) -> Mesh:
     """
     path = Path(path)
     vertices, faces, watertight = _read(path)
-    if normalise:
+    if normalize:
         vertices = vertices - (vertices.min(0) + vertices.max(0)) / 2
         radius = np.linalg.norm(vertices, axis=1).max()
         if radius == 0:
@@ -42,7 +42,7 @@ def read_mesh(path: str | Path, *, normalise: bool = True) -> Mesh:
         vertices = vertices * (FITTING_RADIUS / radius)
     logger.info("%s has %d faces%s.", path, len(faces), "" if watertight else ", which leave holes")
     triangles = torch.from_numpy(faces.astype(np.int32))
-    return Mesh.flat(torch.from_numpy(vertices).float(), triangles, torch.full((len(faces), 3), _GREY))
+    return Mesh.flat(torch.from_numpy(vertices).float(), triangles, torch.full((len(faces), 3), _GRaY))
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:

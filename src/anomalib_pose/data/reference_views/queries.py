@@ -103,7 +103,7 @@ def cropped(image: Tensor, top: int, left: int, *, nearest: bool = False) -> Ten
         image: the queries, or masks of them.
         top: first row.
         left: first column.
-        nearest: take nearest neighbours, as masks need it.
+        nearest: take nearest neighbors, as masks need it.
     """
     part = image[..., top : top + CROP_SIZE, left : left + CROP_SIZE]
     return resized(part, QUERY_SIZE, nearest=nearest)
@@ -123,7 +123,7 @@ def padded(image: Tensor, value: float) -> Tensor:
 
 
 def resized(image: Tensor, size: int, *, nearest: bool = False) -> Tensor:
-    """Images (..., C, H, W) as squares of ``size``; bilinear, antialiased where they shrink, or nearest neighbours."""
+    """Images (..., C, H, W) as squares of ``size``; bilinear, antialiased where they shrink, or nearest neighbors."""
     batch = image.reshape(-1, *image.shape[-3:])
     if nearest:
         found = F.interpolate(batch, (size, size), mode="nearest-exact")

@@ -19,7 +19,7 @@ _WHITE = 254 / 255
 def choose_crop(box: Tensor | None, *, random: bool) -> tuple[int, int]:
     """First row and column of the part of a query to show: random, or the middle.
 
-    A part that loses the box is not taken: after some tries the part is centred on the box, as far as the query
+    A part that loses the box is not taken: after some tries the part is centered on the box, as far as the query
     reaches.
 
     Args:

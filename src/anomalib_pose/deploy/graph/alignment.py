@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.deploy.graph.linear_solver import solve_positive
 from anomalib_pose.deploy.graph.relighting import relit_in_windows
-from anomalib_pose.deploy.graph.resample import pixel_centres, sample
+from anomalib_pose.deploy.graph.resample import pixel_centers, sample
 from anomalib_pose.geometry import projection_jacobian, skew
 
 ROBUST_SCALE = 0.1
@@ -24,7 +24,7 @@ class View(NamedTuple):
     """Rendered views.
 
     Args:
-        rgb: colour over white (B, 3, H, W).
+        rgb: color over white (B, 3, H, W).
         depth: along the optical axis (B, H, W), beyond the silhouette that of the nearest surface.
         alpha: 1 on the object (B, H, W).
     """
@@ -49,8 +49,8 @@ def unproject(depth: Float[Tensor, "b h w"], intrinsics: Float[Tensor, "b 4"]) -
         depth: of each pixel.
         intrinsics: (fx, fy, cx, cy).
     """
-    centres = pixel_centres(depth.shape[1], depth.shape[2], depth)
-    slopes = (centres - intrinsics[:, 2:, None, None]) / intrinsics[:, :2, None, None]
+    centers = pixel_centers(depth.shape[1], depth.shape[2], depth)
+    slopes = (centers - intrinsics[:, 2:, None, None]) / intrinsics[:, :2, None, None]
     return torch.cat([slopes, torch.ones_like(slopes[:, :1])], 1) * depth[:, None]
 
 
@@ -76,10 +76,10 @@ class Pyramid(NamedTuple):
 
     Args:
         query: the query (B, 3, h, w).
-        rgb: colour of the view's N pixels that take part (B, 3, N).
+        rgb: color of the view's N pixels that take part (B, 3, N).
         points: their surface in the view's camera's frame (B, 3, N).
-        jacobian: derivatives of their colour by a tangent (v, omega) that moves the view's points (B, 6, 3 N).
-        products: products of those derivatives, summed over the colours (B, 36, N).
+        jacobian: derivatives of their color by a tangent (v, omega) that moves the view's points (B, 6, 3 N).
+        products: products of those derivatives, summed over the colors (B, 36, N).
         weight: 1 where pixels count (B, N).
         intrinsics: (fx, fy, cx, cy) at this size (B, 4).
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussians drawn by a fixed number of tensor operations, for runtimes that know no rasteriser."""
+"""Gaussians drawn by a fixed number of tensor operations, for runtimes that know no rasterizer."""
 
 import math
 
@@ -61,7 +61,7 @@ def seen_gaussians(
 
 
 class GaussianDrawing(nn.Module):
-    """Draws Gaussians as rasterisers do (Kerbl et al. 2023, section 6), without a branch that depends on the data.
+    """Draws Gaussians as rasterizers do (Kerbl et al. 2023, section 6), without a branch that depends on the data.
 
     Those Gaussians that the nearest views see are drawn. Tiles of 32 pixels collect the ones that touch them and hand
     them down to tiles of 8, and these to tiles of 4, whose pixels blend them from front to back. Tiles that about as
@@ -81,7 +81,7 @@ class GaussianDrawing(nn.Module):
             Gaussians were fitted to; no more than those have. 1 to widen the Gaussians.
     """
 
-    centres: Tensor
+    centers: Tensor
     axes: Tensor
     log_opacities: Tensor
     sh: Tensor
@@ -108,7 +108,7 @@ class GaussianDrawing(nn.Module):
         for name, drawn, side in zip(("rows", "columns"), self.drawn_size, size, strict=True):
             self.register_buffer(name, window_matrix(drawn, side, 0.0, 1.0, torch.zeros(())))
         self.degree = gaussians.sh_degree or 0
-        self.register_buffer("centres", to_fixed(gaussians.means / unit))
+        self.register_buffer("centers", to_fixed(gaussians.means / unit))
         rotations = quaternion_to_rotation_matrix(functional.normalize(gaussians.quats, dim=1))
         self.register_buffer("axes", rotations * gaussians.scales[:, None] / unit)
         self.register_buffer("log_opacities", gaussians.opacities.log())
@@ -123,7 +123,7 @@ class GaussianDrawing(nn.Module):
         visible: Bool[Tensor, "v n"],
         size: tuple[int, int],
         cameras: tuple[Float[Tensor, "b 4 4"], Float[Tensor, "b 4"], Int[Tensor, "b s"]],
-        neighbourhoods: Int[Tensor, "v s"],
+        neighborhoods: Int[Tensor, "v s"],
         scale: float = 1.0,
         oversampling: float = 1.0,
     ) -> "GaussianDrawing":
@@ -135,14 +135,14 @@ class GaussianDrawing(nn.Module):
             visible: see the class.
             size: see the class.
             cameras: what ``forward`` takes.
-            neighbourhoods: indices of the views around each view: what some of them see together has room, for what is
+            neighborhoods: indices of the views around each view: what some of them see together has room, for what is
                 cut off is the object's far end.
             scale: see the class.
             oversampling: see the class.
         """
         drawing = cls(gaussians, unit, visible, size, Room(len(gaussians), (), (), (), 0), scale, oversampling)
         images = [drawing.filled(*(part[some : some + 1] for part in cameras)) for some in range(len(cameras[0]))]
-        together = max(int(visible[some].any(0).sum()) for some in neighbourhoods.cpu())
+        together = max(int(visible[some].any(0).sum()) for some in neighborhoods.cpu())
         drawing.room = room_for(images, together, len(gaussians))
         return drawing
 
@@ -191,8 +191,8 @@ class GaussianDrawing(nn.Module):
     def _project(self, pose: Tensor, intrinsics: Tensor, near: Tensor) -> Splats:
         """Gaussians on the image plane (Zwicker et al. 2002), those that nearby views see, the nearest first."""
         view = rigid_inverse(pose)
-        centres = from_fixed(self.centres)
-        x, y, z = (view[:, :3, :3] @ centres.T + view[:, :3, 3:]).unbind(1)
+        centers = from_fixed(self.centers)
+        x, y, z = (view[:, :3, :3] @ centers.T + view[:, :3, 3:]).unbind(1)
         axes = (view[:, :3, :3] @ self.axes.permute(1, 0, 2).flatten(1)).unflatten(2, (-1, 3))
         inverse = 1 / z.clamp(min=_NEAR)
         fx, fy, cx, cy = resized_intrinsics(intrinsics, self.size, self.drawn_size).T[:, :, None].unbind(0)
@@ -210,7 +210,7 @@ class GaussianDrawing(nn.Module):
         seen = seen & (z > _NEAR) & (reach > 0)
         first = torch.where(seen, inverse, 0.0).topk(self.room.image, dim=1)
         rest = [xx, xy, yy, opacities, (reach * xx).sqrt(), (reach * yy).sqrt(), z]
-        numbers = torch.cat([torch.stack([fx * x + cx, fy * y + cy, *rest], 2), self._colours(pose, centres)], 2)
+        numbers = torch.cat([torch.stack([fx * x + cx, fy * y + cy, *rest], 2), self._colors(pose, centers)], 2)
         offset = torch.arange(z.shape[0], device=z.device)[:, None] * z.shape[1]
         numbers = numbers.flatten(0, 1).index_select(0, (first.indices + offset).flatten())
         return splats_of(numbers, first.values.flatten() > 0)
@@ -220,9 +220,9 @@ class GaussianDrawing(nn.Module):
         """Variance in px² of the filter that brings photographs to the images' size, where drawings are not resized."""
         return 0.0 if self.drawn_size != self.size else max(1.0, self.scale**2) / 6
 
-    def _colours(self, pose: Tensor, centres: Tensor) -> Float[Tensor, "b n 3"]:
+    def _colors(self, pose: Tensor, centers: Tensor) -> Float[Tensor, "b n 3"]:
         """RGB as seen from each camera."""
-        directions = functional.normalize(centres - pose[:, None, :3, 3], dim=2)
+        directions = functional.normalize(centers - pose[:, None, :3, 3], dim=2)
         basis = sh_basis(self.degree, directions)
         return (0.5 + (basis[..., None] * self.sh).sum(2)).clamp(min=0)
 

@@ -12,7 +12,7 @@ COARSE, MIDDLE, FINE = 32, 8, 4
 """Sides of tiles in pixels."""
 _GROUPS = 8  # each adds its operations to the graph
 FAINT = (0.5 / 255, 1.5 / 255)
-"""Rasterisers leave out opacities below 1/255; runtimes must not differ about that, hence a slope."""
+"""Rasterizers leave out opacities below 1/255; runtimes must not differ about that, hence a slope."""
 REACH = math.log(255.0)
 _ALPHA_MAX = 0.999
 _HALF_TILE = 2.0
@@ -28,13 +28,13 @@ class Splats(NamedTuple):
         wide: column, row, and factors of xx, xy, yy and 1 in the exponent of a Gaussian as wide as it is on the image
             and a tile together (6, N + 1).
         narrow: the same as it is on the image (6, N + 1).
-        colours: RGB, 1 and depth (N + 1, 5).
+        colors: RGB, 1 and depth (N + 1, 5).
     """
 
     bounds: Tensor
     wide: Tensor
     narrow: Tensor
-    colours: Tensor
+    colors: Tensor
 
     @property
     def nobody(self) -> int:
@@ -66,8 +66,8 @@ def splats_of(numbers: Float[Tensor, "n 12"], present: Bool[Tensor, " n"]) -> Sp
         torch.cat([torch.stack([u, v, *_conic(xx + blur, xy, yy + blur), opacity]), transparent], 1)
         for blur in (_HALF_TILE, 0.0)
     )
-    colours = torch.cat([numbers[:, 9:], torch.ones_like(z)[:, None], z[:, None]], 1)
-    return Splats(torch.cat([bounds, nowhere], 1), wide, narrow, torch.cat([colours, torch.zeros_like(colours[:1])]))
+    colors = torch.cat([numbers[:, 9:], torch.ones_like(z)[:, None], z[:, None]], 1)
+    return Splats(torch.cat([bounds, nowhere], 1), wide, narrow, torch.cat([colors, torch.zeros_like(colors[:1])]))
 
 
 def _conic(xx: Tensor, xy: Tensor, yy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,8 +207,8 @@ def blended(splats: Splats, tiles: Tiles) -> Float[Tensor, "t s s 5"]:
     """Sums over the Gaussians of weight times RGB, 1 and depth, for the pixels of the finest tiles."""
     alpha, passed = blending(splats, tiles)
     weight = torch.exp(passed) * alpha / (1 - alpha)
-    colours = splats.colours.index_select(0, tiles.members.flatten()).unflatten(0, (-1, tiles.members.shape[1]))
-    return (weight.unflatten(0, (-1, FINE * FINE)) @ colours).unflatten(1, (FINE, FINE))
+    colors = splats.colors.index_select(0, tiles.members.flatten()).unflatten(0, (-1, tiles.members.shape[1]))
+    return (weight.unflatten(0, (-1, FINE * FINE)) @ colors).unflatten(1, (FINE, FINE))
 
 
 def _logarithm(share: Tensor) -> Tensor:

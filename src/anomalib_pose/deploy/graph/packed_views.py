@@ -14,7 +14,7 @@ from anomalib_pose.render import RenderOutput
 
 _DEPTH_LEVELS = 127
 _OPAQUE = 0.5
-_JUMP = 0.04  # neighbours whose depths differ by more, as a part of the distance, show two surfaces
+_JUMP = 0.04  # neighbors whose depths differ by more, as a part of the distance, show two surfaces
 
 
 class PackedViews(nn.Module):
@@ -22,7 +22,7 @@ class PackedViews(nn.Module):
 
     Numbers that the pose depends on are kept in fixed point: an export in half precision leaves integers alone.
 
-    A view takes four bytes a pixel: colour over white, depth between the view's nearest and farthest surface in seven
+    A view takes four bytes a pixel: color over white, depth between the view's nearest and farthest surface in seven
     bits (a step moves a surface by a hundredth of a pixel when the camera turns by five degrees), and the silhouette.
 
     Args:
@@ -110,14 +110,14 @@ def pack(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """One view (4, H, W) in bytes, and its nearest and farthest depth.
 
     Args:
-        rgb: colour over white (H, W, 3).
+        rgb: color over white (H, W, 3).
         depth: along the optical axis (H, W), 0 where there is nothing.
         alpha: opacity (H, W).
     """
     opaque = (alpha > _OPAQUE) & (depth > 0)
-    colour = (rgb.permute(2, 0, 1).clamp(0, 1) * 255).round()
+    color = (rgb.permute(2, 0, 1).clamp(0, 1) * 255).round()
     if not bool(opaque.any()):
-        return torch.cat([colour, torch.zeros_like(depth)[None]]).to(torch.uint8), torch.ones(2)
+        return torch.cat([color, torch.zeros_like(depth)[None]]).to(torch.uint8), torch.ones(2)
     depth = _unmixed(depth, opaque)
     # Expected depth on a silhouette may lie between object and nowhere: leave the extremes out.
     sample = depth[opaque]
@@ -126,7 +126,7 @@ def pack(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     filled = depth[torch.from_numpy(np.asarray(indices[0])), torch.from_numpy(np.asarray(indices[1]))]
     share = (filled - limits[0]) / (limits[1] - limits[0]).clamp(min=1e-6)
     level = (share.clamp(0, 1) * _DEPTH_LEVELS).round()
-    return torch.cat([colour, (2 * level + opaque)[None]]).to(torch.uint8), limits
+    return torch.cat([color, (2 * level + opaque)[None]]).to(torch.uint8), limits
 
 
 def _unmixed(depth: Tensor, opaque: Tensor) -> Tensor:

@@ -22,14 +22,14 @@ _BATCH = 8
 _APART = math.radians(12)
 
 
-def spread_poses(poses: Float[Tensor, "v 4 4"], centre: Float[Tensor, "3"], count: int) -> Float[Tensor, "n 4 4"]:
+def spread_poses(poses: Float[Tensor, "v 4 4"], center: Float[Tensor, "3"], count: int) -> Float[Tensor, "n 4 4"]:
     """As many poses as asked for, spread evenly over the directions that the given ones see the object from.
 
     The given poses are thinned out by farthest-point sampling, or joined by further ones between them.
 
     Args:
         poses: camera-to-world, that look at the object.
-        centre: middle of the object, world frame.
+        center: middle of the object, world frame.
         count: how many.
     """
     candidates = poses
@@ -37,10 +37,10 @@ def spread_poses(poses: Float[Tensor, "v 4 4"], centre: Float[Tensor, "3"], coun
     looking = Camera(poses, torch.eye(3).to(poses).expand(len(poses), 3, 3), 1, 1)
     while len(candidates) < 2 * count and spacing > math.radians(0.5):
         spacing *= 0.75
-        candidates = bank_poses(looking, centre, spacing, reach=math.radians(6))
+        candidates = bank_poses(looking, center, spacing, reach=math.radians(6))
     if len(candidates) <= count:
         return candidates
-    offsets = candidates[:, :3, 3] - centre
+    offsets = candidates[:, :3, 3] - center
     # Direction and nearness together: views from one side at two distances are two views.
     places = torch.cat([offsets / offsets.norm(dim=1, keepdim=True), offsets.norm(dim=1, keepdim=True).log()], 1)
     return candidates[farthest_point_sampling(places.double(), count).to(places.device)]
@@ -75,7 +75,7 @@ class RenderedBank(PackedViews):
     ) -> None:
         super().__init__(views, ranges, poses, intrinsics, float(ranges.mean()))
         height, width = views.shape[-2:]
-        # Without the object's centre at hand: where the optical axes point is where the cameras are, turned round.
+        # Without the object's center at hand: where the optical axes point is where the cameras are, turned round.
         self.register_buffer("directions", poses[:, :3, 2].clone())
         self.register_buffer("pool_rows", pooling_matrix(height, THUMBNAIL))
         self.register_buffer("pool_columns", pooling_matrix(width, THUMBNAIL).T.contiguous())
@@ -99,7 +99,7 @@ class RenderedBank(PackedViews):
         return self.pool_rows @ image @ self.pool_columns
 
     def similarity(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n"]:
-        """Normalised correlation of images with all views.
+        """Normalized correlation of images with all views.
 
         Args:
             image: windows of queries, RGB in [0, 1].

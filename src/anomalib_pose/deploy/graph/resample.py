@@ -21,9 +21,9 @@ def window_matrix(length: int, size: int, start: float, extent: float, like: Ten
     """
     cells = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
     pixels = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
-    centres = (start + cells * (extent / size)) * length
+    centers = (start + cells * (extent / size)) * length
     reach = torch.ones_like(cells[:1]) * length * (extent / size)
-    weights = torch.relu(1 - (pixels - centres[:, None]).abs() / reach.clamp(min=1.0))
+    weights = torch.relu(1 - (pixels - centers[:, None]).abs() / reach.clamp(min=1.0))
     return weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
 
 
@@ -87,7 +87,7 @@ def pooling_matrix(length: int, size: int) -> Float[Tensor, "size length"]:
 
 
 def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b 2 h2 w2"]) -> Float[Tensor, "b c h2 w2"]:
-    """Images at pixel coordinates, whose first pixel's centre is (0.5, 0.5); bilinear, the border repeated.
+    """Images at pixel coordinates, whose first pixel's center is (0.5, 0.5); bilinear, the border repeated.
 
     Args:
         images: (B, C, H, W).
@@ -99,8 +99,8 @@ def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b 2 h2 w2"]) -> 
     )
 
 
-def pixel_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "2 h w"]:
-    """Column and row of each pixel's centre."""
+def pixel_centers(height: int, width: int, like: Tensor) -> Float[Tensor, "2 h w"]:
+    """Column and row of each pixel's center."""
     rows = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
     columns = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
     return torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])

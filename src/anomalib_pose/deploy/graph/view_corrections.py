@@ -24,7 +24,7 @@ _BORDER = (0.375, 4.0)  # opacity from which something is added, and how fast
 class ViewCorrections(PackedViews):
     """Adds to drawings what the nearest photographs show beyond the renderings at their poses; see ``NearbyViews``.
 
-    Their differences are kept as colours: a half and half of the difference.
+    Their differences are kept as colors: a half and half of the difference.
 
     Args:
         views: packed (N, 4, H, W), see ``pack``.
@@ -32,12 +32,12 @@ class ViewCorrections(PackedViews):
         poses: camera-to-world of each (N, 4, 4).
         intrinsics: K of each (N, 3, 3).
         unit: scene units that ``forward`` counts in.
-        centre: of the object (3,), scene units.
+        center: of the object (3,), scene units.
         count: photographs that a drawing is corrected by.
     """
 
     directions: Tensor
-    centre: Tensor
+    center: Tensor
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class ViewCorrections(PackedViews):
         poses: Float[Tensor, "n 4 4"],
         intrinsics: Float[Tensor, "n 3 3"],
         unit: float,
-        centre: Float[Tensor, "3"],
+        center: Float[Tensor, "3"],
         count: int,
     ) -> None:
         super().__init__(views, ranges, poses, intrinsics, unit)
         self.count = min(count, len(views))
-        self.register_buffer("directions", functional.normalize(poses[:, :3, 3] - centre, dim=1))
-        self.register_buffer("centre", centre / unit)
+        self.register_buffer("directions", functional.normalize(poses[:, :3, 3] - center, dim=1))
+        self.register_buffer("center", center / unit)
 
     @classmethod
     @torch.no_grad()
@@ -65,7 +65,7 @@ class ViewCorrections(PackedViews):
             scale: pixels that are drawn along a side for one of the photographs.
             most: photographs that are kept, spread over the directions.
         """
-        places = functional.normalize(nearby.camera_to_world[:, :3, 3] - nearby.centre, dim=1)
+        places = functional.normalize(nearby.camera_to_world[:, :3, 3] - nearby.center, dim=1)
         chosen = torch.arange(len(nearby))
         if len(nearby) > most:
             chosen = farthest_point_sampling(places.double(), most).cpu()
@@ -88,14 +88,14 @@ class ViewCorrections(PackedViews):
             nearby.camera_to_world[chosen].cpu(),
             nearby.intrinsics[chosen].cpu() * factors[:, None],
             unit,
-            nearby.centre.cpu(),
+            nearby.center.cpu(),
             nearby.count,
         )
 
     def forward(
         self, seen: Synthesis, pose: Float[Tensor, "b 4 4"], intrinsics: Float[Tensor, "b 4"]
     ) -> Float[Tensor, "b 3 h w"]:
-        """Corrected colours of what cameras see.
+        """Corrected colors of what cameras see.
 
         Args:
             seen: what is drawn.
@@ -120,7 +120,7 @@ class ViewCorrections(PackedViews):
 
     def _nearest(self, pose: Tensor) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
         """One minus the cosine between directions, and the index, of the photographs from the most similar ones."""
-        mine = functional.normalize(pose[:, :3, 3] - self.centre, dim=1)
+        mine = functional.normalize(pose[:, :3, 3] - self.center, dim=1)
         cosine = (mine[:, None] * self.directions).sum(2).topk(self.count, dim=1)
         return 1 - cosine.values, cosine.indices
 

@@ -24,7 +24,7 @@ class Synthesis(NamedTuple):
     """What cameras see of the object, drawn or according to views nearby.
 
     Args:
-        rgb: colour over white (C, 3, H, W).
+        rgb: color over white (C, 3, H, W).
         alpha: opacity of the object (C, H, W).
         known: how far the views can tell what is seen (C, H, W), in [0, 1]; 1 where it is drawn.
         depth: of the nearest surface along the cameras' optical axes (C, H, W).
@@ -37,18 +37,18 @@ class Synthesis(NamedTuple):
 
 
 def splat_depth(
-    view: View, motion: Float[Tensor, "b 4 4"], intrinsics: Float[Tensor, "b 4"], neighbours: int
+    view: View, motion: Float[Tensor, "b 4 4"], intrinsics: Float[Tensor, "b 4"], neighbors: int
 ) -> Float[Tensor, "c h w"]:
     """Depth that a camera sees: surface points of several views, the nearest at each pixel; 0 where there is none.
 
-    Each point covers the four pixels around it. What that adds to the outline does no harm: colours are looked up where
+    Each point covers the four pixels around it. What that adds to the outline does no harm: colors are looked up where
     the pixel's own ray meets the depth.
 
     Args:
-        view: views, ``neighbours`` of them for each camera.
+        view: views, ``neighbors`` of them for each camera.
         motion: views' camera frames to the camera's.
         intrinsics: (fx, fy, cx, cy) of all.
-        neighbours: views a camera.
+        neighbors: views a camera.
     """
     height, width = view.depth.shape[1:]
     points, uv = project(motion, unproject(view.depth, intrinsics).flatten(2), intrinsics)
@@ -62,8 +62,8 @@ def splat_depth(
             place = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
             places.append(place)
             depths.append(torch.where(inside, z, _NOWHERE))
-    index = torch.cat(places, 1).unflatten(0, (-1, neighbours)).flatten(1).long()
-    source = torch.cat(depths, 1).unflatten(0, (-1, neighbours)).flatten(1)
+    index = torch.cat(places, 1).unflatten(0, (-1, neighbors)).flatten(1).long()
+    source = torch.cat(depths, 1).unflatten(0, (-1, neighbors)).flatten(1)
     buffer = torch.full_like(source[:, : height * width], _NOWHERE)
     nearest = buffer.scatter_reduce(1, index, source, "amin", include_self=True).unflatten(1, (height, width))
     return torch.where(nearest < _NOWHERE, nearest, 0)
@@ -77,7 +77,7 @@ def fill_depth(depth: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     return torch.where(depth > 0, depth, _TYPICAL)
 
 
-def synthesise(
+def synthesize(
     view: View,
     motion: Float[Tensor, "b 4 4"],
     back: Float[Tensor, "b 4 4"],

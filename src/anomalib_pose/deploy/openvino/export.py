@@ -120,7 +120,7 @@ class ExportedDetector(ExportMixin, LightningModule):
             logger.warning("INT8 compresses the comparison's network, and there is none: all stays as it is.")
             return model
         if network is None:
-            msg = "INT8_PTQ quantises the comparison's network, and there is none: give a backbone, or export FP16."
+            msg = "INT8_PTQ quantizes the comparison's network, and there is none: give a backbone, or export FP16."
             raise ValueError(msg)
         outside = nncf.IgnoredScope(names=_outside_network(model, network), validate=False)
         if compression_type == CompressionType.INT8:
@@ -137,7 +137,7 @@ class ExportedDetector(ExportMixin, LightningModule):
 def _outside_network(model: Any, network: nn.Module) -> list[str]:
     """Names of all operations but the network's convolutions, which are known by the shapes of their weights.
 
-    Their names are lost where a conversion folds the normalisation into them. Constants are not named, for then their
+    Their names are lost where a conversion folds the normalization into them. Constants are not named, for then their
     weights would be left out too.
     """
     shapes = {tuple(part.weight.shape) for part in network.modules() if isinstance(part, nn.Conv2d)}

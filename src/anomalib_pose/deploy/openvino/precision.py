@@ -115,8 +115,8 @@ def _watch(model: Any) -> None:
         for value in (*node.input_values()[:2], *_scaled(node)):
             source = value.get_node()
             known = (source.get_friendly_name(), value.get_index())
-            unquantised = value.get_element_type() == Type.f32 and source.get_type_name() != "FakeQuantize"
-            if known not in watched and unquantised and known[0] not in constants:
+            unquantized = value.get_element_type() == Type.f32 and source.get_type_name() != "FakeQuantize"
+            if known not in watched and unquantized and known[0] not in constants:
                 axes = len(value.get_partial_shape())
                 zeros, ones = (opset13.constant(np.full(axes, number)) for number in (0, 1))
                 corner = opset13.slice(value, zeros, ones, ones)  # reads any layout

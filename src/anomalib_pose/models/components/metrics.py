@@ -48,7 +48,7 @@ class _AngleMetric(_MedianMetric):
 
 class _DistanceMetric(_MedianMetric):
     def update(self, estimate: Float[Tensor, "b 4 4"], truth: Float[Tensor, "b 4 4"]) -> None:
-        """Add the distance between estimated and true optical centres.
+        """Add the distance between estimated and true optical centers.
 
         Args:
             estimate: estimated camera-to-world poses.
@@ -71,7 +71,7 @@ class MedianAngleError(AnomalibMetric, _AngleMetric):
 
 
 class MedianCentreError(AnomalibMetric, _DistanceMetric):
-    """Median distance in scene units between estimated and true optical centres."""
+    """Median distance in scene units between estimated and true optical centers."""
 
     default_fields = _FIELDS
 

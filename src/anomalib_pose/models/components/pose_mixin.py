@@ -87,7 +87,7 @@ class PoseMixin(DetectorExportMixin):
 
     @staticmethod
     def configure_optimizers() -> None:
-        """The scene brings its own optimiser."""
+        """The scene brings its own optimizer."""
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:

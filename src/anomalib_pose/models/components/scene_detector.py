@@ -29,7 +29,7 @@ from anomalib_pose.geometry import Camera, resize_intrinsics
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import OBJECT_ALPHA
 from anomalib_pose.pose.held_out import found_again
-from anomalib_pose.render.reflectance import reflectance_of_colour
+from anomalib_pose.render.reflectance import reflectance_of_color
 from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, arrange, is_reflective, white_foreground
 from anomalib_pose.scene.view_coverage import few, tell_few
 
@@ -247,7 +247,7 @@ class SceneDetector(nn.Module):
         if first is None:
             logger.warning("The scene is transparent in all of %d views: it takes more steps to fit.", count)
             return
-        self.surface.fit(chain([first], views), self.rendered.centre, self.rendered.extent)
+        self.surface.fit(chain([first], views), self.rendered.center, self.rendered.extent)
 
     @torch.no_grad()
     def render_reference(self, camera: Camera) -> Reference:
@@ -265,12 +265,12 @@ class SceneDetector(nn.Module):
     def _reflected(self, camera: Camera, background: Tensor) -> Tensor | None:
         """What the object reflects (3, H, W), if the scene knows and the comparison asks for it.
 
-        Where renderings are lit like the query, their reflectance is taken from them: it holds the lamp's colour.
+        Where renderings are lit like the query, their reflectance is taken from them: it holds the lamp's color.
         """
         scene, decompose = self.rendered, self.comparator.reflectance
         if decompose is None or self.relight or not is_reflective(scene):
             return None
-        behind = reflectance_of_colour(background, decompose)
+        behind = reflectance_of_color(background, decompose)
         return scene.render_reflectance(camera, behind).rgb.permute(2, 0, 1).clamp(0, 1)
 
     def _query(self, image: Tensor, intrinsics: Tensor | None, foreground: Tensor | None) -> Query:

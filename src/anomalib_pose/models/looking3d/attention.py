@@ -104,7 +104,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, attention to the reference, feed-forward, each on normalised tokens and added to them."""
+    """Self-attention, attention to the reference, feed-forward, each on normalized tokens and added to them."""
 
     def __init__(self) -> None:
         super().__init__()

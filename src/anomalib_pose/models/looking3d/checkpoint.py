@@ -34,7 +34,7 @@ def used(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """A published state dict by our names, without what the published network holds but never reads.
 
     These are the finest level of the feature pyramid, the mask head, three tables of positions that were never applied
-    and a normalisation that is skipped. Old versions of torchvision name the pyramid's convolutions one word shorter.
+    and a normalization that is skipped. Old versions of torchvision name the pyramid's convolutions one word shorter.
 
     Args:
         weights: state dict of one part.

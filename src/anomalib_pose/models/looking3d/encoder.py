@@ -22,7 +22,7 @@ DESCRIPTOR = 256
 
 
 class FeaturePyramid(nn.Module):
-    """Feature pyramid network over the last three stages of a ResNet, nearest-neighbour upsampling.
+    """Feature pyramid network over the last three stages of a ResNet, nearest-neighbor upsampling.
 
     The levels are numbered as in a pyramid over all four stages, whose finest level nothing reads.
 
@@ -61,7 +61,7 @@ class FeaturePyramid(nn.Module):
 
 
 def _convolutions(count: int, *, upsample: bool) -> nn.Sequential:
-    """``count`` times convolution, batch normalisation, ReLU and, if wanted, upsampling to twice the size."""
+    """``count`` times convolution, batch normalization, ReLU and, if wanted, upsampling to twice the size."""
     parts: list[nn.Module] = []
     for _ in range(count):
         convolution = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)

@@ -25,7 +25,7 @@ class BoxedInferenceBatch(NamedTuple):
         pred_label: see anomalib.
         anomaly_map: see anomalib.
         pred_mask: see anomalib.
-        box: around the anomaly (B, 4): centre, width and height in parts of the photograph.
+        box: around the anomaly (B, 4): center, width and height in parts of the photograph.
     """
 
     pred_score: Tensor

@@ -63,8 +63,8 @@ class Looking3D(ReferenceExportMixin, TwoLossTraining, AnomalibModule):
         warmup_steps: steps in which the rate grows to that; rates much above the paper's saturate boxes without.
         schedule: ``"cosine"`` to zero over all epochs; ``"step"``: a tenth every 20 epochs, as in the paper.
         momentum: share of the moving averages of encoder and projector that a step keeps; for short trainings less.
-        two_steps: one optimiser step for each of the two losses, as in the paper, instead of one for their sum.
-        pre_processor: see ``AnomalibModule``. The network normalises by itself.
+        two_steps: one optimizer step for each of the two losses, as in the paper, instead of one for their sum.
+        pre_processor: see ``AnomalibModule``. The network normalizes by itself.
         post_processor: see ``AnomalibModule``.
         evaluator: see ``AnomalibModule``.
         visualizer: see ``AnomalibModule``.

@@ -10,7 +10,7 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from anomalib_pose.models.looking3d.encoder import CELL, IMAGE_SIZE, Encoder, Projector, cell_index, cells
 from anomalib_pose.models.looking3d.matching import foreground_weights
-from anomalib_pose.models.looking3d.torch_model import normalise
+from anomalib_pose.models.looking3d.torch_model import normalize
 
 _TEMPERATURE = 0.1
 _BOX_WEIGHT = 5.0
@@ -36,7 +36,7 @@ def task_loss(logit: Tensor, box: Tensor, label: Tensor, true_box: Tensor) -> Te
 
     Args:
         logit: of being anomalous (B,).
-        box: (B, 4): centre, width and height in parts of the image.
+        box: (B, 4): center, width and height in parts of the image.
         label: 1 where anomalous (B,).
         true_box: as ``box``; zeros where there is none.
     """
@@ -70,7 +70,7 @@ class Alignment(nn.Module):
 
     @torch.no_grad()
     def update(self, encoder: Encoder, projector: Projector) -> None:
-        """Let the averages follow. Statistics of batch normalisation are the average's own, of its own images.
+        """Let the averages follow. Statistics of batch normalization are the average's own, of its own images.
 
         Args:
             encoder: that is trained.
@@ -95,12 +95,12 @@ class Alignment(nn.Module):
         """
         known = len(query) // 2
         # what the key branch sees is the second view of true pairs, and the first view of the others
-        key_images = normalise(torch.cat([pair[:known, 1], pair[known:, 0]]), self.image_size)
+        key_images = normalize(torch.cat([pair[:known, 1], pair[known:, 0]]), self.image_size)
         grid = self.image_size // CELL
         key_index = cell_index(torch.cat([points[:known, :, 1], points[known:, :, 0]]), grid)
         with torch.no_grad():
             keys = _describe(self.encoder_ema(key_images), key_images, key_index, self.projector_ema)
-        images = normalise(torch.cat([pair[:known, 0], query[known:]]), self.image_size)
+        images = normalize(torch.cat([pair[:known, 0], query[known:]]), self.image_size)
         features = encoder(images)
         with torch.no_grad():
             everywhere = cells(projector(features[known:]) * foreground_weights(images[known:])[:, None])

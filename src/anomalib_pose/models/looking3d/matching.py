@@ -15,7 +15,7 @@ _TIE = 1e-30
 def foreground_weights(images: Tensor) -> Tensor:
     """How much of each cell is object, (B, g, g), in quarters: whatever is darker than a white background.
 
-    Dark pixels are dilated by two and resized to the grid; the resize reads the four pixels around a cell's centre.
+    Dark pixels are dilated by two and resized to the grid; the resize reads the four pixels around a cell's center.
 
     Args:
         images: RGB (B, 3, 8 g, 8 g) in [-1, 1].

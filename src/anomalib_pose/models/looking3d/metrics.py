@@ -49,7 +49,7 @@ class _BoxMetric(Metric):
         """Add queries.
 
         Args:
-            found: boxes: centre, width and height.
+            found: boxes: center, width and height.
             truth: boxes; zeros where there is none.
             label: what was found, 1 for anomalous.
             true_label: what is true.

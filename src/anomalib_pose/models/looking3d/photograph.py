@@ -25,7 +25,7 @@ class PhotographOutput(NamedTuple):
     Args:
         pred_score: probability of being anomalous (B,).
         anomaly_map: how little each pixel resembles the shape (B, 1, H, W), in [0, 1].
-        box: around the anomaly (B, 4): centre, width and height in parts of the photograph.
+        box: around the anomaly (B, 4): center, width and height in parts of the photograph.
     """
 
     pred_score: Tensor
@@ -73,7 +73,7 @@ def whole_box(boxes: Tensor, height: int, width: int) -> Tensor:
     """Boxes in parts of what evaluation shows as boxes in parts of the whole photograph (B, 4).
 
     Args:
-        boxes: centre, width and height (B, 4).
+        boxes: center, width and height (B, 4).
         height: of the photograph.
         width: of the photograph.
     """

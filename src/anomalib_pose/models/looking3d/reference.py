@@ -32,7 +32,7 @@ def load_reference(path: str | Path) -> tuple[Tensor, Tensor]:
     if path.suffix.lower() not in MESH_SUFFIXES:
         return read_views(find_reference_views(path))
     views = list(render_reference_views(read_mesh(path)))
-    images = torch.stack([view.grey for view in views]).float()
+    images = torch.stack([view.gray for view in views]).float()
     return images[:, None].expand(-1, 3, -1, -1).contiguous(), torch.stack([view.xyz for view in views]).float()
 
 
@@ -61,7 +61,7 @@ class EncodedShapes:
         """
         network = self.network
         device = next(network.parameters()).device
-        features = torch.cat([network.encoder(network.normalise(view[None].to(device))) for view in views])
+        features = torch.cat([network.encoder(network.normalize(view[None].to(device))) for view in views])
         whole = network.reference(views[None].to(device), xyz[None].to(device), features[None])
         return whole.compact(network.topk)
 

@@ -58,7 +58,7 @@ class Looking3DOutput(NamedTuple):
 
     Args:
         logit: of being anomalous (B,).
-        box: around the anomaly (B, 4): centre (x, y), width and height in parts of the image.
+        box: around the anomaly (B, 4): center (x, y), width and height in parts of the image.
         residual: how little each cell resembles any cell of the reference (B, g, g), in [0, 1].
     """
 
@@ -67,7 +67,7 @@ class Looking3DOutput(NamedTuple):
     residual: Tensor
 
 
-def normalise(images: Tensor, size: int = IMAGE_SIZE) -> Tensor:
+def normalize(images: Tensor, size: int = IMAGE_SIZE) -> Tensor:
     """RGB in [0, 1] as the network takes it, (..., 3, size, size).
 
     Args:
@@ -135,9 +135,9 @@ class Looking3DModel(nn.Module):
         self.projector = Projector()
         self.attention_decoder = Decoder(query_position=query_position, grid=image_size // CELL)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """RGB (..., 3, 256, 256) in [0, 1] as the network takes it, (..., 3, 8 g, 8 g) in [-1, 1]."""
-        return normalise(images, self.image_size)
+        return normalize(images, self.image_size)
 
     def describe(self, images: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Descriptors of cells times their foreground weights (B, g * g, 256), and the weights (B, g, g).
@@ -160,7 +160,7 @@ class Looking3DModel(nn.Module):
             xyz: coordinates in the frame of the mesh of what each cell shows (B, V, 32, 32, 3), -1 where it is empty.
             features: of the views (B, V, 128, g, g) if they are known.
         """
-        images = self.normalise(views).flatten(0, 1)
+        images = self.normalize(views).flatten(0, 1)
         found = self.encoder(images) if features is None else features.flatten(0, 1)
         descriptors, _ = self.describe(images, found)
         count = len(views)
@@ -189,7 +189,7 @@ class Looking3DModel(nn.Module):
                 with the largest affinity.
             published: compute as published, which gives the same in more time.
         """
-        images = self.normalise(images)
+        images = self.normalize(images)
         if features is None:
             features = self.encoder(images)
         descriptors, weights = self.describe(images, features)

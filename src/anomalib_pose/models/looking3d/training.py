@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Looking3D is trained: two losses, one optimiser."""
+"""How Looking3D is trained: two losses, one optimizer."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -89,8 +89,8 @@ class TwoLossTraining:
         chosen = list(firsts.values())
         owner = torch.tensor([chosen.index(firsts[name]) for name in names], device=batch.image.device)
         views = batch.reference_images[chosen]
-        normalise = self.model.normalise
-        features = self.model.encoder(torch.cat([normalise(batch.image), normalise(views).flatten(0, 1)]))
+        normalize = self.model.normalize
+        features = self.model.encoder(torch.cat([normalize(batch.image), normalize(views).flatten(0, 1)]))
         query, others = features.split([len(batch.image), views.shape[0] * views.shape[1]])
         shapes = self.model.reference(views, batch.reference_xyz[chosen], others.unflatten(0, views.shape[:2]))
         each = ReferenceShape(shapes.descriptors[owner], shapes.context[owner])
@@ -98,7 +98,7 @@ class TwoLossTraining:
         return task_loss(found.logit, found.box, batch.gt_label, batch.box)
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor | None:
-        """Both losses of a batch: their sum, or a step of the optimiser for each."""
+        """Both losses of a batch: their sum, or a step of the optimizer for each."""
         del args, kwargs
         if self.automatic_optimization:
             losses = {"alignment": self.alignment_loss(batch), "task": self.task_loss(batch)}

@@ -21,9 +21,9 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
     ``configs/paper/omniposead_mad.yaml`` holds the paper's settings; the defaults are ours.
 
     Args:
-        field: ``"grid"``: density and colour on a sparse grid, fitted in minutes; ``"mlp"``: the paper's two
+        field: ``"grid"``: density and color on a sparse grid, fitted in minutes; ``"mlp"``: the paper's two
             networks, for which ``steps`` should be 200000 and a GPU at hand.
-        steps: optimiser steps of the fit.
+        steps: optimizer steps of the fit.
         refiner: ``"gauss_newton"``: direct alignment; ``"inerf"``: the paper's; ``"adam"``: SplatPose's.
         refiner_steps: steps of ``"inerf"`` and ``"adam"`` a start; 300 in the paper.
         starts: views of the bank that the refinement starts from; the paper has one start.
@@ -35,8 +35,8 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         matcher: ``"aliked"``, ``"xfeat"`` or ``"loftr"``: queries that the alignment does not find are looked for by
             features, matched with rendered views; empty for none.
         matcher_weights: file with the matcher's weights; nothing is downloaded, and checkpoints do not hold them.
-        comparator: ``"calibrated"``: normalised by what good views show, tolerant to a pixel; ``"paper"``.
-        backbone: timm name of the network whose features are compared; empty for colour and structure alone, which
+        comparator: ``"calibrated"``: normalized by what good views show, tolerant to a pixel; ``"paper"``.
+        backbone: timm name of the network whose features are compared; empty for color and structure alone, which
             needs no weights.
         weights_path: file with the backbone's weights; empty to let timm download them once.
         second_backbone: timm name of a second network that is compared like the first, a transformer such as
@@ -49,7 +49,7 @@ class OmniposeAD(PoseMixin, MemoryBankMixin, AnomalibModule):
             and all queries where that tells artificial damage of held-out views better than the comparison does; needs
             a backbone; 0 for none, as in the paper.
         nearby_views: training views nearest to a camera, by what they show beyond the field's renderings references are
-            corrected: the grid is softer than they are, and its colours do not depend on the direction. What none of
+            corrected: the grid is softer than they are, and its colors do not depend on the direction. What none of
             them confirms, fog along a wall for example, counts less. Checkpoints hold these views. 0 for none, as in
             the paper; for ``"mlp"`` all of them would have to be rendered.
         fit_checkpoint: file from which an interrupted fit continues; empty for none.

@@ -29,9 +29,9 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
     Args:
         recipe: ``"default"``: a fixed budget of Gaussians on the visual hull; ``"paper"``: 100k random points with
             densification, for which ``steps`` should be 30000 and ``sh_degree`` 3.
-        steps: optimiser steps of the fit.
+        steps: optimizer steps of the fit.
         max_gaussians: largest number of Gaussians; not used by the paper's recipe.
-        sh_degree: degree of the view-dependent colour, 0 to 3; the paper uses 3; with 0 gloss looks like a defect.
+        sh_degree: degree of the view-dependent color, 0 to 3; the paper uses 3; with 0 gloss looks like a defect.
         reflectance: fit what the object reflects as three more channels of the same Gaussians, to be rendered by the
             refiner ``"reflectance"`` and for comparisons without ``relight``; the paper fits a second scene to it. Off:
             it takes the fit twice the time, and was measured to change nothing where renderings are lit like the query.
@@ -46,7 +46,7 @@ class PIAD(PoseMixin, MemoryBankMixin, AnomalibModule):
         matcher: ``"aliked"``, ``"xfeat"`` or ``"loftr"``: queries that the alignment does not find are looked for by
             features, matched with rendered views; empty for none.
         matcher_weights: file with the matcher's weights; nothing is downloaded, and checkpoints do not hold them.
-        comparator: ``"illumination"``: reflectance, structure and features, normalised by what good views show and by
+        comparator: ``"illumination"``: reflectance, structure and features, normalized by what good views show and by
             the query's own level; ``"product"``: the paper's; ``"calibrated"``: SplatPose's default; ``"paper"``.
         backbone: timm name of the network whose features are compared; empty for none in ``"illumination"``.
         weights_path: file with the backbone's weights; empty to let timm download them once.

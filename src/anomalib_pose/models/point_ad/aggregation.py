@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anomalib_pose.compare.maps import gaussian_blur, upsample
 from anomalib_pose.models.point_ad.types import ViewScores
-from anomalib_pose.render.back_projection import back_project, borrow_visibility, smooth_over_neighbours
+from anomalib_pose.render.back_projection import back_project, borrow_visibility, smooth_over_neighbors
 from anomalib_pose.render.point_normals import point_spacing
 
 
@@ -20,14 +20,14 @@ class CloudGrid:
     Args:
         points: positions (s, s, 3).
         valid: cells that hold a point (s, s).
-        organised: whether neighbouring cells are neighbours in space.
+        organized: whether neighboring cells are neighbors in space.
         pixels: row and column in each view of each cell's point (v, s * s, 2); views have s x s pixels.
         visible: whether the view shows the cell's point (v, s * s).
     """
 
     points: Tensor
     valid: Tensor
-    organised: bool
+    organized: bool
     pixels: Tensor
     visible: Tensor
 
@@ -48,7 +48,7 @@ class ObjectScores:
 def point_map(maps: Tensor, grid: CloudGrid) -> Tensor:
     """Mean over the views that show a cell's point, not smoothed; 0 in cells without a point.
 
-    Points that no view shows take the visibility of their neighbour in the order of the cells, see
+    Points that no view shows take the visibility of their neighbor in the order of the cells, see
     ``borrow_visibility``.
 
     Args:
@@ -66,22 +66,22 @@ def point_map(maps: Tensor, grid: CloudGrid) -> Tensor:
 
 
 def smooth(values: Tensor, grid: CloudGrid, sigma: float) -> Tensor:
-    """Gaussian mean over cells, or over neighbours in space where the order of the cells means nothing.
+    """Gaussian mean over cells, or over neighbors in space where the order of the cells means nothing.
 
     The published program smooths over the cells in both cases.
 
     Args:
         values: on the grid (s, s).
         grid: of the cloud.
-        sigma: width in cells; in space, in mean distances of neighbouring points. 0 for none.
+        sigma: width in cells; in space, in mean distances of neighboring points. 0 for none.
     """
-    if grid.organised or sigma <= 0:
+    if grid.organized or sigma <= 0:
         return gaussian_blur(values[None], sigma)[0]
     points = grid.points[grid.valid].cpu()
     out = torch.zeros_like(values)
     width = sigma * point_spacing(points)
     if width > 0:
-        out[grid.valid] = smooth_over_neighbours(points, values[grid.valid].cpu(), width).to(out)
+        out[grid.valid] = smooth_over_neighbors(points, values[grid.valid].cpu(), width).to(out)
     return out
 
 

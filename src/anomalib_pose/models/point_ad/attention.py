@@ -31,7 +31,7 @@ def check_blocks(blocks: Iterable[nn.Module], tower: str) -> nn.ModuleList:
 
 
 def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a block's attention makes of normalised tokens, each (b, heads, n, width of a head).
+    """What a block's attention makes of normalized tokens, each (b, heads, n, width of a head).
 
     Args:
         block: of open_clip.

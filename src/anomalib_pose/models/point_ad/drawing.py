@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 
 from anomalib_pose.models.point_ad.aggregation import CloudGrid
 from anomalib_pose.models.point_ad.mutual import shown_pixels
-from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neighbour_normals, point_spacing
+from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neighbor_normals, point_spacing
 from anomalib_pose.render.points import facing_viewer, render_views, view_rotations
 from anomalib_pose.scene.ply_table import write_ply_vertices
 
@@ -26,7 +26,7 @@ _COLORS = torch.from_numpy(_BGR[:, ::-1].copy())
 
 
 def heat_colors(values: Tensor) -> Tensor:
-    """Turbo's colours, from dark blue for 0 to dark red for 1: RGB bytes (..., 3) of values (...), cut to [0, 1]."""
+    """Turbo's colors, from dark blue for 0 to dark red for 1: RGB bytes (..., 3) of values (...), cut to [0, 1]."""
     return _COLORS[(values.detach().cpu().clamp(0, 1) * 255).round().long()]
 
 
@@ -59,7 +59,7 @@ def draw_view_sheet(views: Tensor, grid: CloudGrid, values: Tensor) -> Tensor:
 
 
 def draw_scored_cloud(grid: CloudGrid, values: Tensor) -> Tensor:
-    """The cloud seen from above its front, in the colours of its scores.
+    """The cloud seen from above its front, in the colors of its scores.
 
     Args:
         grid: of the cloud.
@@ -71,10 +71,10 @@ def draw_scored_cloud(grid: CloudGrid, values: Tensor) -> Tensor:
     valid = grid.valid.cpu()
     cells = grid.points.cpu()
     points = cells[valid]
-    if grid.organised:
+    if grid.organized:
         normals, spacing = grid_normals(cells, valid)[valid], grid_spacing(cells, valid)
     else:
-        normals, spacing = neighbour_normals(points), point_spacing(points)
+        normals, spacing = neighbor_normals(points), point_spacing(points)
     size = valid.shape[-1]
     shown = render_views(
         facing_viewer(points), facing_viewer(normals), view_rotations(_TILT, ()), spacing=spacing, size=size
@@ -83,7 +83,7 @@ def draw_scored_cloud(grid: CloudGrid, values: Tensor) -> Tensor:
     colors = heat_colors(values.cpu()[valid])[owners.clamp_min(0)] / 255
     colors[owners < 0] = 1.0
     flat = functional.avg_pool2d(colors.permute(2, 0, 1)[None], owners.shape[-1] // size)[0]
-    # half as dark as the shading, or the colours could not be told
+    # half as dark as the shading, or the colors could not be told
     return flat * (1 + shown.images[0]) / 2
 
 
@@ -93,7 +93,7 @@ def write_scored_cloud(path: Path, points: Tensor, values: Tensor) -> None:
     Args:
         path: the file; its folder is made.
         points: positions (n, 3), in the unit that they are recorded in.
-        values: scores (n,); colours are those of ``heat_colors``.
+        values: scores (n,); colors are those of ``heat_colors``.
     """
     table = np.empty(
         len(points),

@@ -91,7 +91,7 @@ class ViewGraph(nn.Module):
         Args:
             images: RGB (n, 3, image_size, image_size) in [0, 1].
         """
-        score, patches = abnormality(self.scorer.encode(self.scorer.vision.normalise(images)), self.direction)
+        score, patches = abnormality(self.scorer.encode(self.scorer.vision.normalize(images)), self.direction)
         return InferenceBatch(pred_score=score, anomaly_map=patches)
 
 

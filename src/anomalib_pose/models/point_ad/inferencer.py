@@ -11,7 +11,7 @@ from torch import Tensor
 from anomalib_pose.data.images import read_image
 from anomalib_pose.data.point_cloud.files import naming, read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
-from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organised
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organized
 from anomalib_pose.models.point_ad.aggregation import CloudGrid, object_scores
 from anomalib_pose.models.point_ad.drawing import write_scored_cloud
 from anomalib_pose.models.point_ad.export import Aggregation
@@ -38,7 +38,7 @@ class CloudPrediction:
     valid: Tensor
 
     def write(self, path: str | Path) -> None:
-        """Write the points with their scores and colours as .ply.
+        """Write the points with their scores and colors as .ply.
 
         Args:
             path: the file.
@@ -91,7 +91,7 @@ class PointADInferencer:
         """Scores of a recording as MVTec 3D-AD has them: an object on a plane.
 
         Args:
-            xyz: organised cloud in metres, a .tiff.
+            xyz: organized cloud in meters, a .tiff.
             rgb: its photograph, or None if there is none.
 
         Raises:
@@ -102,7 +102,7 @@ class PointADInferencer:
         cells, image = read_xyz(path), None if rgb is None else read_image(Path(rgb))[0]
         with naming(path):
             points, photograph, _ = isolate_object(cells, image, seed=self.seed)
-            cloud = render_organised(points, self.settings, rgb=photograph)
+            cloud = render_organized(points, self.settings, rgb=photograph)
         return self.predict_views(cloud)
 
     def predict_views(self, cloud: RenderedCloud) -> CloudPrediction:
@@ -118,7 +118,7 @@ class PointADInferencer:
         photograph = (maps[count], scores[count]) if fused else (None, None)
         found = object_scores(
             ViewScores(maps[:count], scores[:count], *photograph),
-            CloudGrid(cloud.points, cloud.valid, cloud.organised, cloud.pixels, cloud.visible),
+            CloudGrid(cloud.points, cloud.valid, cloud.organized, cloud.pixels, cloud.visible),
             self.aggregation.smoothing,
             self.aggregation.top_fraction,
         )

@@ -55,7 +55,7 @@ class PointAD(ViewExportMixin, CloudOutputMixin, AnomalibModule):
     CLIP is read when the model is set up, and is no part of checkpoints, which hold the prompts alone.
 
     Args:
-        scoring: ``"prompts"``: by CLIP and two texts that are learned on one labelled category and serve all others, as
+        scoring: ``"prompts"``: by CLIP and two texts that are learned on one labeled category and serve all others, as
             the paper. ``"ensemble"``: by CLIP and WinCLIP's texts, which trains nothing. ``"mutual"``: compare each
             view with the same view of all other clouds of the test set (Li et al., MuSc, ICLR 2024), which trains
             nothing but needs the whole set, so that its figures are to be kept apart.
@@ -79,19 +79,19 @@ class PointAD(ViewExportMixin, CloudOutputMixin, AnomalibModule):
         weights_path: file with the backbone's weights; empty to let timm download them once.
         layers: indices of the backbone's stages that are compared; the finest one is the grid of the patches.
         neighbourhoods: sizes of the squares of patches whose features are averaged. The paper of mutual scoring takes
-            1, 3 and 5 with a transformer; patches of a convolutional network have seen their neighbours already.
+            1, 3 and 5 with a transformer; patches of a convolutional network have seen their neighbors already.
         share: share of the other clouds, those most like it, that a patch is compared with.
         windows: numbers of similar views that a view's mutual score is averaged over, itself included; empty for none.
         foreground_only: leave patches without a point of the cloud out of mutual scoring.
         centred: score a patch by what it is above the median of its view, so that an object in a rare pose is not
             taken for anomalous as a whole; the paper of mutual scoring does not.
         fuse_rgb: let the photograph count, where there is one.
-        smoothing: width of the Gaussian that smooths maps, in cells; in mean distances of neighbouring points where
+        smoothing: width of the Gaussian that smooths maps, in cells; in mean distances of neighboring points where
             the cells of a cloud have no order. 0 for none.
         top_fraction: judge an object by the mean of this share of its largest values; 0 for the largest, as the paper.
         point_cloud_dir: folder that scored clouds are written to as .ply; empty for the results' folder when
             predicting, and for none when testing.
-        pre_processor: see ``AnomalibModule``. The networks normalise by themselves.
+        pre_processor: see ``AnomalibModule``. The networks normalize by themselves.
         post_processor: see ``AnomalibModule``.
         evaluator: see ``AnomalibModule``.
         visualizer: see ``AnomalibModule``.
@@ -253,7 +253,7 @@ class PointAD(ViewExportMixin, CloudOutputMixin, AnomalibModule):
 
     @classmethod
     def configure_visualizer(cls) -> CloudVisualizer:
-        """Photograph, true mask, views with heat, coloured cloud, and the map over the photograph."""
+        """Photograph, true mask, views with heat, colored cloud, and the map over the photograph."""
         register_panels()  # a dotted class path comes here without the plug-in
         return CloudVisualizer()
 

@@ -42,7 +42,7 @@ class ForegroundAUROC(AnomalibMetric, _AmongPoints):
 def cloud_evaluator() -> Evaluator:
     """Of objects AUROC and average precision, of cells AUROC over all and over those with a point, and AUPRO.
 
-    They read the scores before normalisation, which cuts off what is far from the threshold: what ties then counts
+    They read the scores before normalization, which cuts off what is far from the threshold: what ties then counts
     for neither side.
     """
     image, pixel = ["object_score", "gt_label"], ["point_scores", "gt_mask"]

@@ -25,28 +25,28 @@ class MutualSettings:
     """How views are compared with each other.
 
     Args:
-        neighbourhoods: sizes of the squares of patches whose features are averaged.
+        neighborhoods: sizes of the squares of patches whose features are averaged.
         share: share of the other clouds, those most like it, that a patch is compared with.
         windows: numbers of similar views that a view's score is averaged over, itself included; empty for none.
         foreground_only: leave patches out that show no point of the cloud.
-        centred: score a patch by what it is above the median of its view; see ``above_median``.
+        centered: score a patch by what it is above the median of its view; see ``above_median``.
         fuse_rgb: compare photographs too, where there are some.
 
     Raises:
         ValueError: if a number is out of its range.
     """
 
-    neighbourhoods: tuple[int, ...] = (1,)
+    neighborhoods: tuple[int, ...] = (1,)
     share: float = 0.3
     windows: tuple[int, ...] = ()
     foreground_only: bool = True
-    centred: bool = True
+    centered: bool = True
     fuse_rgb: bool = True
 
     def __post_init__(self) -> None:
         """Check the numbers before anything is read."""
-        if not self.neighbourhoods or any(size < 1 or size % 2 == 0 for size in self.neighbourhoods):
-            msg = f"neighbourhoods should be one or more odd numbers of patches, got {self.neighbourhoods}."
+        if not self.neighborhoods or any(size < 1 or size % 2 == 0 for size in self.neighborhoods):
+            msg = f"neighbourhoods should be one or more odd numbers of patches, got {self.neighborhoods}."
             raise ValueError(msg)
         if not 0 < self.share <= 1:
             msg = f"share should be in (0, 1], got {self.share}."
@@ -145,7 +145,7 @@ class MutualScorer(nn.Module):
             found = self._features(bar.track(batches, count, description="Reading clouds"), device)
             _check_counts(found)
             compared = [view for category in found.values() for view in category.compared]
-            steps = sum(len(view.layers[0]) for view in compared) * len(self.settings.neighbourhoods)
+            steps = sum(len(view.layers[0]) for view in compared) * len(self.settings.neighborhoods)
             task = bar.add_task("Comparing views", total=steps)
             for category in found.values():
                 scores |= category.scores(
@@ -214,8 +214,8 @@ class MutualScorer(nn.Module):
         settings = self.settings
         layers = [torch.stack(layer).to(device) for layer in zip(*view.layers, strict=True)]
         foreground = torch.stack(view.foreground).to(device) if settings.foreground_only else None
-        maps = mutual_maps(layers, foreground, neighbourhoods=settings.neighbourhoods, share=settings.share, step=step)
-        if settings.centred:
+        maps = mutual_maps(layers, foreground, neighborhoods=settings.neighborhoods, share=settings.share, step=step)
+        if settings.centered:
             maps = above_median(maps)
         scores = maps.amax((1, 2))
         if settings.windows:

@@ -16,7 +16,7 @@ class CloudOutputMixin:
     trainer: Any
 
     def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Write clouds, if a folder is given; scores are normalised by now.
+        """Write clouds, if a folder is given; scores are normalized by now.
 
         Args:
             outputs: not used.
@@ -29,7 +29,7 @@ class CloudOutputMixin:
             self._write_clouds(batch, Path(self.point_cloud_dir))
 
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Write clouds to the given folder or beside the other results; scores are normalised by now.
+        """Write clouds to the given folder or beside the other results; scores are normalized by now.
 
         Args:
             outputs: not used.

@@ -80,9 +80,9 @@ class VisionTower(nn.Module):
         Args:
             images: square, RGB (b, 3, s, s) in [0, 1].
         """
-        return self.normalise(resized(images, self.image_size))
+        return self.normalize(resized(images, self.image_size))
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Images with the mean and deviation that the tower was trained with.
 
         Args:

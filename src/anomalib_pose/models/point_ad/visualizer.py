@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""anomalib's visualiser with pictures of clouds."""
+"""anomalib's visualizer with pictures of clouds."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from anomalib_pose.models.point_ad.aggregation import CloudGrid
 from anomalib_pose.models.point_ad.drawing import draw_scored_cloud, draw_view_sheet
 
 FIELDS = ("photograph", "gt_mask", "view_sheet", "scored_cloud")
-"""The photograph, or a view, as the model saw it; the true mask; all views with heat; the coloured cloud."""
+"""The photograph, or a view, as the model saw it; the true mask; all views with heat; the colored cloud."""
 OVERLAYS = (("photograph", ("anomaly_map",)),)
 
 
 def grid_of(batch: Any, index: int) -> CloudGrid:
     """Where the views show the cells of one cloud of a ``CloudBatch``."""
     return CloudGrid(
-        batch.points[index], batch.valid[index], bool(batch.organised[index]), batch.pixels[index], batch.visible[index]
+        batch.points[index], batch.valid[index], bool(batch.organized[index]), batch.pixels[index], batch.visible[index]
     )
 
 
 class CloudVisualizer(ImageVisualizer):
-    """Draws clouds by their scores as they are when all callbacks before it are done: normalised, if they are.
+    """Draws clouds by their scores as they are when all callbacks before it are done: normalized, if they are.
 
     Args:
         arguments: of ``ImageVisualizer``; without any, its pictures have ``FIELDS`` and the map over the photograph.

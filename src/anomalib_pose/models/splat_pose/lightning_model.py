@@ -24,9 +24,9 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
     Args:
         recipe: ``"default"``: a fixed budget of Gaussians on the visual hull; ``"paper"``: 100k random points with
             densification, as in the paper, for which ``steps`` should be 30000.
-        steps: optimiser steps of the fit; 3000 reach what the paper's 30000 do on objects of a hundred pixels or two.
+        steps: optimizer steps of the fit; 3000 reach what the paper's 30000 do on objects of a hundred pixels or two.
         max_gaussians: largest number of Gaussians; not used by the paper's recipe.
-        sh_degree: degree of the view-dependent colour, 0 to 3; the paper uses 0; gloss then looks like a defect.
+        sh_degree: degree of the view-dependent color, 0 to 3; the paper uses 0; gloss then looks like a defect.
         refiner: ``"gauss_newton"``: direct alignment; ``"adam"``: the paper's.
         refiner_steps: steps of ``"adam"`` a start; 175 in the paper.
         starts: views of the bank that the refinement starts from; the paper has one start.
@@ -38,8 +38,8 @@ class SplatPose(PoseMixin, MemoryBankMixin, AnomalibModule):
         matcher: ``"aliked"``, ``"xfeat"`` or ``"loftr"``: queries that the alignment does not find are looked for by
             features, matched with rendered views; empty for none.
         matcher_weights: file with the matcher's weights; nothing is downloaded, and checkpoints do not hold them.
-        comparator: ``"calibrated"``: normalised by what good views show, tolerant to a pixel; ``"paper"``.
-        backbone: timm name of the network whose features are compared; empty for colour and structure alone, which
+        comparator: ``"calibrated"``: normalized by what good views show, tolerant to a pixel; ``"paper"``.
+        backbone: timm name of the network whose features are compared; empty for color and structure alone, which
             needs no weights.
         weights_path: file with the backbone's weights; empty to let timm download them once.
         second_backbone: timm name of a second network that is compared like the first, a transformer such as

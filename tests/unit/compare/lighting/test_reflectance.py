@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from anomalib_pose.compare import CalibratedComparator, make_comparator
 from anomalib_pose.compare.lighting.reflectance import Reflectance, ReflectanceNetwork
 from anomalib_pose.compare.paper import ProductComparator
-from anomalib_pose.render.reflectance import reflectance, reflectance_of_colour
+from anomalib_pose.render.reflectance import reflectance, reflectance_of_color
 
 
-def coloured(size: int = 64) -> torch.Tensor:
-    """A disc with patches of colour on white."""
+def colored(size: int = 64) -> torch.Tensor:
+    """A disc with patches of color on white."""
     ticks = torch.linspace(-1, 1, size)
     v, u = torch.meshgrid(ticks, ticks, indexing="ij")
     phase = torch.stack([3 * u + v, 2 * v - u, 4 * u * v])
@@ -22,7 +22,7 @@ def coloured(size: int = 64) -> torch.Tensor:
 
 
 def disc(size: int = 64) -> torch.Tensor:
-    return (coloured(size) < 1).all(1).float()
+    return (colored(size) < 1).all(1).float()
 
 
 def state(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -41,12 +41,12 @@ def test_closed_form_by_hand():
     assert found == pytest.approx([min(1, 0.6 / light), 0.3 / light, 0.0], abs=1e-6)
 
 
-def test_closed_form_forgets_the_exposure_and_all_greys():
-    image = coloured()
+def test_closed_form_forgets_the_exposure_and_all_grays():
+    image = colored()
     bright, dark = reflectance(image, 1e-6), reflectance(0.4 * image, 1e-6)
     torch.testing.assert_close(bright, dark, atol=1e-4, rtol=0)
-    greys = torch.linspace(0.1, 1, 10)[:, None, None, None].expand(-1, 3, 1, 1)
-    assert float(reflectance(greys, 1e-6).std()) < 1e-4
+    grays = torch.linspace(0.1, 1, 10)[:, None, None, None].expand(-1, 3, 1, 1)
+    assert float(reflectance(grays, 1e-6).std()) < 1e-4
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -55,7 +55,7 @@ def test_the_network_is_four_convolutions(nested, tmp_path):
     torch.save({"state_dict": {"model_R": weights}} if nested else weights, tmp_path / "init_low.pth")
     network = ReflectanceNetwork(tmp_path / "init_low.pth")
     assert sum(parameter.numel() for parameter in network.parameters()) == 20_548
-    hidden = image = coloured()
+    hidden = image = colored()
     for number in range(4):
         name = f"decom.{2 * number}"
         hidden = F.conv2d(hidden, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
@@ -77,7 +77,7 @@ def test_other_weights_are_refused(tmp_path):
 
 def test_reflectance_bears_another_exposure():
     """Half the light is a defect to the default comparison, hardly one to that of other light; a stain is to both."""
-    reference, alpha = coloured(), disc()
+    reference, alpha = colored(), disc()
     dim = torch.where(alpha[:, None] > 0, 0.5 * reference, reference)
     stained = dim.clone()
     stained[:, 0, 28:36, 28:36], stained[:, 2, 28:36, 28:36] = 0.45, 0.02
@@ -93,17 +93,17 @@ def test_reflectance_bears_another_exposure():
     assert stain - same < 2 * (dimmed - same)
 
 
-def test_self_normalisation_against_a_loop():
-    reference, alpha = coloured(), disc()
+def test_self_normalization_against_a_loop():
+    reference, alpha = colored(), disc()
     query = (reference + 0.1 * torch.rand(reference.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    plain = CalibratedComparator(self_normalisation=0.0, blur_sigma=0.0, colour_weight=1.0, structure_weight=0.0)
-    level = CalibratedComparator(blur_sigma=0.0, colour_weight=1.0, structure_weight=0.0, self_normalisation=0.7)
+    plain = CalibratedComparator(self_normalization=0.0, blur_sigma=0.0, color_weight=1.0, structure_weight=0.0)
+    level = CalibratedComparator(blur_sigma=0.0, color_weight=1.0, structure_weight=0.0, self_normalization=0.7)
     before, after = (comparator.compare_windows(query, reference, alpha)[0] for comparator in (plain, level))
     roots = [float(before[v, u]) ** 0.5 for v in range(64) for u in range(64) if alpha[0, v, u] > 0.5]
     torch.testing.assert_close(after, before / (1 + 0.7 * (sum(roots) / len(roots)) ** 2), atol=1e-4, rtol=1e-4)
 
 
-class _Colours(torch.nn.Module):
+class _Colors(torch.nn.Module):
     """In place of a network: the image itself, and at half the size."""
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
@@ -111,12 +111,12 @@ class _Colours(torch.nn.Module):
 
 
 def test_product_score_by_hand(monkeypatch):
-    reference = coloured()
+    reference = colored()
     query = reference.clone()
     query[:, 0, 20:30, 20:30] *= 0.3
-    grey = torch.full_like(reference, 0.5)
+    gray = torch.full_like(reference, 0.5)
     comparator = ProductComparator(backbone="resnet18", pretrained=False, image_size=0, blur_sigma=0.0)
-    monkeypatch.setattr(comparator, "extractor", _Colours())
+    monkeypatch.setattr(comparator, "extractor", _Colors())
     found = comparator(query, reference, disc())
     expected = torch.zeros(1, 64, 64)
     for size in (1, 2):
@@ -124,13 +124,13 @@ def test_product_score_by_hand(monkeypatch):
         product = (parts[0] - parts[1]).square().sum(1) * (parts[2] - parts[3]).square().sum(1)
         expected += F.interpolate(product[:, None], (64, 64), mode="bilinear")[:, 0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    # grey on grey is what the product cannot see
-    assert float(comparator(0.6 * grey, grey, disc()).max()) < 1e-4
+    # gray on gray is what the product cannot see
+    assert float(comparator(0.6 * gray, gray, disc()).max()) < 1e-4
 
 
 def test_a_rendered_reflectance_takes_the_place_of_the_references():
     comparator = make_comparator("illumination", crop_size=64)
-    reference, query, alpha = coloured(), coloured().flip(1), disc()
+    reference, query, alpha = colored(), colored().flip(1), disc()
     plain = comparator(query, reference, alpha)
     own = comparator(query, reference, alpha, comparator.reflectance(reference))
     assert (own - plain).abs().max() < 0.05 * plain.max()  # decomposed before the window is resized, not after
@@ -140,8 +140,8 @@ def test_a_rendered_reflectance_takes_the_place_of_the_references():
 
 def test_in_the_product_a_rendered_reflectance_takes_the_place_of_the_references(monkeypatch):
     comparator = ProductComparator(backbone="resnet18", pretrained=False, image_size=0)
-    monkeypatch.setattr(comparator, "extractor", _Colours())
-    reference, query, alpha = coloured(), coloured().flip(1), disc()
+    monkeypatch.setattr(comparator, "extractor", _Colors())
+    reference, query, alpha = colored(), colored().flip(1), disc()
     plain = comparator(query, reference, alpha)
     torch.testing.assert_close(comparator(query, reference, alpha, comparator.reflectance(reference)), plain)
     same = comparator(query, reference, alpha, comparator.reflectance(query))
@@ -149,6 +149,6 @@ def test_in_the_product_a_rendered_reflectance_takes_the_place_of_the_references
     assert same.max() == 0  # nothing differs in one of the domains
 
 
-def test_an_even_image_reflects_what_its_colour_does():
-    colour = torch.tensor([0.5, 0.2, 0.1])
-    torch.testing.assert_close(reflectance_of_colour(colour), reflectance(colour[None, :, None, None]).flatten())
+def test_an_even_image_reflects_what_its_color_does():
+    color = torch.tensor([0.5, 0.2, 0.1])
+    torch.testing.assert_close(reflectance_of_color(color), reflectance(color[None, :, None, None]).flatten())

@@ -14,9 +14,9 @@ POINTS = NORMALS + torch.tensor([0.0, 0.0, 4.0])
 INNER = (X.square() + Y.square()) < 0.7
 
 
-def lit(albedo: torch.Tensor, light: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
+def lit(albedo: torch.Tensor, light: torch.Tensor, color: torch.Tensor) -> torch.Tensor:
     shade = 0.5 + 0.5 * (NORMALS @ light)
-    return torch.where(ALPHA > 0, albedo * shade * colour[:, None, None], 1.0)
+    return torch.where(ALPHA > 0, albedo * shade * color[:, None, None], 1.0)
 
 
 def test_normals_of_a_ball():

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_pose.data import CloudBatch, CloudItem, EyecandiesRendered, MVTec3DRendered, Real3DADRendered
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
-from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organised, render_unorganised
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organized, render_unorganized
 from anomalib_pose.data.point_cloud.rendered_layout import write_original, write_rendered
 
 SIZE, RAW = 24, 60
@@ -88,13 +88,13 @@ def test_items_hold_the_object_and_its_views(written):
     rgb[mask > 0] = [255, 0, 0]
     photograph = torch.from_numpy(rgb).permute(2, 0, 1) / 255
     isolated = isolate_object(torch.from_numpy(xyz), photograph, torch.from_numpy(mask / 255).float())
-    expected = render_organised(isolated[0], RenderSettings(size=SIZE), isolated[2], isolated[1])
+    expected = render_organized(isolated[0], RenderSettings(size=SIZE), isolated[2], isolated[1])
     for name in ("points", "valid", "view_masks", "pixels", "visible"):
         assert torch.equal(getattr(item, name), getattr(expected, name)), name
     assert torch.equal(item.views, expected.views / 255)
     assert torch.equal(item.image.as_subclass(torch.Tensor), expected.rgb / 255)
     assert torch.equal(item.gt_mask.as_subclass(torch.Tensor), expected.gt_mask)
-    assert (item.gt_label, item.category, bool(item.has_rgb), bool(item.organised)) == (1, "bagel", True, True)
+    assert (item.gt_label, item.category, bool(item.has_rgb), bool(item.organized)) == (1, "bagel", True, True)
     red = (item.image[0] > 0.8) & (item.image[1] < 0.3)
     assert (red & item.gt_mask).sum() > 0.6 * item.gt_mask.sum()
     good = items["bagel/test/good/rgb/000.png"]
@@ -193,9 +193,9 @@ def test_a_cache_gives_the_same_and_spares_the_drawing(root, tmp_path, monkeypat
     cache = tmp_path / "cache"
     plain, first = mvtec(root).test_data[0], mvtec(root, cache_dir=cache).test_data[0]
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr("anomalib_pose.data.point_cloud.sources.render_organised", None)
+    monkeypatch.setattr("anomalib_pose.data.point_cloud.sources.render_organized", None)
     again = mvtec(root, cache_dir=cache).test_data[0]
-    for name in ("image", "gt_mask", "points", "valid", "views", "view_masks", "pixels", "visible", "organised"):
+    for name in ("image", "gt_mask", "points", "valid", "views", "view_masks", "pixels", "visible", "organized"):
         assert torch.equal(getattr(plain, name), getattr(first, name)), name
         assert torch.equal(getattr(plain, name), getattr(again, name)), name
     monkeypatch.undo()
@@ -220,9 +220,9 @@ def to_rendered(raw, out, size=SIZE, plain=False):
             xyz, rgb, mask = isolate_object(torch.from_numpy(tifffile.imread(path)), rgb, mask)
             if plain:
                 valid = xyz[..., 2] != 0
-                cloud = render_unorganised(xyz[valid], mask[valid] > 0.5, RenderSettings(size=size))
+                cloud = render_unorganized(xyz[valid], mask[valid] > 0.5, RenderSettings(size=size))
             else:
-                cloud = render_organised(xyz, RenderSettings(size=size), mask, rgb)
+                cloud = render_organized(xyz, RenderSettings(size=size), mask, rgb)
                 write_original(folder, path.stem, xyz, rgb, mask)
             write_rendered(folder, path.stem, cloud)
     return out
@@ -250,7 +250,7 @@ def test_plain_clouds_show_their_front_view(written, tmp_path):
     datamodule.setup()
     item = datamodule.test_data[0]
     assert not item.has_rgb
-    assert not item.organised
+    assert not item.organized
     assert item.valid.all()
     assert torch.equal(item.image.as_subclass(torch.Tensor), item.views[2])
     assert item.image_path.endswith("view_2.png")
@@ -300,7 +300,7 @@ def save(path, array):
             recording(0)[0] * np.float32([1, 1, 0]) + np.float32([0, 0, 1]),
             r"000\.tiff: Nothing is left",
         ),
-        ("xyz/000.tiff", recording(0)[0] * np.float32(1000), r"000\.tiff.*metres"),
+        ("xyz/000.tiff", recording(0)[0] * np.float32(1000), r"000\.tiff.*meters"),
     ],
 )
 def test_bad_recordings_are_named(root, name, array, words):

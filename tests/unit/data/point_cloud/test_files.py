@@ -16,7 +16,7 @@ BYTES = np.random.default_rng(1).integers(0, 256, (COUNT, 3))
 
 
 def ply(path, layout, faces=True):
-    """Points, colours and a face; ``layout`` is text or the byte order."""
+    """Points, colors and a face; ``layout`` is text or the byte order."""
     name = {"": "ascii", "<": "binary_little_endian", ">": "binary_big_endian"}[layout]
     header = ["ply", f"format {name} 1.0", "comment made here", f"element vertex {COUNT}"]
     header += [f"property double {axis}" for axis in "xyz"] + [f"property uchar {c}" for c in ("red", "green", "blue")]
@@ -33,7 +33,7 @@ def ply(path, layout, faces=True):
 
 
 def pcd(path, layout):
-    """Points, a packed colour and padding."""
+    """Points, a packed color and padding."""
     header = ["# .PCD v0.7", "VERSION 0.7", "FIELDS x y z _ rgb _", "SIZE 4 4 4 1 4 1", "TYPE F F F U U U"]
     header += ["COUNT 1 1 1 2 1 3", f"WIDTH {COUNT}", "HEIGHT 1", f"POINTS {COUNT}", f"DATA {layout}", ""]
     body = b""
@@ -69,7 +69,7 @@ def test_pcd_that_is_written_is_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.pcd"]
 
 
-def test_points_without_colours(tmp_path):
+def test_points_without_colors(tmp_path):
     rows = "\n".join(" ".join(map(repr, row)) for row in POINTS.tolist())
     head = f"VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH {COUNT}\nHEIGHT 1\nPOINTS {COUNT}\n"
     (tmp_path / "a.pcd").write_text(f"{head}DATA ascii\n{rows}\n")

@@ -118,7 +118,7 @@ def test_what_cannot_be_is_refused():
         isolate_object(xyz, torch.zeros(3, HEIGHT, WIDTH + 1))
     with pytest.raises(ValueError, match="should be one size"):
         isolate_object(xyz, None, torch.zeros(HEIGHT + 1, WIDTH))
-    with pytest.raises(ValueError, match="expected an object in metres"):
+    with pytest.raises(ValueError, match="expected an object in meters"):
         isolate_object(xyz * 1000)
     table = torch.where((scene()[1] == 0)[..., None], xyz, 0)
     with pytest.raises(ValueError, match="Nothing is left"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organised, render_unorganised, resample
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organized, render_unorganized, resample
 from anomalib_pose.data.point_cloud.rendered_layout import (
     index_entry,
     read_rendered,
@@ -24,7 +24,7 @@ SETTINGS = RenderSettings(size=SIZE)
 
 
 def dome(height=30, width=30):
-    """Organised points on a dome above nothing, its photograph, and a defect on it."""
+    """Organized points on a dome above nothing, its photograph, and a defect on it."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     inside = x**2 + y**2 < 0.8
     xyz = torch.stack([x, y, 3 - (1 - x**2 - y**2).clamp_min(0).sqrt()], -1) * 0.05
@@ -41,11 +41,11 @@ def same(a, b):
 
 def test_grid_is_the_nearest_cells_and_pixels_are_where_points_project():
     xyz, mask, rgb = dome()
-    cloud = render_organised(xyz, replace(SETTINGS, about_x=(0.0,), about_y=()), mask, rgb)
+    cloud = render_organized(xyz, replace(SETTINGS, about_x=(0.0,), about_y=()), mask, rgb)
     index = [i * 30 // SIZE for i in range(SIZE)]
     assert torch.equal(cloud.points, xyz[index][:, index])
     assert torch.equal(cloud.valid, cloud.points[..., 2] != 0)
-    assert cloud.organised
+    assert cloud.organized
     points = cloud.points[cloud.valid].double().numpy() * [1, -1, -1]
     center = (points.min(0) + points.max(0)) / 2
     distance = 0.7 * (points.max(0) - points.min(0)).max() / math.tan(math.pi / 6)
@@ -63,15 +63,15 @@ def test_grid_is_the_nearest_cells_and_pixels_are_where_points_project():
 
 def test_a_tilt_is_a_turn_before_all_others():
     xyz, mask, _ = dome()
-    tilted = render_organised(xyz, replace(SETTINGS, tilt=30.0, about_x=(0.0,), about_y=()), mask)
-    turned = render_organised(xyz, replace(SETTINGS, about_x=(30.0,), about_y=()), mask)
+    tilted = render_organized(xyz, replace(SETTINGS, tilt=30.0, about_x=(0.0,), about_y=()), mask)
+    turned = render_organized(xyz, replace(SETTINGS, about_x=(30.0,), about_y=()), mask)
     assert (tilted.pixels - turned.pixels).abs().max() <= 1
     assert (tilted.view_masks != turned.view_masks).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("views", [5, 9, 11])
 def test_numbers_of_views(views):
-    assert len(render_organised(dome()[0], RenderSettings.of_views(views, size=SIZE)).views) == views
+    assert len(render_organized(dome()[0], RenderSettings.of_views(views, size=SIZE)).views) == views
 
 
 def test_other_numbers_of_views_are_refused():
@@ -95,7 +95,7 @@ def test_of_many_points_evenly_spread_ones_are_kept():
     assert not torch.equal(resample(points, labels, 400, seed=2)[0], kept)
 
 
-def test_to_few_points_some_between_neighbours_are_added():
+def test_to_few_points_some_between_neighbors_are_added():
     points = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
     labels = points[:, 0] > 0.5
     more, more_labels = resample(points, labels, 100)
@@ -122,10 +122,10 @@ def test_duplicates_and_single_points():
 
 
 @pytest.mark.parametrize("views", [9, 11])
-def test_organised_layout_there_and_back(tmp_path, views):
+def test_organized_layout_there_and_back(tmp_path, views):
     xyz, mask, rgb = dome(SIZE, SIZE)
     rgb = (rgb * 255).round() / 255
-    cloud = render_organised(xyz, RenderSettings.of_views(views, size=SIZE), mask, rgb)
+    cloud = render_organized(xyz, RenderSettings.of_views(views, size=SIZE), mask, rgb)
     folder = tmp_path / "dome" / "test" / "bent"
     write_rendered(folder, "007", cloud)
     write_original(folder, "007", xyz, rgb, mask)
@@ -135,7 +135,7 @@ def test_organised_layout_there_and_back(tmp_path, views):
 def test_views_are_in_the_order_of_their_numbers(tmp_path):
     xyz, mask, rgb = dome(SIZE, SIZE)
     rgb = (rgb * 255).round() / 255
-    cloud = render_organised(xyz, RenderSettings.of_views(11, size=SIZE), mask, rgb)
+    cloud = render_organized(xyz, RenderSettings.of_views(11, size=SIZE), mask, rgb)
     write_rendered(tmp_path, "007", cloud)
     write_original(tmp_path, "007", xyz, rgb, mask)
     for path in sorted(tmp_path.rglob("view_0*")):  # the published files are not padded: view_10 sorts before view_2
@@ -143,9 +143,9 @@ def test_views_are_in_the_order_of_their_numbers(tmp_path):
     same(read_rendered(tmp_path, "007", SIZE), cloud)
 
 
-def test_organised_layout_is_the_published_one(tmp_path):
+def test_organized_layout_is_the_published_one(tmp_path):
     xyz, mask, rgb = dome()
-    cloud = render_organised(xyz, SETTINGS, mask, rgb)
+    cloud = render_organized(xyz, SETTINGS, mask, rgb)
     folder = tmp_path / "dome" / "test" / "bent"
     write_rendered(folder, "007", cloud)
     write_original(folder, "007", xyz, rgb, mask)
@@ -168,8 +168,8 @@ def test_organised_layout_is_the_published_one(tmp_path):
 def test_plain_layout_there_and_back(tmp_path):
     points = torch.randn(600, 3, generator=torch.Generator().manual_seed(0))
     points = torch.nn.functional.normalize(points, dim=1) + 1
-    cloud = render_unorganised(points, points[:, 0] > 1.5, SETTINGS)
-    assert not cloud.organised
+    cloud = render_unorganized(points, points[:, 0] > 1.5, SETTINGS)
+    assert not cloud.organized
     assert cloud.gt_mask.any()
     folder = tmp_path / "ball" / "test" / "anomaly"
     write_rendered(folder, "7_bulge", cloud)
@@ -180,7 +180,7 @@ def test_plain_layout_there_and_back(tmp_path):
 def test_index_names_files_that_are_there(tmp_path):
     xyz, mask, rgb = dome()
     folder = tmp_path / "dome" / "test" / "bent"
-    write_rendered(folder, "007", render_organised(xyz, SETTINGS, mask, rgb))
+    write_rendered(folder, "007", render_organized(xyz, SETTINGS, mask, rgb))
     write_original(folder, "007", xyz, rgb, mask)
     entry = index_entry(tmp_path, folder, "007")
     write_index(tmp_path, {"dome": [entry]})
@@ -213,7 +213,7 @@ def test_index_names_files_that_are_there(tmp_path):
 )
 def test_what_does_not_fit_is_refused(tmp_path, spoil, words):
     xyz, mask, rgb = dome()
-    write_rendered(tmp_path, "007", render_organised(xyz, SETTINGS, mask, rgb))
+    write_rendered(tmp_path, "007", render_organized(xyz, SETTINGS, mask, rgb))
     write_original(tmp_path, "007", xyz, rgb, mask)
     spoil(tmp_path)
     with pytest.raises(ValueError, match=words):

@@ -73,10 +73,10 @@ def synthetic(tmp_path):
 
 def _colmap_pose(pose):
     """Quaternion wxyz and translation of world to camera; no angle here is near half a turn."""
-    rotation, centre = pose[:3, :3].numpy().T, pose[:3, 3].numpy()
+    rotation, center = pose[:3, :3].numpy().T, pose[:3, 3].numpy()
     w = np.sqrt(1 + np.trace(rotation)) / 2
     skew = rotation - rotation.T
-    return [w, *(np.array([skew[2, 1], skew[0, 2], skew[1, 0]]) / (4 * w)), *(-rotation @ centre)]
+    return [w, *(np.array([skew[2, 1], skew[0, 2], skew[1, 0]]) / (4 * w)), *(-rotation @ center)]
 
 
 @pytest.fixture

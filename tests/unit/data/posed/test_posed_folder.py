@@ -139,13 +139,13 @@ def test_masks_of_the_object_become_the_foreground(root):
 
 
 def test_the_background_is_painted_white_on_demand_alone(root):
-    grey = np.full((16, 24, 3), 51)
+    gray = np.full((16, 24, 3), 51)
     mask = np.zeros((16, 24))
     mask[4:12, 4:12] = 255
     frames = []
     for index in range(3):
         frames.append(_frame(root, index, mask_path="mask.png"))
-        _save(root / f"images/{index}.png", grey)
+        _save(root / f"images/{index}.png", gray)
     _save(root / "mask.png", mask)
     _write(root, frames)
     as_is = _setup(root).train_data[0]

@@ -46,7 +46,7 @@ def test_blender_flavour(tmp_path):
     assert [frame.image_path.name for frame in found] == ["r_0.png", "r_1.png"]
     focal = 8 / math.tan(0.6911111611634243 / 2)
     assert torch.allclose(found[0].K, torch.tensor([[focal, 0, 8], [0, focal, 6], [0, 0, 1]], dtype=torch.float64))
-    # OpenGL looks along -z with y upwards, OpenCV along +z with y downwards; the centre is the same.
+    # OpenGL looks along -z with y upwards, OpenCV along +z with y downwards; the center is the same.
     stored, pose = torch.tensor(_pose(1), dtype=torch.float64), found[1].camera_to_world
     assert pose.dtype == torch.float64
     for column, sign in enumerate((1, -1, -1, 1)):

@@ -59,7 +59,7 @@ def test_what_is_read_is_what_was_drawn(mesh: Mesh, folder: Path) -> None:
         torch.testing.assert_close(found.xyz, view.xyz.float())
         torch.testing.assert_close(file.camera().camera_to_world, view.camera.camera_to_world)
         torch.testing.assert_close(file.camera().K, view.camera.K)
-        torch.testing.assert_close(file.image(), view.grey.expand(3, -1, -1), atol=0.5 / 255 + 1e-6, rtol=0)
+        torch.testing.assert_close(file.image(), view.gray.expand(3, -1, -1), atol=0.5 / 255 + 1e-6, rtol=0)
         depth = np.load(file.image_path.with_name(f"{file.image_path.stem}_depth.npy"), allow_pickle=False)
         np.testing.assert_array_equal(depth, view.depth.numpy())
 
@@ -228,8 +228,8 @@ def test_published_brightness_is_ours_at_their_normals(published: Path) -> None:
         near = [depth[1:-1, 1:-1], depth[1:-1, 2:], depth[1:-1, :-2], depth[2:, 1:-1], depth[:-2, 1:-1]]
         smooth = (np.min(near, 0) > 0) & (np.ptp(near, axis=0) < 0.03)
         cosine = np.abs(normal[..., 2])[smooth] / length[smooth]
-        grey = file.image()[0].numpy()[1:-1, 1:-1][smooth] * 255
-        errors.append(grey - (67.5 + 102.5 * cosine))
+        gray = file.image()[0].numpy()[1:-1, 1:-1][smooth] * 255
+        errors.append(gray - (67.5 + 102.5 * cosine))
     error = np.concatenate(errors)
     assert np.median(np.abs(error)) < 1.5
     assert abs(np.median(error)) < 1

@@ -24,10 +24,10 @@ def box_file(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".obj", ".ply", ".glb", ".stl", ".off"])
-def test_meshes_are_read_and_normalised(tmp_path: Path, suffix: str) -> None:
+def test_meshes_are_read_and_normalized(tmp_path: Path, suffix: str) -> None:
     path = box_file(tmp_path / f"box{suffix}")
     corners = np.array([[x, y, z] for x in (-2, 2) for y in (-1, 1) for z in (-0.5, 0.5)])
-    kept = read_mesh(path, normalise=False)
+    kept = read_mesh(path, normalize=False)
     assert len(kept.faces) == 12
     np.testing.assert_allclose(np.unique(kept.vertices.numpy(), axis=0), corners + np.array((5, 6, 7)), atol=1e-6)
     scaled = read_mesh(path).vertices.numpy()
@@ -40,7 +40,7 @@ def test_parts_of_a_scene_become_one_mesh_where_they_stand(tmp_path: Path) -> No
     for shift in (0, 10):
         scene.add_geometry(trimesh.creation.box(), transform=trimesh.transformations.translation_matrix((shift, 0, 0)))
     scene.export(tmp_path / "two.glb")
-    vertices = read_mesh(tmp_path / "two.glb", normalise=False).vertices.numpy()
+    vertices = read_mesh(tmp_path / "two.glb", normalize=False).vertices.numpy()
     np.testing.assert_allclose([vertices.min(0), vertices.max(0)], [[-0.5, -0.5, -0.5], [10.5, 0.5, 0.5]], atol=1e-6)
 
 

@@ -33,10 +33,10 @@ def test_an_image_on_white_is_taken_as_it_is() -> None:
 def test_another_background_is_refused_with_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"only 0% of the border.*cut the object out"):
         query_on_white(photograph(0.85))
-    coloured = photograph(1.0)
-    coloured[2] = 0.6  # yellow is not white
+    colored = photograph(1.0)
+    colored[2] = 0.6  # yellow is not white
     with pytest.raises(ValueError, match="background should be white"):
-        query_on_white(coloured)
+        query_on_white(colored)
     half = photograph(1.0)
     half[:, 30:] = 0.2
     with pytest.raises(ValueError, match="of the border"):

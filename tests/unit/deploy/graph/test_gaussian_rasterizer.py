@@ -48,9 +48,9 @@ def cut(image: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("degree", "oversampling", "off"), [(0, 1, 8e-3), (2, 1, 8e-3), (2, 1.25, 4e-3), (2, 2, 1e-3)])
 def test_a_drawing_is_the_photograph_in_its_size(degree, oversampling, off):
     gaussians = make_toy().activated()
-    colours = 0.3 * torch.randn(len(gaussians), (degree + 1) ** 2, 3, generator=torch.Generator().manual_seed(0))
-    colours[:, :1] = gaussians.colors[:, :1]
-    gaussians = replace(gaussians, colors=colours, sh_degree=degree)
+    colors = 0.3 * torch.randn(len(gaussians), (degree + 1) ** 2, 3, generator=torch.Generator().manual_seed(0))
+    colors[:, :1] = gaussians.colors[:, :1]
+    gaussians = replace(gaussians, colors=colors, sh_degree=degree)
     drawing = drawing_of(gaussians, oversampling)
     found = drawing(in_units(QUERIES), INTRINSICS.expand(len(QUERIES), 4), near(QUERIES))
     output = make_rasterizer("cpu")(gaussians, CAMERA.with_pose(QUERIES), torch.ones(3))
@@ -80,8 +80,8 @@ def wall_and_ball() -> Gaussians:
     """An opaque red wall in front of a small blue ball, both on the optical axis of a camera at the origin."""
     means = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 3.0]])
     scales = torch.tensor([[3.0, 3.0, 0.01], [0.05, 0.05, 0.05]])
-    colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    return Gaussians(means, torch.tensor([[1.0, 0, 0, 0]] * 2), scales, torch.tensor([0.999, 0.9]), colours)
+    colors = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    return Gaussians(means, torch.tensor([[1.0, 0, 0, 0]] * 2), scales, torch.tensor([0.999, 0.9]), colors)
 
 
 def test_what_a_wall_hides_is_not_seen():

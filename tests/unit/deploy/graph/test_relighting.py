@@ -17,7 +17,7 @@ POINTS = NORMALS + torch.tensor([0.0, 0.0, 4.0])
 
 
 def balls() -> tuple[torch.Tensor, ...]:
-    """Two balls with a texture and a stain, in lamps of different colours, their renderings, alpha and points."""
+    """Two balls with a texture and a stain, in lamps of different colors, their renderings, alpha and points."""
     generator = torch.Generator().manual_seed(0)
     reference = (
         (0.3 + 0.4 * torch.rand(2, 3, 9, 9, generator=generator)).repeat_interleave(8, 2).repeat_interleave(8, 3)

@@ -16,10 +16,10 @@ def all_that_is_rewritten(image):
     matrix = np.array([[0.4, 0.3, 0.2], [0.2, 0.7, 0.1], [0.1, 0.1, 0.9]], np.float32)
     squared = operations.multiply(image, image)
     resized = operations.subtract(resized, operations.matmul(dynamic, squared, transpose_a=False, transpose_b=False))
-    colours = operations.einsum([operations.constant(matrix), resized], "oi,...ihw->...ohw")
+    colors = operations.einsum([operations.constant(matrix), resized], "oi,...ihw->...ohw")
     size = operations.constant(np.array([1, 3, 12, 15]))
     attributes = {"coordinate_transformation_mode": "half_pixel", "pads_begin": [0] * 4, "pads_end": [0] * 4}
-    large = operations.interpolate(colours, size, "linear_onnx", "sizes", **attributes)
+    large = operations.interpolate(colors, size, "linear_onnx", "sizes", **attributes)
     first = operations.squeeze(operations.slice(large, *(np.array([part]) for part in (0, 1, 1, 1))), np.array([1]))
     offset = operations.unsqueeze(operations.divide(first, operations.add(first, np.float32(3))), np.array([1]))
     return operations.add(large, offset)

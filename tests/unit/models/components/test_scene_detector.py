@@ -95,7 +95,7 @@ def test_a_transparent_scene_is_reported(caplog) -> None:
     assert not detector.surface.fitted
 
 
-LAMP, LAMP_COLOUR = torch.tensor([0.8, -0.6, 0.0]), torch.tensor([1.0, 0.75, 0.5])
+LAMP, LAMP_COLoR = torch.tensor([0.8, -0.6, 0.0]), torch.tensor([1.0, 0.75, 0.5])
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def detectors() -> list[SceneDetector]:
 def under_the_lamp(detector: SceneDetector, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Photograph and alpha of the object in other light."""
     image, alpha, points, *_ = detector.render_reference(CAMERA.with_pose(pose))
-    shade = (0.55 + 0.45 * surface_normals(points[None], alpha[None])[0] @ LAMP) * LAMP_COLOUR[:, None, None]
+    shade = (0.55 + 0.45 * surface_normals(points[None], alpha[None])[0] @ LAMP) * LAMP_COLoR[:, None, None]
     return torch.lerp(image, image * shade, alpha), alpha
 
 
@@ -164,9 +164,9 @@ def test_a_reference_before_a_photographs_background() -> None:
     rgb, photograph = torch.rand(2, 3, 1, 3, generator=torch.Generator().manual_seed(0)).unbind()
     over_white = alpha * rgb + 1 - alpha
     white = reflectance(torch.ones(1, 3, 1, 3))[0]
-    colour = reflectance(rgb[None])[0]
-    seen = Reference(over_white, alpha, torch.zeros(1, 3, 3), alpha, alpha * colour + (1 - alpha) * white)
+    color = reflectance(rgb[None])[0]
+    seen = Reference(over_white, alpha, torch.zeros(1, 3, 3), alpha, alpha * color + (1 - alpha) * white)
     found = seen.over(photograph, reflectance)
     torch.testing.assert_close(found.rgb, alpha * rgb + (1 - alpha) * photograph)
-    torch.testing.assert_close(found.reflected, alpha * colour + (1 - alpha) * reflectance(photograph[None])[0])
+    torch.testing.assert_close(found.reflected, alpha * color + (1 - alpha) * reflectance(photograph[None])[0])
     assert seen._replace(reflected=None).over(photograph, reflectance).reflected is None

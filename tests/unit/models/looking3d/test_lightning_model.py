@@ -167,7 +167,7 @@ def test_training_leaves_a_checkpoint_with_its_weights(tmp_path, two_steps):
 
 @pytest.mark.slow
 def test_training_goes_on_where_it_stopped(tmp_path):
-    """Weights, averages, optimiser and schedule after an epoch, a stop and an epoch are those of two epochs."""
+    """Weights, averages, optimizer and schedule after an epoch, a stop and an epoch are those of two epochs."""
 
     def trained(name: str, epochs: int, seed: int, checkpoint: str | None = None) -> tuple[Looking3D, str]:
         torch.manual_seed(seed)

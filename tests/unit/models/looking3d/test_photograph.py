@@ -17,7 +17,7 @@ def spot(height: int, width: int, x: float, y: float) -> torch.Tensor:
     return torch.exp(-(rows[:, None] ** 2 + columns**2) / (2 * breadth**2))[None, None]
 
 
-def centre(image: torch.Tensor) -> tuple[float, float]:
+def center(image: torch.Tensor) -> tuple[float, float]:
     height, width = image.shape[-2:]
     weights = image[0, 0] / image[0, 0].sum()
     across, down = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
@@ -29,11 +29,11 @@ def test_what_is_found_in_the_crop_lies_there_in_the_photograph(height, width):
     photograph = 1 - spot(height, width, 0.6, 0.35)
     crop = 1 - evaluation_view(photograph.expand(1, 3, -1, -1))[:, :1]
     assert crop.shape == (1, 1, 256, 256)
-    x, y = centre(crop)
+    x, y = center(crop)
     assert (x, y) != pytest.approx((0.6, 0.35), abs=5e-3)
     back = whole_map(crop, height, width)
     assert back.shape == (1, 1, height, width)
-    assert centre(back) == pytest.approx((0.6, 0.35), abs=1e-3)
+    assert center(back) == pytest.approx((0.6, 0.35), abs=1e-3)
     side = 224 / 256 * max(height, width)
     box = whole_box(torch.tensor([[x, y, 0.5, 0.25]]), height, width)
     expected = torch.tensor([[0.6, 0.35, 0.5 * side / width, 0.25 * side / height]])
@@ -54,13 +54,13 @@ def test_crop_against_pillow(height, width):
 
 
 def test_masks_of_photographs_lie_in_a_folder(tmp_path):
-    grey = np.full((60, 80, 3), 90, np.uint8)
+    gray = np.full((60, 80, 3), 90, np.uint8)
     mask = np.zeros((60, 80), np.uint8)
     mask[20:40, 30:50] = 255
     photograph = tmp_path / "photographs" / "part.jpg"
     for folder in ("photographs", "masks"):
         (tmp_path / folder).mkdir()
-    Image.fromarray(grey).save(photograph)
+    Image.fromarray(gray).save(photograph)
     with pytest.raises(ValueError, match=r"part\.jpg is no query: The background should be white"):
         read_photograph(photograph)
     with pytest.raises(FileNotFoundError, match=r"mask of every photograph.* of .*part\.jpg at .*part\.png"):

@@ -19,7 +19,7 @@ from anomalib_pose.models.looking3d.matching import (
     match_residual,
     top_keys,
 )
-from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map, coarser, normalise
+from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map, coarser, normalize
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_wrong_sizes_are_refused(small):
 def test_smaller_images_are_means_of_pixels_and_their_cells_lie_where_they_did():
     images = photographs(2, 4)
     expected = nn.functional.avg_pool2d(images, 2) * 2 - 1
-    torch.testing.assert_close(normalise(images, 128), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(normalize(images, 128), expected, rtol=0, atol=1e-6)
     points = torch.tensor([[0, 0], [15, 16], [255, 255], [-3, 300], [100, 47]])
     assert cell_index(points, 16).tolist() == [0, 1, 255, 15, 6 * 16 + 2]
     code, fine = (grid_code(grid).unflatten(0, (grid, grid)) for grid in (16, 32))

@@ -59,13 +59,13 @@ def test_fusion_of_the_reference(golden, index):
     torch.testing.assert_close(published, expected["fused_score"], atol=1e-5, rtol=0)
 
 
-def random_grid(seed=0, size=12, views=3, organised=True):
+def random_grid(seed=0, size=12, views=3, organized=True):
     g = torch.Generator().manual_seed(seed)
     valid = torch.rand(size, size, generator=g) > 0.3
     visible = (torch.rand(views, size * size, generator=g) > 0.5) & valid.flatten()
     pixels = torch.randint(0, size, (views, size * size, 2), generator=g, dtype=torch.int16)
     points = torch.rand(size, size, 3, generator=g) * valid[..., None]
-    return CloudGrid(points, valid, organised, pixels, visible)
+    return CloudGrid(points, valid, organized, pixels, visible)
 
 
 def random_scores(seed=1, views=3, patches=4, photograph=True):
@@ -104,7 +104,7 @@ def test_cells_without_a_point_are_zero_before_smoothing():
 
 def test_clouds_without_order_are_smoothed_in_space():
     """Shuffling the cells changes nothing but their places; smoothing over the grid would mix strangers."""
-    grid = random_grid(organised=False)
+    grid = random_grid(organized=False)
     values = torch.rand(12, 12, generator=torch.Generator().manual_seed(2)) * grid.valid
     found = smooth(values, grid, 2.0)
     order = torch.randperm(144, generator=torch.Generator().manual_seed(3))
@@ -119,13 +119,13 @@ def test_clouds_without_order_are_smoothed_in_space():
     torch.testing.assert_close(other.flatten(), found.flatten()[order])
     assert not found[~grid.valid].any()
     assert found[grid.valid].std() < 0.9 * values[grid.valid].std()
-    assert not torch.allclose(found, smooth(values, random_grid(organised=True), 2.0))
+    assert not torch.allclose(found, smooth(values, random_grid(organized=True), 2.0))
 
 
 def test_no_smoothing():
     values = torch.rand(12, 12)
-    for organised in (True, False):
-        assert torch.equal(smooth(values, random_grid(organised=organised), 0.0), values)
+    for organized in (True, False):
+        assert torch.equal(smooth(values, random_grid(organized=organized), 0.0), values)
 
 
 def test_the_peak_is_the_largest_or_the_mean_of_the_largest():

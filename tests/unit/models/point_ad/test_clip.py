@@ -27,7 +27,7 @@ def activations(clip: Clip) -> set[str]:
 
 def features(clip: Clip, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return clip.vision(clip.vision.normalise(images), 1)[0]
+        return clip.vision(clip.vision.normalize(images), 1)[0]
 
 
 def test_towers_say_what_open_clip_says(configuration):
@@ -36,7 +36,7 @@ def test_towers_say_what_open_clip_says(configuration):
         clip = Clip(truth)
         images, ids = torch.rand(2, 3, 64, 64), open_clip.tokenize(["a photo of a bagel", "a damaged bagel on a table"])
         with torch.no_grad():
-            expected = truth.encode_image(clip.vision.normalise(images)), truth.encode_text(ids)
+            expected = truth.encode_image(clip.vision.normalize(images)), truth.encode_text(ids)
             found = features(clip, images), clip.text.encode(["a photo of a bagel", "a damaged bagel on a table"])
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
@@ -77,7 +77,7 @@ def test_local_files(configuration, tmp_path, layout, caplog):
     assert {value.dtype for value in clip.state_dict().values()} == {torch.float32}
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        expected = truth.encode_image(clip.vision.normalise(images))
+        expected = truth.encode_image(clip.vision.normalize(images))
     torch.testing.assert_close(features(clip, images), expected, rtol=0, atol=1e-2 if layout == "half" else 2e-6)
 
 

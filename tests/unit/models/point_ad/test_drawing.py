@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organised, render_unorganised
+from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organized, render_unorganized
 from anomalib_pose.models.point_ad.aggregation import CloudGrid
 from anomalib_pose.models.point_ad.drawing import draw_scored_cloud, draw_view_sheet, heat_colors, write_scored_cloud
 
@@ -22,7 +22,7 @@ def bowl():
 
 
 def grid_of(cloud):
-    return CloudGrid(cloud.points, cloud.valid, cloud.organised, cloud.pixels, cloud.visible)
+    return CloudGrid(cloud.points, cloud.valid, cloud.organized, cloud.pixels, cloud.visible)
 
 
 def hot_and_cold(picture):
@@ -31,21 +31,21 @@ def hot_and_cold(picture):
     return (red > blue + 0.1).nonzero()[:, 1], (blue > red + 0.1).nonzero()[:, 1]
 
 
-def test_colours_are_turbo():
+def test_colors_are_turbo():
     values = torch.tensor([[0.0, 0.25], [0.5, 1.0]])
     expected = cv2.applyColorMap((values * 255).round().byte().numpy(), cv2.COLORMAP_TURBO)[..., ::-1]
     np.testing.assert_array_equal(heat_colors(values).numpy(), expected)
     assert torch.equal(heat_colors(torch.tensor([-1.0, 3.0])), heat_colors(torch.tensor([0.0, 1.0])))
 
 
-@pytest.mark.parametrize("organised", [True, False])
-def test_the_hot_half_of_the_cloud_is_red(organised):
+@pytest.mark.parametrize("organized", [True, False])
+def test_the_hot_half_of_the_cloud_is_red(organized):
     xyz, values = bowl()
-    if organised:
-        cloud = render_organised(xyz, RenderSettings(size=SIZE))
+    if organized:
+        cloud = render_organized(xyz, RenderSettings(size=SIZE))
     else:
         points = xyz[xyz[..., 2] > 0]
-        cloud = render_unorganised(points, torch.zeros(len(points), dtype=torch.bool), RenderSettings(size=SIZE))
+        cloud = render_unorganized(points, torch.zeros(len(points), dtype=torch.bool), RenderSettings(size=SIZE))
         values = 0.2 + 0.6 * (cloud.points[..., 0] > 0)
     picture = draw_scored_cloud(grid_of(cloud), values)
     assert picture.shape == (3, SIZE, SIZE)
@@ -58,7 +58,7 @@ def test_the_hot_half_of_the_cloud_is_red(organised):
 
 def test_each_view_has_its_heat_and_keeps_its_background():
     xyz, values = bowl()
-    cloud = render_organised(xyz, RenderSettings.of_views(5, SIZE))
+    cloud = render_organized(xyz, RenderSettings.of_views(5, SIZE))
     sheet = draw_view_sheet(cloud.views / 255, grid_of(cloud), values)
     assert sheet.shape == (3, 3 * (SIZE + 1) + 1, 3 * (SIZE + 1) + 1)
     for index in range(5):

@@ -35,7 +35,7 @@ def graph(scorer) -> ViewGraph:
 
 
 def views(count: int) -> torch.Tensor:
-    """Smooth images of different brightness and colours."""
+    """Smooth images of different brightness and colors."""
     g = torch.Generator().manual_seed(count)
     images = torch.rand(count, 3, 4, 4, generator=g) * torch.rand(count, 3, 1, 1, generator=g)
     return interpolate(images, (64, 64), mode="bilinear")

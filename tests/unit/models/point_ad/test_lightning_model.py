@@ -142,7 +142,7 @@ def test_training_is_skipped_and_a_checkpoint_is_left(make_clouds, make_mutual, 
     found = make_engine(tmp_path / "b").predict(again, datamodule=make_clouds(), ckpt_path=str(checkpoint))
     assert len(found) == 7
     np.testing.assert_array_equal(numbers(found, "object_score"), numbers(predicted[0], "object_score"))
-    # what predictions are normalised by comes from the checkpoint too
+    # what predictions are normalized by comes from the checkpoint too
     assert set(numbers(found, "pred_label").tolist()) == {False, True}
 
 

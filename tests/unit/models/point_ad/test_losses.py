@@ -34,7 +34,7 @@ def sample(seed: int = 0) -> tuple[ClipFeatures, torch.Tensor, CloudTargets]:
 
 
 def enlarged(patches: list[list[float]], row: int, column: int) -> float:
-    """Bilinear value of a pixel's centre among the centres of patches, whose border is continued."""
+    """Bilinear value of a pixel's center among the centers of patches, whose border is continued."""
     place = [min(max((at + 0.5) * SIDE / SIZE - 0.5, 0), SIDE - 1) for at in (row, column)]
     low = [int(at) for at in place]
     high = [min(at + 1, SIDE - 1) for at in low]

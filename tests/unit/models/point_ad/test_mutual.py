@@ -11,7 +11,7 @@ from anomalib_pose.models.point_ad.mutual import MutualScorer, MutualSettings, s
 
 VIEWS, SIZE, CLOUDS = 3, 8, 5
 CPU = torch.device("cpu")
-PLAIN = MutualSettings(foreground_only=False, centred=False)
+PLAIN = MutualSettings(foreground_only=False, centered=False)
 
 
 class Features(nn.Module):
@@ -84,7 +84,7 @@ def test_photographs_are_compared_where_there_are_some():
 
 def test_foreground_is_what_shows_points():
     given = batches()
-    found = collected(MutualSettings(centred=False), given)
+    found = collected(MutualSettings(centered=False), given)
     views = torch.cat([batch.views for batch in given])
     shown = torch.zeros(CLOUDS, SIZE, SIZE, dtype=torch.bool)
     pixels, visible = (torch.cat([getattr(batch, name) for batch in given])[:, 1] for name in ("pixels", "visible"))
@@ -99,11 +99,11 @@ def test_foreground_is_what_shows_points():
     torch.testing.assert_close(torch.stack([scores.photograph_map for scores in found]), photographs)
 
 
-def test_centring_leaves_out_what_all_patches_of_a_view_have():
+def test_centering_leaves_out_what_all_patches_of_a_view_have():
     given = batches()
-    plain = collected(MutualSettings(centred=False), given)
-    centred = collected(MutualSettings(), given)
-    for before, after in zip(plain, centred, strict=True):
+    plain = collected(MutualSettings(centered=False), given)
+    centered = collected(MutualSettings(), given)
+    for before, after in zip(plain, centered, strict=True):
         for one, other in zip([*before.maps, before.photograph_map], [*after.maps, after.photograph_map], strict=True):
             counted = one[one > 0]
             torch.testing.assert_close(other, (one - counted.median()).clamp_min(0))

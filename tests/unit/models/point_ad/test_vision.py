@@ -66,13 +66,13 @@ def test_images_of_another_size_are_resized(small):
     large, exact = (
         (0.5 + 0.4 * torch.sin((torch.arange(size) + 0.5) / size * 20)).expand(1, 3, size, size) for size in (192, 64)
     )
-    truth = vision.normalise(exact)
+    truth = vision.normalize(exact)
     assert torch.equal(vision.prepare(exact), truth)
     assert (vision.prepare(large) - truth)[..., 2:-2].abs().max() < 0.02
-    # a pattern finer than the small image's pixels becomes grey, not another pattern
+    # a pattern finer than the small image's pixels becomes gray, not another pattern
     fine = (torch.arange(192)[:, None] + torch.arange(192)).remainder(2).float().expand(1, 3, 192, 192)
-    grey = vision.normalise(torch.full((1, 3, 64, 64), 0.5))
-    assert (vision.prepare(fine) - grey)[..., 2:-2, 2:-2].abs().max() < 0.2
+    gray = vision.normalize(torch.full((1, 3, 64, 64), 0.5))
+    assert (vision.prepare(fine) - gray)[..., 2:-2, 2:-2].abs().max() < 0.2
     torch.testing.assert_close(truth[0, :, 0, 0], (exact[0, :, 0, 0] - vision.mean[:, 0, 0]) / vision.std[:, 0, 0])
 
 
