@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From primitives and a camera to pixels."""
+"""Render primitives (Gaussians, voxels, meshes, points) from cameras to images."""
 
-from anomalib_pose.render.backend import make_rasterizer, warmup
+from anomalib_pose.render.backend import RasterizerName, make_rasterizer, warmup
 from anomalib_pose.render.types import Gaussians, Rasterizer, RenderOutput
 
-__all__ = ["Gaussians", "Rasterizer", "RenderOutput", "make_rasterizer", "warmup"]
+__all__ = ["Gaussians", "Rasterizer", "RasterizerName", "RenderOutput", "make_rasterizer", "warmup"]

@@ -1,52 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice between rasterizers."""
+"""Choice of the rasterizer of Gaussians: the CPU's or gsplat's."""
 
 from collections.abc import Callable
+from typing import Literal
 
 from anomalib_pose.render.types import Rasterizer
 
+RasterizerName = Literal["auto", "cpu", "gsplat"]
+"""Name of a rasterizer; ``"auto"`` is gsplat where it can run, else the CPU."""
 
-def _cpu() -> Rasterizer:
+
+def _auto_rasterizer() -> Rasterizer:
+    from anomalib_pose.render.gsplat_backend import gsplat_is_usable
+
+    return _gsplat_rasterizer() if gsplat_is_usable() else _cpu_rasterizer()
+
+
+def _cpu_rasterizer() -> Rasterizer:
     from anomalib_pose.render.cpu import CpuRasterizer
 
     return CpuRasterizer()
 
 
-def _gsplat() -> Rasterizer:
+def _gsplat_rasterizer() -> Rasterizer:
     from anomalib_pose.render.gsplat_backend import GsplatRasterizer
 
     return GsplatRasterizer()
 
 
-_BACKENDS: dict[str, Callable[[], Rasterizer]] = {"cpu": _cpu, "gsplat": _gsplat}
+_RASTERIZERS: dict[str, Callable[[], Rasterizer]] = {
+    "auto": _auto_rasterizer,
+    "cpu": _cpu_rasterizer,
+    "gsplat": _gsplat_rasterizer,
+}
 
 
-def make_rasterizer(backend: str = "auto") -> Rasterizer:
-    """Rasterizer of a backend.
+def make_rasterizer(backend: RasterizerName | str = "auto") -> Rasterizer:
+    """Make the rasterizer of a backend.
 
     Args:
         backend: ``"cpu"``, ``"gsplat"`` (CUDA, extra ``anomalib-pose[cuda]``), or ``"auto"``: gsplat where CUDA and
             gsplat are present, else the CPU.
 
     Raises:
-        ValueError: if the backend is unknown.
-        ImportError: if gsplat was asked for by name and is not installed.
-        RuntimeError: if gsplat was asked for by name and there is no CUDA device.
+        ValueError: if the backend does not exist.
+        ImportError: if the backend is ``"gsplat"`` and gsplat is not installed.
+        RuntimeError: if the backend is ``"gsplat"`` and there is no CUDA device.
     """
-    if backend == "auto":
-        from anomalib_pose.render.gsplat_backend import gsplat_is_usable
-
-        backend = "gsplat" if gsplat_is_usable() else "cpu"
-    if backend not in _BACKENDS:
-        msg = f"backend should be one of 'auto', {', '.join(map(repr, _BACKENDS))}, got {backend!r}."
+    if backend not in _RASTERIZERS:
+        msg = f"rasterizer should be one of {', '.join(map(repr, _RASTERIZERS))}, got {backend!r}."
         raise ValueError(msg)
-    return _BACKENDS[backend]()
+    return _RASTERIZERS[backend]()
 
 
 def warmup() -> None:
-    """Compile the CPU kernels of splatting and similarity now, or load them from disk; logs a line if it takes long."""
-    from anomalib_pose.render.cpu import warmup as warmup_splats
+    """Compile the CPU kernels of splatting and SSIM now, or load them from disk; log a line if that takes long."""
+    from anomalib_pose.render.cpu import warmup as warmup_splatting
     from anomalib_pose.render.ssim import warmup as warmup_ssim
 
-    warmup_splats()
+    warmup_splatting()
     warmup_ssim()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of each Gaussian an image shows."""
+"""Contribution of each Gaussian to an image."""
 
 from dataclasses import replace
 
@@ -11,18 +11,22 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.render.types import Gaussians, Rasterizer
 
 
-def seen_weights(gaussians: Gaussians, rasterizer: Rasterizer, camera: Camera) -> Float[Tensor, " n"]:
-    """Weights of Gaussians in the blending of an image, each summed over the pixels.
+def gaussian_contributions(gaussians: Gaussians, rasterizer: Rasterizer, camera: Camera) -> Float[Tensor, " n"]:
+    """Sum each Gaussian's compositing weights over the pixels of one image.
 
-    It is what the image's sum changes by with the brightness of a Gaussian, whatever the colors.
+    The sum is the derivative of the image's total brightness for the brightness of the Gaussian. It does not depend
+    on the colors.
 
     Args:
-        gaussians: all that are drawn.
-        rasterizer: draws them.
+        gaussians: all Gaussians of the scene (N); they occlude each other.
+        rasterizer: rasterizer that is differentiable in the colors.
         camera: one camera.
+
+    Returns:
+        sums (N,), in pixels.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         colors = torch.zeros_like(gaussians.means, requires_grad=True)
-        drawn = rasterizer(replace(gaussians, colors=colors, sh_degree=None), camera)
-        (weights,) = torch.autograd.grad(drawn.rgb[..., 0].sum(), colors)
+        rendering = rasterizer(replace(gaussians, colors=colors, sh_degree=None), camera)
+        (weights,) = torch.autograd.grad(rendering.rgb[..., 0].sum(), colors)
     return weights[:, 0]

@@ -4,7 +4,7 @@
 import torch
 
 from anomalib_pose.geometry import Camera
-from anomalib_pose.render.contributions import seen_weights
+from anomalib_pose.render.contributions import gaussian_contributions
 from anomalib_pose.scene.gaussian_scene import GaussianScene, scene_rasterizer
 from anomalib_pose.scene.protocol import Scene
 
@@ -30,7 +30,7 @@ def arrange(scene: Scene, cameras: Camera) -> None:
     size = (max(1, round(cameras.width * shrink)), max(1, round(cameras.height * shrink)))
     small, gaussians = views.resized(*size), scene.activated()
     rasterizer = scene_rasterizer(scene.rasterizer_name, scene.means.device)
-    weights = torch.stack([seen_weights(gaussians, rasterizer, small[index]) for index in chosen]).sum(0)
+    weights = torch.stack([gaussian_contributions(gaussians, rasterizer, small[index]) for index in chosen]).sum(0)
     order = weights.argsort(descending=True, stable=True)
     held = weights[order].double().cumsum(0)
     scene.set_raw({name: tensor[order] for name, tensor in scene.raw.items()})

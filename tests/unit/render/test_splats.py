@@ -225,7 +225,7 @@ def test_warmup_compiles_all(rasterizer):
     assert counts == (len(splat_blocks.draw.signatures), len(ssim_kernels.similarity.signatures))
 
 
-def test_choice_of_a_backend(monkeypatch):
+def test_make_rasterizer_selects_the_backend_by_name(monkeypatch):
     with pytest.raises(ValueError, match="'cpu', 'gsplat'"):
         make_rasterizer("metal")
     assert isinstance(make_rasterizer("cpu"), CpuRasterizer)

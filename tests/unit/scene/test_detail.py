@@ -6,7 +6,7 @@ import torch
 
 from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.render import make_rasterizer
-from anomalib_pose.render.contributions import seen_weights
+from anomalib_pose.render.contributions import gaussian_contributions
 from anomalib_pose.scene import GaussianScene, VoxelScene, arrange, simplified
 from sample_scenes import make_scene, make_toy, with_reflectance
 
@@ -26,7 +26,9 @@ def with_core(outer: GaussianScene, count: int = 300) -> GaussianScene:
 
 def weights_of(scene: GaussianScene) -> torch.Tensor:
     rasterizer = make_rasterizer("cpu")
-    return torch.stack([seen_weights(scene.activated(), rasterizer, VIEWS[index]) for index in range(12)]).sum(0)
+    return torch.stack(
+        [gaussian_contributions(scene.activated(), rasterizer, VIEWS[index]) for index in range(12)]
+    ).sum(0)
 
 
 @pytest.mark.parametrize("reflects", [False, True])

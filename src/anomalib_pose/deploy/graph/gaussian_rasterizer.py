@@ -33,7 +33,7 @@ from anomalib_pose.deploy.graph.tile_capacity import Filled, Room, filled, level
 from anomalib_pose.deploy.graph.view_synthesis import Synthesis
 from anomalib_pose.geometry import Camera, rigid_inverse
 from anomalib_pose.render import Gaussians, Rasterizer
-from anomalib_pose.render.contributions import seen_weights
+from anomalib_pose.render.contributions import gaussian_contributions
 from anomalib_pose.render.spherical_harmonics import sh_basis
 
 _BLUR = 0.3
@@ -54,7 +54,7 @@ def seen_gaussians(
     """
     seen = []
     for index in track(range(len(cameras.camera_to_world)), "Finding what views see", disable=not progress):
-        ascending = seen_weights(gaussians, rasterizer, cameras[index]).sort()
+        ascending = gaussian_contributions(gaussians, rasterizer, cameras[index]).sort()
         share = ascending.values.cumsum(0) / ascending.values.sum().clamp(min=1e-6)
         seen.append(torch.zeros_like(share, dtype=torch.bool).scatter(0, ascending.indices, share > _UNSEEN).cpu())
     return torch.stack(seen)
