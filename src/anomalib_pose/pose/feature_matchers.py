@@ -4,7 +4,7 @@
 import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,9 @@ from anomalib_pose.weights import read_state_dict
 logger = logging.getLogger(__name__)
 
 _KEYPOINTS = 1024
+
+MatcherName = Literal["", "aliked", "xfeat", "loftr"]
+"""Names of ``make_matcher``; the empty one stands for no feature matching."""
 
 
 class NetworkMatcher(ABC):
@@ -167,15 +170,15 @@ _MATCHERS: dict[str, type[NetworkMatcher]] = {
 }
 
 
-def make_matcher(name: str, weights: str | Path) -> Matcher | None:
-    """Matcher of a name; its weights are read when it is first used.
+def make_matcher(name: MatcherName | str, weights: str | Path) -> Matcher | None:
+    """Build the matcher of a name, or None for the empty name. The matcher reads its weights at its first use.
 
     Args:
-        name: ``"aliked"``, ``"xfeat"``, ``"loftr"``, or empty for none.
-        weights: file of its weights.
+        name: ``"aliked"``, ``"xfeat"``, ``"loftr"``, or empty for no feature matching.
+        weights: file of the network's weights; empty without a name.
 
     Raises:
-        ValueError: if the name is unknown, or only one of the two is given.
+        ValueError: if the name is unknown, or only one of name and weights is given.
     """
     if not name and not str(weights):
         return None

@@ -1,58 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice between refiners, and what goes with each."""
+"""Factories of refiners and of pose estimators, by name."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 from anomalib_pose.pose.adam import AdamRefiner, InerfRefiner, ReflectanceRefiner
 from anomalib_pose.pose.estimator import PoseEstimator
-from anomalib_pose.pose.feature_matchers import make_matcher
+from anomalib_pose.pose.feature_matchers import MatcherName, make_matcher
 from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
 from anomalib_pose.pose.matching import MatchedPose
 from anomalib_pose.pose.types import Refiner
 from anomalib_pose.render.reflectance import Decomposition, reflectance
 
 _FINISHED_FROM = 2  # divisor of the size: an estimate is within a few pixels of what it is corrected to
-_ADAMS: dict[str, type[AdamRefiner | InerfRefiner]] = {"adam": AdamRefiner, "inerf": InerfRefiner}
+
+RefinerName = Literal["gauss_newton", "adam", "inerf", "reflectance"]
+"""Names of ``make_refiner``: this package's direct alignment, and the refiners of SplatPose, OmniposeAD and PIAD."""
 
 
 def make_refiner(
-    name: str,
+    name: RefinerName | str,
     steps: int = 175,
     seed: int = 0,
     *,
     refine_focal: bool = False,
     decompose: Decomposition = reflectance,
 ) -> Refiner:
-    """Refiner of a name.
+    """Build the refiner of a name.
 
     Args:
         name: ``"gauss_newton"``, ``"adam"`` (SplatPose's), ``"inerf"`` (OmniposeAD's) or ``"reflectance"`` (PIAD's).
-        steps: of all but ``"gauss_newton"``.
-        seed: of all but ``"gauss_newton"``.
-        refine_focal: find the focal length too; of ``"gauss_newton"`` alone.
-        decompose: how images are taken to what they reflect; of ``"reflectance"`` alone.
+        steps: optimizer steps of each initial pose; ``"gauss_newton"`` ignores them.
+        seed: of the random numbers; ``"gauss_newton"`` draws none.
+        refine_focal: estimate the focal length too; only ``"gauss_newton"`` can.
+        decompose: computes the reflectance of images; only ``"reflectance"`` uses it.
 
     Raises:
-        ValueError: if the name is unknown, or the refiner cannot find the focal length.
+        ValueError: if the name is unknown, or the refiner cannot estimate the focal length.
     """
-    if name == "gauss_newton":
-        return GaussNewtonRefiner(refine_focal=refine_focal)
-    if refine_focal:
+    refiners: dict[str, Callable[[], Refiner]] = {
+        "gauss_newton": partial(GaussNewtonRefiner, refine_focal=refine_focal),
+        "adam": partial(AdamRefiner, steps=steps, seed=seed),
+        "inerf": partial(InerfRefiner, steps=steps, seed=seed),
+        "reflectance": partial(ReflectanceRefiner, steps=steps, seed=seed, decompose=decompose),
+    }
+    if name not in refiners:
+        msg = f"refiner should be one of {', '.join(map(repr, refiners))}, got {name!r}."
+        raise ValueError(msg)
+    if refine_focal and name != "gauss_newton":
         msg = f"refine_focal needs the refiner 'gauss_newton', got {name!r}."
         raise ValueError(msg)
-    if name == "reflectance":
-        return ReflectanceRefiner(steps=steps, seed=seed, decompose=decompose)
-    if name in _ADAMS:
-        return _ADAMS[name](steps=steps, seed=seed)
-    names = ("gauss_newton", *_ADAMS, "reflectance")
-    msg = f"refiner should be one of {', '.join(map(repr, names))}, got {name!r}."
-    raise ValueError(msg)
+    return refiners[name]()
 
 
 def make_estimator(
-    refiner: str = "gauss_newton",
+    refiner: RefinerName | str = "gauss_newton",
     steps: int = 175,
     starts: int = 3,
     seed: int = 0,
-    matcher: str = "",
+    matcher: MatcherName | str = "",
     matcher_weights: str = "",
     *,
     refine_focal: bool = False,

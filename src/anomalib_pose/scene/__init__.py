@@ -10,11 +10,13 @@ from anomalib_pose.scene.mlp_scene import MlpScene
 from anomalib_pose.scene.nearby_views import CorrectedScene, NearbyViews
 from anomalib_pose.scene.ply import load_ply, save_ply
 from anomalib_pose.scene.protocol import PixelScene, ReflectiveScene, Scene, is_reflective
+from anomalib_pose.scene.settings import FitRecipe
 from anomalib_pose.scene.voxel_fit import VoxelFitSettings, fit_voxels
 from anomalib_pose.scene.voxel_scene import VoxelScene
 
 __all__ = [
     "CorrectedScene",
+    "FitRecipe",
     "FitResult",
     "FitSettings",
     "GaussianScene",

@@ -17,7 +17,7 @@ from anomalib_pose.render.reflectance import Decomposition, reflectance, reflect
 from anomalib_pose.render.ssim import ssim
 from anomalib_pose.scene.density import AdaptiveDensity, DensityControl, Relocation
 from anomalib_pose.scene.fit_loop import FitLoop, check_views, fingerprint, held_out_psnr
-from anomalib_pose.scene.gaussian_scene import RAW_NAMES, COLoRS, GaussianScene, scene_rasterizer
+from anomalib_pose.scene.gaussian_scene import COLORS, RAW_NAMES, GaussianScene, scene_rasterizer
 from anomalib_pose.scene.hull import ball_of_cameras
 from anomalib_pose.scene.initial import gaussians_at, initial_points
 from anomalib_pose.scene.parameters import GaussianParameters
@@ -206,7 +206,7 @@ class _Fitter(FitLoop):
         self, gaussians: Gaussians, camera: Camera, target: Tensor, background: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the Gaussians reflect as a camera sees them, and what the image to be fitted there does (H, W, 3)."""
-        drawn = replace(gaussians, colors=self.parameters.raw["sh"][..., COLoRS:])
+        drawn = replace(gaussians, colors=self.parameters.raw["sh"][..., COLORS:])
         rendered = self.rasterize(drawn, camera, reflectance_of_color(background, self.decompose)).rgb
         wanted = self.decompose(target.detach().permute(2, 0, 1)[None].contiguous())
         return rendered, wanted[0].permute(1, 2, 0).contiguous()

@@ -14,7 +14,7 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.render import Gaussians, Rasterizer, RenderOutput, make_rasterizer
 
 RAW_NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
-COLoRS = 3
+COLORS = 3
 """Channels of ``sh`` that are color; as many more hold the reflectance, where it was fitted."""
 _ROBUST_SHARE = 0.98
 
@@ -51,7 +51,7 @@ class GaussianScene(nn.Module):
         self.register_buffer("counts", torch.zeros(2, dtype=torch.long))
 
     @staticmethod
-    def shapes(count: int, sh_degree: int, channels: int = COLoRS) -> dict[str, tuple[int, ...]]:
+    def shapes(count: int, sh_degree: int, channels: int = COLORS) -> dict[str, tuple[int, ...]]:
         """Shapes of the raw tensors of ``count`` Gaussians; ``channels`` is 6 with reflectance."""
         return {
             "means": (count, 3),
@@ -70,7 +70,7 @@ class GaussianScene(nn.Module):
         if set(raw) != set(RAW_NAMES):
             msg = f"A GaussianScene consists of {', '.join(RAW_NAMES)}, got {', '.join(sorted(raw))}."
             raise ValueError(msg)
-        channels = 2 * COLoRS if raw["sh"].shape[-1] == 2 * COLoRS else COLoRS
+        channels = 2 * COLORS if raw["sh"].shape[-1] == 2 * COLORS else COLORS
         for name, shape in self.shapes(len(raw["means"]), self.sh_degree, channels).items():
             if tuple(raw[name].shape) != shape or not bool(raw[name].isfinite().all()):
                 msg = f"{name} should be finite and of shape {shape}, got {tuple(raw[name].shape)}."
@@ -103,7 +103,7 @@ class GaussianScene(nn.Module):
     @property
     def reflective(self) -> bool:
         """Whether it was fitted with its reflectance, too."""
-        return bool(self.sh.shape[2] > COLoRS)
+        return bool(self.sh.shape[2] > COLORS)
 
     def render(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
         """Images of the object; differentiable in the cameras' poses.
@@ -130,7 +130,7 @@ class GaussianScene(nn.Module):
         if not self.reflective:
             msg = "This scene holds colors alone: fit it with FitSettings(reflectance=True)."
             raise ValueError(msg)
-        return self._draw(replace(self.activated(), colors=self.sh[..., COLoRS:]), cameras, background)
+        return self._draw(replace(self.activated(), colors=self.sh[..., COLORS:]), cameras, background)
 
     def _draw(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None) -> RenderOutput:
         if not len(self):
@@ -183,7 +183,7 @@ def activate(raw: dict[str, Tensor], sh_degree: int) -> Gaussians:
         raw["quats"],
         raw["log_scales"].exp(),
         raw["logit_opacities"].sigmoid(),
-        raw["sh"][..., :COLoRS],
+        raw["sh"][..., :COLORS],
         sh_degree,
     )
 

@@ -13,7 +13,7 @@ from anomalib_pose.render.spherical_harmonics import C0
 from anomalib_pose.scene.hull import colors_of_points, visual_hull
 from anomalib_pose.scene.settings import FitSettings
 
-_NEIGHBoRS = 3
+_NEIGHBORS = 3
 
 
 def initial_points(
@@ -69,7 +69,7 @@ def gaussians_at(
     """
     count = len(points)
     positions = points.detach().cpu().double().numpy()
-    distances, _ = cKDTree(positions).query(positions, k=min(count, _NEIGHBoRS + 1))
+    distances, _ = cKDTree(positions).query(positions, k=min(count, _NEIGHBORS + 1))
     distances = torch.from_numpy(distances).reshape(count, -1)[:, 1:]
     size = distances.square().mean(1).sqrt() if distances.shape[1] else torch.full((count,), 0.1)
     size = size.clamp_min(1e-7).to(points)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_pose.scene.gaussian_scene import COLoRS, GaussianScene
+from anomalib_pose.scene.gaussian_scene import COLORS, GaussianScene
 from anomalib_pose.scene.ply_table import read_ply_vertices, write_ply_vertices
 
 
@@ -36,7 +36,7 @@ def save_ply(scene: GaussianScene, path: str | Path) -> None:
     """
     path = Path(path)
     count, coefficients = scene.sh.shape[:2]
-    colors = scene.sh[..., :COLoRS]
+    colors = scene.sh[..., :COLORS]
     rest = colors[:, 1:].transpose(1, 2).reshape(count, -1)
     table = torch.cat(
         [

@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """How an object is fitted: every number of the recipe, and the two presets."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, get_args
+
+FitRecipe = Literal["default", "paper"]
+"""Presets of ``FitSettings``: this package's own, and the one of the SplatPose paper."""
+
+InitialPoints = Literal["hull", "random"]
+"""Where the first Gaussians lie: on the surface of the visual hull, or at random in the ball that the cameras face."""
+
+DensityName = Literal["relocate", "adaptive"]
+"""How the number of Gaussians changes during a fit; see ``Relocation`` and ``AdaptiveDensity``."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +53,9 @@ class FitSettings:
     initial_gaussians: int = 8_000
     sh_degree: int = 2
     reflectance: bool = False
-    initial: str = "hull"
+    initial: InitialPoints | str = "hull"
     initial_opacity: float = 0.5
-    density: str = "relocate"
+    density: DensityName | str = "relocate"
     random_background: float = 0.2
     alpha_weight: float = 0.1
     crop: bool = True
@@ -67,9 +79,9 @@ class FitSettings:
                 f"got {self.steps}, {self.initial_gaussians} and {self.max_gaussians}."
             )
             raise ValueError(msg)
-        for name, allowed in (("initial", ("hull", "random")), ("density", ("relocate", "adaptive"))):
-            if getattr(self, name) not in allowed:
-                msg = f"{name} should be one of {', '.join(allowed)}, got {getattr(self, name)!r}."
+        for name, choices in (("initial", get_args(InitialPoints)), ("density", get_args(DensityName))):
+            if getattr(self, name) not in choices:
+                msg = f"{name} should be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}."
                 raise ValueError(msg)
 
     @classmethod
@@ -100,23 +112,30 @@ class FitSettings:
         )
 
     @classmethod
-    def of(cls, recipe: str, steps: int, max_gaussians: int, sh_degree: int, seed: int) -> "FitSettings":
-        """Recipe of a name.
+    def default(cls, steps: int, max_gaussians: int, seed: int) -> "FitSettings":
+        """Build this package's recipe: a fixed budget of Gaussians that starts on the visual hull."""
+        initial = max(1, min(cls.initial_gaussians, max_gaussians))
+        return cls(steps=steps, max_gaussians=max_gaussians, initial_gaussians=initial, seed=seed)
+
+    @classmethod
+    def of(cls, recipe: FitRecipe | str, steps: int, max_gaussians: int, sh_degree: int, seed: int) -> "FitSettings":
+        """Build the settings of a named recipe.
 
         Args:
             recipe: ``"default"`` or ``"paper"``.
             steps: optimizer steps.
-            max_gaussians: largest number of Gaussians; not used by the paper's.
+            max_gaussians: largest number of Gaussians; the recipe ``"paper"`` ignores it.
             sh_degree: degree of the colors.
             seed: of everything random.
 
         Raises:
             ValueError: if the recipe is unknown.
         """
-        if recipe == "paper":
-            return replace(cls.paper(steps, seed), sh_degree=sh_degree)
-        if recipe != "default":
-            msg = f"recipe should be 'default' or 'paper', got {recipe!r}."
+        recipes: dict[str, Callable[[], FitSettings]] = {
+            "default": partial(cls.default, steps, max_gaussians, seed),
+            "paper": partial(cls.paper, steps, seed),
+        }
+        if recipe not in recipes:
+            msg = f"recipe should be one of {', '.join(map(repr, recipes))}, got {recipe!r}."
             raise ValueError(msg)
-        initial = max(1, min(cls.initial_gaussians, max_gaussians))
-        return cls(steps=steps, max_gaussians=max_gaussians, initial_gaussians=initial, sh_degree=sh_degree, seed=seed)
+        return replace(recipes[recipe](), sh_degree=sh_degree)
