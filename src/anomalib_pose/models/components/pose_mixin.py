@@ -20,6 +20,7 @@ from torch import Tensor
 from anomalib_pose.compare import FeatureExtractor
 from anomalib_pose.data.posed.dataclasses import PoseBatch, widened
 from anomalib_pose.geometry import Camera
+from anomalib_pose.models.components.checkpoint_keys import rename_old_keys
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
 from anomalib_pose.models.components.metrics import (
     AUPR,
@@ -203,6 +204,11 @@ class PoseMixin(DetectorExportMixin):
         """Name the model, so that a checkpoint can be loaded by its path alone."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
         checkpoint[MODEL_KEY] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Accept the state-dict names of earlier versions."""
+        rename_old_keys(checkpoint)
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
 
     @property
     def shows_progress(self) -> bool:
