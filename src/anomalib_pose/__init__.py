@@ -1,82 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pose-agnostic and 3D anomaly detection for anomalib.
 
-The public names are loaded when they are first used: importing this package imports neither torch nor anomalib.
+Each public name is imported at its first use, so importing the package imports neither torch nor anomalib.
 """
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from anomalib_pose.data import (
-        MAD,
-        MIP,
-        BrokenChairs,
-        CloudBatch,
-        CloudItem,
-        EyecandiesRendered,
-        MVTec3DRendered,
-        PoseBatch,
-        PosedFolder,
-        PoseItem,
-        Real3DADRendered,
-        ViewBatch,
-        ViewItem,
-    )
-    from anomalib_pose.models import PIAD, Looking3D, OmniposeAD, PointAD, SplatPose, estimate_pose
-    from anomalib_pose.plugin import register
+from anomalib_pose import registry
 
-__all__ = [
+if TYPE_CHECKING:  # for type checkers and editors; at run time ``_HOMES`` decides
+    from anomalib_pose.data import MAD as MAD
+    from anomalib_pose.data import MIP as MIP
+    from anomalib_pose.data import BrokenChairs as BrokenChairs
+    from anomalib_pose.data import CloudBatch as CloudBatch
+    from anomalib_pose.data import CloudItem as CloudItem
+    from anomalib_pose.data import EyecandiesRendered as EyecandiesRendered
+    from anomalib_pose.data import MVTec3DRendered as MVTec3DRendered
+    from anomalib_pose.data import PoseBatch as PoseBatch
+    from anomalib_pose.data import PosedFolder as PosedFolder
+    from anomalib_pose.data import PoseItem as PoseItem
+    from anomalib_pose.data import Real3DADRendered as Real3DADRendered
+    from anomalib_pose.data import ViewBatch as ViewBatch
+    from anomalib_pose.data import ViewItem as ViewItem
+    from anomalib_pose.models import PIAD as PIAD
+    from anomalib_pose.models import Looking3D as Looking3D
+    from anomalib_pose.models import OmniposeAD as OmniposeAD
+    from anomalib_pose.models import PointAD as PointAD
+    from anomalib_pose.models import SplatPose as SplatPose
+    from anomalib_pose.models import estimate_pose as estimate_pose
+    from anomalib_pose.plugin import register as register
+
+_DATA = (
     "MAD",
     "MIP",
-    "PIAD",
     "BrokenChairs",
     "CloudBatch",
     "CloudItem",
     "EyecandiesRendered",
-    "Looking3D",
     "MVTec3DRendered",
-    "OmniposeAD",
-    "PointAD",
     "PoseBatch",
     "PoseItem",
     "PosedFolder",
     "Real3DADRendered",
-    "SplatPose",
     "ViewBatch",
     "ViewItem",
-    "__version__",
-    "estimate_pose",
-    "register",
-]
-
+)
 _HOMES = {
-    "CloudBatch": "anomalib_pose.data",
-    "CloudItem": "anomalib_pose.data",
-    "EyecandiesRendered": "anomalib_pose.data",
-    "BrokenChairs": "anomalib_pose.data",
-    "Looking3D": "anomalib_pose.models",
-    "MAD": "anomalib_pose.data",
-    "MIP": "anomalib_pose.data",
-    "MVTec3DRendered": "anomalib_pose.data",
-    "OmniposeAD": "anomalib_pose.models",
-    "PIAD": "anomalib_pose.models",
-    "PointAD": "anomalib_pose.models",
-    "PoseBatch": "anomalib_pose.data",
-    "PoseItem": "anomalib_pose.data",
-    "PosedFolder": "anomalib_pose.data",
-    "Real3DADRendered": "anomalib_pose.data",
-    "SplatPose": "anomalib_pose.models",
-    "ViewBatch": "anomalib_pose.data",
-    "ViewItem": "anomalib_pose.data",
-    "estimate_pose": "anomalib_pose.models",
+    **dict.fromkeys(_DATA, "anomalib_pose.data"),
+    **dict.fromkeys((*registry.model_names(), "estimate_pose"), "anomalib_pose.models"),
     "register": "anomalib_pose.plugin",
 }
+"""Module that each public name is imported from, at its first use."""
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the registry has the names
 
 try:
     __version__ = version("anomalib-pose")
-except PackageNotFoundError:  # run from a source tree that is not installed
+except PackageNotFoundError:  # a source tree without installation
     __version__ = "0+unknown"
 
 

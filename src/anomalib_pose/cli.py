@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from anomalib_pose.registry import scene_models
+
 _SETTINGS = ("starts", "rolls", "refine_focal", "matcher", "matcher_weights")
 """Arguments of the models that can be chosen anew for a fitted one."""
-_MODELS = ("OmniposeAD", "PIAD", "SplatPose")
 
 
 def main() -> None:
@@ -63,7 +64,7 @@ def _localize_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "anomalib-pose localize", description="Find the cameras of photographs of a fitted object; write them as JSON."
     )
-    parser.add_argument("--model", choices=_MODELS, default="", help="model of the checkpoint; not needed")
+    parser.add_argument("--model", choices=scene_models(), default="", help="model of the checkpoint; not needed")
     parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint of the fitted model")
     parser.add_argument("--data", type=Path, required=True, help="photograph, or folder of photographs")
     parser.add_argument(

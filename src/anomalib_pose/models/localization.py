@@ -25,18 +25,14 @@ from anomalib_pose.data.images import (
 from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
 from anomalib_pose.models.components import PoseMixin, test_time_grad
 from anomalib_pose.models.components.pose_mixin import MODEL_KEY
-from anomalib_pose.models.omnipose_ad import OmniposeAD
-from anomalib_pose.models.piad import PIAD
-from anomalib_pose.models.splat_pose import SplatPose
 from anomalib_pose.pose import PoseEstimate
+from anomalib_pose.registry import load_model, scene_models
 from anomalib_pose.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
-SceneModel = SplatPose | OmniposeAD | PIAD
 Photograph = str | Path | Tensor
 
-_MODELS: dict[str, type[SceneModel]] = {model.__name__: model for model in (SplatPose, OmniposeAD, PIAD)}
 _DOUBTFUL = 0.5
 
 
@@ -85,7 +81,8 @@ def estimate_pose(
     """
     fitted = load_fitted(model) if isinstance(model, str | Path) else model
     if not isinstance(fitted, PoseMixin):
-        msg = f"Expected a fitted {', '.join(_MODELS)} or the path to its checkpoint, got a {type(fitted).__name__}."
+        names = ", ".join(scene_models())
+        msg = f"Expected a fitted {names} or the path to its checkpoint, got a {type(fitted).__name__}."
         raise TypeError(msg)
     if isinstance(image, str | Path) or (isinstance(image, Tensor) and image.ndim < 4):
         return _estimate(fitted, image, intrinsics, foreground)
@@ -97,7 +94,7 @@ def estimate_pose(
     return [_estimate(fitted, one, intrinsics, mask) for one, mask in zip(images, masks, strict=True)]
 
 
-def load_fitted(path: str | Path, name: str = "", **settings: Any) -> SceneModel:
+def load_fitted(path: str | Path, name: str = "", **settings: Any) -> PoseMixin:
     """A fitted scene model from its checkpoint, of which tensors and plain settings alone are read.
 
     Args:
@@ -115,12 +112,12 @@ def load_fitted(path: str | Path, name: str = "", **settings: Any) -> SceneModel
         msg = f"{path} should be a checkpoint that `anomalib train` wrote, but has no state_dict."
         raise ValueError(msg)
     found = checkpoint.get(MODEL_KEY, name)
-    if found not in _MODELS or name not in ("", found):
-        wanted = name or f"one of {', '.join(_MODELS)}"
+    if found not in scene_models() or name not in ("", found):
+        wanted = name or f"one of {', '.join(scene_models())}"
         msg = f"{path} should be a checkpoint of {wanted}, but says that it is of {found or 'none of them'}."
         raise ValueError(msg)
     try:
-        model = _MODELS[found].load_from_checkpoint(path, map_location="cpu", **settings)
+        model = load_model(found).load_from_checkpoint(path, map_location="cpu", **settings)
     except RuntimeError as error:  # what load_state_dict raises; it lists hundreds of names
         reason = str(error).splitlines()[-1].strip()
         msg = f"{path} does not fit this version of {found}, fit the object again: {reason}"
@@ -219,7 +216,7 @@ class LocalizedFile:
 
 
 def localize(
-    model: SceneModel,
+    model: PoseMixin,
     data: str | Path,
     output: str | Path,
     masks: str | Path | None = None,
@@ -254,7 +251,7 @@ def localize(
     return found
 
 
-def _log(model: SceneModel, found: Sequence[LocalizedFile], output: str | Path) -> None:
+def _log(model: PoseMixin, found: Sequence[LocalizedFile], output: str | Path) -> None:
     doubtful = sum(one.confidence < _DOUBTFUL for one in found)
     advice = ""
     if doubtful and model.model.estimator.matched is None:
@@ -268,7 +265,7 @@ def _log(model: SceneModel, found: Sequence[LocalizedFile], output: str | Path) 
 
 
 def _localized(
-    model: SceneModel, pairs: Iterable[tuple[Path, Path | None]], intrinsics: Tensor | None
+    model: PoseMixin, pairs: Iterable[tuple[Path, Path | None]], intrinsics: Tensor | None
 ) -> Iterator[LocalizedFile]:
     for path, mask in pairs:
         start = time.perf_counter()
