@@ -10,7 +10,7 @@ import torch
 from anomalib.deploy import CompressionType
 from anomalib.post_processing import PostProcessor
 
-from anomalib_pose.compare import CalibratedComparator, SurfaceResiduals
+from anomalib_pose.compare import CalibratedComparator, SurfaceStatistics
 from anomalib_pose.data import MAD
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, build_detector
 from anomalib_pose.geometry import Camera, view_sphere
@@ -51,7 +51,7 @@ def exported() -> ExportedDetector:
     options = {"nearby": nearby, "relight": True}  # all that a graph can hold
     detector = build_detector(glossy_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True, **options)
     good = detector.reference(photographs(80))
-    surface = SurfaceResiduals()
+    surface = SurfaceStatistics()
     maps = detector.comparator.compare_windows(*good[:3])
     surface.fit(zip(maps, good.points, good.alpha, strict=True), glossy_toy().center, glossy_toy().extent)
     detector.calibrate(photographs(80), surface)

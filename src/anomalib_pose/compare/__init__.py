@@ -4,20 +4,20 @@
 from anomalib_pose.compare.calibrated import CalibratedComparator
 from anomalib_pose.compare.factory import make_comparator
 from anomalib_pose.compare.features import FeatureExtractor
-from anomalib_pose.compare.lighting.shading import relit, unlit
+from anomalib_pose.compare.lighting.shading import relight_query, relight_reference
 from anomalib_pose.compare.paper import PaperComparator
 from anomalib_pose.compare.protocol import Comparator
-from anomalib_pose.compare.surface_statistics import SurfaceResiduals
-from anomalib_pose.compare.view_support import discounted
+from anomalib_pose.compare.surface_statistics import SurfaceStatistics
+from anomalib_pose.compare.view_support import attenuate_unsupported
 
 __all__ = [
     "CalibratedComparator",
     "Comparator",
     "FeatureExtractor",
     "PaperComparator",
-    "SurfaceResiduals",
-    "discounted",
+    "SurfaceStatistics",
+    "attenuate_unsupported",
     "make_comparator",
-    "relit",
-    "unlit",
+    "relight_query",
+    "relight_reference",
 ]

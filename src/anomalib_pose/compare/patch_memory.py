@@ -26,7 +26,7 @@ _CHANGED = 0.05  # color that a pixel has to differ by to be damaged
 _EVERY = 5  # pixels of damaged views, one of so many, that two ways of finding the damage are compared by
 
 
-class FeatureMemory(nn.Module):
+class PatchMemory(nn.Module):
     """Patches of good views by the features of a network, as PatchCore (Roth et al., CVPR 2022) remembers them.
 
     Features of the network's middle stages, smoothed over three cells, are chosen by farthest-point sampling. A

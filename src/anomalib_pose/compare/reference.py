@@ -17,14 +17,15 @@ class Reference(NamedTuple):
         rgb: over white (3, H, W).
         alpha: opacity (H, W).
         points: of the surface (H, W, 3), world frame.
-        doubt: by how much it differs from all photographs of the same place (H, W); 0 where there are none to ask.
+        support_residual: color difference from the nearest training views at the same surface points (H, W), as a
+            part of the color range; 0 where no training view is stored.
         reflected: what it reflects (3, H, W), where the scene was fitted with that and the comparison asks for it.
     """
 
     rgb: Tensor
     alpha: Tensor
     points: Tensor
-    doubt: Tensor
+    support_residual: Tensor
     reflected: Tensor | None = None
 
     def over(self, image: Tensor, decompose: Decomposition | None) -> "Reference":
@@ -46,6 +47,6 @@ class Reference(NamedTuple):
 def stacked(references: Iterable[Reference]) -> Reference:
     """References of several cameras as one, with a leading axis."""
     every = list(references)
-    rgb, alpha, points, doubt = map(torch.stack, zip(*(reference[:4] for reference in every), strict=True))
+    rgb, alpha, points, support_residual = map(torch.stack, zip(*(reference[:4] for reference in every), strict=True))
     reflected = [reference.reflected for reference in every if reference.reflected is not None]
-    return Reference(rgb, alpha, points, doubt, torch.stack(reflected) if reflected else None)
+    return Reference(rgb, alpha, points, support_residual, torch.stack(reflected) if reflected else None)

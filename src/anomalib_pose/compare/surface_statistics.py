@@ -15,7 +15,7 @@ _SEEN = 0.05  # opacity below which a pixel does not show the surface
 _OPAQUE = 0.5
 
 
-class SurfaceResiduals(nn.Module):
+class SurfaceStatistics(nn.Module):
     r"""Anomaly maps of good views, collected on the surface that they show, as what to expect of a query.
 
     Gloss, thin parts and places that few views see are rendered worse than others, from wherever they are looked at.
@@ -78,7 +78,7 @@ class SurfaceResiduals(nn.Module):
                 sums[1].index_add_(0, index, weight)
         total = sums.sum(1)
         if not float(total[1]) > 0:
-            msg = "SurfaceResiduals.fit expects good views that show the object, found none."
+            msg = "SurfaceStatistics.fit expects good views that show the object, found none."
             raise ValueError(msg)
         squares = (sums[0] + PRIOR_PIXELS * total[0] / total[1]) / (sums[1] + PRIOR_PIXELS)
         ordered, order = squares.sort()

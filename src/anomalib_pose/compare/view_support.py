@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anomaly maps where the reference itself is doubtful."""
+"""Attenuation of anomaly maps where no training view supports the reference."""
 
 from jaxtyping import Float
 from torch import Tensor
 
 from anomalib_pose.compare.maps import gaussian_blur, largest_around
 
-_AROUND = 0.015  # of the longer side: features of pixels around a doubtful one see it too
-_SOFT = 0.0075  # of the longer side
-_HALF = 0.05  # difference of a channel by which what is found counts half; noise and gloss differ by less
+_DILATION = 0.015  # of the longer side: features of the pixels around an unsupported pixel depend on it too
+_BLUR_SIGMA = 0.0075  # of the longer side
+_HALF_WEIGHT_RESIDUAL = 0.05  # support residual that halves the map; image noise and gloss stay below it
 
 
-def discounted(anomaly_map: Float[Tensor, "b h w"], doubt: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
-    """Maps in which what is found counts the less, the less photographs agree with the reference there.
+def attenuate_unsupported(
+    anomaly_map: Float[Tensor, "b h w"], support_residual: Float[Tensor, "b h w"]
+) -> Float[Tensor, "b h w"]:
+    """Divide anomaly maps by a factor that grows with the support residual of the reference.
+
+    The factor is 1 where a training view supports the reference, and 2 at a support residual of 0.05.
 
     Args:
-        anomaly_map: of queries.
-        doubt: differences of their references from all photographs of the same place, as parts of a color's range.
+        anomaly_map: maps of the queries.
+        support_residual: color differences between each reference and the training views; see ``Reference``.
     """
-    size = max(doubt.shape[-2:])
-    around = largest_around(doubt, 2 * round(_AROUND * size / 2) + 1)
-    return anomaly_map / (1 + gaussian_blur(around, _SOFT * size) / _HALF)
+    size = max(support_residual.shape[-2:])
+    dilated = largest_around(support_residual, 2 * round(_DILATION * size / 2) + 1)
+    return anomaly_map / (1 + gaussian_blur(dilated, _BLUR_SIGMA * size) / _HALF_WEIGHT_RESIDUAL)

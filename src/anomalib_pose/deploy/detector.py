@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anomalib_pose.compare import Comparator, SurfaceResiduals
+from anomalib_pose.compare import Comparator, SurfaceStatistics
 from anomalib_pose.deploy.graph.alignment import align, pyramid, unproject
 from anomalib_pose.deploy.graph.gaussian_rasterizer import GaussianDrawing
 from anomalib_pose.deploy.graph.relighting import relit_in_windows
@@ -100,7 +100,7 @@ class FeedForwardDetector(nn.Module):
         self.steps = settings.steps
         self.white_background = white_background
         self.relight = relight
-        self.surface: SurfaceResiduals | None = None
+        self.surface: SurfaceStatistics | None = None
         self.bank_size: tuple[int, int] = (bank.views.shape[-2], bank.views.shape[-1])
         self.size = self.bank_size if drawing is None else drawing.size
 
@@ -195,7 +195,7 @@ class FeedForwardDetector(nn.Module):
         return synthesize(view, rigid_inverse(back), back, intrinsics, self.neighbors)
 
     @torch.no_grad()
-    def calibrate(self, images: Float[Tensor, "n 3 height width"], surface: SurfaceResiduals | None = None) -> None:
+    def calibrate(self, images: Float[Tensor, "n 3 height width"], surface: SurfaceStatistics | None = None) -> None:
         """Learn how good views differ from this detector's references.
 
         Args:

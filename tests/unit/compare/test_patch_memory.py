@@ -11,9 +11,9 @@ from torch.nn import functional
 
 import anomalib_pose
 from anomalib_pose.compare import CalibratedComparator, FeatureExtractor
-from anomalib_pose.compare.patch_memory import FeatureMemory
+from anomalib_pose.compare.patch_memory import PatchMemory
 from anomalib_pose.compare.reference import stacked
-from anomalib_pose.compare.synthetic_damage import damaged
+from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
 from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.models.components import SceneDetector, scene_detector
 from anomalib_pose.pose import PoseEstimator, make_estimator
@@ -51,7 +51,7 @@ def patches_of(extractor: FeatureExtractor, image: torch.Tensor) -> np.ndarray:
 
 
 def test_an_image_is_as_anomalous_as_its_farthest_patch(extractor):
-    memory = FeatureMemory(patches=10**6)
+    memory = PatchMemory(patches=10**6)
     known, query = views(2, 0), views(1, 1)
     memory.fit(extractor, known)
     everything = np.concatenate([patches_of(extractor, image) for image in known])
@@ -62,7 +62,7 @@ def test_an_image_is_as_anomalous_as_its_farthest_patch(extractor):
 
 
 def test_the_coreset_covers_what_is_remembered_and_has_a_seed(extractor):
-    memory, again = FeatureMemory(40, seed=1), FeatureMemory(40, seed=1)
+    memory, again = PatchMemory(40, seed=1), PatchMemory(40, seed=1)
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_the_coreset_covers_what_is_remembered_and_has_a_seed(extractor):
 
 
 def test_good_views_get_the_mean_and_the_spread_of_the_comparison(extractor):
-    memory = FeatureMemory(40)
+    memory = PatchMemory(40)
     memory.fit(extractor, views(2, 0))
     held_out = views(5, 1)
     wanted = (5 + 0.1 * torch.rand(5, 256, 256), torch.tensor([7.0, 8.0, 9.0, 8.5, 7.5]))
@@ -85,17 +85,17 @@ def test_good_views_get_the_mean_and_the_spread_of_the_comparison(extractor):
     for found, target in zip(memory(extractor, held_out), wanted, strict=True):
         assert float(found.mean()) == pytest.approx(float(target.mean()), rel=1e-3)
         assert float(found.std()) == pytest.approx(float(target.std()), rel=1e-3)
-    other = FeatureMemory(7)
+    other = PatchMemory(7)
     other.load_state_dict(memory.state_dict())
     assert torch.equal(other(extractor, held_out)[1], memory(extractor, held_out)[1])
     memory.calibrate(memory.distances(extractor, held_out[:1]), (wanted[0][:1], wanted[1][:1]))
     assert float(memory(extractor, held_out[:1])[1]) == pytest.approx(7.0, rel=1e-3)
     with pytest.raises(ValueError, match="patches=0"):
-        FeatureMemory(0)
+        PatchMemory(0)
 
 
 def test_images_that_are_less_anomalous_than_the_comparison_tells_keep_their_order(extractor):
-    memory, images = FeatureMemory(40), views(5, 1)
+    memory, images = PatchMemory(40), views(5, 1)
     memory.fit(extractor, views(2, 0))
     maps, distances = memory.distances(extractor, images)
     memory.calibrate((maps, distances), (maps, torch.tensor([0.0, 9.0, 0.1, 0.0, 0.0])))
@@ -113,7 +113,7 @@ def mistakes(good: torch.Tensor, bad: torch.Tensor) -> float:
 
 
 def test_the_memory_is_trusted_where_it_finds_damage_better_than_the_comparison(extractor):
-    memory = FeatureMemory(300)
+    memory = PatchMemory(300)
     memory.fit(extractor, views(2, 0))
     good = views(3, 1)
     bad = good.repeat(2, 1, 1, 1)
@@ -139,7 +139,7 @@ def test_the_memory_is_trusted_where_it_finds_damage_better_than_the_comparison(
 
 
 def test_trust_is_a_share_in_every_answer(extractor):
-    memory = FeatureMemory(300)
+    memory = PatchMemory(300)
     memory.fit(extractor, views(2, 0))
     queries, compared = views(2, 1), (torch.ones(2, 256, 256), torch.tensor([3.0, 4.0]))
     assert memory.mixed(extractor, queries, compared, torch.zeros(2)) is compared
@@ -149,7 +149,7 @@ def test_trust_is_a_share_in_every_answer(extractor):
     torch.testing.assert_close(maps, torch.stack([compared[0][0], 0.5 * compared[0][1] + 0.5 * own_maps[1]]))
     torch.testing.assert_close(scores, torch.stack([0.75 * 3 + 0.25 * own[0], 0.5 * 4 + 0.5 * own[1]]))
     older = {name: value for name, value in memory.state_dict().items() if name != "trust"}
-    loaded = FeatureMemory(300)
+    loaded = PatchMemory(300)
     loaded.load_state_dict(older)
     assert loaded.trust.tolist() == [0, 0]
 
@@ -174,7 +174,12 @@ def test_a_models_seed_is_the_memorys(weights, name):
 
 def test_the_seed_chooses_the_damage_that_the_memory_is_weighed_by(weights, monkeypatch):
     drawn = []
-    monkeypatch.setattr(scene_detector, "damaged", lambda images, seed: drawn.append(seed) or damaged(images, seed))
+
+    def record_seed(images: torch.Tensor, seed: int) -> torch.Tensor:
+        drawn.append(seed)
+        return add_synthetic_defects(images, seed)
+
+    monkeypatch.setattr(scene_detector, "add_synthetic_defects", record_seed)
     comparator = CalibratedComparator(TINY, (0, 1, 2), weights_path=weights, crop_size=64)
     detector = SceneDetector(
         make_toy(), make_estimator(), comparator, surface_views=0, memory_patches=10, holdout_every=3, seed=5
@@ -223,7 +228,7 @@ def test_four_views_are_held_against_each_other(weights, caplog):
     images = torch.stack([detector.render_reference(camera)[0] for camera in CAMERAS[::6]])
     alone = []
     for index in range(4):
-        memory = FeatureMemory(300)
+        memory = PatchMemory(300)
         memory.fit(extractor, images[[other for other in range(4) if other != index]])
         alone.append(float(memory.distances(extractor, images[index : index + 1])[1]))
     scale = float(detector.memory.gain[1]) * torch.tensor(alone) + float(detector.memory.offset[1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
-from anomalib_pose.compare import SurfaceResiduals
+from anomalib_pose.compare import SurfaceStatistics
 from anomalib_pose.compare.surface_statistics import PRIOR_PIXELS
 
 CENTer, RADIUS, CELLS = torch.tensor([0.3, -0.2, 1.0]), 0.5, 8
@@ -22,15 +22,15 @@ def random_views(count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Ten
     return views
 
 
-def fitted() -> SurfaceResiduals:
-    surface = SurfaceResiduals(CELLS)
+def fitted() -> SurfaceStatistics:
+    surface = SurfaceStatistics(CELLS)
     surface.fit(random_views(3), CENTer, RADIUS)
     return surface
 
 
 def test_changes_nothing_until_it_is_fitted() -> None:
     anomaly_map, points, alpha = (part[None] for part in random_views(1)[0])
-    torch.testing.assert_close(SurfaceResiduals()(anomaly_map, points, alpha), anomaly_map, rtol=0, atol=0)
+    torch.testing.assert_close(SurfaceStatistics()(anomaly_map, points, alpha), anomaly_map, rtol=0, atol=0)
 
 
 def test_cells_hold_mean_squares_of_what_their_points_showed_in_medians() -> None:
@@ -66,17 +66,17 @@ def test_divides_by_the_excess_between_the_cells() -> None:
 
 
 def test_half_the_strength_divides_by_the_root() -> None:
-    whole, half = fitted(), SurfaceResiduals(CELLS, 0.5)
+    whole, half = fitted(), SurfaceStatistics(CELLS, 0.5)
     half.load_state_dict(whole.state_dict())
     anomaly_map, points, alpha = (part[None] for part in random_views(1)[0])
     quotient = anomaly_map / whole(anomaly_map, points, alpha)
     assert quotient.max() > 1.05
     torch.testing.assert_close(half(anomaly_map, points, alpha), anomaly_map / quotient.sqrt())
     with pytest.raises(ValueError, match="strength should not be negative, got -1"):
-        SurfaceResiduals(strength=-1.0)
+        SurfaceStatistics(strength=-1.0)
 
 
 def test_needs_views_that_show_the_object() -> None:
     anomaly_map, points, _ = random_views(1)[0]
     with pytest.raises(ValueError, match="good views"):
-        SurfaceResiduals(CELLS).fit([(anomaly_map, points, torch.zeros_like(anomaly_map))], CENTer, RADIUS)
+        SurfaceStatistics(CELLS).fit([(anomaly_map, points, torch.zeros_like(anomaly_map))], CENTer, RADIUS)

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 import torch
 
-from anomalib_pose.compare import discounted
+from anomalib_pose.compare import attenuate_unsupported
 
 
 def test_maps_stay_where_nothing_is_doubtful() -> None:
     maps = torch.rand(2, 40, 60, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(discounted(maps, torch.zeros_like(maps)), maps)
+    assert torch.equal(attenuate_unsupported(maps, torch.zeros_like(maps)), maps)
 
 
 def test_a_doubt_of_five_percent_halves_what_is_found() -> None:
     maps = torch.rand(1, 40, 60, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(discounted(maps, torch.full_like(maps, 0.05)), maps / 2)
-    torch.testing.assert_close(discounted(maps, torch.full_like(maps, 0.2)), maps / 5)
+    torch.testing.assert_close(attenuate_unsupported(maps, torch.full_like(maps, 0.05)), maps / 2)
+    torch.testing.assert_close(attenuate_unsupported(maps, torch.full_like(maps, 0.2)), maps / 5)
 
 
 def test_only_the_surroundings_of_a_doubtful_place_are_discounted() -> None:
-    maps, doubt = torch.ones(1, 200, 200), torch.zeros(1, 200, 200)
-    doubt[0, 100, 50] = 1.0
-    found = discounted(maps, doubt)[0]
+    maps, support_residual = torch.ones(1, 200, 200), torch.zeros(1, 200, 200)
+    support_residual[0, 100, 50] = 1.0
+    found = attenuate_unsupported(maps, support_residual)[0]
     assert found[100, 50] < 0.15
     assert found[100, 51] < 0.2
     away = (torch.arange(200)[:, None] - 100).abs().maximum((torch.arange(200) - 50).abs()) > 8

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from anomalib_pose.compare import CalibratedComparator, SurfaceResiduals
+from anomalib_pose.compare import CalibratedComparator, SurfaceStatistics
 from anomalib_pose.compare.maps import largest_around
-from anomalib_pose.compare.synthetic_damage import damaged
+from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
 from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
 from anomalib_pose.deploy.graph.alignment import View, align, project, pyramid, retract, unproject
 from anomalib_pose.deploy.graph.packed_views import pack
@@ -157,7 +157,7 @@ def test_a_place_that_always_differs_counts_less(detector):
     patient, alike = copy.deepcopy(detector), copy.deepcopy(detector)
     alike.calibrate(images)
     good = alike.reference(images)
-    surface = SurfaceResiduals()
+    surface = SurfaceStatistics()
     maps = alike.comparator.compare_windows(*good[:3])
     surface.fit(zip(maps, good.points, good.alpha, strict=True), make_toy().center, make_toy().extent)
     patient.calibrate(images, surface)
@@ -305,7 +305,7 @@ def test_bank_for_unknown_backgrounds_ignores_what_lies_behind(detector):
 
 def test_damage_is_seeded_and_local():
     images = torch.stack([photograph(pose) for pose in QUERIES])
-    first, second = damaged(images, 3), damaged(images, 3)
+    first, second = add_synthetic_defects(images, 3), add_synthetic_defects(images, 3)
     assert torch.equal(first, second)
     changed = ((first - images).abs().amax(1) > 0.05).float().mean((1, 2))
     assert (changed < 0.2).all()

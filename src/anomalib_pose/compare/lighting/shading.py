@@ -39,7 +39,7 @@ def surface_normals(points: Float[Tensor, "b h w 3"], alpha: Float[Tensor, "b h 
 
 
 @torch.no_grad()
-def relit(
+def relight_reference(
     query: Float[Tensor, "b 3 h w"],
     reference: Float[Tensor, "b 3 h w"],
     alpha: Float[Tensor, "b h w"],
@@ -62,26 +62,26 @@ def relit(
 
 
 @torch.no_grad()
-def unlit(
+def relight_query(
     query: Float[Tensor, "b 3 h w"],
     reference: Float[Tensor, "b 3 h w"],
     alpha: Float[Tensor, "b h w"],
     points: Float[Tensor, "b h w 3"],
 ) -> Float[Tensor, "b 3 h w"]:
-    """Photographs as they would look in the light of their renderings; the inverse of ``relit``.
+    """Photographs as they would look in the light of their renderings; the inverse of ``relight_reference``.
 
     Args:
-        query: see ``relit``.
-        reference: see ``relit``.
-        alpha: see ``relit``.
-        points: see ``relit``.
+        query: see ``relight_reference``.
+        reference: see ``relight_reference``.
+        alpha: see ``relight_reference``.
+        points: see ``relight_reference``.
     """
     shades = _shades(query, reference, alpha, points)
     return torch.lerp(query, (query / shades).clamp(0, 1), alpha[:, None])
 
 
 def _shades(*images: Tensor) -> Float[Tensor, "b 3 h w"]:
-    """What renderings are multiplied by to look like their photographs; takes what ``relit`` takes."""
+    """What renderings are multiplied by to look like their photographs; takes what ``relight_reference`` takes."""
     return torch.stack([_shade(*parts) for parts in zip(*images, strict=True)])
 
 

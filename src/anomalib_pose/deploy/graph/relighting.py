@@ -20,15 +20,15 @@ def relit_in_windows(
     points: Float[Tensor, "b h w 3"],
     steps: int = shading.STEPS,
 ) -> Float[Tensor, "b 3 h w"]:
-    """What ``compare.relit`` gives, without a branch or a size that depends on the data.
+    """What ``compare.relight_reference`` gives, without a branch or a size that depends on the data.
 
     Pixels beside the object take part with no weight, and the median residual is found by narrowing a range down.
 
     Args:
-        query: see ``compare.relit``.
-        reference: see ``compare.relit``.
-        alpha: see ``compare.relit``.
-        points: see ``compare.relit``.
+        query: see ``compare.relight_reference``.
+        reference: see ``compare.relight_reference``.
+        alpha: see ``compare.relight_reference``.
+        points: see ``compare.relight_reference``.
         steps: of the reweighted fit; every one is part of the graph.
     """
     inside = (alpha > shading.INSIDE).to(query).flatten(1)

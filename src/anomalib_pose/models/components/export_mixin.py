@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor
 
 from anomalib_pose.compare import CalibratedComparator, Comparator
-from anomalib_pose.compare.synthetic_damage import damaged
+from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, FeedForwardDetector, build_detector, drawn_scene
 from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, carry_over, measure
 from anomalib_pose.geometry import Camera
@@ -179,7 +179,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
 
     def _carried_over(self, detector: FeedForwardDetector, views: Tensor, seed: int, progress: bool) -> Any:
         """The post-processor on the detector's scale, by scores of both paths on good and damaged views."""
-        images = torch.cat([views, damaged(views, seed)])
+        images = torch.cat([views, add_synthetic_defects(views, seed)])
         device = self.model.intrinsics.device
         theirs: list[tuple[Tensor, Tensor]] = []
         ours: list[tuple[Tensor, Tensor]] = []

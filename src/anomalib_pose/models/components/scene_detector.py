@@ -17,14 +17,14 @@ from anomalib_pose.compare import (
     CalibratedComparator,
     Comparator,
     FeatureExtractor,
-    SurfaceResiduals,
-    discounted,
-    relit,
-    unlit,
+    SurfaceStatistics,
+    attenuate_unsupported,
+    relight_query,
+    relight_reference,
 )
-from anomalib_pose.compare.patch_memory import FeatureMemory
+from anomalib_pose.compare.patch_memory import PatchMemory
 from anomalib_pose.compare.reference import Reference, stacked
-from anomalib_pose.compare.synthetic_damage import damaged
+from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
 from anomalib_pose.geometry import Camera, resize_intrinsics
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import OBJECT_ALPHA
@@ -72,7 +72,7 @@ class SceneDetector(nn.Module):
         rolls: turns about the optical axis that the pose search starts from; see ``ViewBank``.
         surface_views: training views whose anomaly maps say what to expect of each place of the surface, where the
             comparator is one that is calibrated; 0 for none.
-        surface_strength: see ``SurfaceResiduals``.
+        surface_strength: see ``SurfaceStatistics``.
         memory_patches: patches of good views that queries whose camera is doubtful are held against, and all queries
             as far as that tells artificial damage of held-out views better than the comparison does, where the
             comparator is one that is calibrated and has a network; 0 for none.
@@ -120,12 +120,12 @@ class SceneDetector(nn.Module):
         self.bank = ViewBank(bank_spacing, rolls)
         self.estimator = estimator
         self.comparator = comparator
-        self.surface = SurfaceResiduals(strength=surface_strength)
+        self.surface = SurfaceStatistics(strength=surface_strength)
         self.surface_views = surface_views
         self.relight = relight
         self.nearby = NearbyViews(nearby_views) if nearby_views else None
         self.doubt_unconfirmed = doubt_unconfirmed
-        self.memory = FeatureMemory(memory_patches, seed) if memory_patches and self._extractor is not None else None
+        self.memory = PatchMemory(memory_patches, seed) if memory_patches and self._extractor is not None else None
         self.holdout_every = holdout_every
         self.seed = seed
         self.register_buffer("intrinsics", torch.eye(3))
@@ -219,7 +219,7 @@ class SceneDetector(nn.Module):
         self.memory.fit_beside(self._extractor, images, held_out, compared)
         if len(held_out) >= _FEWEST_TO_WEIGH:
             seeds = range(self.seed, self.seed + math.ceil(_DAMAGED / len(photographs)))
-            rounds = [damaged(photographs, seed) for seed in seeds]
+            rounds = [add_synthetic_defects(photographs, seed) for seed in seeds]
             maps, scores = map(torch.cat, zip(*(self._compare(each, seen) for each in rounds), strict=True))
             self.memory.weigh(self._extractor, (photographs, *compared), (torch.cat(rounds), maps, scores))
 
@@ -302,7 +302,7 @@ class SceneDetector(nn.Module):
     def _unlit(self, query: Query, camera: Camera) -> Query:
         """A query without its own light, which pulls cameras to the side, if it was taken by a camera."""
         shown = stacked([self.render_reference(camera)])
-        return replace(query, image=unlit(query.image[None], shown.rgb, shown.alpha, shown.points)[0])
+        return replace(query, image=relight_query(query.image[None], shown.rgb, shown.alpha, shown.points)[0])
 
     def forward(
         self,
@@ -348,12 +348,12 @@ class SceneDetector(nn.Module):
         anomaly_map = self.surface(self._map(queries, seen), seen.points, seen.alpha)
         counted = anomaly_map
         if self.nearby is not None and self.nearby.can_doubt:
-            counted = discounted(anomaly_map, seen.doubt)
+            counted = attenuate_unsupported(anomaly_map, seen.support_residual)
         return anomaly_map, self.comparator.score(counted, seen.alpha)
 
     def _map(self, queries: Tensor, seen: Reference) -> Tensor:
         """Differences from renderings, in the light of the queries if they are to be."""
-        shown = relit(queries, seen.rgb, seen.alpha, seen.points) if self.relight else seen.rgb
+        shown = relight_reference(queries, seen.rgb, seen.alpha, seen.points) if self.relight else seen.rgb
         return self.comparator(queries, shown, seen.alpha, seen.reflected)
 
     @torch.no_grad()

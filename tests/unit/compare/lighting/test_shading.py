@@ -3,7 +3,7 @@
 
 import torch
 
-from anomalib_pose.compare.lighting.shading import relit, surface_normals, unlit
+from anomalib_pose.compare.lighting.shading import relight_query, relight_reference, surface_normals
 
 SIZE = 96
 AXIS = (torch.arange(SIZE) + 0.5) / SIZE * 2.4 - 1.2
@@ -44,13 +44,13 @@ def test_another_lamp_is_no_defect_and_a_defect_is_no_lamp():
     defect = (slice(None), slice(40, 52), slice(30, 42))
     spoilt = query.clone()
     spoilt[defect] = torch.tensor([0.1, 0.9, 0.2])[:, None, None]
-    found = relit(*(part[None] for part in (spoilt, reference, ALPHA, POINTS)))[0]
+    found = relight_reference(*(part[None] for part in (spoilt, reference, ALPHA, POINTS)))[0]
     before = (reference - query)[:, INNER].abs().mean()
     assert before > 0.1
     assert (found - query)[:, INNER].abs().mean() < 0.03 * before
     assert (found - spoilt)[defect].abs().mean() > 0.2
     assert torch.equal(found[:, ALPHA == 0], reference[:, ALPHA == 0])
-    back = unlit(*(part[None] for part in (spoilt, reference, ALPHA, POINTS)))[0]
+    back = relight_query(*(part[None] for part in (spoilt, reference, ALPHA, POINTS)))[0]
     kept = INNER.clone()
     kept[defect[1:]] = False
     assert (back - reference)[:, kept].abs().mean() < 0.03 * before
@@ -60,9 +60,13 @@ def test_another_lamp_is_no_defect_and_a_defect_is_no_lamp():
 
 def test_the_same_light_changes_nothing_and_a_few_pixels_are_left_alone():
     reference = torch.where(ALPHA > 0, 0.6, 1.0).expand(3, -1, -1)
-    same = relit(*(part[None] for part in (reference, reference, ALPHA, POINTS)))[0]
+    same = relight_reference(*(part[None] for part in (reference, reference, ALPHA, POINTS)))[0]
     torch.testing.assert_close(same, reference, atol=1e-4, rtol=0)
     nearly_nothing = torch.zeros_like(ALPHA)
     nearly_nothing[:5, :5] = 1
-    assert torch.equal(relit(1 - reference[None], reference[None], nearly_nothing[None], POINTS[None])[0], reference)
-    assert torch.equal(unlit(reference[None], 1 - reference[None], nearly_nothing[None], POINTS[None])[0], reference)
+    assert torch.equal(
+        relight_reference(1 - reference[None], reference[None], nearly_nothing[None], POINTS[None])[0], reference
+    )
+    assert torch.equal(
+        relight_query(reference[None], 1 - reference[None], nearly_nothing[None], POINTS[None])[0], reference
+    )

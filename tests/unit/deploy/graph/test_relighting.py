@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_pose.compare import relit
+from anomalib_pose.compare import relight_reference
 from anomalib_pose.compare.lighting.robust_weights import biweight
 from anomalib_pose.deploy.graph.linear_solver import solve_positive
 from anomalib_pose.deploy.graph.relighting import _median, relit_in_windows
@@ -33,7 +33,7 @@ def balls() -> tuple[torch.Tensor, ...]:
 
 def test_it_is_what_the_model_does():
     query, reference, alpha, points = balls()
-    expected = relit(query, reference, alpha, points)
+    expected = relight_reference(query, reference, alpha, points)
     assert (expected - reference).abs().mean() > 0.05
     torch.testing.assert_close(relit_in_windows(query, reference, alpha, points), expected, atol=1e-4, rtol=0)
 

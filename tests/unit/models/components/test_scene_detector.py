@@ -52,16 +52,20 @@ def test_what_no_photograph_confirms_counts_less() -> None:
     seen = stacked([detector.render_reference(CAMERA.with_pose(view_sphere(3, 3.0, 1.0, -0.2, azimuth_offset=0.1)[1]))])
     query = seen.rgb.clone()
     query[0, :, 30:34, 30:34] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
-    floating = torch.zeros_like(seen.doubt)
+    floating = torch.zeros_like(seen.support_residual)
     floating[0, 28:36, 28:36] = 0.5
     maps, scores = zip(
-        *(detector._compare(query, seen._replace(doubt=doubt)) for doubt in (seen.doubt, floating)), strict=True
+        *(
+            detector._compare(query, seen._replace(support_residual=doubt))
+            for doubt in (seen.support_residual, floating)
+        ),
+        strict=True,
     )
-    assert seen.doubt[seen.alpha > 0.9].median() < 0.05
+    assert seen.support_residual[seen.alpha > 0.9].median() < 0.05
     assert torch.equal(*maps)
     assert scores[1] < 0.6 * scores[0]
     detector.nearby.photographs = detector.nearby.photographs[:0]
-    assert detector._compare(query, seen._replace(doubt=floating))[1] > scores[0]
+    assert detector._compare(query, seen._replace(support_residual=floating))[1] > scores[0]
 
 
 @pytest.mark.parametrize(("step", "always", "asked"), [(1, False, False), (1, True, True), (3, False, True)])

@@ -10,7 +10,7 @@ from torch import Tensor
 _SMALLEST, _LARGEST = 0.03, 0.12
 
 
-def damaged(images: Float[Tensor, "n 3 h w"], seed: int) -> Float[Tensor, "n 3 h w"]:
+def add_synthetic_defects(images: Float[Tensor, "n 3 h w"], seed: int) -> Float[Tensor, "n 3 h w"]:
     """Copies with a soft-edged ellipse each that takes another color, or another part of the object, or goes missing.
 
     They are no model of real defects: they give scores beyond those of good views, to compare two ways of scoring with.
