@@ -21,6 +21,7 @@ from anomalib_pose.scene import GaussianScene, NearbyViews, Scene, scene_rasteri
 logger = logging.getLogger(__name__)
 
 _SMALL = 64
+_SHOWN = (0.0995, 0.1005)  # opacity at which a cell begins to count as object, and counts in full
 _MARGIN = 0.08
 _TOGETHER = 256  # views whose neighbors are looked for at once
 _MEASURED = 32  # views by which the room for Gaussians is measured
@@ -140,18 +141,31 @@ def find_window(scene: Scene, poses: Float[Tensor, "v 4 4"], camera: Camera) -> 
     """
     scale = _SMALL / max(camera.width, camera.height)
     small = camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
-    seen = torch.zeros(small.height, small.width, dtype=torch.bool)
-    for some in poses.split(32):
-        seen |= (scene.render(small.with_pose(some)).alpha > 0.1).any(0).cpu()
-    rows, columns = seen.any(1).nonzero().flatten().tolist(), seen.any(0).nonzero().flatten().tolist()
-    if not rows:
+    alpha = torch.zeros(small.height, small.width)
+    for batch in poses.split(32):
+        alpha = torch.maximum(alpha, scene.render(small.with_pose(batch)).alpha.amax(0).cpu())
+    columns, rows = _extent(alpha.amax(0)), _extent(alpha.amax(1))
+    if columns is None or rows is None:
         msg = "The scene shows nothing from its own views: fit the model, or load its checkpoint, before exporting."
         raise ValueError(msg)
-    left, right = _with_margin(columns, small.width)
-    top, bottom = _with_margin(rows, small.height)
+    (left, right), (top, bottom) = columns, rows
     return Window(left, top, right - left, bottom - top)
 
 
-def _with_margin(cells: list[int], length: int) -> tuple[float, float]:
-    margin = _MARGIN * (cells[-1] - cells[0] + 1)
-    return max(0.0, (cells[0] - margin) / length), min(1.0, (cells[-1] + 1 + margin) / length)
+def _extent(alpha: Float[Tensor, " n"]) -> tuple[float, float] | None:
+    """Return where the object begins and ends along one axis, with a margin, as fractions of the axis.
+
+    A cell counts in part while its opacity rises through ``_SHOWN``. The extent then changes continuously with the
+    opacity, and rounding cannot move it by a whole cell.
+
+    Args:
+        alpha: largest opacity in each cell along the axis.
+    """
+    coverage = ((alpha - _SHOWN[0]) / (_SHOWN[1] - _SHOWN[0])).clamp(0, 1)
+    cells = coverage.nonzero().flatten()
+    if not len(cells):
+        return None
+    start = float((cells + 1 - coverage[cells]).amin())
+    end = float((cells + coverage[cells]).amax())
+    margin = _MARGIN * (end - start)
+    return max(0.0, (start - margin) / len(alpha)), min(1.0, (end + margin) / len(alpha))

@@ -14,6 +14,7 @@ from anomalib_pose.render import RenderOutput
 
 _DEPTH_LEVELS = 127
 _OPAQUE = 0.5
+_ALPHA_STEP = 2.0**-16  # the last digits of an opacity depend on the processor; a pixel of one half must not
 _JUMP = 0.04  # neighbors whose depths differ by more, as a part of the distance, show two surfaces
 
 
@@ -114,7 +115,7 @@ def pack(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         depth: along the optical axis (H, W), 0 where there is nothing.
         alpha: opacity (H, W).
     """
-    opaque = (alpha > _OPAQUE) & (depth > 0)
+    opaque = ((alpha / _ALPHA_STEP).round() > _OPAQUE / _ALPHA_STEP) & (depth > 0)
     color = (rgb.permute(2, 0, 1).clamp(0, 1) * 255).round()
     if not bool(opaque.any()):
         return torch.cat([color, torch.zeros_like(depth)[None]]).to(torch.uint8), torch.ones(2)
