@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparators by name."""
 
-from typing import Any
+from typing import Any, Literal
 
 from anomalib_pose.compare.calibrated import CalibratedComparator
 from anomalib_pose.compare.paper import PaperComparator, ProductComparator
@@ -19,9 +19,12 @@ _OTHER_LIGHT: dict[str, Any] = {
     "blur_sigma": 3.125,  # as wide on the object as the other default's
 }
 
+ComparatorName = Literal["calibrated", "illumination", "paper", "product"]
+"""Names of ``make_comparator``."""
+
 
 def make_comparator(
-    name: str = "calibrated",
+    name: ComparatorName | str = "calibrated",
     backbone: str = "",
     weights_path: str = "",
     second_backbone: str = "",
