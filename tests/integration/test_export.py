@@ -47,7 +47,9 @@ def exported() -> ExportedDetector:
     comparator = CalibratedComparator("test_efficientnet.r160_in1k", (0, 1), pretrained=False)
     comparator.extractor.loaded.fill_(value=True)
     darker, nearby = CAMERA.with_pose(POSES), NearbyViews(2)
-    nearby.take(glossy_toy(), 0.9 * glossy_toy().render(darker, torch.ones(3)).rgb.permute(0, 3, 1, 2), darker)
+    nearby.store_residuals(
+        glossy_toy(), 0.9 * glossy_toy().render(darker, torch.ones(3)).rgb.permute(0, 3, 1, 2), darker
+    )
     options = {"nearby": nearby, "relight": True}  # all that a graph can hold
     detector = build_detector(glossy_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True, **options)
     good = detector.reference(photographs(80))
@@ -133,7 +135,7 @@ def test_all_three_say_the_same_of_photographs(shared, tmp_path):
     # steps enough to converge: until then a last digit of the image is a fourth one of the score
     settings = DetectorSettings(views=60, size=64, starts=2, neighbours=2, steps=(4, 4, 3))
     nearby = NearbyViews(3)
-    nearby.take(scene, images, cameras)
+    nearby.store_residuals(scene, images, cameras)
     detector = build_detector(
         scene, poses, camera, CalibratedComparator(), settings, white_background=True, nearby=nearby
     )

@@ -19,11 +19,19 @@ import torch
 from splat_pose import kept, load_detector, measure_poses, queries, show, stacked
 from torch import Tensor
 
-from anomalib_pose.geometry import scaled_focal
+from anomalib_pose.geometry import scale_focal_lengths
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.omnipose_ad.torch_model import FIELDS
-from anomalib_pose.pose import MatchedPose, PoseEstimator, Query, Refinement, Refiner, make_estimator, make_matcher
-from anomalib_pose.pose.roll import roll_matrix, unrolled
+from anomalib_pose.pose import (
+    FeatureLocalizer,
+    PoseEstimator,
+    Query,
+    RefinementResult,
+    Refiner,
+    make_estimator,
+    make_matcher,
+)
+from anomalib_pose.pose.roll import roll_matrix, undo_roll
 from anomalib_pose.scene import Scene
 
 _ORDINARY_STARTS = 3
@@ -38,20 +46,20 @@ class Misled:
     def __init__(self, refiner: Refiner) -> None:
         self.refiner = refiner
 
-    def __call__(self, scene: Scene, query: Query, starts: Tensor) -> Refinement:
+    def __call__(self, scene: Scene, query: Query, starts: Tensor) -> RefinementResult:
         """The far side, or the end of the refinement."""
         if len(starts) < _ORDINARY_STARTS:
             return self.refiner(scene, query, starts)
         far = starts[0].clone()
         far[:3, :3] = starts[0, :3, :3] @ torch.tensor([-1.0, 1.0, -1.0]).diag().to(far)
         far[:3, 3] = 2 * scene.center.to(far) - starts[0, :3, 3]
-        return Refinement(far, float("inf"), converged=False, n_renders=0)
+        return RefinementResult(far, float("inf"), converged=False, n_renders=0)
 
 
-def misled(detector: SceneDetector, matched: MatchedPose | None) -> PoseEstimator:
+def misled(detector: SceneDetector, matched: FeatureLocalizer | None) -> PoseEstimator:
     """The detector's estimator without anything that could find back by itself."""
     own = detector.estimator
-    estimator = PoseEstimator(Misled(own.refiner), _ORDINARY_STARTS, own.retry_below, matched=matched)
+    estimator = PoseEstimator(Misled(own.refiner), _ORDINARY_STARTS, own.retry_below, feature_localizer=matched)
     estimator.typical_residual = own.typical_residual
     return estimator
 
@@ -62,7 +70,7 @@ def turned(found: list[Query], truth: Tensor, seed: int) -> tuple[list[Query], T
     poses = truth.clone()
     for pose, angle in zip(poses, angles, strict=True):
         pose[:3, :3] = pose[:3, :3] @ roll_matrix(angle)
-    return [unrolled(query, -angle) for query, angle in zip(found, angles, strict=True)], poses
+    return [undo_roll(query, -angle) for query, angle in zip(found, angles, strict=True)], poses
 
 
 def localize(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -82,14 +90,14 @@ def localize(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     if matcher is not None:
         matcher.load()
         result["misled"] = measured(misled(detector, None), found, truth)
-        result[f"misled, {arguments.matcher}"] = measured(misled(detector, MatchedPose(matcher)), found, truth)
+        result[f"misled, {arguments.matcher}"] = measured(misled(detector, FeatureLocalizer(matcher)), found, truth)
     if arguments.rolls > 1:
         images, poses = turned(found, truth, arguments.seed)
         for rolls in (1, arguments.rolls):
             detector.bank.rolls = rolls
             result[f"turned, rolls {rolls}"] = measured(detector.estimator, images, poses)
     if arguments.focal_error:
-        wrong = [replace(query, K=scaled_focal(query.K, 1 + arguments.focal_error)) for query in found]
+        wrong = [replace(query, K=scale_focal_lengths(query.K, 1 + arguments.focal_error)) for query in found]
         for refine_focal in (False, True):
             estimator = make_estimator(refine_focal=refine_focal)
             estimator.typical_residual = detector.estimator.typical_residual

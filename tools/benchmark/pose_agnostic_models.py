@@ -120,7 +120,7 @@ class KnownPose(nn.Module):
     def forward(self, scene: Any, bank: Any, query: Query, change: Callable[..., Query] | None = None) -> PoseEstimate:
         """An estimate that is right."""
         del scene, bank, change
-        return PoseEstimate(query.camera(self.camera_to_world.to(query.K)), 0.0, 1.0, converged=True, n_renders=0)
+        return PoseEstimate(query.camera_at(self.camera_to_world.to(query.K)), 0.0, 1.0, converged=True, n_renders=0)
 
 
 class KeptFit:

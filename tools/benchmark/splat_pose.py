@@ -190,8 +190,8 @@ class SingleStart:
 def search_with(detector: SceneDetector, refiner: Refiner, starts: int) -> Search:
     """The detector's search with a refiner."""
     own = detector.estimator
-    polisher = None if isinstance(refiner, AdamRefiner) else own.polisher
-    estimator = PoseEstimator(refiner, starts, own.retry_below, polisher)
+    robust_refiner = None if isinstance(refiner, AdamRefiner) else own.robust_refiner
+    estimator = PoseEstimator(refiner, starts, own.retry_below, robust_refiner)
     bank = detector.bank if starts > 1 else SingleStart(detector.bank)
     estimator.typical_residual = own.typical_residual
     return lambda query: estimator(detector.scene, bank, query)

@@ -7,7 +7,7 @@ from anomalib_pose.geometry.camera import (
     projection_jacobian,
     resize_image_mask_K,
     resize_intrinsics,
-    scaled_focal,
+    scale_focal_lengths,
     viewed_point,
 )
 from anomalib_pose.geometry.lattice import look_at, mad_lattice, view_sphere
@@ -25,7 +25,7 @@ __all__ = [
     "resize_intrinsics",
     "rigid_inverse",
     "rotation_angle",
-    "scaled_focal",
+    "scale_focal_lengths",
     "se3_exp",
     "se3_log",
     "skew",

@@ -197,7 +197,7 @@ def resize_intrinsics(
     return K * scale[:, None]
 
 
-def scaled_focal(K: Float[Tensor, "*batch 3 3"], factor: float) -> Float[Tensor, "*batch 3 3"]:  # noqa: N803
+def scale_focal_lengths(K: Float[Tensor, "*batch 3 3"], factor: float) -> Float[Tensor, "*batch 3 3"]:  # noqa: N803
     """Intrinsics with both focal lengths multiplied by a factor; the principal point stays.
 
     Args:

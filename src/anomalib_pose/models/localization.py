@@ -254,7 +254,7 @@ def localize(
 def _log(model: PoseMixin, found: Sequence[LocalizedFile], output: str | Path) -> None:
     doubtful = sum(one.confidence < _DOUBTFUL for one in found)
     advice = ""
-    if doubtful and model.model.estimator.matched is None:
+    if doubtful and model.model.estimator.feature_localizer is None:
         advice = " To look for them by features too, give a matcher and the file of its weights."
     if doubtful and model.model.bank.rolls == 1:
         advice += " If the camera was turned about its optical axis, set rolls to 12."

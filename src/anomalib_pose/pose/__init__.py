@@ -5,21 +5,21 @@ from anomalib_pose.pose.adam import AdamRefiner
 from anomalib_pose.pose.estimator import PoseEstimator
 from anomalib_pose.pose.feature_matchers import MatcherName, make_matcher
 from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
-from anomalib_pose.pose.matching import MatchedPose, Matcher
+from anomalib_pose.pose.matching import FeatureLocalizer, Matcher
 from anomalib_pose.pose.refiners import RefinerName, make_estimator, make_refiner
-from anomalib_pose.pose.types import PoseEstimate, Query, Refinement, Refiner
+from anomalib_pose.pose.types import PoseEstimate, Query, RefinementResult, Refiner
 from anomalib_pose.pose.view_bank import ViewBank, bank_poses
 
 __all__ = [
     "AdamRefiner",
+    "FeatureLocalizer",
     "GaussNewtonRefiner",
-    "MatchedPose",
     "Matcher",
     "MatcherName",
     "PoseEstimate",
     "PoseEstimator",
     "Query",
-    "Refinement",
+    "RefinementResult",
     "Refiner",
     "RefinerName",
     "ViewBank",

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anomalib_pose.geometry import se3_exp
-from anomalib_pose.pose.types import Query, Refinement
+from anomalib_pose.pose.types import Query, RefinementResult
 from anomalib_pose.render.reflectance import Decomposition, reflectance, reflectance_of_color
 from anomalib_pose.render.ssim import ssim
 from anomalib_pose.scene import PixelScene, Scene, is_reflective
@@ -53,13 +53,13 @@ class ScrewRefiner(ABC):
             generator: CPU generator of what is random in it.
         """
 
-    def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> Refinement:
+    def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> RefinementResult:
         """Refine every start and return the best end; see ``Refiner``."""
         ends = [self._refine(scene, query, start) for start in starts]
         best = min(ends, key=lambda end: end.cost)
-        return Refinement(best.camera_to_world, best.cost, best.converged, sum(end.n_renders for end in ends))
+        return RefinementResult(best.camera_to_world, best.cost, best.converged, sum(end.n_renders for end in ends))
 
-    def _refine(self, scene: Scene, query: Query, start: Tensor) -> Refinement:
+    def _refine(self, scene: Scene, query: Query, start: Tensor) -> RefinementResult:
         generator = torch.Generator().manual_seed(self.seed)
         screw = (1e-6 * torch.randn(7, generator=generator)).to(start).requires_grad_()
         to_center = torch.eye(4, dtype=start.dtype, device=start.device)
@@ -79,7 +79,7 @@ class ScrewRefiner(ABC):
                 loss.backward()
                 optimizer.step()
                 optimizer.param_groups[0]["lr"] = self.rate * _DECAY ** ((step + 1) / _DECAY_STEPS)
-        return Refinement(best_pose, best_cost, converged=False, n_renders=self.steps)
+        return RefinementResult(best_pose, best_cost, converged=False, n_renders=self.steps)
 
 
 class AdamRefiner(ScrewRefiner):
@@ -102,7 +102,7 @@ class AdamRefiner(ScrewRefiner):
         target = query.image.permute(1, 2, 0).contiguous()
 
         def of(camera_to_world: Tensor) -> Tensor:
-            rgb = scene.render(query.camera(camera_to_world), query.background).rgb
+            rgb = scene.render(query.camera_at(camera_to_world), query.background).rgb
             loss = (1 - self.ssim_weight) * (rgb - target).abs().mean()
             return loss + self.ssim_weight * (1 - ssim(rgb, target)) if self.ssim_weight else loss
 
@@ -144,7 +144,7 @@ class ReflectanceRefiner(ScrewRefiner):
         behind = reflectance_of_color(background, self.decompose)
 
         def of(camera_to_world: Tensor) -> Tensor:
-            camera = query.camera(camera_to_world)
+            camera = query.camera_at(camera_to_world)
             rendered = scene.render(camera, background).rgb.permute(2, 0, 1)[None]
             if is_reflective(scene):
                 inner = scene.render_reflectance(camera, behind).rgb.permute(2, 0, 1)[None]
@@ -192,7 +192,7 @@ class InerfRefiner(ScrewRefiner):
         def of(camera_to_world: Tensor) -> Tensor:
             order = torch.randperm(len(region), generator=generator)[: self.rays]
             pixels = region[order.to(region.device)]
-            rgb = scene.render_pixels(query.camera(camera_to_world), pixels, query.background)
+            rgb = scene.render_pixels(query.camera_at(camera_to_world), pixels, query.background)
             return (rgb - target[pixels]).square().mean()
 
         return of

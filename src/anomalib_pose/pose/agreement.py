@@ -36,7 +36,7 @@ def box_means(values: Float[Tensor, "c h w"], radius: int) -> Float[Tensor, "c h
 
 
 @torch.no_grad()
-def judge(scene: Scene, query: Query, camera_to_world: Float[Tensor, "4 4"]) -> tuple[float, float]:
+def measure_agreement(scene: Scene, query: Query, camera_to_world: Float[Tensor, "4 4"]) -> tuple[float, float]:
     """Residual of the structure and overlap (intersection over union) of the silhouettes at a pose.
 
     Where the query's foreground is unknown, the overlap is 1 if the object is in the image at all. Holes of silhouettes
@@ -47,7 +47,7 @@ def judge(scene: Scene, query: Query, camera_to_world: Float[Tensor, "4 4"]) -> 
         query: the image.
         camera_to_world: the pose.
     """
-    output = scene.render(query.camera(camera_to_world), query.background)
+    output = scene.render(query.camera_at(camera_to_world), query.background)
     drawn = output.alpha > OBJECT_ALPHA
     if query.foreground is None:
         shared, overlap = drawn, 1.0 if bool(drawn.any()) else 0.0

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, scaled_focal, se3_exp
+from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, scale_focal_lengths, se3_exp
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur, shrink
-from anomalib_pose.pose.surface_alignment import OPAQUE, ShownSurface, System, linearized, shown_surface
-from anomalib_pose.pose.types import Query, Refinement
-from anomalib_pose.scene import Scene, simplified
+from anomalib_pose.pose.surface_alignment import OPAQUE, NormalEquations, RenderedSurface, linearize, rendered_surface
+from anomalib_pose.pose.types import Query, RefinementResult
+from anomalib_pose.scene import Scene, reduced_scene
 
 _REJECTIONS = 4
 _DAMPING = 1e-3
@@ -55,7 +55,7 @@ class _Level:
 
     def intrinsics(self, view: "_View") -> Tensor:
         """K (3, 3) at this size."""
-        return scaled_focal(self.camera.K, math.exp(view.log_focal))
+        return scale_focal_lengths(self.camera.K, math.exp(view.log_focal))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class GaussNewtonRefiner:
         self.refine_focal = refine_focal
 
     @torch.no_grad()
-    def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> Refinement:
+    def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> RefinementResult:
         """Refine the starts and return the best end; see ``Refiner``."""
         levels = self._levels(scene, query)
         ends = [(_View(start), float("inf"), False) for start in starts]
@@ -146,7 +146,7 @@ class GaussNewtonRefiner:
             ends = [self._descend(level, view) for view, _, _ in _distinct(ends)]
         view, cost, converged = min(ends, key=lambda end: end[1])
         renders = sum(level.n_renders for level in levels)
-        return Refinement(view.camera_to_world, cost, converged, renders, math.exp(view.log_focal))
+        return RefinementResult(view.camera_to_world, cost, converged, renders, math.exp(view.log_focal))
 
     def _surviving(self, ends: list[_End]) -> list[_End]:
         """The best ends, and those that are nearly as good: sides that look alike are told apart by finer levels."""
@@ -157,7 +157,7 @@ class GaussNewtonRefiner:
     def _levels(self, scene: Scene, query: Query) -> list[_Level]:
         height, width = query.image.shape[-2:]
         finest = max(1.0, max(width, height) / self.max_size)
-        full = query.camera(torch.eye(4, device=query.image.device))
+        full = query.camera_at(torch.eye(4, device=query.image.device))
         levels = []
         for divisor, blur in _BLUR_OF_DIVISOR.items():
             if divisor > self.coarsest or min(width, height) / finest / divisor < _COARSEST[divisor]:
@@ -173,7 +173,7 @@ class GaussNewtonRefiner:
                     image,
                     blur,
                     query.background,
-                    simplified(scene, small=divisor >= _FEW_GAUSSIANS),
+                    reduced_scene(scene, small=divisor >= _FEW_GAUSSIANS),
                     maps,
                     redescends,
                     focal,
@@ -186,7 +186,7 @@ class GaussNewtonRefiner:
         state = self._look(level, view)
         damping, converged = _DAMPING, False
         for _ in range(self.iterations):
-            surface = shown_surface(state.rgb, state.depth, state.alpha, level.intrinsics(state.view))
+            surface = rendered_surface(state.rgb, state.depth, state.alpha, level.intrinsics(state.view))
             if surface is None:
                 break
             found, damping, step = self._step(level, state, surface, damping)
@@ -214,13 +214,13 @@ class GaussNewtonRefiner:
         root = (1 + squared).sqrt()
         return scale**2 * (root - 1), 1 / root
 
-    def _linearized(self, level: _Level, state: _State, surface: ShownSurface, motion: Tensor) -> System:
+    def _linearized(self, level: _Level, state: _State, surface: RenderedSurface, motion: Tensor) -> NormalEquations:
         intrinsics = level.intrinsics(state.view)
         robust = partial(self._robust, level)
-        return linearized(surface, level.maps, intrinsics, motion, robust, focal=level.refines_focal)
+        return linearize(surface, level.maps, intrinsics, motion, robust, focal=level.refines_focal)
 
     def _aligned(
-        self, level: _Level, state: _State, surface: ShownSurface, system: System, damping: float
+        self, level: _Level, state: _State, surface: RenderedSurface, system: NormalEquations, damping: float
     ) -> tuple[Tensor, float]:
         """Motion (4, 4) of the surface that brings it nearer to the query, and by how many pixels it moves it."""
         motion = _not_moved(state)
@@ -242,7 +242,7 @@ class GaussNewtonRefiner:
         return motion, system.shift
 
     def _step(
-        self, level: _Level, state: _State, surface: ShownSurface, damping: float
+        self, level: _Level, state: _State, surface: RenderedSurface, damping: float
     ) -> tuple[_State | None, float, float]:
         """Next state, or None if nothing finds a lower cost; the damping for later; the size of the step."""
         system = self._linearized(level, state, surface, _not_moved(state))
@@ -258,7 +258,7 @@ class GaussNewtonRefiner:
         return self._damped_step(level, state, system, viewmat, damping)
 
     def _damped_step(
-        self, level: _Level, state: _State, system: System, viewmat: Tensor, damping: float
+        self, level: _Level, state: _State, system: NormalEquations, viewmat: Tensor, damping: float
     ) -> tuple[_State | None, float, float]:
         """``_step`` by the rendering alone: with more and more damping."""
         opaque = state.depth[state.alpha > OPAQUE]
@@ -296,7 +296,7 @@ def _not_moved(state: _State) -> Tensor:
     return torch.eye(4, dtype=torch.float64, device=state.rgb.device)
 
 
-def _solved(system: System, damping: float) -> Tensor:
+def _solved(system: NormalEquations, damping: float) -> Tensor:
     """The damped step of a system."""
     diagonal = torch.diag(system.hessian.diagonal() + 1e-9)
     return -torch.linalg.solve(system.hessian + damping * diagonal, system.gradient)

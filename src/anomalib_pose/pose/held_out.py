@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from anomalib_pose.geometry import Camera, pose_error
-from anomalib_pose.pose.agreement import judge
+from anomalib_pose.pose.agreement import measure_agreement
 from anomalib_pose.pose.estimator import PoseEstimator
 from anomalib_pose.pose.types import Query
 from anomalib_pose.pose.view_bank import ViewBank
@@ -19,7 +19,7 @@ _FOUND_DEGREES = 3.0
 _MOST = 0.9
 
 
-def found_again(
+def localize_held_out_views(
     estimator: PoseEstimator, scene: Scene, bank: ViewBank, queries: Sequence[Query], cameras: Camera
 ) -> list[Camera]:
     """Cameras as the search finds them, or as they are where it does not.
@@ -41,7 +41,7 @@ def found_again(
         if float(torch.rad2deg(pose_error(camera.camera_to_world.double(), truth.double())[0])) < _FOUND_DEGREES:
             found += 1
         else:
-            camera, residual = cameras[index], judge(scene, query, truth)[0]
+            camera, residual = cameras[index], measure_agreement(scene, query, truth)[0]
         seen_from.append(camera)
         residuals.append(residual)
     estimator.calibrate(torch.tensor(residuals))

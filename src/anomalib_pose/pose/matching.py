@@ -46,7 +46,7 @@ class Matcher(Protocol):
         ...
 
 
-class MatchedPose:
+class FeatureLocalizer:
     """Poses of a query from 2D-3D correspondences: points matched in rendered views, which know their depth.
 
     RANSAC looks once among all correspondences, and once among those that disagree with the first pose: where an object

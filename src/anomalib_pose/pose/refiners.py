@@ -9,7 +9,7 @@ from anomalib_pose.pose.adam import AdamRefiner, InerfRefiner, ReflectanceRefine
 from anomalib_pose.pose.estimator import PoseEstimator
 from anomalib_pose.pose.feature_matchers import MatcherName, make_matcher
 from anomalib_pose.pose.gauss_newton import GaussNewtonRefiner
-from anomalib_pose.pose.matching import MatchedPose
+from anomalib_pose.pose.matching import FeatureLocalizer
 from anomalib_pose.pose.types import Refiner
 from anomalib_pose.render.reflectance import Decomposition, reflectance
 
@@ -83,11 +83,13 @@ def make_estimator(
     Raises:
         ValueError: if a name is unknown, there is no start, or a matcher without weights.
     """
-    polisher = finisher = None
+    robust_refiner = relighting_refiner = None
     if refiner == "gauss_newton":
-        polisher = GaussNewtonRefiner(iterations=12, redescending=True, refine_focal=refine_focal)
-        finisher = GaussNewtonRefiner(iterations=4, coarsest=_FINISHED_FROM, refine_focal=refine_focal)
+        robust_refiner = GaussNewtonRefiner(iterations=12, redescending=True, refine_focal=refine_focal)
+        relighting_refiner = GaussNewtonRefiner(iterations=4, coarsest=_FINISHED_FROM, refine_focal=refine_focal)
     found = make_matcher(matcher, matcher_weights)
-    matched = None if found is None else MatchedPose(found, seed=seed)
+    matched = None if found is None else FeatureLocalizer(found, seed=seed)
     aligned = make_refiner(refiner, steps, seed, refine_focal=refine_focal, decompose=decompose)
-    return PoseEstimator(aligned, starts, polisher=polisher, finisher=finisher, matched=matched)
+    return PoseEstimator(
+        aligned, starts, robust_refiner=robust_refiner, relighting_refiner=relighting_refiner, feature_localizer=matched
+    )

@@ -22,7 +22,7 @@ def roll_matrix(angle: float) -> Float[Tensor, "3 3"]:
     return torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
 
 
-def shrunk(query: Query, size: int) -> Query:
+def downscale_query(query: Query, size: int) -> Query:
     """A query with at most ``size`` pixels along its longer side."""
     height, width = query.image.shape[-2:]
     scale = min(1.0, size / max(width, height))
@@ -31,7 +31,7 @@ def shrunk(query: Query, size: int) -> Query:
     return Query(image, intrinsics, mask)
 
 
-def unrolled(query: Query, angle: float) -> Query:
+def undo_roll(query: Query, angle: float) -> Query:
     """What a camera would have seen that was not rolled by an angle: the image turned about its principal point.
 
     What lies outside the image is taken for the query's background.

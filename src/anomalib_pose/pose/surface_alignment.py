@@ -21,7 +21,7 @@ Robust = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class ShownSurface:
+class RenderedSurface:
     """What a rendering shows of an object, at N pixels.
 
     Args:
@@ -37,7 +37,7 @@ class ShownSurface:
     slopes: Float[Tensor, "2 3 n"]
 
 
-class System(NamedTuple):
+class NormalEquations(NamedTuple):
     """Mean cost, normal matrix (k, k) and gradient (k,) of the sum of the costs, in double precision.
 
     Args:
@@ -54,9 +54,9 @@ class System(NamedTuple):
     shift: float
 
 
-def shown_surface(
+def rendered_surface(
     rgb: Float[Tensor, "3 h w"], depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"], intrinsics: Tensor
-) -> ShownSurface | None:
+) -> RenderedSurface | None:
     """The surface that a rendering shows, and some pixels around it; None where it shows nothing.
 
     Args:
@@ -73,18 +73,18 @@ def shown_surface(
     z = z.flatten()[index]
     slopes = (places - intrinsics[:2, 2:]) / intrinsics.diagonal()[:2, None]
     images = torch.cat([rgb, *central_differences(rgb)]).flatten(1).index_select(1, index).unflatten(0, (3, 3))
-    return ShownSurface(torch.cat([slopes, torch.ones_like(slopes[:1])]) * z, places, images[0], images[1:])
+    return RenderedSurface(torch.cat([slopes, torch.ones_like(slopes[:1])]) * z, places, images[0], images[1:])
 
 
-def linearized(
-    surface: ShownSurface,
+def linearize(
+    surface: RenderedSurface,
     image: Float[Tensor, "9 h w"],
     intrinsics: Tensor,
     motion: Float[Tensor, "4 4"],
     robust: Robust,
     *,
     focal: bool = False,
-) -> System:
+) -> NormalEquations:
     """How an image differs from a surface that has moved, to first order in a further motion.
 
     The residual is ``rendering(u) - image(pi(exp(xi) motion p))``; its slope is the mean of the rendering's and of the
@@ -120,7 +120,7 @@ def linearized(
     pull_x, pull_y = (weighted * residual).sum(1)
     gradient = -(by_u.T @ pull_x + by_v.T @ pull_y)
     shift = float((uv - surface.places).square().sum(0).sqrt().mean())
-    return System(float(costs.mean()), hessian.double(), gradient.double(), shift)
+    return NormalEquations(float(costs.mean()), hessian.double(), gradient.double(), shift)
 
 
 def _surface(depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"]) -> tuple[Tensor, Bool[Tensor, "h w"]]:

@@ -53,13 +53,13 @@ class Query:
         edges = (self.image[:, 0], self.image[:, -1], self.image[:, :, 0], self.image[:, :, -1])
         return torch.cat(edges, 1).median(1).values
 
-    def camera(self, camera_to_world: Float[Tensor, "4 4"]) -> Camera:
+    def camera_at(self, camera_to_world: Float[Tensor, "4 4"]) -> Camera:
         """The query's camera at a pose."""
         return Camera(camera_to_world, self.K, self.image.shape[-1], self.image.shape[-2])
 
 
 @dataclass(frozen=True)
-class Refinement:
+class RefinementResult:
     """Where a refinement of one start ended.
 
     Args:
@@ -81,7 +81,7 @@ class Refinement:
 class Refiner(Protocol):
     """Improves start poses of a query."""
 
-    def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> Refinement:
+    def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> RefinementResult:
         """Refine the starts and return the best end.
 
         Args:

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.geometry import Camera, look_at, view_sphere, viewed_point
-from anomalib_pose.pose.roll import roll_matrix, shrunk, unrolled
+from anomalib_pose.pose.roll import downscale_query, roll_matrix, undo_roll
 from anomalib_pose.pose.types import Query
 from anomalib_pose.scene import Scene
 
@@ -151,8 +151,8 @@ class ViewBank(nn.Module):
             best = self._apart(similarity, count)
             return self._moved(query, best), similarity[best]
         angles = [2 * math.pi * number / self.rolls for number in range(self.rolls)]
-        small = shrunk(query, _RENDER_SIZE)
-        upright = [unrolled(small, angle) for angle in angles]
+        small = downscale_query(query, _RENDER_SIZE)
+        upright = [undo_roll(small, angle) for angle in angles]
         similarity, roll = torch.stack([self._similarity(one) for one in upright]).max(0)
         best = self._apart(similarity, count)
         poses = torch.cat([self._moved(upright[int(roll[index])], index[None]) for index in best])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """An object that can be rendered, and how it is fitted to posed images."""
 
-from anomalib_pose.scene.detail import arrange, simplified
 from anomalib_pose.scene.fit import FitResult, FitSettings, fit_gaussians
 from anomalib_pose.scene.foreground import white_foreground
 from anomalib_pose.scene.gaussian_scene import GaussianScene, scene_rasterizer
+from anomalib_pose.scene.level_of_detail import reduced_scene, sort_by_contribution
 from anomalib_pose.scene.mlp_fit import MlpFitSettings, fit_mlp
 from anomalib_pose.scene.mlp_scene import MlpScene
 from anomalib_pose.scene.nearby_views import CorrectedScene, NearbyViews
@@ -28,14 +28,14 @@ __all__ = [
     "Scene",
     "VoxelFitSettings",
     "VoxelScene",
-    "arrange",
     "fit_gaussians",
     "fit_mlp",
     "fit_voxels",
     "is_reflective",
     "load_ply",
+    "reduced_scene",
     "save_ply",
     "scene_rasterizer",
-    "simplified",
+    "sort_by_contribution",
     "white_foreground",
 ]

@@ -242,8 +242,3 @@ def _rotate(quats: Float[Tensor, "n 4"], vectors: Float[Tensor, "n 3"]) -> Float
     scalar, axis = unit[:, :1], unit[:, 1:]
     twice = 2 * torch.linalg.cross(axis, vectors)
     return vectors + scalar * twice + torch.linalg.cross(axis, twice)
-
-
-def new_generator(seed: int) -> torch.Generator:
-    """A CPU generator: the same draws on every device."""
-    return torch.Generator().manual_seed(seed)

@@ -19,10 +19,10 @@ from anomalib_pose.scene.density import AdaptiveDensity, DensityControl, Relocat
 from anomalib_pose.scene.fit_loop import FitLoop, check_views, fingerprint, held_out_psnr
 from anomalib_pose.scene.gaussian_scene import COLORS, RAW_NAMES, GaussianScene, scene_rasterizer
 from anomalib_pose.scene.hull import ball_of_cameras
-from anomalib_pose.scene.initial import gaussians_at, initial_points
+from anomalib_pose.scene.initial_gaussians import gaussians_at, initial_points
 from anomalib_pose.scene.parameters import GaussianParameters
 from anomalib_pose.scene.settings import FitSettings
-from anomalib_pose.scene.targets import View, make_views
+from anomalib_pose.scene.training_views import TrainingView, make_training_views
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +120,9 @@ class _Fitter(FitLoop):
         chosen = torch.tensor(fitted, device=images.device)
         images, cameras = images[chosen], cameras[chosen]
         foreground = None if foreground is None else foreground[chosen]
-        self.views = make_views(images, cameras, foreground)
-        self.half_views = make_views(images, cameras, foreground, 2) if settings.half_size_share else []
-        self.crops: dict[tuple[int, bool], View] = {}
+        self.views = make_training_views(images, cameras, foreground)
+        self.half_views = make_training_views(images, cameras, foreground, 2) if settings.half_size_share else []
+        self.crops: dict[tuple[int, bool], TrainingView] = {}
         self.fingerprint = fingerprint(images, cameras, settings)
         center, self.radius = ball_of_cameras(cameras)
         if points is None:
@@ -156,7 +156,7 @@ class _Fitter(FitLoop):
             return AdaptiveDensity(self.camera_extent, stop=int(15_000 * share), cap=settings.max_gaussians)
         return Relocation(settings.max_gaussians, start=200, stop=int(0.8 * settings.steps))
 
-    def _next_view(self) -> View:
+    def _next_view(self) -> TrainingView:
         if not self.queue:
             self.queue = torch.randperm(len(self.views), generator=self.generator).tolist()
         index = self.queue.pop()

@@ -18,8 +18,8 @@ _LEVELS = 127  # of a difference in [-1, 1]; half of one is less than what a pho
 _OPAQUE = 0.5
 _MARGIN = 2  # pixels around the object that are kept
 _SAME_POSE = 1e-5
-SAME_SURFACE = 0.03  # of the depth; what is farther apart is another surface
-NEAREST = 1e-4  # keeps a view from the very direction from having all the weight
+DEPTH_TOLERANCE = 0.03  # of the depth; what is farther apart is another surface
+WEIGHT_OFFSET = 1e-4  # keeps a view from the very direction from having all the weight
 
 
 class NearbyViews(nn.Module):
@@ -30,7 +30,8 @@ class NearbyViews(nn.Module):
     and their renderings, where those see the same surface, and the mean, weighted by nearness of the direction, is
     added (image-based rendering; Debevec et al. 1996 do the same with a model's texture).
 
-    They also tell where a rendering is not to be trusted: where none of them shows what it shows (``doubt``).
+    They also tell where a rendering is not to be trusted: where none of them shows what it shows
+    (``support_residual``).
 
     Buffers: photographs (V, 3, h, w) in steps of 1 / 255, of the part of the images that shows the object; differences
     (V, 3, h, w) in steps of 1 / 127; depths (V, h, w), 0 where the object is not; camera_to_world (V, 4, 4); intrinsics
@@ -65,12 +66,12 @@ class NearbyViews(nn.Module):
         return len(self.differences)
 
     @property
-    def can_doubt(self) -> bool:
-        """Whether photographs are kept that ``doubt`` can ask."""
+    def has_photographs(self) -> bool:
+        """Whether photographs are kept that ``support_residual`` can ask."""
         return len(self.photographs) > 0
 
     @torch.no_grad()
-    def take(
+    def store_residuals(
         self, scene: Scene, images: Float[Tensor, "c 3 h w"], cameras: Camera, *, keep_photographs: bool = False
     ) -> None:
         """Keep what photographs show beyond the scene.
@@ -79,7 +80,7 @@ class NearbyViews(nn.Module):
             scene: fitted to them.
             images: RGB in [0, 1], over white where the foreground is known.
             cameras: C of them.
-            keep_photographs: keep what ``doubt`` needs, too.
+            keep_photographs: keep what ``support_residual`` needs, too.
         """
         differences, depths = [], []
         for index, image in enumerate(images):
@@ -99,7 +100,7 @@ class NearbyViews(nn.Module):
         self.center = scene.center.clone()
 
     @torch.no_grad()
-    def corrected(self, output: RenderOutput, camera: Camera) -> RenderOutput:
+    def correct_rendering(self, output: RenderOutput, camera: Camera) -> RenderOutput:
         """A rendering with what the nearest photographs show beyond theirs.
 
         A photograph from the very pose is left out: what is measured on good views that were fitted is to hold for
@@ -116,7 +117,7 @@ class NearbyViews(nn.Module):
         total, weights = points.new_zeros(3, len(points)), points.new_full((len(points),), 1e-6)
         for index, away in self._nearest(camera):
             difference, seen = self._look_up(index, points)
-            weight = seen / (away + NEAREST)
+            weight = seen / (away + WEIGHT_OFFSET)
             total += weight * difference
             weights += weight
         rgb = output.rgb.clone()
@@ -124,7 +125,7 @@ class NearbyViews(nn.Module):
         return replace(output, rgb=rgb)
 
     @torch.no_grad()
-    def doubt(self, output: RenderOutput, camera: Camera) -> Float[Tensor, "h w"]:
+    def support_residual(self, output: RenderOutput, camera: Camera) -> Float[Tensor, "h w"]:
         """How far from a rendering's colors the nearest photographs are, at the surface points that it shows.
 
         That of the photograph that is nearest in color counts, in its channel that differs most: from the others the
@@ -136,7 +137,7 @@ class NearbyViews(nn.Module):
             camera: one camera.
         """
         shown, found = output.alpha > _OPAQUE, torch.zeros_like(output.alpha)
-        nearest = self._nearest(camera) if self.can_doubt else []
+        nearest = self._nearest(camera) if self.has_photographs else []
         if nearest and bool(shown.any()):
             points = camera.unproject(output.depth)[shown]
             colors = output.rgb[shown].T
@@ -144,7 +145,7 @@ class NearbyViews(nn.Module):
             found[shown] = torch.stack(away).amin(0)
         return found
 
-    def unpacked(self, index: int) -> Float[Tensor, "3 h w"]:
+    def residual_image(self, index: int) -> Float[Tensor, "3 h w"]:
         """What a photograph shows beyond its rendering, as parts of a color's range."""
         return self.differences[index].float() / _LEVELS
 
@@ -173,10 +174,10 @@ class NearbyViews(nn.Module):
     def _look_up(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "3 n"], Float[Tensor, " n"]]:
         """Differences of a photograph at surface points, and 1 where it shows them."""
         places, depth = self._places(index, points)
-        difference = F.grid_sample(self.unpacked(index)[None].to(points), places, align_corners=False)
+        difference = F.grid_sample(self.residual_image(index)[None].to(points), places, align_corners=False)
         surface = F.grid_sample(self.depths[index][None, None].to(points), places, "nearest", align_corners=False)
         surface = surface[0, 0, 0]
-        same = (surface > 0) & ((depth - surface).abs() < SAME_SURFACE * depth)
+        same = (surface > 0) & ((depth - surface).abs() < DEPTH_TOLERANCE * depth)
         return difference[0, :, 0], same.to(points)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -232,6 +233,6 @@ class CorrectedScene:
         """Images of the object; see ``Scene``."""
         output = self.scene.render(cameras, background)
         if not cameras.batch_shape:
-            return self.nearby.corrected(output, cameras)
-        single = [self.nearby.corrected(output[index], cameras[index]) for index in range(len(cameras))]
+            return self.nearby.correct_rendering(output, cameras)
+        single = [self.nearby.correct_rendering(output[index], cameras[index]) for index in range(len(cameras))]
         return replace(output, rgb=torch.stack([one.rgb for one in single]))

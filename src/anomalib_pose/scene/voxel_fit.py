@@ -16,7 +16,7 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.render.voxels import Voxels, draw_voxels, index_vertices, interpolate
 from anomalib_pose.scene.fit_loop import FitLoop, check_views, fingerprint, held_out_psnr
 from anomalib_pose.scene.hull import object_box
-from anomalib_pose.scene.pixels import Pixels
+from anomalib_pose.scene.training_pixels import TrainingPixels
 from anomalib_pose.scene.voxel_scene import VoxelScene
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class _VoxelFitter(FitLoop):
         pixel = float(distance / cameras.K[:, 0, 0].median())
         longest = float((self.upper - self.lower).max())
         self.cell = max(settings.cell * pixel, longest / (settings.max_resolution - 1))
-        self.pixels = Pixels.of(images, cameras, foreground)
+        self.pixels = TrainingPixels.of(images, cameras, foreground)
         self._lay(2 * self.cell, hull)
 
     def _points(self, cell: float) -> Float[Tensor, "x y z 3"]:

@@ -10,7 +10,7 @@ from anomalib_pose.geometry import (
     Camera,
     pose_error,
     resize_image_mask_K,
-    scaled_focal,
+    scale_focal_lengths,
     se3_exp,
     view_sphere,
     viewed_point,
@@ -132,7 +132,7 @@ def test_different_sizes_do_not_stack() -> None:
 def test_a_scaled_focal_length_moves_points_from_the_principal_point() -> None:
     K = torch.tensor([[50.0, 0, 30], [0, 60, 20], [0, 0, 1]])
     point = torch.tensor([[0.2, -0.3, 2.0]])
-    before, after = (Camera(torch.eye(4), one, 64, 48).project(point)[0] for one in (K, scaled_focal(K, 1.1)))
+    before, after = (Camera(torch.eye(4), one, 64, 48).project(point)[0] for one in (K, scale_focal_lengths(K, 1.1)))
     torch.testing.assert_close(after - K[:2, 2], 1.1 * (before - K[:2, 2]))
 
 

@@ -143,7 +143,7 @@ def test_a_checkpoint_holds_no_matcher(tmp_path):
     assert torch.load(path, weights_only=True)["state_dict"].keys() == make_fitted().state_dict().keys()
     with pytest.raises(FileNotFoundError, match=r"'xfeat' as matcher_weights in a file, found none at .*none\.pth"):
         load_fitted(path)
-    assert load_fitted(path, matcher="", matcher_weights="").model.estimator.matched is None
+    assert load_fitted(path, matcher="", matcher_weights="").model.estimator.feature_localizer is None
 
 
 def test_the_search_can_be_set_anew(checkpoint, tmp_path):

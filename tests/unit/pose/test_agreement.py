@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from anomalib_pose.geometry import Camera, look_at
 from anomalib_pose.pose import Query
-from anomalib_pose.pose.agreement import box_means, judge, structure_residual
+from anomalib_pose.pose.agreement import box_means, measure_agreement, structure_residual
 from anomalib_pose.scene import white_foreground
 from sample_scenes import make_ring
 
@@ -84,9 +84,9 @@ def test_a_hole_that_a_white_background_hides_is_no_disagreement():
     image = scene.render(camera, torch.ones(3)).rgb.permute(2, 0, 1).clamp(0, 1)
     closed = ndimage.binary_fill_holes(white_foreground(image[None])[0].numpy())
     query = Query(image, camera.K, torch.from_numpy(closed).float())
-    residual, overlap = judge(scene, query, above)
+    residual, overlap = measure_agreement(scene, query, above)
     assert overlap > 0.87  # a soft edge of half a pixel; 0.72 with the hole
     assert residual == pytest.approx(0, abs=1e-3)
     moved = above.clone()
     moved[0, 3] += 0.3
-    assert judge(scene, query, moved)[1] < overlap - 0.1
+    assert measure_agreement(scene, query, moved)[1] < overlap - 0.1

@@ -5,12 +5,20 @@ import math
 import pytest
 import torch
 
-from anomalib_pose.geometry import Camera, look_at, mad_lattice, pose_error, scaled_focal, view_sphere, viewed_point
+from anomalib_pose.geometry import (
+    Camera,
+    look_at,
+    mad_lattice,
+    pose_error,
+    scale_focal_lengths,
+    view_sphere,
+    viewed_point,
+)
 from anomalib_pose.pose import (
     GaussNewtonRefiner,
     PoseEstimator,
     Query,
-    Refinement,
+    RefinementResult,
     ViewBank,
     bank_poses,
     make_estimator,
@@ -87,7 +95,7 @@ def test_the_camera_has_the_focal_length_that_was_found(fitted, retry_below):
     estimator = make_estimator(refine_focal=True)
     estimator.retry_below = retry_below
     query = render_query(scene, view_sphere(12, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4], size=96)
-    given = dataclasses.replace(query, K=scaled_focal(query.K, 0.97))
+    given = dataclasses.replace(query, K=scale_focal_lengths(query.K, 0.97))
     estimate = estimator(scene, bank, given)
     torch.testing.assert_close(estimate.camera.K, query.K, rtol=0.005, atol=1e-3)
     assert estimate.residual < make_estimator()(scene, bank, given).residual / 2
@@ -99,15 +107,15 @@ def test_a_doubtful_end_is_polished(fitted):
     sought = []
 
     def lazy(scene, query, starts):
-        return Refinement(starts[0], 1.0, converged=False, n_renders=1)
+        return RefinementResult(starts[0], 1.0, converged=False, n_renders=1)
 
-    def polisher(scene, query, starts):
+    def robust_refiner(scene, query, starts):
         sought.append(starts)
         return GaussNewtonRefiner()(scene, query, starts)
 
     query = render_query(scene, pose)
     doubtful = PoseEstimator(lazy, starts=1, retry_below=0.9)(scene, bank, query)
-    polished = PoseEstimator(lazy, starts=1, retry_below=0.9, polisher=polisher)(scene, bank, query)
+    polished = PoseEstimator(lazy, starts=1, retry_below=0.9, robust_refiner=robust_refiner)(scene, bank, query)
     assert torch.equal(sought[0][0], doubtful.camera.camera_to_world)
     assert math.degrees(pose_error(polished.camera.camera_to_world, pose)[0]) < 0.2
     assert polished.confidence > doubtful.confidence
@@ -127,14 +135,14 @@ def test_an_estimate_is_corrected_on_a_changed_query_where_there_is_a_finisher(f
     seen, wanted = render_query(scene, beside), render_query(scene, pose)
 
     def lazy(scene, query, starts):
-        return Refinement(beside, 1.0, converged=True, n_renders=1)
+        return RefinementResult(beside, 1.0, converged=True, n_renders=1)
 
     def changed(query, camera):
         assert torch.equal(query.image, seen.image)
         assert torch.equal(camera.camera_to_world, beside)
         return wanted
 
-    with_finisher = PoseEstimator(lazy, starts=1, finisher=GaussNewtonRefiner(coarsest=2))
+    with_finisher = PoseEstimator(lazy, starts=1, relighting_refiner=GaussNewtonRefiner(coarsest=2))
     found = with_finisher(scene, bank, seen)
     corrected = with_finisher(scene, bank, seen, changed)
     assert math.degrees(pose_error(found.camera.camera_to_world, pose)[0]) == pytest.approx(1.5, abs=1e-3)
@@ -153,16 +161,18 @@ def test_more_is_tried_only_if_the_changed_query_is_doubtful_too(fitted, helps):
 
     def lazy(scene, query, starts):
         searches.append(len(starts))
-        return Refinement(pose, 1.0, converged=True, n_renders=5)
+        return RefinementResult(pose, 1.0, converged=True, n_renders=5)
 
     def changed(query, camera):
         changes.append(camera)
         return wanted if helps else query
 
-    def finisher(scene, query, starts):
-        return Refinement(starts[0], 1.0, converged=True, n_renders=7)
+    def relighting_refiner(scene, query, starts):
+        return RefinementResult(starts[0], 1.0, converged=True, n_renders=7)
 
-    estimate = PoseEstimator(lazy, starts=2, retry_below=0.5, finisher=finisher)(scene, bank, seen, changed)
+    estimate = PoseEstimator(lazy, starts=2, retry_below=0.5, relighting_refiner=relighting_refiner)(
+        scene, bank, seen, changed
+    )
     assert (estimate.confidence > 0.9) == helps
     assert searches == ([2] if helps else [2, 4])
     assert len(changes) == len(searches)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomalib_pose.geometry import Camera, look_at, pose_error
-from anomalib_pose.pose import MatchedPose, Query, make_estimator, make_matcher
+from anomalib_pose.pose import FeatureLocalizer, Query, make_estimator, make_matcher
 from anomalib_pose.pose.feature_matchers import LoftrMatcher, _mutual
 from anomalib_pose.scene import GaussianScene
 from sample_scenes import make_toy
@@ -54,7 +54,7 @@ def test_a_textured_toy_is_found_by_its_features(matcher):
     truth, *views = look_at(eyes, torch.zeros(3), torch.tensor([0.0, 0, 1]))
     camera = Camera.from_fov(truth, 0.5, 160, 160)
     output = scene.render(camera, torch.ones(3))
-    found, *_ = MatchedPose(matcher)(
+    found, *_ = FeatureLocalizer(matcher)(
         scene, Query(output.rgb.permute(2, 0, 1).clamp(0, 1), camera.K), torch.stack(views)
     )
     assert math.degrees(pose_error(found, truth)[0]) < 1.5
@@ -98,7 +98,7 @@ def test_a_matcher_is_no_part_of_the_state(matcher):
     estimator = make_estimator(matcher=name, matcher_weights=file)
     estimator.load()
     assert set(estimator.state_dict()) == {"typical_residual"}
-    assert make_estimator().matched is None
+    assert make_estimator().feature_localizer is None
 
 
 def test_wrong_weights_are_named(tmp_path, shared):

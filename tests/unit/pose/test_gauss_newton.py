@@ -4,15 +4,15 @@ import math
 import pytest
 import torch
 
-from anomalib_pose.geometry import Camera, look_at, pose_error, scaled_focal, se3_exp, view_sphere
+from anomalib_pose.geometry import Camera, look_at, pose_error, scale_focal_lengths, se3_exp, view_sphere
 from anomalib_pose.pose import AdamRefiner, GaussNewtonRefiner, Query
 from anomalib_pose.pose.adam import InerfRefiner, ReflectanceRefiner, interest_region
 from anomalib_pose.pose.gauss_newton import _distinct, _View
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur
-from anomalib_pose.pose.surface_alignment import _surface, linearized, shown_surface
+from anomalib_pose.pose.surface_alignment import _surface, linearize, rendered_surface
 from anomalib_pose.render.reflectance import reflectance
 from anomalib_pose.render.spherical_harmonics import C0
-from anomalib_pose.scene import GaussianScene, VoxelFitSettings, arrange, fit_voxels
+from anomalib_pose.scene import GaussianScene, VoxelFitSettings, fit_voxels, sort_by_contribution
 from sample_scenes import make_toy, with_reflectance
 
 EYE = torch.tensor([1.2, -2.5, 1.0])
@@ -72,7 +72,7 @@ def test_gauss_newton_draws_what_is_seen_alone():
     query = query_of(scene)
     refiner = GaussNewtonRefiner(coarsest=4)
     assert {len(level.scene) for level in refiner._levels(scene, query)} == {1500}
-    arrange(scene, Camera.from_fov(view_sphere(12, 3.0, 1.2, -1.2), 0.7, 60, 48))
+    sort_by_contribution(scene, Camera.from_fov(view_sphere(12, 3.0, 1.2, -1.2), 0.7, 60, 48))
     small, large = scene.counts.tolist()
     assert [len(level.scene) for level in refiner._levels(scene, query)] == [small, large, large]
     found = refiner(scene, query, start_off_by(3.0, 0.02, 0)[None])
@@ -133,7 +133,7 @@ def test_redescending_weights_hold_on_to_what_is_left():
 def test_a_wrong_focal_length_is_found(factor):
     """The query's K is off by three percent; without the seventh parameter the camera's distance has to make up."""
     scene, query = make_toy(), query_of(make_toy())
-    wrong = Query(query.image, scaled_focal(query.K, factor), query.foreground)
+    wrong = Query(query.image, scale_focal_lengths(query.K, factor), query.foreground)
     start = start_off_by(5, 0.02, 4)[None]
     found = GaussNewtonRefiner(iterations=20, refine_focal=True)(scene, wrong, start)
     assert found.focal_scale == pytest.approx(1 / factor, abs=0.003)
@@ -155,7 +155,7 @@ def test_the_slope_of_the_focal_length_is_the_finite_difference():
         return refiner._look(level, _View(TRUTH, log_focal)).cost * level.image.numel()
 
     state = refiner._look(level, _View(TRUTH, 0.004))
-    surface = shown_surface(state.rgb, state.depth, state.alpha, level.intrinsics(state.view))
+    surface = rendered_surface(state.rgb, state.depth, state.alpha, level.intrinsics(state.view))
     gradient = refiner._linearized(level, state, surface, torch.eye(4)).gradient
     assert float(gradient[6]) == pytest.approx((cost(0.0045) - cost(0.0035)) / 0.001, rel=0.1)
 
@@ -271,10 +271,10 @@ def test_slopes_of_the_residual_are_its_differences():
     rgb, image = (part.double() for part in blurred)
     K = CAMERA.K.double()
     maps = torch.cat([image, *central_differences(image)])
-    surface = shown_surface(rgb, output.depth.double(), output.alpha.double(), K)
+    surface = rendered_surface(rgb, output.depth.double(), output.alpha.double(), K)
     for moved in (torch.zeros(6).double(), torch.tensor([0.01, -0.02, 0.01, 0.004, -0.003, 0.01]).double()):
         motion = se3_exp(moved)
-        found = linearized(surface, maps, K, motion, least_squares).gradient
+        found = linearize(surface, maps, K, motion, least_squares).gradient
         differences = torch.stack([
             torch.tensor((cost(surface, maps, K, step, motion) - cost(surface, maps, K, -step, motion)) / 2e-4)
             for step in 1e-4 * torch.eye(6).double()
@@ -285,23 +285,23 @@ def test_slopes_of_the_residual_are_its_differences():
 
 
 def cost(surface, maps, K, step, motion) -> float:
-    system = linearized(surface, maps, K, se3_exp(step) @ motion, least_squares)
+    system = linearize(surface, maps, K, se3_exp(step) @ motion, least_squares)
     return system.cost * surface.colors.numel()
 
 
 def test_the_surface_moves_as_the_camera_sees_it_move():
     output = make_toy().render(CAMERA, torch.ones(3))
     rgb = output.rgb.permute(2, 0, 1)
-    surface = shown_surface(rgb, output.depth, output.alpha, CAMERA.K)
+    surface = rendered_surface(rgb, output.depth, output.alpha, CAMERA.K)
     maps = torch.cat([rgb, *central_differences(rgb)])
-    still = linearized(surface, maps, CAMERA.K, torch.eye(4), least_squares)
+    still = linearize(surface, maps, CAMERA.K, torch.eye(4), least_squares)
     assert still.cost < 1e-10
     assert still.shift < 1e-4
     motion = se3_exp(torch.tensor([0.02, 0.01, -0.03, 0.01, 0.02, -0.01]))
     world = CAMERA.camera_to_world[:3, :3] @ surface.points + CAMERA.camera_to_world[:3, 3:]
     seen, _ = CAMERA.with_pose(CAMERA.camera_to_world @ motion.inverse()).project(world.T)
     expected = (seen - surface.places.T).norm(dim=1).mean()
-    assert linearized(surface, maps, CAMERA.K, motion, least_squares).shift == pytest.approx(float(expected), rel=1e-4)
+    assert linearize(surface, maps, CAMERA.K, motion, least_squares).shift == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_rendering_serves_several_steps():
@@ -314,7 +314,7 @@ def test_a_rendering_serves_several_steps():
 
 
 def test_nothing_shown_is_no_surface():
-    assert shown_surface(torch.ones(3, 8, 8), torch.zeros(8, 8), torch.zeros(8, 8), CAMERA.K) is None
+    assert rendered_surface(torch.ones(3, 8, 8), torch.zeros(8, 8), torch.zeros(8, 8), CAMERA.K) is None
 
 
 def test_surface_reaches_two_pixels_beyond_the_silhouette():

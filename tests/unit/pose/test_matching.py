@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomalib_pose.geometry import Camera, look_at, pose_error, view_sphere
-from anomalib_pose.pose import GaussNewtonRefiner, MatchedPose, PoseEstimator, Query, Refinement, ViewBank
+from anomalib_pose.pose import FeatureLocalizer, GaussNewtonRefiner, PoseEstimator, Query, RefinementResult, ViewBank
 from anomalib_pose.pose.matching import solve_pnp, surface_points
 from sample_scenes import make_toy
 
@@ -61,14 +61,14 @@ def query_of(scene) -> Query:
     return Query(output.rgb.permute(2, 0, 1).clamp(0, 1), TRUTH.K)
 
 
-def stay(scene, query, starts) -> Refinement:
-    return Refinement(starts[0], 1.0, converged=False, n_renders=1)
+def stay(scene, query, starts) -> RefinementResult:
+    return RefinementResult(starts[0], 1.0, converged=False, n_renders=1)
 
 
 @pytest.mark.parametrize("size", [48, 96, 150])
 def test_a_pose_is_recovered_from_outliers(size):
     scene = make_toy()
-    matched = MatchedPose(PerfectMatcher(scene, outliers=0.4), size=size, tolerance=1.0)
+    matched = FeatureLocalizer(PerfectMatcher(scene, outliers=0.4), size=size, tolerance=1.0)
     found, *_ = matched(scene, query_of(scene), OTHERS)
     angle, distance = pose_error(found, TRUTH.camera_to_world)
     assert math.degrees(angle) < 0.05
@@ -91,7 +91,7 @@ def test_the_minority_is_heard_too():
             return matches
 
     scene = make_toy()
-    first, second = MatchedPose(Lookalike(scene))(scene, query_of(scene), OTHERS)
+    first, second = FeatureLocalizer(Lookalike(scene))(scene, query_of(scene), OTHERS)
     assert math.degrees(pose_error(first, TRUTH.camera_to_world)[0]) > 170
     assert math.degrees(pose_error(second, TRUTH.camera_to_world)[0]) < 0.05
 
@@ -109,7 +109,9 @@ def test_inliers_are_those_that_were_not_disturbed():
 
 def test_the_same_seed_gives_the_same_pose():
     scene = make_toy()
-    poses = [MatchedPose(PerfectMatcher(scene, outliers=0.4), seed=3)(scene, query_of(scene), OTHERS) for _ in range(2)]
+    poses = [
+        FeatureLocalizer(PerfectMatcher(scene, outliers=0.4), seed=3)(scene, query_of(scene), OTHERS) for _ in range(2)
+    ]
     assert torch.equal(*poses)
 
 
@@ -117,7 +119,7 @@ def test_matches_outside_the_mask_do_not_count():
     scene = make_toy()
     query = query_of(scene)
     empty = Query(query.image, query.K, torch.zeros(72, 96))
-    assert not len(MatchedPose(PerfectMatcher(scene))(scene, empty, OTHERS))
+    assert not len(FeatureLocalizer(PerfectMatcher(scene))(scene, empty, OTHERS))
 
 
 def test_a_doubtful_query_is_found_by_its_features():
@@ -126,8 +128,8 @@ def test_a_doubtful_query_is_found_by_its_features():
     lost = PoseEstimator(GaussNewtonRefiner(), starts=1)(scene, GivenBank(behind), query)
     assert math.degrees(pose_error(lost.camera.camera_to_world, TRUTH.camera_to_world)[0]) > 10
     assert lost.confidence < 0.5
-    matched = MatchedPose(PerfectMatcher(scene, outliers=0.4, poses=behind))
-    found = PoseEstimator(GaussNewtonRefiner(), starts=1, matched=matched)(scene, GivenBank(behind), query)
+    matched = FeatureLocalizer(PerfectMatcher(scene, outliers=0.4, poses=behind))
+    found = PoseEstimator(GaussNewtonRefiner(), starts=1, feature_localizer=matched)(scene, GivenBank(behind), query)
     assert math.degrees(pose_error(found.camera.camera_to_world, TRUTH.camera_to_world)[0]) < 0.1
     assert found.confidence > 0.8
     assert found.n_renders > lost.n_renders + 2
@@ -139,17 +141,17 @@ def test_a_sure_query_is_not_matched():
             raise AssertionError
 
     scene = make_toy()
-    estimator = PoseEstimator(stay, starts=1, matched=MatchedPose(Refusing(scene)))
+    estimator = PoseEstimator(stay, starts=1, feature_localizer=FeatureLocalizer(Refusing(scene)))
     sure = estimator(scene, GivenBank(TRUTH.camera_to_world[None]), query_of(scene))
     assert sure.confidence > 0.9
 
 
 def test_too_few_matches_keep_the_estimate():
     scene, query = make_toy(), query_of(make_toy())
-    few = MatchedPose(PerfectMatcher(scene, count=1))
+    few = FeatureLocalizer(PerfectMatcher(scene, count=1))
     assert not len(few(scene, query, OTHERS))
     before = PoseEstimator(stay, starts=1)(scene, GivenBank(), query)
-    after = PoseEstimator(stay, starts=1, matched=few)(scene, GivenBank(), query)
+    after = PoseEstimator(stay, starts=1, feature_localizer=few)(scene, GivenBank(), query)
     assert torch.equal(after.camera.camera_to_world, before.camera.camera_to_world)
     assert after.confidence == before.confidence
     assert after.n_renders == before.n_renders + 3
@@ -163,7 +165,7 @@ def test_a_worse_pose_is_not_taken():
         def __call__(self, image, views):
             return [(in_view.flip(1), in_view) for _, in_view in super().__call__(image, views)]
 
-    estimator = PoseEstimator(stay, starts=1, retry_below=1.1, matched=MatchedPose(Wrong(scene)))
+    estimator = PoseEstimator(stay, starts=1, retry_below=1.1, feature_localizer=FeatureLocalizer(Wrong(scene)))
     found = estimator(scene, GivenBank(TRUTH.camera_to_world[None]), query)
     assert torch.equal(found.camera.camera_to_world, TRUTH.camera_to_world)
 

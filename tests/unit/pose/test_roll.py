@@ -6,7 +6,7 @@ import torch
 
 from anomalib_pose.geometry import Camera, look_at, pose_error, view_sphere
 from anomalib_pose.pose import GaussNewtonRefiner, PoseEstimator, Query, ViewBank
-from anomalib_pose.pose.roll import roll_matrix, shrunk, unrolled
+from anomalib_pose.pose.roll import downscale_query, roll_matrix, undo_roll
 from sample_scenes import make_toy
 
 TRAINING = Camera.from_fov(view_sphere(40, 3.0, 1.2, -1.2), 0.7, 64, 64)
@@ -29,7 +29,7 @@ def test_a_right_angle_is_an_exact_turn():
     """A camera that is rolled by +90 degrees has +x where +y was: its image is the upright one, turned against that."""
     image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
     K = torch.tensor([[40.0, 0, 16], [0, 40, 16], [0, 0, 1]])
-    upright = unrolled(Query(image, K, image[0]), math.pi / 2)
+    upright = undo_roll(Query(image, K, image[0]), math.pi / 2)
     torch.testing.assert_close(upright.image, image.rot90(-1, (1, 2)), atol=1e-4, rtol=0)
     torch.testing.assert_close(upright.foreground, image[0].rot90(-1, (0, 1)), atol=1e-4, rtol=0)
 
@@ -42,7 +42,7 @@ def test_the_image_turns_as_the_camera_does(degrees):
     camera = Camera(TRUTH[4], K, 128, 112)
     expected = render_query(scene, camera)
     seen = render_query(scene, camera.with_pose(rolled(TRUTH[4], degrees)))
-    found = unrolled(seen, math.radians(degrees))
+    found = undo_roll(seen, math.radians(degrees))
     wrong, left = ((one.image - expected.image).abs().mean() for one in (seen, found))
     assert left < 0.15 * wrong
 
@@ -50,18 +50,18 @@ def test_the_image_turns_as_the_camera_does(degrees):
 def test_what_is_outside_is_background():
     image = torch.full((3, 20, 40), 0.3)
     K = torch.tensor([[40.0, 0, 20], [0, 40, 10], [0, 0, 1]])
-    masked = unrolled(Query(image, K, torch.ones(20, 40)), math.pi / 2)
+    masked = undo_roll(Query(image, K, torch.ones(20, 40)), math.pi / 2)
     torch.testing.assert_close(masked.image[:, :, 0], torch.ones(3, 20))
     assert not masked.foreground[:, 0].any()
-    torch.testing.assert_close(unrolled(Query(image, K), math.pi / 2).image, image)
+    torch.testing.assert_close(undo_roll(Query(image, K), math.pi / 2).image, image)
 
 
 def test_a_shrunk_query_keeps_its_rays():
     query = Query(torch.rand(3, 60, 200), TRAINING.K[0])
-    small = shrunk(query, 100)
+    small = downscale_query(query, 100)
     assert small.image.shape == (3, 30, 100)
     torch.testing.assert_close(small.K[:2], query.K[:2] / 2)
-    assert torch.equal(shrunk(query, 300).image, query.image)
+    assert torch.equal(downscale_query(query, 300).image, query.image)
 
 
 @pytest.fixture(scope="module")

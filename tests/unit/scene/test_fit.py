@@ -8,7 +8,7 @@ from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.render.reflectance import reflectance, reflectance_of_color
 from anomalib_pose.scene import FitSettings, GaussianScene, fit_gaussians
 from anomalib_pose.scene import fit as fit_module
-from anomalib_pose.scene.targets import make_views
+from anomalib_pose.scene.training_views import make_training_views
 from sample_scenes import make_toy
 
 QUICK = FitSettings(steps=250, max_gaussians=400, initial_gaussians=300, half_size_share=0.2)
@@ -108,7 +108,7 @@ def test_without_masks_the_background_belongs_to_the_scene(posed):
 
 def test_target_over_another_background_is_exact_where_coverage_is_known(posed):
     images, cameras, alpha = posed
-    view = make_views(images[:1], cameras[:1], (alpha[:1] > 0.5).float())[0]
+    view = make_training_views(images[:1], cameras[:1], (alpha[:1] > 0.5).float())[0]
     background = torch.tensor([0.1, 0.6, 0.3])
     target = view.target(background, torch.zeros(48, 48))
     sure = (view.band == 0) & (view.foreground == 0)
@@ -119,7 +119,7 @@ def test_target_over_another_background_is_exact_where_coverage_is_known(posed):
 
 def test_crop_renders_the_same_pixels(posed):
     images, cameras, alpha = posed
-    view = make_views(images[:1], cameras[:1], (alpha[:1] > 0.5).float())[0]
+    view = make_training_views(images[:1], cameras[:1], (alpha[:1] > 0.5).float())[0]
     crop = view.cropped(2)
     assert crop.camera.width < view.camera.width
     truth = make_toy()

@@ -42,7 +42,9 @@ def spotted(output: RenderOutput, camera: Camera, place: torch.Tensor) -> torch.
 def nearby(scene, place) -> NearbyViews:
     photographs = [spotted(scene.render(CAMERAS[i], torch.ones(3)), CAMERAS[i], place) for i in range(len(CAMERAS))]
     views = NearbyViews(3)
-    views.take(scene, torch.stack(photographs).permute(0, 3, 1, 2).clamp(0, 1), CAMERAS, keep_photographs=True)
+    views.store_residuals(
+        scene, torch.stack(photographs).permute(0, 3, 1, 2).clamp(0, 1), CAMERAS, keep_photographs=True
+    )
     return views
 
 
@@ -72,11 +74,11 @@ def test_several_cameras_are_corrected_one_by_one(scene, nearby):
 def test_a_photograph_does_not_correct_its_own_rendering(scene, place):
     output = scene.render(CAMERAS[7], torch.ones(3))
     alone = NearbyViews(3)
-    alone.take(scene, spotted(output, CAMERAS[7], place).permute(2, 0, 1)[None], CAMERAS[7:8])
-    assert torch.equal(alone.corrected(output, CAMERAS[7]).rgb, output.rgb)
+    alone.store_residuals(scene, spotted(output, CAMERAS[7], place).permute(2, 0, 1)[None], CAMERAS[7:8])
+    assert torch.equal(alone.correct_rendering(output, CAMERAS[7]).rgb, output.rgb)
     neighbor = CAMERAS[int((CAMERAS.center @ CAMERAS.center[7]).topk(2).indices[1])]
     beside = scene.render(neighbor)
-    assert not torch.equal(alone.corrected(beside, neighbor).rgb, beside.rgb)
+    assert not torch.equal(alone.correct_rendering(beside, neighbor).rgb, beside.rgb)
 
 
 def test_what_no_photograph_shows_is_doubted(scene, place, nearby):
@@ -87,8 +89,8 @@ def test_what_no_photograph_shows_is_doubted(scene, place, nearby):
     floater = (slice(row - 3, row + 4), slice(column - 3, column + 4))
     depth, rgb = output.depth.clone(), truth.clone()
     depth[floater], rgb[floater] = 0.6 * output.depth[row, column], torch.tensor([0.0, 1.0, 1.0])
-    before = nearby.doubt(replace(output, rgb=truth), QUERIES[4])
-    after = nearby.doubt(replace(output, rgb=rgb, depth=depth), QUERIES[4])
+    before = nearby.support_residual(replace(output, rgb=truth), QUERIES[4])
+    after = nearby.support_residual(replace(output, rgb=rgb, depth=depth), QUERIES[4])
     assert before[shown].median() < 0.02
     assert (before[output.alpha < 0.5] == 0).all()
     assert after[floater].min() > 0.2
@@ -100,7 +102,7 @@ def test_what_no_photograph_shows_is_doubted(scene, place, nearby):
 def test_doubt_is_the_difference_from_the_photograph_that_is_nearest_in_color(scene, nearby):
     camera = QUERIES[4]
     output = scene.render(camera, torch.ones(3))
-    found = nearby.doubt(output, camera)
+    found = nearby.support_residual(output, camera)
     inside = (output.alpha > 0.5).nonzero()
     away = [index for index, _ in nearby._nearest(camera)]
     for row, column in inside[:: len(inside) // 9].tolist():
@@ -122,12 +124,12 @@ def test_nothing_is_doubted_where_there_is_nothing_to_ask(scene, place):
     alone = NearbyViews(3)
     output = scene.render(CAMERAS[7], torch.ones(3))
     photograph = spotted(output, CAMERAS[7], place).permute(2, 0, 1)[None]
-    alone.take(scene, photograph, CAMERAS[7:8], keep_photographs=True)
-    assert not alone.doubt(output, CAMERAS[7]).any()
+    alone.store_residuals(scene, photograph, CAMERAS[7:8], keep_photographs=True)
+    assert not alone.support_residual(output, CAMERAS[7]).any()
     without = NearbyViews(3)
-    without.take(scene, torch.zeros(len(CAMERAS), 3, SIZE, SIZE), CAMERAS)
+    without.store_residuals(scene, torch.zeros(len(CAMERAS), 3, SIZE, SIZE), CAMERAS)
     assert not len(without.photographs)
-    assert not without.doubt(output, CAMERAS[7]).any()
+    assert not without.support_residual(output, CAMERAS[7]).any()
 
 
 def test_only_the_object_is_kept_and_a_checkpoint_keeps_it(scene, nearby):
@@ -135,7 +137,9 @@ def test_only_the_object_is_kept_and_a_checkpoint_keeps_it(scene, nearby):
     fresh = NearbyViews(3)
     fresh.load_state_dict(nearby.state_dict())
     output = scene.render(QUERIES[1], torch.ones(3))
-    assert torch.equal(fresh.corrected(output, QUERIES[1]).rgb, nearby.corrected(output, QUERIES[1]).rgb)
+    assert torch.equal(
+        fresh.correct_rendering(output, QUERIES[1]).rgb, nearby.correct_rendering(output, QUERIES[1]).rgb
+    )
     with pytest.raises(ValueError, match="nearby_views: 0"):
         fresh.load_state_dict({})
     with pytest.raises(ValueError, match="count=0"):

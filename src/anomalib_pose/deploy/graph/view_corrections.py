@@ -16,7 +16,7 @@ from anomalib_pose.deploy.settings import BYTES_A_PIXEL
 from anomalib_pose.geometry import farthest_point_sampling, rigid_inverse
 from anomalib_pose.render import RenderOutput
 from anomalib_pose.scene import NearbyViews
-from anomalib_pose.scene.nearby_views import NEAREST, SAME_SURFACE
+from anomalib_pose.scene.nearby_views import DEPTH_TOLERANCE, WEIGHT_OFFSET
 
 _BORDER = (0.375, 4.0)  # opacity from which something is added, and how fast
 
@@ -76,7 +76,7 @@ class ViewCorrections(PackedViews):
         views, ranges = [], []
         for index in chosen.tolist():
             depth = nearby.depths[index].cpu().float()
-            difference = nearby.unpacked(index).cpu().permute(1, 2, 0)
+            difference = nearby.residual_image(index).cpu().permute(1, 2, 0)
             shown = resampled(RenderOutput(difference, depth, (depth > 0).float()), rows, columns)
             packed, limits = pack(0.5 + shown.rgb / 2, shown.depth, shown.alpha)
             views.append(packed)
@@ -110,9 +110,9 @@ class ViewCorrections(PackedViews):
         maps = torch.cat([view.rgb, view.alpha[:, None], view.depth[:, None]], 1)
         found = sample(maps, uv.unflatten(2, shape))
         depth = points[:, 2].unflatten(1, shape)
-        apart = (depth - found[:, 4]).abs() / (SAME_SURFACE * depth.clamp(min=1e-6))
+        apart = (depth - found[:, 4]).abs() / (DEPTH_TOLERANCE * depth.clamp(min=1e-6))
         same = (2 - 2 * apart).clamp(0, 1) * (2 * found[:, 3] - 1).clamp(min=0)
-        weight = same.unflatten(0, (-1, self.count)) / (away + NEAREST)[:, :, None, None]
+        weight = same.unflatten(0, (-1, self.count)) / (away + WEIGHT_OFFSET)[:, :, None, None]
         difference = (2 * found[:, :3] - 1).unflatten(0, (-1, self.count))
         mean = (weight[:, :, None] * difference).sum(1) / (weight.sum(1)[:, None] + 1e-6)
         opaque = ((seen.alpha - _BORDER[0]) * _BORDER[1]).clamp(0, 1) * seen.alpha

@@ -28,10 +28,17 @@ from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
 from anomalib_pose.geometry import Camera, resize_intrinsics
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.pose.agreement import OBJECT_ALPHA
-from anomalib_pose.pose.held_out import found_again
+from anomalib_pose.pose.held_out import localize_held_out_views
 from anomalib_pose.render.reflectance import reflectance_of_color
-from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, arrange, is_reflective, white_foreground
-from anomalib_pose.scene.view_coverage import few, tell_few
+from anomalib_pose.scene import (
+    CorrectedScene,
+    NearbyViews,
+    Scene,
+    is_reflective,
+    sort_by_contribution,
+    white_foreground,
+)
+from anomalib_pose.scene.view_coverage import has_sparse_views, warn_about_sparse_views
 
 logger = logging.getLogger(__name__)
 
@@ -165,16 +172,16 @@ class SceneDetector(nn.Module):
             fit_scene: how the scene is fitted.
         """
         images, foreground = self._over_white(images, foreground)
-        apart = few(cameras)
+        apart = has_sparse_views(cameras)
         if apart:
-            paths = {"doubts": self.nearby is not None, "remembers": self.memory is not None}
-            tell_few(cameras, masked=foreground is not None, **paths)
+            paths = {"attenuates_unsupported": self.nearby is not None, "has_patch_memory": self.memory is not None}
+            warn_about_sparse_views(cameras, masked=foreground is not None, **paths)
         count = len(images)
         held_out = (
             tuple(range(self.holdout_every // 2, count, self.holdout_every)) if count > self.holdout_every else ()
         )
         psnr = fit_scene(self.scene, images, cameras, foreground, held_out)
-        arrange(self.rendered, cameras)
+        sort_by_contribution(self.rendered, cameras)
         self.psnr = torch.tensor(psnr, device=images.device)
         self.intrinsics = cameras.median_intrinsics
         self.image_size = torch.tensor([cameras.height, cameras.width], device=images.device)
@@ -182,7 +189,7 @@ class SceneDetector(nn.Module):
         if self.nearby is not None:
             fitted = [index for index in range(count) if index not in held_out]
             keep = self.doubt_unconfirmed or apart
-            self.nearby.take(self.rendered, images[fitted], cameras[fitted], keep_photographs=keep)
+            self.nearby.store_residuals(self.rendered, images[fitted], cameras[fitted], keep_photographs=keep)
         self._calibrate(images, cameras, foreground, held_out)
 
     def _over_white(self, images: Tensor, foreground: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -205,7 +212,7 @@ class SceneDetector(nn.Module):
         if held_out:
             masks = [None] * len(chosen) if foreground is None else foreground[chosen]
             queries = [Query(*parts) for parts in zip(photographs, cameras.K[chosen], masks, strict=True)]
-            found = found_again(self.estimator, self.rendered, self.bank, queries, cameras[chosen])
+            found = localize_held_out_views(self.estimator, self.rendered, self.bank, queries, cameras[chosen])
         else:
             logger.warning("Too few views (%d) to hold some out: the comparison is not calibrated.", len(images))
         seen = stacked(map(self.render_reference, found))
@@ -258,7 +265,7 @@ class SceneDetector(nn.Module):
         """
         white = torch.ones(3, device=camera.K.device)
         output = self.reference.render(camera, white)
-        doubt = torch.zeros_like(output.alpha) if self.nearby is None else self.nearby.doubt(output, camera)
+        doubt = torch.zeros_like(output.alpha) if self.nearby is None else self.nearby.support_residual(output, camera)
         rgb = output.rgb.permute(2, 0, 1).clamp(0, 1)
         return Reference(rgb, output.alpha, camera.unproject(output.depth), doubt, self._reflected(camera, white))
 
@@ -347,7 +354,7 @@ class SceneDetector(nn.Module):
         """
         anomaly_map = self.surface(self._map(queries, seen), seen.points, seen.alpha)
         counted = anomaly_map
-        if self.nearby is not None and self.nearby.can_doubt:
+        if self.nearby is not None and self.nearby.has_photographs:
             counted = attenuate_unsupported(anomaly_map, seen.support_residual)
         return anomaly_map, self.comparator.score(counted, seen.alpha)
 

@@ -35,7 +35,9 @@ def painted(scene, camera: Camera) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def nearby(scene) -> NearbyViews:
     views = NearbyViews(3)
-    views.take(scene, torch.stack([painted(scene, CAMERAS[index]) for index in range(len(CAMERAS))]), CAMERAS)
+    views.store_residuals(
+        scene, torch.stack([painted(scene, CAMERAS[index]) for index in range(len(CAMERAS))]), CAMERAS
+    )
     return views
 
 
@@ -53,7 +55,7 @@ def test_drawings_become_what_the_models_renderings_become(scene, nearby):
     assert len(corrections) == len(CAMERAS)
     for index in range(len(QUERIES)):
         output = scene.render(QUERIES[index], torch.ones(3))
-        expected = nearby.corrected(output, QUERIES[index]).rgb.permute(2, 0, 1).clamp(0, 1)
+        expected = nearby.correct_rendering(output, QUERIES[index]).rgb.permute(2, 0, 1).clamp(0, 1)
         change = expected - output.rgb.permute(2, 0, 1).clamp(0, 1)
         assert change.square().mean().sqrt() > 0.01
         found = corrected(scene, corrections, QUERIES[index])

@@ -48,7 +48,7 @@ def test_what_no_photograph_confirms_counts_less() -> None:
     comparator = CalibratedComparator(crop_size=64)
     detector = SceneDetector(make_toy(), make_estimator(), comparator, nearby_views=3)
     images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in CAMERAS])
-    detector.nearby.take(detector.rendered, images.clamp(0, 1), CAMERAS, keep_photographs=True)
+    detector.nearby.store_residuals(detector.rendered, images.clamp(0, 1), CAMERAS, keep_photographs=True)
     seen = stacked([detector.render_reference(CAMERA.with_pose(view_sphere(3, 3.0, 1.0, -0.2, azimuth_offset=0.1)[1]))])
     query = seen.rgb.clone()
     query[0, :, 30:34, 30:34] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
@@ -76,11 +76,11 @@ def test_photographs_are_asked_where_views_are_few(step: int, always: bool, aske
     )
     images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in cameras])
     detector.fit(images.clamp(0, 1), cameras, None, lambda *_: 30.0)
-    assert detector.nearby.can_doubt is asked
+    assert detector.nearby.has_photographs is asked
     assert 0 < int(detector.scene.counts[0]) < int(detector.scene.counts[1]) < len(detector.scene)
     fresh = SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), nearby_views=3)
     fresh.load_state_dict(detector.state_dict())
-    assert fresh.nearby.can_doubt is asked
+    assert fresh.nearby.has_photographs is asked
 
 
 def test_without_views_nothing_is_expected() -> None:

@@ -13,7 +13,7 @@ _LONGEST_SIDE = 100
 _MOST_VIEWS = 30
 
 
-def arrange(scene: Scene, cameras: Camera) -> None:
+def sort_by_contribution(scene: Scene, cameras: Camera) -> None:
     """Bring the Gaussians that views show most to the front, and note how many do for images of a size.
 
     Other scenes are left as they are.
@@ -37,7 +37,7 @@ def arrange(scene: Scene, cameras: Camera) -> None:
     scene.counts = torch.stack([(held < (1 - unseen) * held[-1]).sum() + 1 for unseen in _UNSEEN])
 
 
-def simplified(scene: Scene, *, small: bool) -> Scene:
+def reduced_scene(scene: Scene, *, small: bool) -> Scene:
     """The scene with as few Gaussians as do for images of a size; as it is where that is not known.
 
     Args:

@@ -13,7 +13,7 @@ from anomalib_pose.scene.foreground import WHITE_TOLERANCE, boundary_band
 
 
 @dataclass(frozen=True)
-class View:
+class TrainingView:
     """One posed image, ready to be fitted.
 
     Args:
@@ -29,7 +29,7 @@ class View:
     foreground: Tensor | None
     band: Tensor | None
 
-    def cropped(self, margin: int) -> "View":
+    def cropped(self, margin: int) -> "TrainingView":
         """The object's box, widened by ``margin`` pixels; the whole view if the object is not in it."""
         if self.foreground is None or not bool(self.foreground.any()):
             return self
@@ -40,7 +40,7 @@ class View:
         shifted[0, 2] -= left
         shifted[1, 2] -= top
         box = (slice(top, bottom), slice(left, right))
-        return View(
+        return TrainingView(
             replace(self.camera, K=shifted, width=right - left, height=bottom - top),
             self.image[box].contiguous(),
             self.foreground[box].contiguous(),
@@ -65,12 +65,12 @@ class View:
         return self.image + (1 - covered)[..., None] * (background - 1)
 
 
-def make_views(
+def make_training_views(
     images: Float[Tensor, "c 3 h w"],
     cameras: Camera,
     foreground: Float[Tensor, "c h w"] | None,
     divisor: int = 1,
-) -> list[View]:
+) -> list[TrainingView]:
     """Views at the size of the images divided by ``divisor``.
 
     Args:
@@ -93,5 +93,5 @@ def make_views(
             mask = (soft > 0).to(soft) if bool(((soft > 0) & (soft < 1)).any()) else soft
             # what is white inside the silhouette is a white part, or the background seen through a hole
             band = torch.maximum(boundary_band(mask), mask * (image > 1 - WHITE_TOLERANCE).all(0))
-        views.append(View(cameras[index], image.permute(1, 2, 0).contiguous(), mask, band))
+        views.append(TrainingView(cameras[index], image.permute(1, 2, 0).contiguous(), mask, band))
     return views

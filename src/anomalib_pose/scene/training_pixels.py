@@ -10,13 +10,13 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render.volume import Rays, camera_rays
-from anomalib_pose.scene.targets import make_views
+from anomalib_pose.scene.training_views import make_training_views
 
 _MARGIN = 16  # pixels so far from the object, as a part of the image's side, tell nothing that nearer ones do not
 
 
 @dataclass(frozen=True)
-class Pixels:
+class TrainingPixels:
     """Pixels of posed images.
 
     Args:
@@ -36,7 +36,7 @@ class Pixels:
     band: Float[Tensor, " n"] | None
 
     @classmethod
-    def of(cls, images: Tensor, cameras: Camera, foreground: Tensor | None) -> "Pixels":
+    def of(cls, images: Tensor, cameras: Camera, foreground: Tensor | None) -> "TrainingPixels":
         """Pixels on and near the object, or all where masks are unknown.
 
         Args:
@@ -46,7 +46,7 @@ class Pixels:
         """
         margin = max(images.shape[-2:]) // _MARGIN
         parts = []
-        for index, view in enumerate(make_views(images, cameras, foreground)):
+        for index, view in enumerate(make_training_views(images, cameras, foreground)):
             near = torch.arange(view.image[..., 0].numel(), device=images.device)
             covered = band = view.image[..., 0].flatten()[:0]
             if view.foreground is not None and view.band is not None:

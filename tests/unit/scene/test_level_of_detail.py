@@ -7,7 +7,7 @@ import torch
 from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.render import make_rasterizer
 from anomalib_pose.render.contributions import gaussian_contributions
-from anomalib_pose.scene import GaussianScene, VoxelScene, arrange, simplified
+from anomalib_pose.scene import GaussianScene, VoxelScene, reduced_scene, sort_by_contribution
 from sample_scenes import make_scene, make_toy, with_reflectance
 
 VIEWS = Camera.from_fov(view_sphere(12, 3.0, 1.2, -1.2), 0.7, 60, 48)
@@ -36,7 +36,7 @@ def test_what_no_view_shows_goes_to_the_end_and_images_stay(reflects):
     scene = with_core(with_reflectance(make_toy()) if reflects else make_toy())
     before = scene.render(VIEWS, torch.ones(3)).rgb
     weights, means = weights_of(scene), scene.means.clone()
-    arrange(scene, VIEWS)
+    sort_by_contribution(scene, VIEWS)
     torch.testing.assert_close(scene.render(VIEWS, torch.ones(3)).rgb, before, atol=1e-5, rtol=0)
     assert weights[:300].max() == 0 < weights[300:].median()
     assert set(map(tuple, scene.means[-300:].tolist())) == set(map(tuple, means[:300].tolist()))
@@ -50,8 +50,8 @@ def test_what_no_view_shows_goes_to_the_end_and_images_stay(reflects):
 
 def test_fewer_gaussians_show_nearly_the_same():
     scene = with_core(make_toy())
-    arrange(scene, VIEWS)
-    small, large = simplified(scene, small=True), simplified(scene, small=False)
+    sort_by_contribution(scene, VIEWS)
+    small, large = reduced_scene(scene, small=True), reduced_scene(scene, small=False)
     assert (len(small), len(large)) == tuple(scene.counts.tolist())
     assert torch.equal(large.means, scene.means[: len(large)])
     expected = scene.render(VIEWS, torch.ones(3)).rgb
@@ -62,26 +62,26 @@ def test_fewer_gaussians_show_nearly_the_same():
 
 def test_where_nothing_is_known_all_are_drawn():
     scene = make_scene()
-    assert simplified(scene, small=True) is scene
-    arrange(scene, VIEWS)
-    assert simplified(scene, small=True) is not scene
+    assert reduced_scene(scene, small=True) is scene
+    sort_by_contribution(scene, VIEWS)
+    assert reduced_scene(scene, small=True) is not scene
     scene.set_raw(scene.raw)
-    assert simplified(scene, small=False) is scene
+    assert reduced_scene(scene, small=False) is scene
     empty = GaussianScene(0, "cpu")
-    arrange(empty, VIEWS)
-    assert simplified(empty, small=True) is empty
+    sort_by_contribution(empty, VIEWS)
+    assert reduced_scene(empty, small=True) is empty
     other = VoxelScene()
-    arrange(other, VIEWS)
-    assert simplified(other, small=True) is other
+    sort_by_contribution(other, VIEWS)
+    assert reduced_scene(other, small=True) is other
 
 
 def test_counts_are_in_checkpoints_and_older_ones_have_none():
     scene, other = make_scene(), make_scene(seed=1)
-    arrange(scene, VIEWS)
+    sort_by_contribution(scene, VIEWS)
     state = scene.state_dict()
     other.load_state_dict(state)
     assert torch.equal(other.counts, scene.counts)
-    assert torch.equal(simplified(other, small=True).means, simplified(scene, small=True).means)
+    assert torch.equal(reduced_scene(other, small=True).means, reduced_scene(scene, small=True).means)
     del state["counts"]
     other.load_state_dict(state)
-    assert simplified(other, small=True) is other
+    assert reduced_scene(other, small=True) is other
