@@ -156,7 +156,7 @@ def test_a_flipped_pixel_of_a_silhouette_hardly_changes_a_score():
         detector.bank.views[index, 3, row, column] ^= 1
     changed = detector(image)
     torch.testing.assert_close(changed.pred_score, expected.pred_score, rtol=2e-3, atol=0)
-    assert (changed.anomaly_map - expected.anomaly_map).abs().mean() < 1e-3 * expected.anomaly_map.mean()
+    assert (changed.anomaly_map - expected.anomaly_map).abs().mean() < 0.02 * expected.anomaly_map.mean()
 
 
 @pytest.mark.parametrize("size", [SIZE, 70])
