@@ -2,45 +2,42 @@
 """MVTec 3D-AD as views of its clouds (Bergmann et al., VISAPP 2022; Zhou et al., PointAD, NeurIPS 2024)."""
 
 from pathlib import Path
+from typing import Any
 
 from anomalib_pose.data.point_cloud.datamodule import CloudDataModule
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings
 
 
 class MVTec3DRendered(CloudDataModule):
-    """MVTec 3D-AD, raw or rendered, and anything in either layout.
+    """MVTec 3D-AD, raw or rendered, and any data set in either layout.
 
-    Raw is ``<root>/<category>/test/<kind>`` with ``rgb``, ``xyz`` and ``gt``: the plane below the object is removed
-    and the object drawn when it is read, in a fraction of a second. ``cache_dir`` keeps what was drawn;
-    ``tools/render_clouds.py`` writes the layout that PointAD published, which is recognized by its ``2d_rendering``.
+    Raw is ``<root>/<category>/test/<kind>`` with ``rgb``, ``xyz`` and ``gt``. Loading a raw cloud removes the plane
+    below the object and renders the object, in a fraction of a second. ``cache_dir`` stores the renderings.
+    ``tools/render_clouds.py`` writes the layout that PointAD published, which its ``2d_rendering`` folders identify.
 
-    One-vs-rest: train on the labeled test part of ``train_category``, test on another one. Cross-dataset: name the
-    other data set's folder as ``train_root``. The training category is never tested on.
+    One-vs-rest: train on the labeled test part of ``train_category``, test on another category. Cross-dataset: give
+    the other data set's folder as ``train_root``. The training category is never tested on.
 
     The data set is not downloaded: its owner offers it at https://www.mvtec.com/company/research/datasets/mvtec-3d-ad
     (CC BY-NC-SA 4.0). Its categories are bagel, cable_gland, carrot, cookie, dowel, foam, peach, potato, rope, tire.
 
+    See ``CloudDataModule`` for the other arguments.
+
     Args:
         root: folder of the data set; None for anomalib's folder of data sets.
-        category: category to test on; ``rest`` for all but the training category.
+        category: category to test on; ``rest`` for all categories except the training category.
         train_category: category to train on (the paper's: cookie, carrot, dowel), or None to test only.
         train_root: folder of the data set of the training category; None for ``root``.
         views: views of each cloud, 5, 9 or 11.
         size: width and height of views and photographs in pixels.
         point_size: side of a point's square in pixels of a window of 1024; None to choose it so that no holes show.
-        depth_tolerance: points this much behind the nearest one of their pixel are visible too, in meters; None for
-            the paper's rule, the nearest point alone.
-        cache_dir: folder that keeps drawn clouds; None to draw them each time.
-        train_batch_size: clouds in a training batch.
-        eval_batch_size: clouds in a batch of validation, test and prediction.
-        num_workers: processes that load clouds.
-        val_split_mode: what thresholds are chosen on: ``same_as_test``, ``from_test`` (a part of the test set, which
-            loses it) or ``from_train`` (a part of the training category, which loses it).
-        val_split_ratio: share of the clouds that ``from_test`` and ``from_train`` take.
-        seed: makes that choice, and the search for the plane, repeatable.
+        depth_tolerance: points up to this distance behind the nearest point of their pixel are visible too, in meters;
+            None for the paper's rule, the nearest point alone.
+        cache_dir: folder that stores rendered clouds; None to render them each time.
 
     Raises:
-        ValueError: if the training category is the tested one, or ``views`` or ``val_split_mode`` is another.
+        ValueError: if the training category is also the tested one, or ``views`` or ``val_split_mode`` has another
+            value.
 
     Example:
         >>> datamodule = MVTec3DRendered(root="./datasets/mvtec_3d", category="bagel", train_category="carrot")
@@ -63,25 +60,9 @@ class MVTec3DRendered(CloudDataModule):
         point_size: float | None = None,
         depth_tolerance: float | None = None,
         cache_dir: Path | str | None = None,
-        train_batch_size: int = 4,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        val_split_mode: str = "same_as_test",
-        val_split_ratio: float = 0.5,
-        seed: int | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        settings = RenderSettings.of_views(views, size, point_size=point_size, depth_tolerance=depth_tolerance)
-        super().__init__(
-            root,
-            category,
-            train_category,
-            train_root,
-            settings,
-            cache_dir,
-            train_batch_size,
-            eval_batch_size,
-            num_workers,
-            val_split_mode,
-            val_split_ratio,
-            seed,
-        )
+        super().__init__(root, category, train_category, train_root, size, *args, **kwargs)
+        self.settings = RenderSettings.of_views(views, size, point_size=point_size, depth_tolerance=depth_tolerance)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)

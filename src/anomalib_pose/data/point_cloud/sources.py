@@ -20,7 +20,10 @@ from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, front_view, render_organized
 from anomalib_pose.data.point_cloud.rendered_layout import VIEWS, read_rendered, view_files
 
-_CACHE_VERSION = 1  # to be raised when the same recording and settings give other renderings
+_CACHE_VERSION = 1
+"""Raise it when the same recording and settings give other renderings."""
+_RENAMED_FIELDS = {"organised": "organized"}
+"""Field names in caches of version 0.1, with their present names."""
 
 
 @dataclass(frozen=True)
@@ -213,10 +216,6 @@ def _write_cached(path: Path, cloud: RenderedCloud) -> None:
     with temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
     temporary.replace(path)
-
-
-_RENAMED_FIELDS = {"organised": "organized"}
-"""Field names of caches that version 0.1 wrote, with today's names."""
 
 
 def _read_cached(path: Path) -> RenderedCloud:

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the datamodules of data sets with one folder for each object share."""
+"""Base of the datamodules of data sets with one folder for each object."""
 
 import logging
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from anomalib.data.utils import LabelName, Split
 from anomalib.utils.path import resolve_dataset_root
 
 from anomalib_pose.data.images import image_size
-from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, true_poses
+from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, read_true_poses
 from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
 from anomalib_pose.data.posed.transforms_json import PosedFrame
 
@@ -21,59 +21,50 @@ logger = logging.getLogger(__name__)
 class CategoryDataModule(PosedDataModule):
     """Datamodule of ``<root>/<category>`` with ``test``, ``ground_truth`` and posed training images.
 
-    Queries are seen by the training images' camera. A subclass says where the training images are.
+    Queries come with the training camera's intrinsics, scaled to their size, and without poses. True poses are read
+    from ``<category>/test_transforms.json`` or ``<root>/_hidden/<category>.json`` (OpenGL axes) where one of them
+    exists. They become ``camera_to_world`` of the queries, which serves evaluation alone. Subclasses read the posed
+    training images.
+
+    See ``PosedDataModule`` for the other arguments.
 
     Args:
         root: folder of the data set; None for anomalib's folder of data sets.
         category: folder of one object.
-        image_size: longer side of the images given, pixels; None to keep the stored size.
-        train_batch_size: images in a training batch.
-        eval_batch_size: images in a batch of validation, test and prediction.
-        num_workers: processes that load images.
-        val_split_mode: ``same_as_test``, ``from_test`` or ``from_train``.
-        val_split_ratio: share of the images that ``from_test`` and ``from_train`` take.
-        seed: makes that choice repeatable.
+        image_size: longer side of the images in pixels; None to keep the stored size. Image, masks and intrinsics
+            are resized together.
 
     Raises:
-        ValueError: if ``val_split_mode`` is another.
+        ValueError: if ``val_split_mode`` has another value.
     """
 
     dataset_name: ClassVar[str]
-    """Name of the data set, which is also its folder's where no root is given."""
+    """Name of the data set, and of its folder where ``root`` is None."""
     source: ClassVar[str]
-    """Where the data set can be had."""
+    """Where to download the data set."""
     markers: ClassVar[tuple[str, ...]] = ("transforms.json",)
-    """Files or folders of which a category has one."""
+    """Files or folders that mark a category; a category has at least one of them."""
     mask_suffixes: ClassVar[tuple[str, ...]] = ("_mask", "")
-    """What a mask's name has after that of its image."""
+    """Endings that a mask's name adds to the name of its image, preferred first."""
 
     def __init__(
-        self,
-        root: Path | str | None,
-        category: str,
-        image_size: int | None,
-        train_batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        val_split_mode: str,
-        val_split_ratio: float,
-        seed: int | None,
+        self, root: Path | str | None, category: str, image_size: int | None = None, *args: Any, **kwargs: Any
     ) -> None:
-        super().__init__(train_batch_size, eval_batch_size, num_workers, val_split_mode, val_split_ratio, seed)
+        super().__init__(*args, **kwargs)
         self.root = Path(resolve_dataset_root(root, self.dataset_name))
         self.category = category
         self.image_size = image_size
 
     @abstractmethod
     def _training_frames(self, folder: Path) -> list[PosedFrame]:
-        """Posed training images of the category's folder."""
+        """Read the posed training images of a category's folder."""
 
     def prepare_data(self) -> None:
-        """Check that the category is there.
+        """Check that the category exists.
 
         Raises:
-            FileNotFoundError: if the root is not there.
-            ValueError: if the category is not; those that are there are listed.
+            FileNotFoundError: if the root does not exist.
+            ValueError: if the category does not exist; the message lists the existing categories.
         """
         if not self.root.is_dir():
             msg = (
@@ -83,18 +74,20 @@ class CategoryDataModule(PosedDataModule):
             raise FileNotFoundError(msg)
         if not self.category or not (self.root / self.category).is_dir():
             children = sorted(path for path in self.root.iterdir() if path.is_dir())
-            found = [path.name for path in children if any((path / marker).exists() for marker in self.markers)]
-            msg = f"There is no category {self.category!r} in {self.root}; there are: {', '.join(found) or 'none'}."
+            categories = [path.name for path in children if any((path / marker).exists() for marker in self.markers)]
+            msg = (
+                f"There is no category {self.category!r} in {self.root}; there are: {', '.join(categories) or 'none'}."
+            )
             raise ValueError(msg)
 
     def _setup(self, _stage: str | None = None) -> None:
-        """Read training poses, test images, masks, and true poses where they are known."""
+        """Read training poses, test images, masks, and the true poses of test images where a file has them."""
         self.prepare_data()
         folder = self.root / self.category
         frames = self._training_frames(folder)
         size = common_size(frames, self.image_size)
         camera = common_camera(frames, common_size(frames, None))
-        truth = true_poses(folder)
+        truth = read_true_poses(folder)
         queries = []
         for image, label, mask in labeled_images(folder / "test", folder / "ground_truth", self.mask_suffixes):
             frame = query_frame(image, *image_size(image), like=camera)

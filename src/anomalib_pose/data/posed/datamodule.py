@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the datamodules of posed images share, and the folders of queries they read."""
+"""Base of the datamodules of posed images, and readers of their test folders: labels, masks and true poses."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -7,21 +7,42 @@ from pathlib import Path, PurePosixPath
 from anomalib.data.utils import LabelName
 from torch import Tensor
 
+from anomalib_pose.data.fixed_test_datamodule import FixedTestDataModule, ValSplit
 from anomalib_pose.data.images import check_mask_size, image_files
 from anomalib_pose.data.posed.dataset import PosedDataset
 from anomalib_pose.data.posed.transforms_json import read_json, read_pose
-from anomalib_pose.data.whole_test_datamodule import WholeTestDataModule
 
 
-class PosedDataModule(WholeTestDataModule):
-    """Datamodule whose images are resized together with their intrinsics, and whose test set is complete as it is.
+class PosedDataModule(FixedTestDataModule):
+    """Datamodule of posed images, which are resized together with their intrinsics.
 
-    See ``WholeTestDataModule`` for the arguments.
+    Args:
+        train_batch_size: images in a training batch.
+        eval_batch_size: images in a batch of validation, test and prediction.
+        num_workers: processes that load images.
+        val_split_mode: images that set the thresholds: ``same_as_test``, ``from_test`` (a part of the test set, which
+            loses it) or ``from_train`` (good images alone, which the training set loses).
+        val_split_ratio: share of the images that ``from_test`` and ``from_train`` take.
+        seed: makes the choice of these images repeatable.
+
+    Raises:
+        ValueError: if ``val_split_mode`` has another value.
     """
 
     train_data: PosedDataset
     val_data: PosedDataset
     test_data: PosedDataset
+
+    def __init__(
+        self,
+        train_batch_size: int = 8,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        val_split_mode: ValSplit = "same_as_test",
+        val_split_ratio: float = 0.5,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(train_batch_size, eval_batch_size, num_workers, val_split_mode, val_split_ratio, seed)
 
 
 def labeled_images(
@@ -60,7 +81,7 @@ def labeled_images(
     return found
 
 
-def true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
+def read_true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
     """Poses of test images, OpenCV axes, by path inside a data set's folder; empty if nobody has written them.
 
     They are read from ``<folder>/test_transforms.json``, or from ``_hidden/<name>.json`` beside the folder.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MIP and MIP-Real: industrial parts, queries from unknown poses in changed light (Yang et al., PIAD, CVPR 2025)."""
+"""MIP and MIP-Real: industrial parts, queries from unknown poses under other light (Yang et al., PIAD, CVPR 2025)."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from anomalib_pose.data.posed.category_datamodule import CategoryDataModule
 from anomalib_pose.data.posed.colmap import MODEL_FOLDERS, find_colmap, read_colmap
@@ -12,41 +12,35 @@ Layout = Literal["auto", "synthetic", "colmap"]
 
 
 class MIP(CategoryDataModule):
-    """PIAD's sets, and anything in their layouts.
+    """PIAD's data sets MIP and MIP-Real, and any data set in their layouts.
 
     Both have ``<root>/<category>/test/<type>`` with the queries and ``ground_truth/<type>/<name>.png`` with the masks,
-    named like their images. A type is good if its name is ``good`` up to the first underscore: ``good_1`` and
-    ``good_2``, for example, are photographs of good parts in two lights. The layouts differ in the training images:
+    named like their images. A type is good if its name is ``good`` up to the first underscore. For example,
+    ``good_1`` and ``good_2`` are photographs of good parts under two illuminations. The layouts differ in the training
+    images:
 
     * synthetic (MIP): ``transforms.json`` (OpenGL axes) with the images of ``train``;
     * colmap (MIP-Real): a COLMAP model in ``sparse/0``, of undistorted cameras, with the images of ``images``; reading
-      it needs the extra ``anomalib-pose[colmap]``. Photographs need not be square; the focal lengths of their axes
-      stay apart.
+      it needs the extra ``anomalib-pose[colmap]``. Photographs need not be square, and the two focal lengths may
+      differ.
 
-    Queries come with the training camera's intrinsics, scaled to their size, and without poses. True poses, where
-    someone has written them to ``<category>/test_transforms.json`` or ``<root>/_hidden/<category>.json`` (OpenGL axes),
-    are given as ``camera_to_world`` of the queries for evaluation alone.
+    Queries come with the training camera's intrinsics, scaled to their size, and without poses. True poses are read
+    from ``<category>/test_transforms.json`` or ``<root>/_hidden/<category>.json`` (OpenGL axes) where one of them
+    exists. They become ``camera_to_world`` of the queries, which serves evaluation alone.
 
-    The data sets are not downloaded: their authors offer them with the paper (PIAD, CVPR 2025). The
-    synthetic one has the categories Amphora, Axletree, Box, Can, Chain, Gear, Keyring, Motor, Parts, Picker, Section,
-    Shaft, Spray_can, Spring, Sprockets and Teapot; the real one 01Valve to 14Bearing.
+    The data sets are not downloaded: their authors offer them with the paper (PIAD, CVPR 2025). The synthetic one has
+    the categories Amphora, Axletree, Box, Can, Chain, Gear, Keyring, Motor, Parts, Picker, Section, Shaft, Spray_can,
+    Spring, Sprockets and Teapot; the real one 01Valve to 14Bearing.
+
+    See ``CategoryDataModule`` and ``PosedDataModule`` for the other arguments.
 
     Args:
         root: folder of the data set; None for anomalib's folder of data sets.
         category: folder of one object, for example ``Sprockets``, or ``01Valve``.
         layout: ``synthetic``, ``colmap``, or ``auto``: synthetic where there is a ``transforms.json``, else colmap.
-        image_size: longer side of the images given, pixels; None to keep the stored size. Image, masks and intrinsics
-            are resized together.
-        train_batch_size: images in a training batch.
-        eval_batch_size: images in a batch of validation, test and prediction.
-        num_workers: processes that load images.
-        val_split_mode: what thresholds are chosen on: ``same_as_test``, ``from_test`` (a part of the test set, which
-            loses it) or ``from_train`` (good images alone, which the training set loses).
-        val_split_ratio: share of the images that ``from_test`` and ``from_train`` take.
-        seed: makes that choice repeatable.
 
     Raises:
-        ValueError: if ``layout`` or ``val_split_mode`` is another.
+        ValueError: if ``layout`` or ``val_split_mode`` has another value.
 
     Example:
         >>> datamodule = MIP(root="./datasets/MIP", category="Sprockets", image_size=400)
@@ -65,25 +59,10 @@ class MIP(CategoryDataModule):
         root: Path | str | None = "./datasets/MIP",
         category: str = "Sprockets",
         layout: Layout = "auto",
-        image_size: int | None = None,
-        train_batch_size: int = 8,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        val_split_mode: str = "same_as_test",
-        val_split_ratio: float = 0.5,
-        seed: int | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            root,
-            category,
-            image_size,
-            train_batch_size,
-            eval_batch_size,
-            num_workers,
-            val_split_mode,
-            val_split_ratio,
-            seed,
-        )
+        super().__init__(root, category, *args, **kwargs)
         if layout not in get_args(Layout):
             msg = f"layout should be one of {', '.join(get_args(Layout))}, got {layout!r}."
             raise ValueError(msg)

@@ -4,13 +4,14 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from anomalib.data.utils import LabelName, Split, ValSplitMode
 from torch.utils.data import DataLoader
 
 from anomalib_pose.data.images import image_files, image_size
 from anomalib_pose.data.posed.colmap import MODEL_FOLDERS, find_colmap, read_colmap
-from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, true_poses
+from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, read_true_poses
 from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
 from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms
 
@@ -21,18 +22,21 @@ class PosedFolder(PosedDataModule):
     """Photographs with poses, from Blender, nerfstudio, instant-ngp or COLMAP, and queries of the same object.
 
     ``<root>/transforms.json`` names the training images, their poses (OpenGL axes), intrinsics, and masks of the
-    object if there are any. Where there is none, the first COLMAP model of ``sparse/0``, ``sparse`` and
-    ``colmap/sparse/0`` in ``root`` is read instead (extra ``anomalib-pose[colmap]``), with images in ``images``;
-    their alpha channel serves as mask of the object. Queries come from one of two places:
+    object if there are any. Without this file, the first COLMAP model of ``sparse/0``, ``sparse`` and
+    ``colmap/sparse/0`` in ``root`` is read (extra ``anomalib-pose[colmap]``), with images in ``images``; their alpha
+    channel is the mask of the object. Queries come from one of two places:
 
     * without ``query_dir``, every n-th training image is held out as a good query with its true pose;
-    * with ``query_dir``, from that folder: from its subfolders ``good`` and one for each kind of defect, or from the
-      folder itself if nobody knows their labels. They have the intrinsics of the training images, and no poses, unless
-      someone has written those that are inside ``root`` to ``<root>/test_transforms.json``, or to
-      ``_hidden/<name>.json`` beside ``root``, for evaluation alone.
+    * with ``query_dir``, from that folder: from its subfolders ``good`` and one for each kind of defect, or directly
+      from the folder if their labels are unknown. They have the intrinsics of the training images, and no poses. True
+      poses of queries inside ``root`` are read from ``<root>/test_transforms.json``, or from ``_hidden/<name>.json``
+      beside ``root``, where one of them exists; they serve evaluation alone.
 
-    Queries without labels can be predicted, not tested; every n-th training image then serves to choose the
-    threshold. Held-out queries alone are all good: they tell the pose error and false alarms, and AUROC means nothing.
+    Queries without labels can be predicted, not tested; every n-th training image then sets the threshold, and
+    ``val_split_mode`` does not apply. Held-out queries alone are all good: they measure the pose error and false
+    alarms, and AUROC means nothing.
+
+    See ``PosedDataModule`` for the other arguments.
 
     Args:
         root: folder with ``transforms.json``, or with ``images`` and a COLMAP model.
@@ -41,21 +45,16 @@ class PosedFolder(PosedDataModule):
             ``<defect>/<name>_mask.png`` or ``<defect>/<name>.png``. None if there are no masks.
         holdout_every: every n-th image of the file (of a COLMAP model: by name), from the first, is held out; not
             used with queries that have labels.
-        image_size: longer side of the images given, pixels; None to keep the stored size. Images that differ a little
-            in aspect are stretched to the size of most; image, masks and intrinsics are resized together.
-        white_background: paint white what the object's mask leaves out, where there is a mask.
-        train_batch_size: images in a training batch.
-        eval_batch_size: images in a batch of validation, test and prediction.
-        num_workers: processes that load images.
-        val_split_mode: what thresholds are chosen on where queries have labels: ``same_as_test``, ``from_test`` or
-            ``from_train``.
-        val_split_ratio: share of the images that ``from_test`` and ``from_train`` take.
-        seed: makes that choice repeatable.
+        image_size: longer side of the images in pixels; None to keep the stored size. Images whose aspect differs
+            slightly are stretched to the most common size; image, masks and intrinsics are resized together.
+        white_background: paint the background white where an image has a mask of the object.
 
     Raises:
         ValueError: if ``holdout_every`` is below 2, ``mask_dir`` is given without ``query_dir``, or
-            ``val_split_mode`` is another.
+            ``val_split_mode`` has another value.
     """
+
+    val_split_mode: ValSplitMode
 
     def __init__(
         self,
@@ -65,14 +64,10 @@ class PosedFolder(PosedDataModule):
         holdout_every: int = 8,
         image_size: int | None = None,
         white_background: bool = False,
-        train_batch_size: int = 8,
-        eval_batch_size: int = 1,
-        num_workers: int = 2,
-        val_split_mode: str = "same_as_test",
-        val_split_ratio: float = 0.5,
-        seed: int | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(train_batch_size, eval_batch_size, num_workers, val_split_mode, val_split_ratio, seed)
+        super().__init__(*args, **kwargs)
         if holdout_every < 2:
             msg = f"holdout_every should be 2 or more, so that images are left to train on, got {holdout_every}."
             raise ValueError(msg)
@@ -86,13 +81,13 @@ class PosedFolder(PosedDataModule):
         self.holdout_every = holdout_every
         self.image_size = image_size
         self.white_background = white_background
-        self._chosen_val_split_mode = val_split_mode
+        self._labeled_val_split_mode = self.val_split_mode
 
     def prepare_data(self) -> None:
-        """Check that the folders are there.
+        """Check that the folders exist.
 
         Raises:
-            FileNotFoundError: if one is not.
+            FileNotFoundError: if one does not exist.
         """
         for folder in (self.root, self.query_dir, self.mask_dir):
             if folder is not None and not folder.is_dir():
@@ -102,24 +97,24 @@ class PosedFolder(PosedDataModule):
     def _setup(self, _stage: str | None = None) -> None:
         """Read the training images and the queries."""
         self.prepare_data()
-        frames = self._frames()
+        frames = self._training_frames()
         size = common_size(frames, self.image_size)
-        self.val_split_mode = ValSplitMode(self._chosen_val_split_mode)
+        self.val_split_mode = self._labeled_val_split_mode
         if self.query_dir is None:
-            frames, held_out = self._split(frames)
+            frames, held_out = self._hold_out(frames)
             queries = [PosedSample(frame, LabelName.NORMAL) for frame in held_out]
         else:
             queries = self._queries(self.query_dir, frames, size)
             if queries[0].label == LabelName.UNKNOWN:
-                frames, held_out = self._split(frames)
+                frames, held_out = self._hold_out(frames)
                 good = [PosedSample(frame, LabelName.NORMAL) for frame in held_out]
                 self.val_data = self._dataset(good, Split.VAL, size)
                 self.val_split_mode = ValSplitMode.FROM_DIR
         self.train_data = self._dataset([PosedSample(frame) for frame in frames], Split.TRAIN, size)
         self.test_data = self._dataset(queries, Split.TEST, size)
 
-    def _frames(self) -> list[PosedFrame]:
-        """Posed images of the file, or of the COLMAP model."""
+    def _training_frames(self) -> list[PosedFrame]:
+        """Read the posed images of ``transforms.json``, or of the COLMAP model."""
         path, model = self.root / "transforms.json", find_colmap(self.root)
         if path.is_file():
             return read_transforms(path)
@@ -136,8 +131,8 @@ class PosedFolder(PosedDataModule):
             samples, split, size, segmentation=self.mask_dir is not None, white_background=self.white_background
         )
 
-    def _split(self, frames: list[PosedFrame]) -> tuple[list[PosedFrame], list[PosedFrame]]:
-        """Frames to train on, and every n-th."""
+    def _hold_out(self, frames: list[PosedFrame]) -> tuple[list[PosedFrame], list[PosedFrame]]:
+        """Split frames into those to train on and every n-th, which is held out."""
         if len(frames) < 2:
             msg = f"{self.root} has one posed image: holding one out leaves none to train on."
             raise ValueError(msg)
@@ -145,38 +140,36 @@ class PosedFolder(PosedDataModule):
         return training, frames[:: self.holdout_every]
 
     def _queries(self, folder: Path, frames: list[PosedFrame], size: tuple[int, int]) -> list[PosedSample]:
-        """Queries of a folder, seen by the training images' camera."""
+        """Read the queries of a folder; their camera is that of the training images."""
         camera = common_camera(frames, size)
-        loose = image_files(folder)
+        unlabeled = image_files(folder)
         kinds = [path for path in folder.iterdir() if path.is_dir() and path != self.mask_dir and image_files(path)]
-        if loose and kinds:
+        if unlabeled and kinds:
             msg = (
-                f"The images of {folder} lie partly in it, {loose[0].name} for example, and partly in subfolders, "
-                f"{kinds[0].name} for example: put all into subfolders 'good' and kinds of defects, or none."
+                f"The images of {folder} lie partly in it, {unlabeled[0].name} for example, and partly in subfolders, "
+                f"{kinds[0].name} for example: put all images into subfolders 'good' and kinds of defects, or no image."
             )
             raise ValueError(msg)
-        if loose and self.mask_dir is not None:
+        if unlabeled and self.mask_dir is not None:
             msg = f"mask_dir ({self.mask_dir}) needs queries in subfolders 'good' and kinds of defects of {folder}."
             raise ValueError(msg)
-        found = labeled_images(folder, self.mask_dir) if kinds else [(p, LabelName.UNKNOWN, None) for p in loose]
-        if not found:
+        if kinds:
+            images = labeled_images(folder, self.mask_dir)
+        else:
+            images = [(path, LabelName.UNKNOWN, None) for path in unlabeled]
+        if not images:
             msg = f"There are no queries in {folder}: expected images in it or in its subfolders."
             raise FileNotFoundError(msg)
         root = self.root.resolve()
-        truth = {root / name: pose for name, pose in true_poses(root).items()}
-        return [
-            PosedSample(
-                replace(
-                    query_frame(image, *image_size(image), like=camera), camera_to_world=truth.get(image.resolve())
-                ),
-                label,
-                mask,
-            )
-            for image, label, mask in found
-        ]
+        poses = {root / name: pose for name, pose in read_true_poses(root).items()}
+        queries = []
+        for path, label, mask in images:
+            frame = query_frame(path, *image_size(path), like=camera)
+            queries.append(PosedSample(replace(frame, camera_to_world=poses.get(path.resolve())), label, mask))
+        return queries
 
     def test_dataloader(self) -> DataLoader:
-        """Loader of labeled queries.
+        """Return the loader of labeled queries.
 
         Raises:
             ValueError: if the queries have no labels.
@@ -188,9 +181,12 @@ class PosedFolder(PosedDataModule):
             )
             raise ValueError(msg)
         if not self.test_data.has_anomalous:
-            logger.warning("All queries of %s are good: AUROC and the like mean nothing, false alarms do.", self.root)
+            logger.warning(
+                "All queries of %s are good: AUROC and similar metrics mean nothing, the false alarms are valid.",
+                self.root,
+            )
         return super().test_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
-        """Loader of all queries, with labels or without."""
+        """Return the loader of all queries, with labels or without."""
         return super().test_dataloader()

@@ -3,20 +3,23 @@
 
 import logging
 from pathlib import Path
+from typing import Literal, get_args
 
 from anomalib.data.utils import Split
 from anomalib.utils.path import resolve_dataset_root
 from torch.utils.data import DataLoader
 
+from anomalib_pose.data.fixed_test_datamodule import FixedTestDataModule
 from anomalib_pose.data.reference_views.broken_chairs_files import find_queries, split_queries, summary
 from anomalib_pose.data.reference_views.dataset import ViewDataset
 from anomalib_pose.data.reference_views.shape_sampler import ShapeSampler
-from anomalib_pose.data.whole_test_datamodule import WholeTestDataModule
 
 logger = logging.getLogger(__name__)
 
+BrokenChairsValSplit = Literal["from_dir", "same_as_test", "from_test"]
 
-class BrokenChairs(WholeTestDataModule):
+
+class BrokenChairs(FixedTestDataModule):
     """BrokenChairs-180K, its first release, and anything in their layouts.
 
     ``<root>/images/<folder>/render_<shape>_...png`` are queries on white, anomalous if ``anomaly`` is in their names;
@@ -59,7 +62,7 @@ class BrokenChairs(WholeTestDataModule):
         torch.Size([6, 5, 3, 256, 256])
     """
 
-    val_split_modes = ("from_dir", "same_as_test", "from_test")
+    val_split_modes = get_args(BrokenChairsValSplit)
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class BrokenChairs(WholeTestDataModule):
         train_batch_size: int = 6,
         eval_batch_size: int = 1,
         num_workers: int = 2,
-        val_split_mode: str = "from_dir",
+        val_split_mode: BrokenChairsValSplit = "from_dir",
         val_split_ratio: float = 0.5,
         seed: int | None = None,
     ) -> None:

@@ -209,6 +209,20 @@ def test_a_cache_gives_the_same_and_spares_the_drawing(root, tmp_path, monkeypat
         mvtec(root, cache_dir=cache).test_data[0]
 
 
+def test_a_cache_of_version_0_1_is_read(root, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    item = mvtec(root, cache_dir=cache).test_data[0]
+    (path,) = cache.iterdir()
+    with np.load(path, allow_pickle=False) as arrays:
+        renamed = {name.replace("organized", "organised"): arrays[name] for name in arrays.files}
+    assert {"organised", "organised.shape"} <= renamed.keys()
+    np.savez_compressed(path, **renamed)
+    monkeypatch.setattr("anomalib_pose.data.point_cloud.sources.render_organized", None)
+    cached = mvtec(root, cache_dir=cache).test_data[0]
+    for name in ("points", "valid", "views", "view_masks", "pixels", "visible", "organized"):
+        assert torch.equal(getattr(cached, name), getattr(item, name)), name
+
+
 def to_rendered(raw, out, size=SIZE, plain=False):
     """Both published layouts, of what the raw recordings show."""
     for kind in (path.parent for path in raw.glob("*/test/*/xyz")):

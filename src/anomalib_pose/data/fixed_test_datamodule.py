@@ -1,37 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""anomalib's datamodule without the ways of splitting that would spoil our data."""
+"""Base of all datamodules here: anomalib's datamodule with a test set that no split changes."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from anomalib.data import AnomalibDataModule
 
+ValSplit = Literal["same_as_test", "from_test", "from_train"]
 
-class WholeTestDataModule(AnomalibDataModule):
-    """Datamodule whose test set is complete as it is.
+
+class FixedTestDataModule(AnomalibDataModule):
+    """Datamodule whose test set is what the data set defines.
+
+    anomalib's other ways to split are refused: ``none`` leaves anomalib without thresholds, and ``synthetic`` yields
+    images alone, without poses, clouds or views.
 
     Args:
         train_batch_size: items in a training batch.
         eval_batch_size: items in a batch of validation, test and prediction.
         num_workers: processes that load items.
-        val_split_mode: ``same_as_test``, ``from_test`` or ``from_train``.
+        val_split_mode: items that set the thresholds, one of ``val_split_modes``.
         val_split_ratio: share of the items that ``from_test`` and ``from_train`` take.
-        seed: makes that choice repeatable.
+        seed: makes the choice of these items repeatable.
 
     Raises:
-        ValueError: if ``val_split_mode`` is another: ``none`` leaves the host without thresholds, and the host's
-            synthetic defects are images alone.
+        ValueError: if ``val_split_mode`` is not one of ``val_split_modes``.
     """
 
-    val_split_modes: ClassVar[tuple[str, ...]] = ("same_as_test", "from_test", "from_train")
+    val_split_modes: ClassVar[tuple[str, ...]] = get_args(ValSplit)
+    """Accepted values of ``val_split_mode``."""
 
     def __init__(
         self,
         train_batch_size: int,
         eval_batch_size: int,
         num_workers: int,
-        val_split_mode: str = "same_as_test",
-        val_split_ratio: float = 0.5,
-        seed: int | None = None,
+        val_split_mode: str,
+        val_split_ratio: float,
+        seed: int | None,
     ) -> None:
         if str(getattr(val_split_mode, "value", val_split_mode)) not in self.val_split_modes:
             msg = f"val_split_mode should be one of {', '.join(self.val_split_modes)}, got {val_split_mode!r}."
@@ -47,4 +52,4 @@ class WholeTestDataModule(AnomalibDataModule):
         )
 
     def _create_test_split(self) -> None:
-        """Keep the test set: the host would take normal images from the training set where it has none."""
+        """Keep the test set; anomalib would move normal training images to a test set that has none."""
