@@ -18,11 +18,8 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	touch $@
 
-$(SAMPLE)/toy: | $(VENV)/installed
-	$(BIN)/python tools/make_sample_data.py mad $(SAMPLE) --category toy --seed 0 --size 160 --test-good 10 --test-per-defect 5
-
-demo: venv $(SAMPLE)/toy
-	$(BIN)/anomalib train --config configs/splatpose_sample.yaml --data.init_args.root $(SAMPLE)
+demo: venv
+	$(BIN)/anomalib-pose demo --root $(SAMPLE)
 
 lint: venv
 	$(BIN)/ruff check .

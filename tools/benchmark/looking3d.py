@@ -148,7 +148,7 @@ def main() -> None:
     times.add_argument("--repeats", type=int, default=3, help="runs that the median is taken of")
     times.set_defaults(run=compare_times)
     learning = commands.add_parser("train", help="learning curve on shapes that are not trained on")
-    learning.add_argument("data", type=Path, help="data set, as tools/make_sample_data.py chairs writes it")
+    learning.add_argument("data", type=Path, help="data set, as anomalib-pose sample chairs writes it")
     learning.add_argument("--epochs", type=int, default=4, help="length of the training")
     learning.add_argument("--every", type=int, default=100, help="steps between points of the curve")
     learning.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")

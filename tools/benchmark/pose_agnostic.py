@@ -7,7 +7,7 @@
         --methods splatpose splatpose_no_surface piad patchcore --seeds 0 1 --size 200 --weights FILE
 
 A data set is ``NAME=ROOT:CATEGORY`` in MAD's layout, or ``NAME=ROOT`` for a folder with ``transforms.json`` and its
-queries in ``queries`` and masks in ``ground_truth`` (as ``tools/draw_defects.py`` writes it; ``:queries=`` and
+queries in ``queries`` and masks in ``ground_truth`` (as ``anomalib-pose draw-defects`` writes it; ``:queries=`` and
 ``:masks=`` name others). ``:queries=ROOT2`` in MAD's layout takes the test images of another root, in other light.
 ``:views=0.1`` keeps a tenth of the training views, ``:views=4`` four, evenly spaced. ``--data-file`` takes the same
 from a YAML file, a list of mappings with name, root, category, queries, masks and views.

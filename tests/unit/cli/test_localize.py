@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Cameras of photographs are written whole, or a mistake is one line."""
+
 import json
-import subprocess
-import sys
+from typing import get_args
 
 import pytest
 import torch
 from PIL import Image
 
-from anomalib_pose import cli
+from anomalib_pose.cli import localize
 from anomalib_pose.geometry import Camera, view_sphere
+from anomalib_pose.pose.feature_matchers import MatcherName
 from sample_models import SIZE, make_fitted, save_checkpoint
 from sample_scenes import make_toy
 
@@ -25,30 +27,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["anomalib-pose", *map(str, arguments)])
-    cli.main()
-
-
-def test_help_is_light() -> None:
-    code = """
-import sys
-from anomalib_pose.cli import main
-sys.argv = ["anomalib-pose", "localize", "--help"]
-try:
-    main()
-except SystemExit as end:
-    assert end.code == 0
-heavy = {"torch", "anomalib", "lightning", "numpy"} & set(sys.modules)
-assert not heavy, heavy
-"""
-    shown = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
-    assert "--ckpt_path" in shown.stdout
-
-
-def test_localize_writes_cameras(monkeypatch, folder, tmp_path):
+def test_localize_writes_cameras(run_command, folder, tmp_path):
     output = tmp_path / "poses.json"
-    run(monkeypatch, "localize", "--model", "SplatPose", "--ckpt_path", folder / "model.ckpt",
+    run_command("localize", "--model", "SplatPose", "--ckpt_path", folder / "model.ckpt",
         "--data", folder / "photos", "--output", output, "--intrinsics", 90, 90, 32, 32, "--rolls", 2)  # fmt: skip
     (one,) = json.loads(output.read_text())["images"]
     assert one["K"] == [[90.0, 0.0, 32.0], [0.0, 90.0, 32.0], [0.0, 0.0, 1.0]]
@@ -66,27 +47,26 @@ def test_localize_writes_cameras(monkeypatch, folder, tmp_path):
         (["--ckpt_path", "model.ckpt", "--data", "photos", "--matcher", "aliked"], "needs matcher_weights"),
     ],
 )
-def test_mistakes_are_one_line(monkeypatch, folder, capsys, arguments, message):
+def test_a_wrong_file_or_value_is_one_line(monkeypatch, folder, command_error, arguments, message):
     monkeypatch.chdir(folder)
-    with pytest.raises(SystemExit) as end:
-        run(monkeypatch, "localize", *arguments)
-    assert end.value.code == 1
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.startswith("anomalib-pose localize: error:")
-    assert "Traceback" not in told
+    assert message in command_error("localize", *arguments)
     assert not (folder / "poses.json").exists()
 
 
-def test_arguments_are_checked_before_anything_is_loaded(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "photos"], "--ckpt_path"),
+        (["--ckpt_path", "model.ckpt", "--data", "photos", "--matcher", "sift"], "aliked"),
+        (["--ckpt_path", "model.ckpt", "--data", "photos", "--model", "Padim"], "SplatPose"),
+    ],
+)
+def test_arguments_are_checked_before_a_file_is_read(run_command, capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
-        run(monkeypatch, "localize", "--data", "photos")
+        run_command("localize", *arguments)
     assert end.value.code == 2
-    assert "--ckpt_path" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_other_commands_are_anomalib_s(monkeypatch):
-    called = []
-    monkeypatch.setattr("anomalib.cli.cli.main", lambda: called.append(list(sys.argv)))
-    run(monkeypatch, "train", "--model", "SplatPose")
-    assert called == [["anomalib-pose", "train", "--model", "SplatPose"]]
+def test_the_matchers_of_the_command_are_those_of_the_library():
+    assert tuple(filter(None, get_args(MatcherName))) == localize._MATCHERS

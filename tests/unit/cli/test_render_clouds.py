@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw data sets are drawn to the published layouts, and the datamodules read what was drawn."""
+"""Raw data sets are rendered to the published layouts, and the data modules read the result."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,20 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalib_pose.cli import render_clouds
 from anomalib_pose.data import EyecandiesRendered, MVTec3DRendered, Real3DADRendered
 from anomalib_pose.data.point_cloud.files import write_pcd
+from anomalib_pose.data.point_cloud.render_dataset import DATASETS
+from anomalib_pose.render.points import VIEW_ANGLES
 from anomalib_pose.sample_data import write_clouds
 
 SIZE = 32
-
-
-@pytest.fixture(scope="module")
-def tool():
-    path = Path(__file__).resolve().parents[3] / "tools" / "render_clouds.py"
-    spec = importlib.util.spec_from_file_location("render_clouds", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +25,13 @@ def raw(tmp_path_factory):
     return write_clouds(out, ("ring",), 1, 80, train=0, test_good=1, test_per_defect=1, progress=False)
 
 
-def fails(tool, capsys, *words):
-    with pytest.raises(SystemExit) as end:
-        tool.main([str(word) for word in words])
-    assert end.value.code == 2
-    return capsys.readouterr().err
-
-
 def items(datamodule):
     datamodule.setup()
     return {"/".join(Path(item.image_path).parts[-3:]): item for item in datamodule.test_data}
 
 
-def test_mvtec3d_is_what_is_drawn_in_memory(tool, raw, tmp_path):
-    assert tool.main([str(raw), str(tmp_path), "--size", str(SIZE), "--views", "5"]) == 0
+def test_mvtec3d_on_disk_equals_mvtec3d_rendered_in_memory(run_command, raw, tmp_path):
+    run_command("render-clouds", raw, tmp_path, "--size", SIZE, "--views", "5")
     arguments = {"category": "ring", "train_category": None, "size": SIZE, "views": 5, "num_workers": 0}
     memory, disk = items(MVTec3DRendered(raw, **arguments)), items(MVTec3DRendered(tmp_path, **arguments))
     assert (sorted(memory), len(memory)) == (sorted(disk), 5)
@@ -58,25 +44,27 @@ def test_mvtec3d_is_what_is_drawn_in_memory(tool, raw, tmp_path):
     assert sum(entry["anomaly"] for entry in content) == 4
 
 
-def test_nothing_is_written_of_a_category_that_fails(tool, raw, tmp_path, capsys):
+def test_a_category_that_fails_is_not_written(command_error, raw, tmp_path):
     broken = tmp_path / "raw" / "ring" / "test" / "good"
     for part in ("xyz", "rgb", "gt"):
         (broken / part).mkdir(parents=True)
     (broken / "xyz" / "000.tiff").write_bytes(b"nothing")
     Image.new("RGB", (80, 80)).save(broken / "rgb" / "000.png")
-    assert "000.tiff cannot be read" in fails(tool, capsys, tmp_path / "raw", tmp_path / "out", "--size", SIZE)
+    assert "000.tiff cannot be read" in command_error(
+        "render-clouds", tmp_path / "raw", tmp_path / "out", "--size", SIZE
+    )
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_what_exists_is_kept(tool, raw, tmp_path, capsys):
+def test_an_existing_category_is_not_replaced(command_error, raw, tmp_path):
     (tmp_path / "ring").mkdir()
-    assert "exists already" in fails(tool, capsys, raw, tmp_path)
+    assert "exists already" in command_error("render-clouds", raw, tmp_path)
 
 
-def test_what_is_not_there_is_named(tool, raw, tmp_path, capsys):
-    assert "There is no folder" in fails(tool, capsys, tmp_path / "none", tmp_path / "out")
-    assert "no categories" in fails(tool, capsys, tmp_path, tmp_path / "out")
-    assert "look at --dataset" in fails(tool, capsys, raw, tmp_path / "out", "--dataset", "real3d")
+def test_missing_folders_are_named(command_error, raw, tmp_path):
+    assert "There is no folder" in command_error("render-clouds", tmp_path / "none", tmp_path / "out")
+    assert "no categories" in command_error("render-clouds", tmp_path, tmp_path / "out")
+    assert "look at --dataset" in command_error("render-clouds", raw, tmp_path / "out", "--dataset", "real3d")
 
 
 def ball(count, seed):
@@ -98,12 +86,12 @@ def real3d(tmp_path):
     return tmp_path / "raw"
 
 
-def test_real3d(tool, real3d, tmp_path):
+def test_real3d_is_read_as_it_was_rendered(run_command, real3d, tmp_path):
     out = tmp_path / "out"
-    assert tool.main([str(real3d), str(out), "--dataset", "real3d", "--size", str(SIZE)]) == 0
-    found = items(Real3DADRendered(out, "shell", None, size=SIZE, num_workers=0))
-    assert sorted(found) == [f"2d_rendering/{name}/view_2.png" for name in ("1_good", "2_bulge", "3_sink_cut")]
-    for name, item in found.items():
+    run_command("render-clouds", real3d, out, "--dataset", "real3d", "--size", SIZE)
+    cloud_items = items(Real3DADRendered(out, "shell", None, size=SIZE, num_workers=0))
+    assert sorted(cloud_items) == [f"2d_rendering/{name}/view_2.png" for name in ("1_good", "2_bulge", "3_sink_cut")]
+    for name, item in cloud_items.items():
         points = item.points.reshape(-1, 3)
         assert len(torch.unique(points, dim=0)) == SIZE * SIZE
         assert torch.equal(item.gt_mask.flatten(), (points[:, 0] > 22) & ("good" not in name))
@@ -116,12 +104,12 @@ def test_real3d(tool, real3d, tmp_path):
     ("content", "words"),
     [(None, "There is no file"), ("1 2 3 0\n", "100 or more"), ("1 2 3\n" * 200, "four"), ("a b c d\n", "a line")],
 )
-def test_labels_of_real3d_are_checked(tool, real3d, tmp_path, capsys, content, words):
+def test_labels_of_real3d_are_checked(command_error, real3d, tmp_path, content, words):
     path = real3d / "shell" / "gt" / "2_bulge.txt"
     path.unlink()
     if content is not None:
         path.write_text(content)
-    error = fails(tool, capsys, real3d, tmp_path / "out", "--dataset", "real3d", "--size", SIZE)
+    error = command_error("render-clouds", real3d, tmp_path / "out", "--dataset", "real3d", "--size", SIZE)
     assert words in error
     assert "2_bulge.txt" in error
 
@@ -153,19 +141,26 @@ def eyecandies(tmp_path):
     return tmp_path / "raw"
 
 
-def test_eyecandies(tool, eyecandies, tmp_path):
+def test_eyecandies_are_read_as_they_were_rendered(run_command, eyecandies, tmp_path):
     out = tmp_path / "out"
-    assert tool.main([str(eyecandies), str(out), "--dataset", "eyecandies", "--size", str(SIZE)]) == 0
-    found = items(EyecandiesRendered(out, "Lollipop", None, size=SIZE, num_workers=0))
-    item = found["anomaly/rgb/7.png"]
+    run_command("render-clouds", eyecandies, out, "--dataset", "eyecandies", "--size", SIZE)
+    cloud_items = items(EyecandiesRendered(out, "Lollipop", None, size=SIZE, num_workers=0))
+    item = cloud_items["anomaly/rgb/7.png"]
     points = item.points[item.valid]
     assert points[:, 2].amax() == pytest.approx(0.48, abs=1e-5)  # the box without the table
     assert points[:, 0].amin() == pytest.approx(0.022, abs=2e-3)
     assert (item.gt_mask & item.valid).sum() == item.gt_mask.sum() > 0
     assert item.view_masks.any()
-    assert not found["good/rgb/7.png"].gt_mask.any()
+    assert not cloud_items["good/rgb/7.png"].gt_mask.any()
 
 
-def test_points_of_eyecandies_are_counted(tool, eyecandies, tmp_path, capsys):
+def test_points_of_eyecandies_are_counted(command_error, eyecandies, tmp_path):
     write_ply(eyecandies / "Lollipop" / "test" / "good" / "pcd" / "7.ply", np.ones((200, 3)))
-    assert "200 points" in fails(tool, capsys, eyecandies, tmp_path / "out", "--dataset", "eyecandies", "--size", SIZE)
+    assert "200 points" in command_error(
+        "render-clouds", eyecandies, tmp_path / "out", "--dataset", "eyecandies", "--size", SIZE
+    )
+
+
+def test_the_choices_of_the_command_are_those_of_the_library():
+    assert tuple(DATASETS) == render_clouds._DATASETS
+    assert tuple(VIEW_ANGLES) == render_clouds._VIEWS

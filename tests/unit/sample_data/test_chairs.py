@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import find_objects
 
+from anomalib_pose.cli import run_command
 from anomalib_pose.data.reference_views.broken_chairs_files import ANOMALY_TYPES, find_queries, split_queries
 from anomalib_pose.data.reference_views.files import find_reference_views
 from anomalib_pose.render.mesh import BakedLight, Light, rasterize_mesh
@@ -107,15 +108,12 @@ def test_wrong_numbers_and_folders_that_exist_are_refused(folder: Path, tmp_path
         write_chairs(folder, 3, 1, progress=False)
 
 
-def test_the_program_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[3] / "tools")
-    import make_sample_data
-
+def test_the_command_writes_chairs(tmp_path: Path, capsys) -> None:
     numbers = ["--shapes", "3", "--queries", "1", "--views", "1", "--size", "64"]
-    assert make_sample_data.main(["chairs", str(tmp_path / "chairs"), *numbers]) == 0
+    run_command("sample", ["chairs", str(tmp_path / "chairs"), *numbers])
     assert len(find_queries(tmp_path / "chairs")) == 3
-    with pytest.raises(SystemExit, match="2"):
-        make_sample_data.main(["chairs", str(tmp_path / "chairs")])
+    with pytest.raises(SystemExit, match="1"):
+        run_command("sample", ["chairs", str(tmp_path / "chairs")])
     assert "exists already" in capsys.readouterr().err
 
 

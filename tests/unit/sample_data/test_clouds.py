@@ -3,8 +3,6 @@
 
 import filecmp
 import math
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalib_pose.cli import run_command
 from anomalib_pose.data.point_cloud.files import read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object, plane_distance
 from anomalib_pose.sample_data import write_clouds
@@ -120,11 +119,7 @@ def test_unknown_solids() -> None:
         build_solid("cube", "good", np.random.default_rng(0))
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = Path(__file__).resolve().parents[3] / "tools" / "make_sample_data.py"
+def test_the_command_writes_clouds(tmp_path: Path) -> None:
     words = ["--categories", "peg", "--size", "64", "--train", "0", "--test-good", "1", "--test-per-defect", "0"]
-    monkeypatch.setattr(sys, "argv", ["make_sample_data.py", "clouds", str(tmp_path / "out"), *words])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(tool), run_name="__main__")
-    assert not end.value.code
+    run_command("sample", ["clouds", str(tmp_path / "out"), *words])
     assert (tmp_path / "out/peg/test/good/xyz/000.tiff").is_file()

@@ -2,7 +2,6 @@
 """Defects painted onto photographs lie on the object, change what their masks say, and come back with every seed."""
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 
@@ -16,18 +15,10 @@ from anomalib_pose.data import PosedFolder
 from anomalib_pose.geometry import look_at
 from anomalib_pose.sample_data import opengl_matrix
 from anomalib_pose.sample_data.painted import PAINTED_DEFECTS, DefectSizes, paint_defect
+from anomalib_pose.sample_data.painted_queries import write_painted_queries
 
 SIZE = 96
 VIEWS = 5
-
-
-@pytest.fixture(scope="module")
-def tool():
-    path = Path(__file__).resolve().parents[3] / "tools" / "draw_defects.py"
-    spec = importlib.util.spec_from_file_location("draw_defects", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def photograph(seed=0):
@@ -63,17 +54,9 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawn(tool, source, tmp_path_factory):
-    out = tmp_path_factory.mktemp("drawn") / "disc"
-    assert tool.main([str(source), str(out), "--every", "3", "--seed", "4"]) == 0
-    return out
-
-
-def fails(tool, capsys, *words):
-    with pytest.raises(SystemExit) as end:
-        tool.main([str(word) for word in words])
-    assert end.value.code == 2
-    return capsys.readouterr().err
+def painted(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("painted") / "disc"
+    return write_painted_queries(source, out, 3, 4, progress=False)
 
 
 def pixels(path):
@@ -89,27 +72,27 @@ def digest(folder):
 
 
 @pytest.mark.parametrize("kind", PAINTED_DEFECTS)
-def test_the_mask_is_what_changed_on_the_object_alone(drawn, source, kind):
+def test_the_mask_is_what_changed_on_the_object_alone(painted, source, kind):
     for name in ("0", "3"):
         before = pixels(source / "images" / f"{name}.png")
         inside = pixels(source / f"{name}_mask.png") > 127
-        changed = (pixels(drawn / "queries" / kind / f"{name}.png") != before).any(2)
-        mask = pixels(drawn / "ground_truth" / kind / f"{name}_mask.png")
+        changed = (pixels(painted / "queries" / kind / f"{name}.png") != before).any(2)
+        mask = pixels(painted / "ground_truth" / kind / f"{name}_mask.png")
         assert set(np.unique(mask)) == {0, 255}
         assert not (changed & (mask == 0)).any()
         assert changed[mask > 0].mean() > 0.95
         assert not (changed & ~inside).any()
 
 
-def test_good_queries_are_the_held_out_photographs(drawn, source):
-    assert sorted(path.name for path in (drawn / "queries" / "good").iterdir()) == ["0.png", "3.png"]
+def test_good_queries_are_the_held_out_photographs(painted, source):
+    assert sorted(path.name for path in (painted / "queries" / "good").iterdir()) == ["0.png", "3.png"]
     for name in ("0.png", "3.png"):
-        assert np.array_equal(pixels(drawn / "queries" / "good" / name), pixels(source / "images" / name))
-    assert sorted(path.name for path in (drawn / "train").iterdir()) == ["1.png", "2.png", "4.png"]
+        assert np.array_equal(pixels(painted / "queries" / "good" / name), pixels(source / "images" / name))
+    assert sorted(path.name for path in (painted / "train").iterdir()) == ["1.png", "2.png", "4.png"]
 
 
-def test_the_datamodule_reads_what_was_written_with_the_true_poses(drawn, source):
-    data = PosedFolder(drawn, "queries", "ground_truth", image_size=48, num_workers=0)
+def test_the_datamodule_reads_what_was_written_with_the_true_poses(painted, source):
+    data = PosedFolder(painted, "queries", "ground_truth", image_size=48, num_workers=0)
     data.setup()
     original = PosedFolder(source, holdout_every=3, image_size=48, num_workers=0)
     original.setup()
@@ -126,22 +109,22 @@ def test_the_datamodule_reads_what_was_written_with_the_true_poses(drawn, source
     for item in queries:
         assert torch.equal(item.camera_to_world, truth[Path(item.image_path).stem])
         assert bool(item.gt_mask.any()) == bool(item.gt_label)
-    assert json.loads((drawn / "transforms.json").read_text())["note"] == "kept"
+    assert json.loads((painted / "transforms.json").read_text())["note"] == "kept"
 
 
-def test_equal_seeds_give_equal_bytes_and_others_do_not(tool, source, drawn, tmp_path):
-    for name, seed in (("same", "4"), ("other", "5")):
-        tool.main([str(source), str(tmp_path / name), "--every", "3", "--seed", seed])
-    assert digest(tmp_path / "same") == digest(drawn)
+def test_equal_seeds_give_equal_bytes_and_others_do_not(source, painted, tmp_path):
+    for name, seed in (("same", 4), ("other", 5)):
+        write_painted_queries(source, tmp_path / name, 3, seed, progress=False)
+    assert digest(tmp_path / "same") == digest(painted)
     other = digest(tmp_path / "other")
-    differing = {name for name, value in digest(drawn).items() if other[name] != value}
+    differing = {name for name, value in digest(painted).items() if other[name] != value}
     assert differing == {
         name for name in other if "queries/good" not in name and name.startswith(("queries", "ground"))
     }
 
 
-def test_on_white_all_that_the_mask_leaves_out_is_white(tool, source, tmp_path):
-    tool.main([str(source), str(tmp_path / "white"), "--every", "3", "--white", "--per-image", "2"])
+def test_on_white_all_that_the_mask_leaves_out_is_white(source, tmp_path):
+    write_painted_queries(source, tmp_path / "white", 3, white=True, per_image=2, progress=False)
     inside = pixels(source / "0_mask.png") > 127
     for file in ("queries/good/0.png", "queries/missing/0_0.png", "queries/missing/0_1.png"):
         assert (pixels(tmp_path / "white" / file)[~inside] == 255).all()
@@ -204,15 +187,21 @@ def test_a_missing_piece_shows_the_background_beside_it():
     assert np.abs(image[inner].mean(0) - beside).max() > 40
 
 
-def test_errors_say_what_is_missing(tool, source, tmp_path, capsys):
-    assert "no transforms.json" in fails(tool, capsys, tmp_path, tmp_path / "out")
+def test_errors_say_what_is_missing(source, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(FileNotFoundError, match=r"no transforms\.json"):
+        write_painted_queries(tmp_path, out)
     bare = write_object(tmp_path / "bare", masks=False)
-    assert "has no mask of the object" in fails(tool, capsys, bare, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert "every should be 2 or more" in fails(tool, capsys, source, tmp_path / "out", "--every", "1")
-    assert "stain_area should be" in fails(tool, capsys, source, tmp_path / "out", "--stain-area", "0.3", "0.1")
-    (tmp_path / "out").mkdir()
-    assert "exists already" in fails(tool, capsys, source, tmp_path / "out")
+    with pytest.raises(ValueError, match="has no mask of the object"):
+        write_painted_queries(bare, out, progress=False)
+    assert not out.exists()
+    with pytest.raises(ValueError, match="every should be 2 or more"):
+        write_painted_queries(source, out, every=1)
+    with pytest.raises(ValueError, match="stain_area should be"):
+        DefectSizes(stain_area=(0.3, 0.1))
+    out.mkdir()
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_painted_queries(source, out, progress=False)
     with pytest.raises(ValueError, match="No place for a defect"):
         paint_defect(*[array[:4, :4] for array in photograph()], "stain", np.random.default_rng(0))
     with pytest.raises(ValueError, match="one of stain, missing, scratch"):

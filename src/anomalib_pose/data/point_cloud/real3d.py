@@ -8,7 +8,7 @@ from anomalib_pose.data.point_cloud.datamodule import CloudDataModule
 
 
 class Real3DADRendered(CloudDataModule):
-    """Real3D-AD in the layout that PointAD published, as ``tools/render_clouds.py --dataset real3d`` writes it.
+    """Real3D-AD in the layout that PointAD published, as ``anomalib-pose render-clouds --dataset real3d`` writes it.
 
     ``<root>/<category>/test/good`` and ``test/anomaly`` have ``2d_rendering``, ``2d_gt``, ``2d_3d_cor`` and
     ``gt_pcd``. There are no photographs: ``image`` is one of the views. Neighboring cells of the grid are not neighbors

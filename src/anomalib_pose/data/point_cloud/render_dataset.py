@@ -1,28 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw the test clouds of a data set, and write them in the layout that PointAD published.
+"""Render the test clouds of a raw data set to disk, in the layout that PointAD published.
 
-    python tools/render_clouds.py datasets/mvtec_3d rendered/mvtec_3d
-    python tools/render_clouds.py eyecandies_clouds rendered/eyecandies --dataset eyecandies
-    python tools/render_clouds.py Real3D-AD-PCD rendered/real3d --dataset real3d
-
-What it reads, for each category:
-
-* mvtec3d: ``test/<kind>`` with ``xyz/<name>.tiff``, ``rgb/<name>.png`` and ``gt/<name>.png``;
-* eyecandies: ``test/good`` and ``test/anomaly`` with organized clouds ``pcd/<name>.ply`` (as many points as the
-  photograph has pixels, row by row), ``rgb/<name>.png`` and ``gt/<name>.png``;
-* real3d: ``test/<name>.pcd``, and ``gt/<name>.txt`` (x, y, z and label of each point) of those without ``good`` in
-  their name.
-
-A category that cannot be drawn whole is not written. MVTec3DRendered, EyecandiesRendered and Real3DADRendered read
-what is written.
+Each data set has a function that yields one job a cloud. A job renders its cloud and writes it below a new folder of
+the category, which takes its final name only when all jobs of the category have succeeded.
 """
 
-import argparse
 import logging
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,26 +28,75 @@ from anomalib_pose.data.point_cloud.rendered_layout import (
     write_original,
     write_rendered,
 )
-from anomalib_pose.data.point_cloud.sources import RawSource
-from anomalib_pose.render.points import VIEW_ANGLES
+from anomalib_pose.data.point_cloud.sources import CloudSample, RawSource
 
 logger = logging.getLogger(__name__)
 
 # The paper's angles for the other data sets, in degrees.
-_EYECANDIES = (-30.0, -15.0, 0.0, 10.0, 20.0), (-30.0, -15.0, 10.0, 20.0)
+_EYECANDIES_ANGLES = (-30.0, -15.0, 0.0, 10.0, 20.0), (-30.0, -15.0, 10.0, 20.0)
 _EYECANDIES_TILT = 45.0
 _EYECANDIES_SCALE = 0.1
-_REAL3D = tuple(float(angle) for angle in range(-144, 145, 36))
+_REAL3D_ANGLES = tuple(float(angle) for angle in range(-144, 145, 36))
 
-# Draws one recording to a folder of its kind, below the category's new folder.
 Job = Callable[[Path], None]
+"""Renders one cloud and writes it below the given folder of its category."""
 
 
-def mvtec3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterator[Job]:
+def render_dataset(
+    source: Path,
+    out: Path,
+    dataset: str,
+    settings: RenderSettings,
+    *,
+    categories: Sequence[str] | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Render the test clouds of a data set and write them with lists of all clouds.
+
+    Args:
+        source: folder with the categories of the data set.
+        out: folder to write to.
+        dataset: layout of the source, a key of ``DATASETS``.
+        settings: settings of the views; Eyecandies and Real3D-AD have the paper's own angles instead of those given.
+        categories: categories to render; None for all.
+        seed: seed of the choice of points and planes.
+        overwrite: replace categories that exist.
+
+    Raises:
+        FileExistsError: if a category exists and must not be replaced.
+        FileNotFoundError: if the folder, its categories or its clouds do not exist.
+        ValueError: if a file cannot be read.
+    """
+    if not source.is_dir():
+        msg = f"There is no folder {source}: expected the categories of {dataset} in it."
+        raise FileNotFoundError(msg)
+    names = categories or sorted(path.parent.name for path in source.glob("*/test"))
+    if not names:
+        msg = f"There are no categories in {source}: expected folders with a folder 'test'."
+        raise FileNotFoundError(msg)
+    for name in names:
+        jobs = list(DATASETS[dataset](source / name, settings, seed))
+        if not jobs:
+            msg = f"There are no clouds of {dataset} in {source / name / 'test'}: look at --dataset."
+            raise FileNotFoundError(msg)
+        with new_category(out, name, overwrite=overwrite) as folder:
+            for job in track(jobs, f"Rendering {name}", transient=True):
+                job(folder)
+        logger.info("Wrote %d clouds of %s to %s.", len(jobs), name, out / name)
+    write_index(out, {path.name: _entries(out, path) for path in sorted(out.iterdir()) if (path / "test").is_dir()})
+
+
+def _entries(root: Path, category: Path) -> list[dict[str, Any]]:
+    rendered = sorted((category / "test").glob(f"*/{VIEWS}/*"))
+    return [index_entry(root, path.parents[1], path.name) for path in rendered]
+
+
+def _mvtec3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterator[Job]:
     source = RawSource(settings, seed=seed)
     for sample in source.samples(category):
 
-        def draw(out: Path, sample=sample) -> None:  # noqa: ANN001
+        def render(out: Path, sample: CloudSample = sample) -> None:
             xyz, rgb, gt_mask = source.original(sample)
             folder = out / "test" / sample.folder.name
             with naming(sample.folder / "xyz" / sample.name):
@@ -68,18 +104,19 @@ def mvtec3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterato
             write_rendered(folder, sample.name, cloud)
             write_original(folder, sample.name, xyz, rgb, gt_mask)
 
-        yield draw
+        yield render
 
 
-def eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterator[Job]:
-    settings = replace(settings, about_x=_EYECANDIES[0], about_y=_EYECANDIES[1], tilt=_EYECANDIES_TILT)
+def _eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterator[Job]:
+    about_x, about_y = _EYECANDIES_ANGLES
+    settings = replace(settings, about_x=about_x, about_y=about_y, tilt=_EYECANDIES_TILT)
     for path in sorted((category / "test").glob("*/pcd/*.ply")):
 
-        def draw(out: Path, path: Path = path) -> None:
+        def render(out: Path, path: Path = path) -> None:
             kind = path.parents[1]
             rgb, _ = read_image(kind / "rgb" / f"{path.stem}.png")
             gt_mask = None if kind.name == "good" else read_mask(kind / "gt" / f"{path.stem}.png")
-            xyz = eyecandies_grid(path, rgb.shape[1], rgb.shape[2])
+            xyz = _eyecandies_grid(path, rgb.shape[1], rgb.shape[2])
             with naming(path):
                 xyz, image, mask = isolate_object(xyz, rgb, gt_mask, seed)
                 cloud = render_organized(xyz, settings, mask, image)
@@ -87,10 +124,10 @@ def eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Iter
             write_rendered(folder, path.stem, cloud)
             write_original(folder, path.stem, xyz, image, mask)
 
-        yield draw
+        yield render
 
 
-def eyecandies_grid(path: Path, height: int, width: int) -> Tensor:
+def _eyecandies_grid(path: Path, height: int, width: int) -> Tensor:
     """Organized cloud (height, width, 3) of a .ply, its axes turned to +x right, +y down, +z forward, in tenths."""
     points = read_points(path).points
     if len(points) != height * width:
@@ -101,29 +138,30 @@ def eyecandies_grid(path: Path, height: int, width: int) -> Tensor:
     return torch.where(torch.isfinite(xyz).all(-1, keepdim=True), xyz, 0.0).reshape(height, width, 3)
 
 
-def real3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterator[Job]:
-    settings = replace(settings, about_x=_REAL3D, about_y=())
+def _real3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterator[Job]:
+    settings = replace(settings, about_x=_REAL3D_ANGLES, about_y=())
     for path in sorted((category / "test").glob("*.pcd")):
 
-        def draw(out: Path, path: Path = path) -> None:
+        def render(out: Path, path: Path = path) -> None:
             good = "good" in path.stem.split("_")
-            points, labels = real3d_good(path) if good else real3d_labelled(category / "gt" / f"{path.stem}.txt")
+            read = _real3d_good(path) if good else _real3d_labeled(category / "gt" / f"{path.stem}.txt")
             folder = out / "test" / ("good" if good else "anomaly")
             with naming(path):
-                cloud = render_unorganized(points, labels, settings, seed)
+                cloud = render_unorganized(*read, settings, seed)
             write_rendered(folder, path.stem, cloud)
 
-        yield draw
+        yield render
 
 
-def real3d_good(path: Path) -> tuple[Tensor, Tensor]:
+def _real3d_good(path: Path) -> tuple[Tensor, Tensor]:
+    """Points (n, 3) of a cloud without defect, and labels (n,) that are all False."""
     points = read_points(path).points
     points = points[torch.isfinite(points).all(1)]
     return points, torch.zeros(len(points), dtype=torch.bool)
 
 
-def real3d_labelled(path: Path) -> tuple[Tensor, Tensor]:
-    """Points and labels of a text file with x, y, z and label in each line."""
+def _real3d_labeled(path: Path) -> tuple[Tensor, Tensor]:
+    """Points (n, 3) and labels (n,) of a text file with x, y, z and label in each line."""
     if not path.is_file():
         msg = f"There is no file {path}: expected x, y, z and label of each point of a cloud with a defect."
         raise FileNotFoundError(msg)
@@ -138,59 +176,9 @@ def real3d_labelled(path: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(table[:, :3]).float(), torch.from_numpy(table[:, 3] > 0)
 
 
-_JOBS = {"mvtec3d": mvtec3d_jobs, "eyecandies": eyecandies_jobs, "real3d": real3d_jobs}
-
-
-def render(source: Path, out: Path, options: argparse.Namespace) -> None:
-    """Draw all categories, or those that were asked for."""
-    if not source.is_dir():
-        msg = f"There is no folder {source}: expected the categories of {options.dataset} in it."
-        raise FileNotFoundError(msg)
-    settings = RenderSettings.of_views(
-        options.views, options.size, point_size=options.point_size, depth_tolerance=options.depth_tolerance
-    )
-    names = options.categories or sorted(path.parent.name for path in source.glob("*/test"))
-    if not names:
-        msg = f"There are no categories in {source}: expected folders with a folder 'test'."
-        raise FileNotFoundError(msg)
-    for name in names:
-        jobs = list(_JOBS[options.dataset](source / name, settings, options.seed))
-        if not jobs:
-            msg = f"There are no clouds of {options.dataset} in {source / name / 'test'}: look at --dataset."
-            raise FileNotFoundError(msg)
-        with new_category(out, name, overwrite=options.overwrite) as folder:
-            for job in track(jobs, f"Drawing {name}", transient=True):
-                job(folder)
-        logger.info("Wrote %d clouds of %s to %s.", len(jobs), name, out / name)
-    categories = {path.name: entries(out, path) for path in sorted(out.iterdir()) if (path / "test").is_dir()}
-    write_index(out, categories)
-
-
-def entries(root: Path, category: Path) -> list[dict]:
-    rendered = sorted((category / "test").glob(f"*/{VIEWS}/*"))
-    return [index_entry(root, path.parents[1], path.name) for path in rendered]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder with the categories of the data set")
-    parser.add_argument("out", type=Path, help="folder to write to")
-    parser.add_argument("--dataset", choices=list(_JOBS), default="mvtec3d", help="layout of the source")
-    parser.add_argument("--categories", nargs="+", help="categories to draw; all if not given")
-    parser.add_argument("--views", type=int, default=9, choices=list(VIEW_ANGLES), help="views of mvtec3d's clouds")
-    parser.add_argument("--size", type=int, default=336, help="width and height of the views in pixels")
-    parser.add_argument("--point-size", type=float, help="side of a point in pixels of a window of 1024")
-    parser.add_argument("--depth-tolerance", type=float, help="points this much behind the nearest are visible too")
-    parser.add_argument("--seed", type=int, default=0, help="makes the choice of points and planes repeatable")
-    parser.add_argument("--overwrite", action="store_true", help="replace categories that exist")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        render(options.source, options.out, options)
-    except (FileExistsError, FileNotFoundError, ValueError) as error:
-        parser.exit(2, f"{error}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+DATASETS: dict[str, Callable[[Path, RenderSettings, int], Iterator[Job]]] = {
+    "mvtec3d": _mvtec3d_jobs,
+    "eyecandies": _eyecandies_jobs,
+    "real3d": _real3d_jobs,
+}
+"""Jobs of a category, by the name of its layout."""

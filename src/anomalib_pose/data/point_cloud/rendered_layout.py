@@ -163,7 +163,7 @@ def _numbered(folder: Path, pattern: str) -> list[Path]:
     """Files in the order of the first number in their names: view_10 comes after view_9."""
     found = [path for path in folder.glob(pattern) if re.search(r"\d", path.name)]
     if not found:
-        msg = f"There is no {pattern} in {folder}: render the clouds with tools/render_clouds.py."
+        msg = f"There is no {pattern} in {folder}: render the clouds with anomalib-pose render-clouds."
         raise FileNotFoundError(msg)
     return sorted(found, key=lambda path: int(re.findall(r"\d+", path.name)[0]))
 

@@ -103,7 +103,7 @@ class BrokenChairs(FixedTestDataModule):
             msg = (
                 f"There is no folder {self.root}: download BrokenChairs from "
                 "https://huggingface.co/datasets/ankankbhunia/brokenchairs180k and give its folder as root, or make a "
-                "sample with tools/make_sample_data.py chairs."
+                "sample with anomalib-pose sample chairs."
             )
             raise FileNotFoundError(msg)
 

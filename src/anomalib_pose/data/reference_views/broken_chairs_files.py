@@ -76,7 +76,7 @@ def find_queries(root: Path) -> list[QueryFile]:
     if without:
         msg = (
             f"{len(without)} shapes have no reference views, the first should be in {without[0]}: unpack the shapes, "
-            "or draw the views with tools/render_views.py."
+            "or draw the views with anomalib-pose render-views."
         )
         raise FileNotFoundError(msg)
     return queries

@@ -91,7 +91,10 @@ class ReferenceFile:
         image, _ = read_image(self.image_path)
         height, width = image.shape[-2:]
         if height != width:
-            msg = f"Reference views are square, {self.image_path} is {width} x {height}: draw it with render_views."
+            msg = (
+                f"Reference views are square, {self.image_path} is {width} x {height}: render it with "
+                "anomalib-pose render-views."
+            )
             raise ValueError(msg)
         if image.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE):
             return image
@@ -166,8 +169,8 @@ def spread_views(files: list[ReferenceFile], count: int) -> list[ReferenceFile]:
     if not 1 <= count <= len(files):
         folder = files[0].image_path.parent if files else "the folder"
         msg = (
-            f"{folder} has {len(files)} different views, {count} are asked for: draw more with tools/render_views.py, "
-            "or ask for fewer."
+            f"{folder} has {len(files)} different views, {count} are asked for: draw more with "
+            "anomalib-pose render-views, or ask for fewer."
         )
         raise ValueError(msg)
     return [files[i * len(files) // count] for i in range(count)]
@@ -199,7 +202,10 @@ def read_correspondences(path: Path) -> Correspondences:
     try:
         content = _archive(path) if path.suffix == ".npz" else _dictionary(path)
     except _UNREADABLE as error:
-        msg = f"{path} cannot be read as correspondences ({error}): copy it again, or write it with render_views."
+        msg = (
+            f"{path} cannot be read as correspondences ({error}): copy it again, or write it with "
+            "anomalib-pose render-views."
+        )
         raise ValueError(msg) from error
     arrays = [np.asarray(content.get(key)) for key in _KEYS]
     pixels, visible, xyz = arrays

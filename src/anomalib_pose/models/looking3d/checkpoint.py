@@ -54,7 +54,7 @@ def read_checkpoint(path: str | Path) -> Weights:
     """State dicts of the parts: encoder, projector, decoder and, if the file has them, the moving averages.
 
     Args:
-        path: the published ``model.pt``, or what ``tools/convert_checkpoint.py`` made of it.
+        path: the published ``model.pt``, or what ``anomalib-pose convert-checkpoint`` made of it.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -65,7 +65,7 @@ def read_checkpoint(path: str | Path) -> Weights:
     if not isinstance(given, dict) or not {*PARTS} <= {*given} <= {*PARTS, *AVERAGES}:
         msg = (
             f"{path} should hold the state dicts {', '.join(PARTS)} and perhaps {' and '.join(AVERAGES)}, found "
-            f"{found}: give Looking3D's published model.pt, or what tools/convert_checkpoint.py made of it."
+            f"{found}: give Looking3D's published model.pt, or what anomalib-pose convert-checkpoint made of it."
         )
         raise ValueError(msg)
     return {part: used(weights) for part, weights in given.items()}

@@ -45,7 +45,8 @@ class Looking3D(ReferenceExportMixin, TwoLossTraining, AnomalibModule):
     paper's settings; the defaults are ours.
 
     Args:
-        weights_path: published ``model.pt``, or what ``tools/convert_checkpoint.py`` made of it; empty for random ones.
+        weights_path: published ``model.pt``, or what ``anomalib-pose convert-checkpoint`` made of it; empty for random
+            ones.
         reference: shape that photographs without reference views are compared with: a mesh (.glb, .obj, .ply, .stl), or
             a folder of its rendered views.
         mask_dir: folder with a mask of the object for each photograph that is predicted, white on black, of the
@@ -246,7 +247,7 @@ class Looking3D(ReferenceExportMixin, TwoLossTraining, AnomalibModule):
         if not found:
             msg = (
                 "Looking3D compares with views of a shape, and these photographs bring none: give --model.reference, "
-                "a mesh or a folder that tools/render_views.py wrote."
+                "a mesh or a folder that anomalib-pose render-views wrote."
             )
             raise ValueError(msg)
         return found

@@ -21,7 +21,7 @@ def load_reference(path: str | Path) -> tuple[Tensor, Tensor]:
 
     Args:
         path: mesh, of which 20 views are drawn, or folder of rendered views in Looking3D's layout, as
-            ``tools/render_views.py`` writes them.
+            ``anomalib-pose render-views`` writes them.
 
     Raises:
         FileNotFoundError: if there is no such file or folder, or no view in it.

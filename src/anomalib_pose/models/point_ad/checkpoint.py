@@ -39,7 +39,7 @@ def read_prompts(path: str | Path) -> Prompts:
     """Prompts of a file.
 
     Args:
-        path: a published ``epoch_<n>.pth``, or what ``write_prompts`` or ``tools/convert_checkpoint.py`` wrote.
+        path: a published ``epoch_<n>.pth``, or what ``write_prompts`` or ``anomalib-pose convert-checkpoint`` wrote.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -64,8 +64,8 @@ class PointAD(ViewExportMixin, CloudOutputMixin, AnomalibModule):
             which only tests can use.
         vv_blocks: number of CLIP's last blocks in whose second path values attend to values; 0 for 19 of 24, or the
             same share of another number.
-        prompt_path: published or own prompts (``tools/convert_checkpoint.py pointad``), whose sizes then count; nothing
-            is trained then. Empty to learn them.
+        prompt_path: published or own prompts (``anomalib-pose convert-checkpoint pointad``), whose sizes then count;
+            nothing is trained then. Empty to learn them.
         prompt_length: learned words of each text.
         deep_sets: blocks of the text tower, from the second on, that read learned tokens.
         deep_length: learned tokens that each of these blocks reads.

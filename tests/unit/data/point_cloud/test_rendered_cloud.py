@@ -221,5 +221,5 @@ def test_what_does_not_fit_is_refused(tmp_path, spoil, words):
 
 
 def test_missing_views_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="render_clouds"):
+    with pytest.raises(FileNotFoundError, match="anomalib-pose render-clouds"):
         read_rendered(tmp_path, "007", SIZE)

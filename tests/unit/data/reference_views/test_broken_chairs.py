@@ -292,7 +292,7 @@ def test_images_of_shapes_that_no_split_names_are_counted(copy: Path, caplog: py
 
 
 def test_what_is_missing_is_named(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no folder.*make_sample_data.py chairs"):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder.*anomalib-pose sample chairs"):
         datamodule(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="should have the folders images, annotations and shapes"):

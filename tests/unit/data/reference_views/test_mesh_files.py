@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anomalib_pose.cli import run_command
 from anomalib_pose.data.reference_views.files import find_reference_views
 from anomalib_pose.data.reference_views.mesh_files import read_mesh
-
-TOOLS = Path(__file__).resolve().parents[4] / "tools"
 
 
 def box_file(path: Path) -> Path:
@@ -82,17 +81,14 @@ def test_a_missing_reader_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_mesh(tmp_path / "one.obj")
 
 
-def test_the_program_draws_a_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.syspath_prepend(TOOLS)
-    import render_views
-
+def test_the_command_renders_a_mesh(tmp_path: Path, capsys) -> None:
     mesh = box_file(tmp_path / "box.ply")
     arguments = [str(mesh), str(tmp_path / "views"), "--views", "2", "--elevation", "35", "--distance", "2.5"]
-    assert render_views.main(arguments) == 0
+    run_command("render-views", arguments)
     files = find_reference_views(tmp_path / "views")
     assert [file.image_path.stem for file in files] == ["box_2.5_0_35", "box_2.5_180_35"]
     for wrong, message in (([], "exists already"), (["--overwrite", "--views", "0"], "views has to be 1 or more")):
-        with pytest.raises(SystemExit, match="2"):
-            render_views.main([*arguments, *wrong])
+        with pytest.raises(SystemExit, match="1"):
+            run_command("render-views", [*arguments, *wrong])
         assert message in capsys.readouterr().err
     assert len(find_reference_views(tmp_path / "views")) == 2

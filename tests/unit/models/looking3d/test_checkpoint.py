@@ -1,23 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published files are read strictly, converted whole, and never unpickled."""
 
-import runpy
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
+from anomalib_pose.cli import run_command
 from anomalib_pose.models.looking3d.checkpoint import convert, load_part, modules, read_checkpoint
 from anomalib_pose.models.looking3d.encoder import Encoder
-
-TOOL = Path(__file__).resolve().parents[4] / "tools" / "convert_checkpoint.py"
-
-
-def run(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-    runpy.run_path(str(TOOL), run_name="__main__")
 
 
 def test_every_published_entry_is_loaded_or_known_never_to_be_used(published, published_weights, shared):
@@ -36,9 +26,9 @@ def test_every_published_entry_is_loaded_or_known_never_to_be_used(published, pu
         assert dropped == {name for name in unused if not name.endswith("num_batches_tracked")}
 
 
-def test_the_tool_writes_what_inference_needs(published, tmp_path, monkeypatch):
+def test_the_command_writes_only_what_inference_reads(published, tmp_path):
     target = tmp_path / "new" / "weights.pt"
-    run(monkeypatch, "looking3d", published, target)
+    run_command("convert-checkpoint", ["looking3d", str(published), str(target)])
     given, found = read_checkpoint(published), read_checkpoint(target)
     assert {*found} == {"encoder", "projector", "attention_decoder"}
     for part, weights in found.items():
@@ -49,11 +39,11 @@ def test_the_tool_writes_what_inference_needs(published, tmp_path, monkeypatch):
     assert [path.name for path in target.parent.iterdir()] == ["weights.pt"]
 
 
-def test_averages_are_kept_to_train_on(published, tmp_path, monkeypatch):
+def test_averages_are_kept_to_train_on(published, tmp_path):
     target = tmp_path / "weights.pt"
-    run(monkeypatch, "looking3d", published, target, "--training")
+    run_command("convert-checkpoint", ["looking3d", str(published), str(target), "--training"])
     assert {"encoder_ema", "projector_ema"} < {*read_checkpoint(target)}
-    run(monkeypatch, "looking3d", target, tmp_path / "again.pt")
+    run_command("convert-checkpoint", ["looking3d", str(target), str(tmp_path / "again.pt")])
     with pytest.raises(ValueError, match="encoder_ema is missing"):
         convert(tmp_path / "again.pt", tmp_path / "third.pt", training=True)
     assert not (tmp_path / "third.pt").exists()

@@ -3,18 +3,15 @@
 
 import json
 import logging
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from anomalib_pose.cli import run_command
 from anomalib_pose.models.point_ad.checkpoint import convert, load_prompts, read_prompts, write_prompts
 from anomalib_pose.models.point_ad.clip import load_clip
 from anomalib_pose.models.point_ad.prompts import PromptLearner
-
-TOOL = Path(__file__).resolve().parents[4] / "tools" / "convert_checkpoint.py"
 
 
 @pytest.fixture
@@ -68,10 +65,9 @@ def test_published_prompts(epoch, layout, caplog):
     assert "14 entries are used, 18 are never read" in caplog.text
 
 
-def test_the_tool_keeps_what_is_read(epoch, tmp_path, monkeypatch):
+def test_the_command_keeps_only_what_the_model_reads(epoch, tmp_path):
     target = tmp_path / "new" / "cookie.pt"
-    monkeypatch.setattr(sys, "argv", [str(TOOL), "pointad", str(epoch), str(target)])
-    runpy.run_path(str(TOOL), run_name="__main__")
+    run_command("convert-checkpoint", ["pointad", str(epoch), str(target)])
     assert all(torch.equal(*pair) for pair in zip(read_prompts(epoch), read_prompts(target), strict=True))
     assert target.stat().st_size == pytest.approx(4 * (43_008 + 768), rel=0.05)
     assert [path.name for path in target.parent.iterdir()] == ["cookie.pt"]
