@@ -82,12 +82,6 @@ METHODS = {
     "piad_no_relight": Method(
         "PIAD, not in the query's light", "PIAD", arguments={"relight": False}, comparison={"name": "illumination"}
     ),
-    "piad_reflectance": Method(
-        "PIAD, not in the query's light, reflectance fitted",
-        "PIAD",
-        arguments={"relight": False, "reflectance": True},
-        comparison={"name": "illumination"},
-    ),
     "patchcore": _baseline("Patchcore", coreset_sampling_ratio=0.01),
     "padim": _baseline("Padim", n_features=100),
     "dfm": _baseline("Dfm"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The constructor arguments of the scene models, as the command line, checkpoints and Python see them."""
+"""Constructor arguments of the scene models on the command line, in checkpoints and in Python."""
 
 import inspect
 from typing import get_args
@@ -11,7 +11,9 @@ from jsonargparse import ArgumentParser
 
 from anomalib_pose.models import PIAD, OmniposeAD, SplatPose
 from anomalib_pose.models.components.scene_model import SceneModelMixin
-from sample_models import save_checkpoint
+from anomalib_pose.scene import is_reflective
+from sample_models import make_fitted, save_checkpoint
+from sample_scenes import make_toy, with_reflectance
 
 COMPONENTS = dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), True)
 SHARED = {
@@ -43,7 +45,6 @@ DEFAULTS = {
     PIAD: {
         **SHARED,
         **GAUSSIANS,
-        "reflectance": False,
         "comparator": "illumination",
         "reflectance_weights_path": "",
         "surface_strength": 0.5,
@@ -89,6 +90,29 @@ def test_checkpoints_contain_every_argument_and_load(model_class, tmp_path):
     loaded = model_class.load_from_checkpoint(path, map_location="cpu", starts=1)
     assert dict(loaded.hparams) == {**expected, "starts": 1}
     assert (loaded.seed, loaded.model.bank.rolls, loaded.model.estimator.starts) == (4, 2, 1)
+
+
+@pytest.mark.parametrize(("value", "warnings"), [(False, 0), (True, 1)])
+def test_old_checkpoint_with_a_removed_argument_loads(value, warnings, tmp_path, caplog):
+    path = save_checkpoint(make_fitted(PIAD), tmp_path / "model.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"]["reflectance"] = value
+    torch.save(checkpoint, path)
+    loaded = PIAD.load_from_checkpoint(path, map_location="cpu")
+    assert "reflectance" not in loaded.hparams
+    assert caplog.text.count("PIAD ignores reflectance=True") == warnings
+
+
+def test_scene_with_reflectance_channels_loads_without_the_paper_recipe(tmp_path):
+    model = make_fitted(PIAD)
+    model.model.scene.set_raw(with_reflectance(make_toy()).raw)
+    assert is_reflective(model.model.scene)
+    loaded = PIAD.load_from_checkpoint(save_checkpoint(model, tmp_path / "model.ckpt"), map_location="cpu")
+    assert is_reflective(loaded.model.scene)
+
+
+def test_only_the_paper_recipe_of_piad_fits_the_reflectance():
+    assert [PIAD(recipe=recipe).fit_settings.reflectance for recipe in ("default", "paper")] == [False, True]
 
 
 @for_each_model

@@ -2,6 +2,7 @@
 """Constructor arguments that all scene models share, and the construction of their detector."""
 
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -15,6 +16,8 @@ from anomalib_pose.models.components.pose_mixin import PoseMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.pose import MatcherName, RefinerName, make_estimator
 from anomalib_pose.render.reflectance import reflectance
+
+logger = logging.getLogger(__name__)
 
 
 class SceneModelMixin(PoseMixin):
@@ -77,7 +80,7 @@ class SceneModelMixin(PoseMixin):
     """
 
     removed_arguments: ClassVar[Mapping[str, Any]] = {"reflectance": False}
-    """Arguments of earlier versions with their defaults. Checkpoints of these versions contain them."""
+    """Arguments of earlier versions with their defaults. Checkpoints contain them, so they are accepted and ignored."""
     remove_ignored_hparams: Any
 
     def __init__(
@@ -113,11 +116,7 @@ class SceneModelMixin(PoseMixin):
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        for name in removed:
-            if name not in self.removed_arguments:
-                msg = f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}"
-                raise TypeError(msg)
-        self.remove_ignored_hparams([*removed])
+        self._ignore(removed)
         self.steps = steps
         self.seed = seed
         self.fit_checkpoint = fit_checkpoint or None
@@ -150,6 +149,17 @@ class SceneModelMixin(PoseMixin):
         """Give the class a signature of all arguments, its own first."""
         super().__init_subclass__(**kwargs)
         cls.__signature__ = _signature(cls)  # type: ignore[attr-defined]
+
+    def _ignore(self, removed: Mapping[str, Any]) -> None:
+        """Leave removed arguments out of the hyperparameters; refuse all others."""
+        model = type(self).__name__
+        for name, value in removed.items():
+            if name not in self.removed_arguments:
+                msg = f"{model}.__init__() got an unexpected keyword argument {name!r}"
+                raise TypeError(msg)
+            if value != self.removed_arguments[name]:
+                logger.warning("%s ignores %s=%r: this version has no such argument.", model, name, value)
+        self.remove_ignored_hparams([*removed])
 
     def make_detector(
         self, scene: nn.Module, comparator_options: Mapping[str, Any] | None = None, **options: Any

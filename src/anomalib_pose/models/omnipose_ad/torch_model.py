@@ -11,6 +11,7 @@ from anomalib_pose.scene import MlpFitSettings, MlpScene, VoxelFitSettings, Voxe
 
 FieldName = Literal["grid", "mlp"]
 """Radiance fields: a sparse voxel grid, or the two networks of the paper."""
+FIELDS: tuple[str, ...] = get_args(FieldName)
 
 
 def make_field(name: FieldName | str) -> nn.Module:
@@ -22,8 +23,8 @@ def make_field(name: FieldName | str) -> nn.Module:
     Raises:
         ValueError: if the name is unknown.
     """
-    if name not in get_args(FieldName):
-        msg = f"field should be one of {', '.join(map(repr, get_args(FieldName)))}, got {name!r}."
+    if name not in FIELDS:
+        msg = f"field should be one of {', '.join(map(repr, FIELDS))}, got {name!r}."
         raise ValueError(msg)
     return VoxelScene() if name == "grid" else MlpScene()
 

@@ -10,7 +10,7 @@ from anomalib_pose.compare.factory import ComparatorName
 from anomalib_pose.models.components.gaussian_fit import GaussianFit
 from anomalib_pose.models.components.scene_model import SceneModelMixin
 from anomalib_pose.render.backend import RasterizerName
-from anomalib_pose.render.reflectance import reflectance as closed_form
+from anomalib_pose.render.reflectance import reflectance
 from anomalib_pose.scene import FitSettings, GaussianScene
 from anomalib_pose.scene.settings import FitRecipe
 
@@ -27,12 +27,12 @@ class PIAD(SceneModelMixin, MemoryBankMixin, AnomalibModule):
 
     Args:
         recipe: ``"default"``: a fixed budget of Gaussians on the visual hull; ``"paper"``: 100k random points with
-            densification, for which ``steps`` should be 30000 and ``sh_degree`` 3.
+            densification, for which ``steps`` should be 30000 and ``sh_degree`` 3. The recipe ``"paper"`` also fits the
+            reflectance, as three more channels of the same Gaussians; the paper fits a second scene to it. The refiner
+            ``"reflectance"`` and comparisons without ``relight`` render these channels. They double the time of the
+            fit, and change no measured score where references are relit.
         max_gaussians: largest number of Gaussians; the recipe ``"paper"`` ignores it.
         sh_degree: degree of the view-dependent color, 0 to 3. The paper uses 3; with 0, gloss looks like a defect.
-        reflectance: fit the reflectance as three more channels of the same Gaussians, which the refiner
-            ``"reflectance"`` and comparisons without ``relight`` render; the paper fits a second scene to it. It
-            doubles the time of the fit, and changes no measured score where references are relit.
         comparator: comparison of query and reference. ``"illumination"``: reflectance, structure and features,
             normalized by the residuals of normal views and by the residual level of the query; ``"product"``: as in
             the paper; ``"calibrated"``: the default of SplatPose; ``"paper"``: as in OmniposeAD and SplatPose.
@@ -52,7 +52,6 @@ class PIAD(SceneModelMixin, MemoryBankMixin, AnomalibModule):
         recipe: FitRecipe = "default",
         max_gaussians: int = 20_000,
         sh_degree: int = 2,
-        reflectance: bool = False,
         comparator: ComparatorName = "illumination",
         reflectance_weights_path: str = "",
         surface_strength: float = 0.5,
@@ -62,10 +61,9 @@ class PIAD(SceneModelMixin, MemoryBankMixin, AnomalibModule):
         **shared: Any,
     ) -> None:
         super().__init__(comparator=comparator, memory_patches=memory_patches, **shared)
-        settings = FitSettings.of(recipe, self.steps, max_gaussians, sh_degree, self.seed)
-        self.fit_settings = dataclasses.replace(settings, reflectance=reflectance)
+        self.fit_settings = FitSettings.of(recipe, self.steps, max_gaussians, sh_degree, self.seed)
         if recipe == "paper":
-            self.fit_settings = dataclasses.replace(self.fit_settings, initial_opacity=0.5)
+            self.fit_settings = dataclasses.replace(self.fit_settings, reflectance=True, initial_opacity=0.5)
         self.rasterizer = rasterizer
         options = {"reflectance_weights_path": reflectance_weights_path} if comparator in _WITH_REFLECTANCE else {}
         self.model = self.make_detector(
@@ -79,5 +77,5 @@ class PIAD(SceneModelMixin, MemoryBankMixin, AnomalibModule):
             self.fit_checkpoint,
             self.rasterizer,
             progress=self.shows_progress,
-            decompose=self.model.comparator.reflectance or closed_form,
+            decompose=self.model.comparator.reflectance or reflectance,
         )
