@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a query image to its camera: view bank, refinement, and an estimate that knows how sure it is."""
+"""Camera pose estimation of a query image: view bank, feature matching, refinement, confidence."""
 
 from anomalib_pose.pose.adam import AdamRefiner
 from anomalib_pose.pose.estimator import PoseEstimator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole pose search of one query: bank, starts, refinement, confidence."""
+"""Pose estimation of one query: initial poses from the view bank, refinement, confidence."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,32 +15,38 @@ from anomalib_pose.pose.types import PoseEstimate, Query, RefinementResult, Refi
 from anomalib_pose.pose.view_bank import ViewBank
 from anomalib_pose.scene import Scene
 
-_TOLERATED = 4.0
-_LEAST_TYPICAL = 0.02  # objects without texture agree with themselves better than any threshold needs
-_MOST_TYPICAL = 0.15  # renderings that agree less than this with good views do not tell a right pose from a wrong one
-_POLISHES = 2
+_RESIDUAL_TOLERANCE = 4.0  # multiple of the typical residual at which the factor `fit` of the confidence is 0.5
+_MIN_TYPICAL_RESIDUAL = 0.02  # objects without texture have residuals so small that a stricter bound has no use
+_MAX_TYPICAL_RESIDUAL = 0.15  # with larger residuals on normal views, right and wrong poses cannot be told apart
+_ROBUST_ROUNDS = 2
 
-Change = Callable[[Query, Camera], Query]
-"""A query as it would be in the light of the scene, for example, were it taken by a camera."""
+QueryRelighting = Callable[[Query, Camera], Query]
+"""Removes the light of a query: maps the query and its estimated camera to the query in the scene's light."""
 
 
 class PoseEstimator(nn.Module):
-    """Finds the camera of a query: nearest views of the bank, refined, the best kept, and judged.
+    """Estimates the camera of a query: takes initial poses from a view bank, refines them, and rates the result.
 
     The confidence is ``overlap * fit``. ``overlap`` is the intersection over union of the rendered silhouette and the
-    query's foreground, 1 where the foreground is unknown. ``fit`` is ``1 / (1 + (residual / (4 typical))²)``, with the
-    residual of ``structure_residual``, which other light hardly changes, and its typical value measured by
-    ``calibrate`` on normal views. If the first starts end below ``retry_below``, twice as
-    many further views of the bank are tried, then ``robust_refiner`` on the best end, and then the poses that
-    ``matched`` finds from features of the same views.
+    query's foreground, or 1 if the foreground is unknown. ``fit`` is ``1 / (1 + (residual / (4 typical))²)``. Here
+    ``residual`` is ``structure_residual``, which changes little with the light. ``typical`` is its median on normal
+    views, measured by ``calibrate``.
+
+    A query is a low-confidence query if its estimate has a confidence below ``retry_below``. The estimator then tries,
+    in this order: twice as many further initial poses of the bank, ``robust_refiner`` on the best hypothesis, and
+    initial poses that ``feature_localizer`` computes from feature matches with the same views.
 
     Args:
-        refiner: improves start poses.
-        starts: views of the bank to start from.
-        retry_below: confidence under which more is tried.
-        robust_refiner: improves a doubtful end, or None.
-        relighting_refiner: improves an estimate on a query that was changed after it, or None; see ``forward``.
-        matched: finds other starts for a doubtful query, or None. It is no part of the state.
+        refiner: refines initial poses.
+        starts: number of initial poses.
+        retry_below: confidence below which the estimator tries further hypotheses.
+        robust_refiner: refines the best hypothesis of a low-confidence query, or None.
+        relighting_refiner: refines an estimate on the query in the scene's light, or None; see ``forward``.
+        feature_localizer: computes initial poses of a low-confidence query from feature matches, or None. It is not
+            part of the module's state.
+
+    Raises:
+        ValueError: if ``starts`` is below 1.
     """
 
     typical_residual: Tensor
@@ -67,92 +73,109 @@ class PoseEstimator(nn.Module):
         self.register_buffer("typical_residual", torch.tensor(0.1))
 
     def calibrate(self, residuals: Float[Tensor, " n"]) -> None:
-        """Take the median residual of normal views at their poses as typical, within bounds."""
+        """Store the median residual of normal views at their poses as the typical residual, within bounds.
+
+        Args:
+            residuals: ``structure_residual`` of each view; without any, the typical residual stays.
+        """
         if len(residuals):
-            self.typical_residual = residuals.median().clamp(_LEAST_TYPICAL, _MOST_TYPICAL).to(self.typical_residual)
+            typical = residuals.median().clamp(_MIN_TYPICAL_RESIDUAL, _MAX_TYPICAL_RESIDUAL)
+            self.typical_residual = typical.to(self.typical_residual)
 
     def load(self) -> None:
-        """Look for the weights of the matcher, if there is one; see ``Matcher``."""
+        """Read the weights of the feature matcher, if there is one; see ``Matcher``."""
         if self.feature_localizer is not None:
             self.feature_localizer.matcher.load()
 
-    def forward(self, scene: Scene, bank: ViewBank, query: Query, change: Change | None = None) -> PoseEstimate:
-        """Estimate the camera of a query.
+    def forward(
+        self, scene: Scene, bank: ViewBank, query: Query, relight_query: QueryRelighting | None = None
+    ) -> PoseEstimate:
+        """Estimate the camera of one query.
 
         Args:
             scene: the fitted object.
-            bank: its view bank.
+            bank: the object's view bank.
             query: the image; a query without an object gives a low confidence.
-            change: of the query, once a camera is found: before more is tried, that is refined and judged on the query
-                so changed. Without a relighting_refiner, as the papers' refiners are used, nothing is changed.
+            relight_query: maps the query and an estimated camera to the query in the scene's light. The estimate is
+                refined and rated on this query before the estimator tries further hypotheses. Without a
+                ``relighting_refiner``, as in the papers' recipes, the argument is ignored.
         """
-        poses, _ = bank.nearest(query, 3 * self.starts)
-        first = self._try(self.refiner, scene, query, poses[: self.starts])
-        if _is_empty(query):
-            return first
-        best = self._finished(scene, query, first, change)
-        if max(first.confidence, best.confidence) >= self.retry_below:
-            return best
-        found = self._insisted(scene, query, poses, first)
-        if change is None or self.relighting_refiner is None:
-            return found
-        surest = _surer(best, self._finished(scene, query, found, change))
-        return replace(surest, n_renders=surest.n_renders - first.n_renders)  # both began with it
+        initial_poses, _ = bank.nearest(query, 3 * self.starts)
+        first_estimate = self._refine(self.refiner, scene, query, initial_poses[: self.starts])
+        if _has_no_object(query):
+            return first_estimate
+        estimate = self._refine_relighted(scene, query, first_estimate, relight_query)
+        if max(first_estimate.confidence, estimate.confidence) >= self.retry_below:
+            return estimate
+        retried_estimate = self._try_further_hypotheses(scene, query, initial_poses, first_estimate)
+        if relight_query is None or self.relighting_refiner is None:
+            return retried_estimate
+        retried_estimate = self._refine_relighted(scene, query, retried_estimate, relight_query)
+        best_estimate = _more_confident(estimate, retried_estimate)
+        # Both estimates include the renderings of the first one.
+        return replace(best_estimate, n_renders=best_estimate.n_renders - first_estimate.n_renders)
 
-    def _insisted(self, scene: Scene, query: Query, poses: Tensor, best: PoseEstimate) -> PoseEstimate:
-        """A doubtful estimate, or what comes of more starts, the robust_refiner and the matcher if that is surer."""
-        if len(poses) > self.starts:
-            best = _surer(best, self._try(self.refiner, scene, query, poses[self.starts :]))
-        best = self._polished(scene, query, best)
-        if self.feature_localizer is None or best.confidence >= self.retry_below:
-            return best
-        starts = self.feature_localizer(scene, query, poses)
-        best = replace(best, n_renders=best.n_renders + len(poses))
-        if not len(starts):
-            return best
-        return _surer(best, self._polished(scene, query, self._try(self.refiner, scene, query, starts)))
+    def _try_further_hypotheses(
+        self, scene: Scene, query: Query, initial_poses: Tensor, estimate: PoseEstimate
+    ) -> PoseEstimate:
+        """Return the best of an estimate, further initial poses, the robust refiner and feature matching."""
+        if len(initial_poses) > self.starts:
+            further_estimate = self._refine(self.refiner, scene, query, initial_poses[self.starts :])
+            estimate = _more_confident(estimate, further_estimate)
+        estimate = self._refine_robustly(scene, query, estimate)
+        if self.feature_localizer is None or estimate.confidence >= self.retry_below:
+            return estimate
+        matched_poses = self.feature_localizer(scene, query, initial_poses)
+        estimate = replace(estimate, n_renders=estimate.n_renders + len(initial_poses))
+        if not len(matched_poses):
+            return estimate
+        matched_estimate = self._refine(self.refiner, scene, query, matched_poses)
+        return _more_confident(estimate, self._refine_robustly(scene, query, matched_estimate))
 
-    def _finished(self, scene: Scene, query: Query, estimate: PoseEstimate, change: Change | None) -> PoseEstimate:
-        """An estimate, refined on the query as it is changed for it."""
-        if change is None or self.relighting_refiner is None:
+    def _refine_relighted(
+        self, scene: Scene, query: Query, estimate: PoseEstimate, relight_query: QueryRelighting | None
+    ) -> PoseEstimate:
+        """Refine and rate an estimate on the query in the scene's light, if relighting is on."""
+        if relight_query is None or self.relighting_refiner is None:
             return estimate
         camera = estimate.camera
-        query = change(query, camera)
-        found = RefinementResult(camera.camera_to_world, estimate.residual, estimate.converged, estimate.n_renders)
-        # both are judged on the changed query: on the other one the estimate may look better than it is
-        return self._improved(
-            self.relighting_refiner, scene, query, self._judged(scene, replace(query, K=camera.K), found)
-        )
+        query = replace(relight_query(query, camera), K=camera.K)
+        unchanged = RefinementResult(camera.camera_to_world, estimate.residual, estimate.converged, estimate.n_renders)
+        # The old pose is rated on the relighted query too: its confidence on the original query may be too high.
+        return self._improve(self.relighting_refiner, scene, query, self._rate(scene, query, unchanged))
 
-    def _polished(self, scene: Scene, query: Query, best: PoseEstimate) -> PoseEstimate:
-        """A doubtful estimate, or what the robust_refiner makes of it if that is surer."""
-        for _ in range(_POLISHES):
-            if self.robust_refiner is None or best.confidence >= self.retry_below:
+    def _refine_robustly(self, scene: Scene, query: Query, estimate: PoseEstimate) -> PoseEstimate:
+        """Apply the robust refiner, if there is one, as long as the confidence is low."""
+        for _ in range(_ROBUST_ROUNDS):
+            if self.robust_refiner is None or estimate.confidence >= self.retry_below:
                 break
-            best = self._improved(self.robust_refiner, scene, query, best)
-        return best
+            estimate = self._improve(self.robust_refiner, scene, query, estimate)
+        return estimate
 
-    def _improved(self, refiner: Refiner, scene: Scene, query: Query, best: PoseEstimate) -> PoseEstimate:
-        """An estimate, or what a refiner makes of it if that is surer."""
-        here = replace(query, K=best.camera.K)
-        return _surer(best, self._try(refiner, scene, here, best.camera.camera_to_world[None]))
+    def _improve(self, refiner: Refiner, scene: Scene, query: Query, estimate: PoseEstimate) -> PoseEstimate:
+        """Refine an estimate; return the more confident of the old and the refined one."""
+        query = replace(query, K=estimate.camera.K)
+        return _more_confident(estimate, self._refine(refiner, scene, query, estimate.camera.camera_to_world[None]))
 
-    def _try(self, refiner: Refiner, scene: Scene, query: Query, starts: Tensor) -> PoseEstimate:
-        return self._judged(scene, query, refiner(scene, query, starts))
+    def _refine(self, refiner: Refiner, scene: Scene, query: Query, initial_poses: Tensor) -> PoseEstimate:
+        """Refine initial poses and rate the best result."""
+        return self._rate(scene, query, refiner(scene, query, initial_poses))
 
-    def _judged(self, scene: Scene, query: Query, found: RefinementResult) -> PoseEstimate:
-        query = replace(query, K=scale_focal_lengths(query.K, found.focal_scale))
-        camera = query.camera_at(found.camera_to_world)
-        residual, overlap = measure_agreement(scene, query, found.camera_to_world)
-        fit = 1 / (1 + (residual / (_TOLERATED * float(self.typical_residual))) ** 2)
-        return PoseEstimate(camera, residual, float(overlap * fit), found.converged, found.n_renders + 1)
+    def _rate(self, scene: Scene, query: Query, result: RefinementResult) -> PoseEstimate:
+        """Render the scene at a refined pose and compute residual and confidence."""
+        query = replace(query, K=scale_focal_lengths(query.K, result.focal_scale))
+        residual, overlap = measure_agreement(scene, query, result.camera_to_world)
+        fit = 1 / (1 + (residual / (_RESIDUAL_TOLERANCE * float(self.typical_residual))) ** 2)
+        camera = query.camera_at(result.camera_to_world)
+        return PoseEstimate(camera, residual, float(overlap * fit), result.converged, result.n_renders + 1)
 
 
-def _surer(first: PoseEstimate, second: PoseEstimate) -> PoseEstimate:
-    """The estimate of higher confidence, with the renders of both."""
+def _more_confident(first: PoseEstimate, second: PoseEstimate) -> PoseEstimate:
+    """Return the estimate of higher confidence, with the number of renderings of both."""
     best = second if second.confidence > first.confidence else first
     return replace(best, n_renders=first.n_renders + second.n_renders)
 
 
-def _is_empty(query: Query) -> bool:
+def _has_no_object(query: Query) -> bool:
+    """Return whether the foreground is known and empty."""
     return query.foreground is not None and not bool((query.foreground > OBJECT_ALPHA).any())

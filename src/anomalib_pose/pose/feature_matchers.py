@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kornia's networks as matchers, with weights from a file."""
+"""Feature matchers: kornia's ALIKED, XFeat and LoFTR, with weights from a file."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -22,16 +22,16 @@ MatcherName = Literal["", "aliked", "xfeat", "loftr"]
 
 
 class NetworkMatcher(ABC):
-    """A network of kornia, built and filled when it is first used, and no part of a model's state.
+    """A network of kornia that reads its weights at its first use. It is not part of a model's state.
 
     Args:
-        weights: file of its state dict.
+        weights: file of the network's state dict.
     """
 
     name: ClassVar[str]
     class_name: ClassVar[str]
     not_in_files: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of names that published files lack, because they are not needed or computed."""
+    """Prefixes of entries that published files lack, because the network computes them or does not need them."""
 
     def __init__(self, weights: str | Path) -> None:
         self.weights = Path(weights)
@@ -39,59 +39,59 @@ class NetworkMatcher(ABC):
 
     @abstractmethod
     def build(self, network: type) -> nn.Module:
-        """The network with random weights.
+        """Build the network with random weights.
 
         Args:
-            network: kornia's class.
+            network: kornia's class of the network.
         """
 
     @abstractmethod
     def match(self, network: Any, image: Tensor, views: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Matches of an image with each view; see ``Matcher``.
+        """Match an image with each view; see ``Matcher``.
 
         Args:
-            network: with its weights, on the images' device.
+            network: the network with its weights, on the images' device.
             image: RGB (3, H, W) in [0, 1].
             views: RGB (V, 3, H, W) in [0, 1].
         """
 
     def load(self) -> None:
         """Read the weights, once; see ``Matcher``."""
-        self._loaded()
+        self._loaded_network()
 
-    def _loaded(self) -> nn.Module:
+    def _loaded_network(self) -> nn.Module:
         if self._network is None:
             weights = read_state_dict(self.weights, f"the weights of {self.name!r} as matcher_weights", repr(self.name))
-            with torch.random.fork_rng(devices=[]):  # random weights that are replaced should not move the seed
+            with torch.random.fork_rng(devices=[]):  # the random weights must not advance the global generator
                 network = self.build(_kornia_class(self.class_name))
-            self._fill(network, weights)
+            self._load_weights(network, weights)
             self._network = network.eval()
             logger.info("Loaded %s from %s.", self.name, self.weights)
         return self._network
 
-    def _fill(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
+    def _load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
         try:
             result = network.load_state_dict(weights, strict=False)
-        except RuntimeError as error:  # other shapes
-            raise ValueError(self._misfit(str(error).splitlines()[-1].strip())) from error
-        wrong = [name for name in result.missing_keys if not name.startswith(self.not_in_files)]
-        if wrong or result.unexpected_keys:
-            reason = f"{len(wrong)} entries are missing and {len(result.unexpected_keys)} unknown"
-            raise ValueError(self._misfit(f"{reason}, {[*wrong, *result.unexpected_keys][0]!r} first"))
+        except RuntimeError as error:  # an entry has another shape
+            raise ValueError(self._mismatch_message(str(error).splitlines()[-1].strip())) from error
+        missing = [name for name in result.missing_keys if not name.startswith(self.not_in_files)]
+        if missing or result.unexpected_keys:
+            reason = f"{len(missing)} entries are missing and {len(result.unexpected_keys)} unknown"
+            raise ValueError(self._mismatch_message(f"{reason}, {[*missing, *result.unexpected_keys][0]!r} first"))
 
-    def _misfit(self, reason: str) -> str:
+    def _mismatch_message(self, reason: str) -> str:
         return f"{self.weights} should hold weights of {self.name!r}, but they do not fit: {reason}"
 
     @torch.no_grad()
     def __call__(
         self, image: Float[Tensor, "3 h w"], views: Float[Tensor, "v 3 h w"]
     ) -> list[tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]]:
-        """Matching pixel coordinates in the image and in each view; see ``Matcher``."""
-        return self.match(self._loaded().to(image.device), image, views)
+        """Match an image with each view; see ``Matcher``."""
+        return self.match(self._loaded_network().to(image.device), image, views)
 
 
 class AlikedMatcher(NetworkMatcher):
-    """ALIKED (Zhao et al. 2023), mutual nearest neighbors of its descriptors.
+    """ALIKED (Zhao et al. 2023). Matches are mutual nearest neighbors of its descriptors.
 
     Args:
         weights: file of ``aliked-n16``.
@@ -102,23 +102,23 @@ class AlikedMatcher(NetworkMatcher):
     not_in_files = ("dkd.hw_grid",)
 
     def build(self, network: type) -> nn.Module:
-        """The network; see ``NetworkMatcher``."""
-        # the strongest points, however weak: the objects have little texture
+        """Build the network; see ``NetworkMatcher``."""
+        # Objects have little texture, so the strongest key points count however weak they are.
         return network("aliked-n16", max_num_keypoints=_KEYPOINTS, detection_threshold=0.0)
 
     def match(self, network: Any, image: Tensor, views: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Matches of an image with each view; see ``NetworkMatcher``."""
-        own, *others = [
-            (found.keypoints + 0.5, found.descriptors) for found in network(torch.cat([image[None], views]))
+        """Match an image with each view; see ``NetworkMatcher``."""
+        image_features, *view_features = [
+            (features.keypoints + 0.5, features.descriptors) for features in network(torch.cat([image[None], views]))
         ]
-        return [_mutual(own, other) for other in others]
+        return [_mutual_matches(image_features, features) for features in view_features]
 
 
 class XFeatMatcher(NetworkMatcher):
-    """XFeat (Potje et al. 2024), sparse: mutual nearest neighbors of its descriptors.
+    """Sparse XFeat (Potje et al. 2024). Matches are mutual nearest neighbors of its descriptors.
 
     Args:
-        weights: file of XFeat, with or without its fine matcher, which is not used.
+        weights: file of XFeat, with or without its fine matcher, which this class does not use.
     """
 
     name = "xfeat"
@@ -126,24 +126,26 @@ class XFeatMatcher(NetworkMatcher):
     not_in_files = ("net.fine_matcher.",)
 
     def build(self, network: type) -> nn.Module:
-        """The network; see ``NetworkMatcher``."""
+        """Build the network; see ``NetworkMatcher``."""
         return network(top_k=_KEYPOINTS, detection_threshold=0.0)
 
-    def _fill(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
-        # files hold the network without the detector around it
-        super()._fill(network, {f"net.{name.removeprefix('net.')}": value for name, value in weights.items()})
+    def _load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
+        # The files hold the network without the detector around it.
+        super()._load_weights(network, {f"net.{name.removeprefix('net.')}": value for name, value in weights.items()})
 
     def match(self, network: Any, image: Tensor, views: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Matches of an image with each view; see ``NetworkMatcher``."""
-        # XFeat shrinks images to multiples of 32 and gives the corner of the small image's pixel
+        """Match an image with each view; see ``NetworkMatcher``."""
+        # XFeat resizes images to multiples of 32 and returns the corner of the resized image's pixel.
         half = image.new_tensor([0.5 * size / max(32, size // 32 * 32) for size in (image.shape[-1], image.shape[-2])])
-        described = network.detectAndCompute(torch.cat([image[None], views]))
-        own, *others = [(one["keypoints"].clone() + half, one["descriptors"].clone()) for one in described]
-        return [_mutual(own, other) for other in others]
+        outputs = network.detectAndCompute(torch.cat([image[None], views]))
+        image_features, *view_features = [
+            (output["keypoints"].clone() + half, output["descriptors"].clone()) for output in outputs
+        ]
+        return [_mutual_matches(image_features, features) for features in view_features]
 
 
 class LoftrMatcher(NetworkMatcher):
-    """LoFTR (Sun et al. 2021): matches of gray images without key points.
+    """LoFTR (Sun et al. 2021), which matches gray images without key points.
 
     Args:
         weights: file of the outdoor or the indoor weights.
@@ -154,15 +156,15 @@ class LoftrMatcher(NetworkMatcher):
     not_in_files = ("pos_encoding.",)
 
     def build(self, network: type) -> nn.Module:
-        """The network; see ``NetworkMatcher``."""
+        """Build the network; see ``NetworkMatcher``."""
         return network(pretrained=None)
 
     def match(self, network: Any, image: Tensor, views: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Matches of an image with each view; see ``NetworkMatcher``."""
+        """Match an image with each view; see ``NetworkMatcher``."""
         features = network.extract_features(image.mean(0)[None, None])
-        found = [network({"features0": features, "image1": view.mean(0)[None, None]}) for view in views]
-        # unlike kornia's other networks its pixels' centers are at halves
-        return [(one["keypoints0"], one["keypoints1"]) for one in found]
+        matches = [network({"features0": features, "image1": view.mean(0)[None, None]}) for view in views]
+        # LoFTR's pixel centers are at halves already, unlike those of kornia's other networks.
+        return [(match["keypoints0"], match["keypoints1"]) for match in matches]
 
 
 _MATCHERS: dict[str, type[NetworkMatcher]] = {
@@ -186,26 +188,32 @@ def make_matcher(name: MatcherName | str, weights: str | Path) -> Matcher | None
         msg = f"matcher should be one of {', '.join(map(repr, _MATCHERS))}, or empty without weights, got {name!r}."
         raise ValueError(msg)
     if not str(weights):
-        msg = f"The matcher {name!r} needs matcher_weights, the file of its weights: nothing is downloaded."
+        msg = f"The matcher {name!r} needs matcher_weights, the file of its weights. Nothing is downloaded."
         raise ValueError(msg)
     return _MATCHERS[name](weights)
 
 
-def _mutual(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Points of two images whose descriptors are each other's nearest."""
-    similarity = first[1] @ second[1].T
+def _mutual_matches(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the points of two images whose descriptors are mutual nearest neighbors.
+
+    Args:
+        first: key points (n, 2) and descriptors (n, d).
+        second: key points (m, 2) and descriptors (m, d).
+    """
+    (first_points, first_descriptors), (second_points, second_descriptors) = first, second
+    similarity = first_descriptors @ second_descriptors.T
     if not similarity.numel():
-        return first[0][:0], second[0][:0]
-    there, back = similarity.argmax(1), similarity.argmax(0)
-    own = torch.arange(len(there), device=there.device)
-    mutual = back[there] == own
-    return first[0][mutual], second[0][there[mutual]]
+        return first_points[:0], second_points[:0]
+    nearest_in_second, nearest_in_first = similarity.argmax(1), similarity.argmax(0)
+    indices = torch.arange(len(nearest_in_second), device=nearest_in_second.device)
+    mutual = nearest_in_first[nearest_in_second] == indices
+    return first_points[mutual], second_points[nearest_in_second[mutual]]
 
 
 def _kornia_class(name: str) -> type:
     import kornia.feature
 
     if not hasattr(kornia.feature, name):
-        msg = f"kornia {kornia.__version__} has no {name}: install kornia 0.8.3 or later."
+        msg = f"kornia {kornia.__version__} has no {name}. Install kornia 0.8.3 or later."
         raise ImportError(msg)
     return getattr(kornia.feature, name)

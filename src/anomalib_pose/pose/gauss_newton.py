@@ -4,6 +4,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,25 +16,77 @@ from anomalib_pose.pose.surface_alignment import OPAQUE, NormalEquations, Render
 from anomalib_pose.pose.types import Query, RefinementResult
 from anomalib_pose.scene import Scene, reduced_scene
 
-_REJECTIONS = 4
-_DAMPING = 1e-3
-_SAME = 0.05  # radians, and share of the distance to the origin: a third of what lies between views of the bank
-_ALIKE = 1.2  # times the lowest cost: on the far side of a car that looks alike it was a tenth higher
-_SETTLED = {8: 0.2, 4: 0.2, 2: 0.1, 1: 0.02}  # pixels, by the divisor of the size: the next level goes on
-_WORTH_A_STEP = 0.01  # share of the cost; what lowers it by less is left to the next rendering
-# Pixels: smaller images hold too little for six degrees of freedom. From an eighth of the size a bank's view is near
-# enough without, and in 25 pixels a missing part was seen to pull the camera out of the basin of the next level.
-_COARSEST = {8: 48, 4: 24, 2: 24, 1: 0}
-_REDESCENDS = 4  # divisor of the size; coarser levels mix what is missing with what is there
-_FEW_GAUSSIANS = 4  # divisor of the size: what the Gaussians left out show is smaller than a pixel there
-_FOCAL_FROM = 2  # divisor of the size; on coarser levels the focal length would take up what is wrong with the pose
-_FOCAL_LIMIT = math.log(1.2)
+_MAX_REJECTIONS = 4
+_INITIAL_DAMPING = 1e-3
+_DUPLICATE_DISTANCE = 0.05  # radians, and fraction of the distance to the origin: a third of the bank's view spacing
+_AMBIGUITY_RATIO = 1.2  # of the lowest cost: the far side of a car that looks the same had a cost a tenth higher
+_SETTLED_SHIFT = {8: 0.2, 4: 0.2, 2: 0.1, 1: 0.02}  # pixels, by the level's divisor; smaller shifts end the level
+_MIN_GAIN = 0.01  # fraction of the cost; a smaller gain of a step needs a new rendering first
+# Smallest shorter side in pixels of a level, by its divisor. Smaller images have too few pixels for six degrees of
+# freedom. Divisor 8 needs more: a view of the bank is close enough without this level, and on images of 25 pixels a
+# missing part of the object moved the camera out of the next level's basin of convergence.
+_MIN_LEVEL_SIZE = {8: 48, 4: 24, 2: 24, 1: 0}
+_REDESCENDING_FROM = 4  # divisor; pixels of coarser levels mix missing and present parts of the object
+_REDUCED_SCENE_FROM = 4  # divisor; there the Gaussians that the reduced scene omits are smaller than a pixel
+_FOCAL_FROM = 2  # divisor; on coarser levels the focal length would absorb errors of the pose
+_MAX_LOG_FOCAL = math.log(1.2)
 _BLUR_OF_DIVISOR = {8: 2.0, 4: 1.0, 2: 0.7, 1: 0.0}
+
+
+@dataclass(frozen=True)
+class _CameraEstimate:
+    """A pose (4, 4), and the logarithm of the factor on the query's focal lengths."""
+
+    camera_to_world: Tensor
+    log_focal: float = 0.0
+
+
+class _Candidate(NamedTuple):
+    """A camera estimate at the end of a level, its cost there, and whether the level converged."""
+
+    camera: _CameraEstimate
+    cost: float
+    converged: bool
+
+
+class _StepResult(NamedTuple):
+    """Result of one Gauss-Newton step.
+
+    ``rendering`` is None if no step lowers the cost. ``size`` is the step's length, see ``min_step``.
+    """
+
+    rendering: "_LevelRendering | None"
+    damping: float
+    size: float
+
+
+@dataclass
+class _LevelRendering:
+    """Rendering of one level at a camera estimate, and its mean robust cost."""
+
+    camera: _CameraEstimate
+    rgb: Tensor
+    depth: Tensor
+    alpha: Tensor
+    cost: float
 
 
 @dataclass
 class _Level:
-    """The query at one size, and the camera that renders there."""
+    """One level of the image pyramid: the query at one size, and the scene that is rendered at this size.
+
+    Args:
+        camera: camera of the level's size; its pose is replaced by the estimate's.
+        image: blurred query (3, h, w).
+        blur: standard deviation of the blur in pixels.
+        background: color (3,).
+        scene: the object.
+        maps: image and its derivatives along x and y (9, h, w).
+        redescends: use redescending weights.
+        refines_focal: refine the focal length.
+        settled_shift: mean shift in pixels below which the level ends.
+        n_renders: number of renderings so far.
+    """
 
     camera: Camera
     image: Tensor
@@ -43,69 +96,49 @@ class _Level:
     maps: Tensor
     redescends: bool
     refines_focal: bool
-    settled: float
+    settled_shift: float
     n_renders: int = 0
 
-    def render(self, view: "_View") -> tuple[Tensor, Tensor, Tensor]:
-        """Blurred color over the background (3, H, W), depth and alpha (H, W)."""
+    def render(self, estimate: _CameraEstimate) -> tuple[Tensor, Tensor, Tensor]:
+        """Render blurred color over the background (3, h, w), depth (h, w) and alpha (h, w)."""
         self.n_renders += 1
-        camera = replace(self.camera.with_pose(view.camera_to_world), K=self.intrinsics(view))
+        camera = replace(self.camera.with_pose(estimate.camera_to_world), K=self.intrinsics(estimate))
         output = self.scene.render(camera, self.background)
         return gaussian_blur(output.rgb.permute(2, 0, 1), self.blur), output.depth, output.alpha
 
-    def intrinsics(self, view: "_View") -> Tensor:
-        """K (3, 3) at this size."""
-        return scale_focal_lengths(self.camera.K, math.exp(view.log_focal))
-
-
-@dataclass(frozen=True)
-class _View:
-    """A pose, and the logarithm of what the query's focal lengths are multiplied by."""
-
-    camera_to_world: Tensor
-    log_focal: float = 0.0
-
-
-_End = tuple[_View, float, bool]
-"""Where a start has led to, the cost there, and whether it stayed."""
-
-
-@dataclass
-class _State:
-    """A view, what is seen there, and the cost."""
-
-    view: _View
-    rgb: Tensor
-    depth: Tensor
-    alpha: Tensor
-    cost: float
+    def intrinsics(self, estimate: _CameraEstimate) -> Tensor:
+        """Return K (3, 3) at this level's size, with the estimate's focal factor."""
+        return scale_focal_lengths(self.camera.K, math.exp(estimate.log_focal))
 
 
 class GaussNewtonRefiner:
-    """Aligns the query with renderings of the scene at a changing pose.
+    """Aligns renderings of the scene with the query by Gauss-Newton steps on the camera pose.
 
-    With the residual ``r(u) = rendering(u) - query(u)`` on the object's pixels and their surroundings, and a tangent
-    ``xi`` in the camera's frame that moves the scene by ``exp(xi)``, the Jacobian is ``-grad I(u) d pi(p) / d xi``: the
-    surface point ``p`` under ``u`` is known from the rendered depth, and ``grad I`` is the mean of the rendering's and
-    the query's (second order accurate, Malis 2004). Charbonnier weights bound what a defect can pull. Needs forward
-    renderings only.
+    The residual is ``r(u) = rendering(u) - query(u)`` on the object's pixels and a margin around them. A tangent ``xi``
+    in the camera's frame moves the scene by ``exp(xi)``. The Jacobian is ``-grad I(u) d pi(p) / d xi``. The surface
+    point ``p`` at pixel ``u`` comes from the rendered depth. ``grad I`` is the mean of the rendering's and the query's
+    gradient, which is second-order accurate (Malis 2004). Charbonnier weights limit the influence of a defect. The
+    refiner needs forward renderings only.
 
     Args:
-        iterations: most accepted steps a level of the pyramid.
-        robust_scale: color difference above which a pixel's weight falls.
-        tolerance: a level is finished when a step lowers the cost by less than this share and moves less than
+        iterations: largest number of accepted steps per level of the pyramid.
+        robust_scale: color difference above which the weight of a pixel falls.
+        tolerance: a level ends when a step lowers the cost by less than this fraction and is smaller than
             ``min_step``.
-        min_step: in radians and in units of the distance to the object.
-        steps_a_render: steps that a rendering is used for, moved by its depth, before the next one is made: it costs
-            ten times as much as a step on small images. 1 for a rendering at each step.
-        coarse_levels: levels that all starts are refined on, before the best ones go on.
-        survivors: starts that go on to the finer levels, where no others have nearly as low a cost.
+        min_step: in radians, and in units of the distance to the object.
+        coarse_levels: number of levels on which all initial poses are refined, before the best candidates continue.
+        survivors: number of candidates that continue on the finer levels; candidates of nearly the lowest cost continue
+            in addition.
         max_size: longer side in pixels of the finest level.
-        coarsest: divisor of the size on the coarsest level, 1, 2, 4 or 8: starts that are nearly right need none of 8.
-        redescending: reject what differs much altogether (Geman and McClure 1987), instead of bounding its pull: holds
-            on to what is left of an object with a large part missing, but finds home from nearby only.
-        refine_focal: find one factor of both focal lengths too, which may be off by a few percent. It moves a pixel
-            along its distance from the principal point; only perspective tells it from the distance to the object.
+        coarsest: divisor of the size on the coarsest level, 1, 2, 4 or 8; initial poses close to the truth do not need
+            8.
+        steps_a_render: number of steps that reuse one rendering, moved by its depth. On small images a rendering takes
+            ten times as long as a step. With 1, each step renders.
+        redescending: reject pixels with large residuals (Geman and McClure 1987) instead of limiting their influence.
+            This handles an object with a large missing part, but converges from nearby poses only.
+        refine_focal: estimate one factor of both focal lengths, too, which may be off by a few percent. The factor
+            moves a pixel along its distance from the principal point; only perspective separates it from the distance
+            to the object.
     """
 
     def __init__(
@@ -136,77 +169,82 @@ class GaussNewtonRefiner:
         self.refine_focal = refine_focal
 
     @torch.no_grad()
-    def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> RefinementResult:
-        """Refine the starts and return the best end; see ``Refiner``."""
+    def __call__(self, scene: Scene, query: Query, initial_poses: Float[Tensor, "s 4 4"]) -> RefinementResult:
+        """Refine initial poses and return the best result; see ``Refiner``."""
         levels = self._levels(scene, query)
-        ends = [(_View(start), float("inf"), False) for start in starts]
+        candidates = [_Candidate(_CameraEstimate(pose), float("inf"), converged=False) for pose in initial_poses]
         for number, level in enumerate(levels):
             if number >= self.coarse_levels:
-                ends = self._surviving(ends)
-            ends = [self._descend(level, view) for view, _, _ in _distinct(ends)]
-        view, cost, converged = min(ends, key=lambda end: end[1])
+                candidates = self._select_survivors(candidates)
+            candidates = [
+                self._refine_on_level(level, candidate.camera) for candidate in _without_duplicates(candidates)
+            ]
+        camera, cost, converged = min(candidates, key=lambda candidate: candidate.cost)
         renders = sum(level.n_renders for level in levels)
-        return RefinementResult(view.camera_to_world, cost, converged, renders, math.exp(view.log_focal))
+        return RefinementResult(camera.camera_to_world, cost, converged, renders, math.exp(camera.log_focal))
 
-    def _surviving(self, ends: list[_End]) -> list[_End]:
-        """The best ends, and those that are nearly as good: sides that look alike are told apart by finer levels."""
-        ends = sorted(ends, key=lambda end: end[1])
-        alike = sum(end[1] < _ALIKE * ends[0][1] for end in ends)
-        return ends[: max(self.survivors, alike)]
+    def _select_survivors(self, candidates: list[_Candidate]) -> list[_Candidate]:
+        """Select the candidates for the finer levels.
+
+        Candidates of nearly the lowest cost continue: only finer levels can tell look-alike sides of an object apart.
+        """
+        candidates = sorted(candidates, key=lambda candidate: candidate.cost)
+        ambiguous = sum(candidate.cost < _AMBIGUITY_RATIO * candidates[0].cost for candidate in candidates)
+        return candidates[: max(self.survivors, ambiguous)]
 
     def _levels(self, scene: Scene, query: Query) -> list[_Level]:
+        """Build the image pyramid of a query, the coarsest level first."""
         height, width = query.image.shape[-2:]
         finest = max(1.0, max(width, height) / self.max_size)
-        full = query.camera_at(torch.eye(4, device=query.image.device))
+        full_size_camera = query.camera_at(torch.eye(4, device=query.image.device))
         levels = []
         for divisor, blur in _BLUR_OF_DIVISOR.items():
-            if divisor > self.coarsest or min(width, height) / finest / divisor < _COARSEST[divisor]:
+            if divisor > self.coarsest or min(width, height) / finest / divisor < _MIN_LEVEL_SIZE[divisor]:
                 continue
             size = (max(1, round(width / finest / divisor)), max(1, round(height / finest / divisor)))
             image = gaussian_blur(shrink(query.image, *size), blur)
-            maps = torch.cat([image, *central_differences(image)])
-            redescends = self.redescending and divisor <= _REDESCENDS
-            focal = self.refine_focal and divisor <= _FOCAL_FROM
-            levels.append(
-                _Level(
-                    full.resized(*size),
-                    image,
-                    blur,
-                    query.background,
-                    reduced_scene(scene, small=divisor >= _FEW_GAUSSIANS),
-                    maps,
-                    redescends,
-                    focal,
-                    _SETTLED[divisor],
-                )
+            level = _Level(
+                camera=full_size_camera.resized(*size),
+                image=image,
+                blur=blur,
+                background=query.background,
+                scene=reduced_scene(scene, small=divisor >= _REDUCED_SCENE_FROM),
+                maps=torch.cat([image, *central_differences(image)]),
+                redescends=self.redescending and divisor <= _REDESCENDING_FROM,
+                refines_focal=self.refine_focal and divisor <= _FOCAL_FROM,
+                settled_shift=_SETTLED_SHIFT[divisor],
             )
+            levels.append(level)
         return levels
 
-    def _descend(self, level: _Level, view: _View) -> tuple[_View, float, bool]:
-        state = self._look(level, view)
-        damping, converged = _DAMPING, False
+    def _refine_on_level(self, level: _Level, camera: _CameraEstimate) -> _Candidate:
+        """Take Gauss-Newton steps on one level."""
+        rendering = self._render(level, camera)
+        damping, converged = _INITIAL_DAMPING, False
         for _ in range(self.iterations):
-            surface = rendered_surface(state.rgb, state.depth, state.alpha, level.intrinsics(state.view))
+            intrinsics = level.intrinsics(rendering.camera)
+            surface = rendered_surface(rendering.rgb, rendering.depth, rendering.alpha, intrinsics)
             if surface is None:
                 break
-            found, damping, step = self._step(level, state, surface, damping)
-            if found is None:
+            following, damping, step_size = self._step(level, rendering, surface, damping)
+            if following is None:
                 converged = True
                 break
-            gain = (state.cost - found.cost) / max(state.cost, 1e-12)
-            state = found
-            if gain < self.tolerance and step < self.min_step:
+            gain = (rendering.cost - following.cost) / max(rendering.cost, 1e-12)
+            rendering = following
+            if gain < self.tolerance and step_size < self.min_step:
                 converged = True
                 break
-        return state.view, state.cost, converged
+        return _Candidate(rendering.camera, rendering.cost, converged)
 
-    def _look(self, level: _Level, view: _View) -> _State:
-        rgb, depth, alpha = level.render(view)
-        cost, _ = self._robust(level, rgb - level.image)
-        return _State(view, rgb, depth, alpha, float(cost.mean()))
+    def _render(self, level: _Level, camera: _CameraEstimate) -> _LevelRendering:
+        """Render one level at a camera estimate and compute the cost."""
+        rgb, depth, alpha = level.render(camera)
+        costs, _ = self._robust_cost(level, rgb - level.image)
+        return _LevelRendering(camera, rgb, depth, alpha, float(costs.mean()))
 
-    def _robust(self, level: _Level, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Costs of residuals and the weights they get: Charbonnier's, or Geman and McClure's where ``redescends``."""
+    def _robust_cost(self, level: _Level, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return costs and weights of residuals: Charbonnier's, or Geman and McClure's on a redescending level."""
         scale = self.robust_scale
         squared = (residual / scale).square()
         if level.redescends:
@@ -214,89 +252,97 @@ class GaussNewtonRefiner:
         root = (1 + squared).sqrt()
         return scale**2 * (root - 1), 1 / root
 
-    def _linearized(self, level: _Level, state: _State, surface: RenderedSurface, motion: Tensor) -> NormalEquations:
-        intrinsics = level.intrinsics(state.view)
-        robust = partial(self._robust, level)
-        return linearize(surface, level.maps, intrinsics, motion, robust, focal=level.refines_focal)
+    def _linearize(
+        self, level: _Level, rendering: _LevelRendering, surface: RenderedSurface, motion: Tensor
+    ) -> NormalEquations:
+        """Build the Gauss-Newton system of a level's query and a moved surface."""
+        intrinsics = level.intrinsics(rendering.camera)
+        robust_cost = partial(self._robust_cost, level)
+        return linearize(surface, level.maps, intrinsics, motion, robust_cost, focal=level.refines_focal)
 
-    def _aligned(
-        self, level: _Level, state: _State, surface: RenderedSurface, system: NormalEquations, damping: float
+    def _step(self, level: _Level, rendering: _LevelRendering, surface: RenderedSurface, damping: float) -> _StepResult:
+        """Take one step: several motions of the rendered surface, or one damped step if they raise the cost."""
+        system = self._linearize(level, rendering, surface, _no_motion(rendering))
+        viewmat = rigid_inverse(rendering.camera.camera_to_world.double())
+        if self.steps_a_render > 1 and not level.refines_focal:
+            motion, shift = self._align_surface(level, rendering, surface, system, damping)
+            if shift < level.settled_shift:
+                return _StepResult(None, damping, 0.0)
+            pose = rigid_inverse(motion @ viewmat).to(rendering.rgb)
+            following = self._render(level, _CameraEstimate(pose, rendering.camera.log_focal))
+            if following.cost < rendering.cost:
+                return _StepResult(following, max(damping / 6, 1e-6), shift / float(level.camera.K[0, 0]))
+            damping *= 8
+        return self._damped_step(level, rendering, system, viewmat, damping)
+
+    def _align_surface(
+        self,
+        level: _Level,
+        rendering: _LevelRendering,
+        surface: RenderedSurface,
+        system: NormalEquations,
+        damping: float,
     ) -> tuple[Tensor, float]:
-        """Motion (4, 4) of the surface that brings it nearer to the query, and by how many pixels it moves it."""
-        motion = _not_moved(state)
+        """Align the rendered surface with the query; return its motion (4, 4) and its mean shift in pixels."""
+        motion = _no_motion(rendering)
         for _ in range(self.steps_a_render):
-            tangent = _solved(system, damping)
-            moved = se3_exp(tangent[:6]) @ motion
+            tangent = _solve(system, damping)
+            following_motion = se3_exp(tangent[:6]) @ motion
             if not bool(tangent.isfinite().all()):
                 break
-            following = self._linearized(level, state, surface, moved)
+            following = self._linearize(level, rendering, surface, following_motion)
             gain = system.cost - following.cost
             if not gain > 0:
                 if -gain < self.tolerance * system.cost:
                     break
                 damping *= 8
                 continue
-            motion, system = moved, following
-            if gain < _WORTH_A_STEP * system.cost:
+            motion, system = following_motion, following
+            if gain < _MIN_GAIN * system.cost:
                 break
         return motion, system.shift
 
-    def _step(
-        self, level: _Level, state: _State, surface: RenderedSurface, damping: float
-    ) -> tuple[_State | None, float, float]:
-        """Next state, or None if nothing finds a lower cost; the damping for later; the size of the step."""
-        system = self._linearized(level, state, surface, _not_moved(state))
-        viewmat = rigid_inverse(state.view.camera_to_world.double())
-        if self.steps_a_render > 1 and not level.refines_focal:
-            motion, shift = self._aligned(level, state, surface, system, damping)
-            if shift < level.settled:
-                return None, damping, 0.0
-            found = self._look(level, _View(rigid_inverse(motion @ viewmat).to(state.rgb), state.view.log_focal))
-            if found.cost < state.cost:
-                return found, max(damping / 6, 1e-6), shift / float(level.camera.K[0, 0])
-            damping *= 8
-        return self._damped_step(level, state, system, viewmat, damping)
-
     def _damped_step(
-        self, level: _Level, state: _State, system: NormalEquations, viewmat: Tensor, damping: float
-    ) -> tuple[_State | None, float, float]:
-        """``_step`` by the rendering alone: with more and more damping."""
-        opaque = state.depth[state.alpha > OPAQUE]
+        self, level: _Level, rendering: _LevelRendering, system: NormalEquations, viewmat: Tensor, damping: float
+    ) -> _StepResult:
+        """Render after one step, and raise the damping until the cost falls."""
+        opaque = rendering.depth[rendering.alpha > OPAQUE]
         distance = float(opaque.median()) if len(opaque) else 1.0
-        for _ in range(_REJECTIONS):
-            tangent = _solved(system, damping)
+        for _ in range(_MAX_REJECTIONS):
+            tangent = _solve(system, damping)
             if not bool(tangent.isfinite().all()):
-                return None, damping, 0.0
-            moved = rigid_inverse(se3_exp(tangent[:6]) @ viewmat).to(state.view.camera_to_world)
-            log_focal = state.view.log_focal + float(tangent[6:].sum())  # none or one
-            found = self._look(level, _View(moved, min(max(log_focal, -_FOCAL_LIMIT), _FOCAL_LIMIT)))
-            if found.cost < state.cost:
+                return _StepResult(None, damping, 0.0)
+            pose = rigid_inverse(se3_exp(tangent[:6]) @ viewmat).to(rendering.camera.camera_to_world)
+            log_focal = rendering.camera.log_focal + float(tangent[6:].sum())  # tangent[6:] has no element or one
+            log_focal = min(max(log_focal, -_MAX_LOG_FOCAL), _MAX_LOG_FOCAL)
+            following = self._render(level, _CameraEstimate(pose, log_focal))
+            if following.cost < rendering.cost:
                 size = max(float(tangent[:3].abs().max()) / distance, float(tangent[3:].abs().max()))
-                return found, max(damping / 6, 1e-6), size
+                return _StepResult(following, max(damping / 6, 1e-6), size)
             damping = min(damping * 8, 1e3)
-        return None, damping, 0.0
+        return _StepResult(None, damping, 0.0)
 
 
-def _distinct(ends: list[_End]) -> list[_End]:
-    """Ends that are not where one of lower cost is already: from there both would go the same way."""
-    kept: list[_End] = []
-    for end in sorted(ends, key=lambda end: end[1]):
-        pose = end[0].camera_to_world
-        if all(_apart(pose, other.camera_to_world) for other, _, _ in kept):
-            kept.append(end)
-    return kept
+def _without_duplicates(candidates: list[_Candidate]) -> list[_Candidate]:
+    """Drop each candidate near one of lower cost: both would converge to the same pose."""
+    distinct: list[_Candidate] = []
+    for candidate in sorted(candidates, key=lambda candidate: candidate.cost):
+        pose = candidate.camera.camera_to_world
+        if all(_are_distinct(pose, other.camera.camera_to_world) for other in distinct):
+            distinct.append(candidate)
+    return distinct
 
 
-def _apart(pose: Tensor, other: Tensor) -> bool:
-    angle, center = pose_error(pose.double(), other.double())
-    return float(angle) > _SAME or float(center) > _SAME * float(other[:3, 3].norm())
+def _are_distinct(pose: Tensor, other: Tensor) -> bool:
+    angle, distance = pose_error(pose.double(), other.double())
+    return float(angle) > _DUPLICATE_DISTANCE or float(distance) > _DUPLICATE_DISTANCE * float(other[:3, 3].norm())
 
 
-def _not_moved(state: _State) -> Tensor:
-    return torch.eye(4, dtype=torch.float64, device=state.rgb.device)
+def _no_motion(rendering: _LevelRendering) -> Tensor:
+    return torch.eye(4, dtype=torch.float64, device=rendering.rgb.device)
 
 
-def _solved(system: NormalEquations, damping: float) -> Tensor:
-    """The damped step of a system."""
+def _solve(system: NormalEquations, damping: float) -> Tensor:
+    """Solve the damped normal equations for the tangent (k,)."""
     diagonal = torch.diag(system.hessian.diagonal() + 1e-9)
     return -torch.linalg.solve(system.hessian + damping * diagonal, system.gradient)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Views that were left out of a fit, looked for as if they were queries."""
+"""Pose estimation of held-out training views, which measures the estimator on images that the fit did not use."""
 
 import logging
 from collections.abc import Sequence
@@ -15,41 +15,49 @@ from anomalib_pose.scene import Scene
 
 logger = logging.getLogger(__name__)
 
-_FOUND_DEGREES = 3.0
-_MOST = 0.9
+_MAX_ERROR_DEGREES = 3.0
+_EXPECTED_SUCCESS_RATE = 0.9
 
 
 def localize_held_out_views(
     estimator: PoseEstimator, scene: Scene, bank: ViewBank, queries: Sequence[Query], cameras: Camera
 ) -> list[Camera]:
-    """Cameras as the search finds them, or as they are where it does not.
+    """Estimate the cameras of held-out views, and calibrate the estimator with their residuals.
 
-    The estimator learns what residual is typical, and what was found is logged.
+    A view counts as localized if its rotation error is below 3 degrees. The function logs how many views are. For the
+    rest it returns the true camera.
 
     Args:
-        estimator: searches.
-        scene: fitted object.
-        bank: of the scene.
-        queries: images that the scene was not fitted to.
-        cameras: where they were taken from.
+        estimator: the pose estimator; its typical residual is set.
+        scene: the fitted object.
+        bank: the scene's view bank.
+        queries: images that the fit did not use.
+        cameras: true cameras of these images.
+
+    Returns:
+        One camera per query: the estimate, or the true camera if the estimate is wrong.
     """
-    seen_from, residuals, found = [], [], 0
+    view_cameras, residuals, n_localized = [], [], 0
     for index, query in enumerate(queries):
         estimate = estimator(scene, bank, query)
         camera, residual = estimate.camera, estimate.residual
-        truth = cameras[index].camera_to_world
-        if float(torch.rad2deg(pose_error(camera.camera_to_world.double(), truth.double())[0])) < _FOUND_DEGREES:
-            found += 1
+        true_pose = cameras[index].camera_to_world
+        angle, _ = pose_error(camera.camera_to_world.double(), true_pose.double())
+        if float(torch.rad2deg(angle)) < _MAX_ERROR_DEGREES:
+            n_localized += 1
         else:
-            camera, residual = cameras[index], measure_agreement(scene, query, truth)[0]
-        seen_from.append(camera)
+            camera, residual = cameras[index], measure_agreement(scene, query, true_pose)[0]
+        view_cameras.append(camera)
         residuals.append(residual)
     estimator.calibrate(torch.tensor(residuals))
-    if found < _MOST * len(queries):
+    if n_localized < _EXPECTED_SUCCESS_RATE * len(queries):
         logger.warning(
-            "Of %d held-out cameras %d were found within %g degrees, and so it will be with queries: more views, or "
-            "views closer together, would help.", len(queries), found, _FOUND_DEGREES,
+            "The pose of %d of %d held-out views was estimated within %g degrees. Expect the same rate on queries. "
+            "Add training views, or take them closer together.", n_localized, len(queries), _MAX_ERROR_DEGREES,
         )  # fmt: skip
     else:
-        logger.info("Found %d of %d held-out cameras within %g degrees.", found, len(queries), _FOUND_DEGREES)
-    return seen_from
+        logger.info(
+            "The pose of %d of %d held-out views was estimated within %g degrees.",
+            n_localized, len(queries), _MAX_ERROR_DEGREES,
+        )  # fmt: skip
+    return view_cameras

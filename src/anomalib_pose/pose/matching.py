@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A start for the alignment where the bank's views lead nowhere: features matched with rendered views, then PnP."""
+"""Initial poses from feature matches with rendered views, by PnP with RANSAC."""
 
 from typing import Protocol, runtime_checkable
 
@@ -16,28 +16,28 @@ from anomalib_pose.render import RenderOutput
 from anomalib_pose.scene import Scene
 
 _OPAQUE = 0.5
-_LEAST_MATCHES = 6
-_SOLUTIONS = 2
+_MIN_MATCHES = 6
+_MAX_SOLUTIONS = 2
 _CONFIDENCE, _MAX_ITERATIONS = 0.9999, 10_000
 
 
 @runtime_checkable
 class Matcher(Protocol):
-    """Finds points of an image again in other images."""
+    """Matches points between an image and several views."""
 
     def load(self) -> None:
-        """Read what it needs from files, once.
+        """Read the matcher's weights from its files, once.
 
         Raises:
-            FileNotFoundError: if a file is not there.
-            ValueError: if a file holds something else.
+            FileNotFoundError: if a file does not exist.
+            ValueError: if a file does not hold the matcher's weights.
         """
         ...
 
     def __call__(
         self, image: Float[Tensor, "3 h w"], views: Float[Tensor, "v 3 h w"]
     ) -> list[tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]]:
-        """For each view, matching pixel coordinates (x, y) in the image and in the view.
+        """Return, for each view, the matching pixel coordinates (x, y) in the image and in the view.
 
         Args:
             image: RGB in [0, 1].
@@ -47,15 +47,16 @@ class Matcher(Protocol):
 
 
 class FeatureLocalizer:
-    """Poses of a query from 2D-3D correspondences: points matched in rendered views, which know their depth.
+    """Computes poses of a query from 2D-3D correspondences with rendered views.
 
-    RANSAC looks once among all correspondences, and once among those that disagree with the first pose: where an object
-    has look-alike sides, views of the wrong one can have the majority.
+    A matcher matches points of the query and of the views. The rendered depth gives the 3D points. RANSAC runs twice:
+    on all correspondences, and on those that disagree with the first pose. If an object has look-alike sides, views of
+    the wrong side can hold the majority of the correspondences.
 
     Args:
-        matcher: finds points of the query in the views.
-        size: longer side in pixels of the query and the views that are matched; small images are enlarged.
-        tolerance: largest reprojection error in pixels of a correspondence that counts as right.
+        matcher: matches points between the query and the views.
+        size: longer side in pixels of the query and the views for matching; smaller images are enlarged.
+        tolerance: largest reprojection error of an inlier, in pixels.
         seed: of RANSAC.
     """
 
@@ -66,64 +67,74 @@ class FeatureLocalizer:
         self.seed = seed
 
     @torch.no_grad()
-    def __call__(self, scene: Scene, query: Query, poses: Float[Tensor, "v 4 4"]) -> Float[Tensor, "s 4 4"]:
-        """Camera-to-world poses of the query, the likeliest first; none if too few points match.
+    def __call__(self, scene: Scene, query: Query, view_poses: Float[Tensor, "v 4 4"]) -> Float[Tensor, "s 4 4"]:
+        """Return camera-to-world poses of the query, the most likely first; none if too few points match.
 
         Args:
             scene: the fitted object.
             query: the image.
-            poses: camera-to-world poses of views that may show the same side of the object.
+            view_poses: camera-to-world poses of views that may show the same side of the object.
         """
         height, width = query.image.shape[-2:]
         scale = self.size / max(width, height)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         image, mask, intrinsics = resize_image_mask_K(query.image, query.foreground, query.K, *size)
-        cameras = Camera(poses, intrinsics.expand(len(poses), 3, 3), *size)
-        output = scene.render(cameras, query.background)
-        matches = self.matcher(image, output.rgb.permute(0, 3, 1, 2).clamp(0, 1))
-        points, pixels = _lifted(cameras, output, matches, mask)
-        found = []
-        for _ in range(_SOLUTIONS):
-            pose, agrees = solve_pnp(points, pixels, intrinsics, self.tolerance, self.seed)
+        cameras = Camera(view_poses, intrinsics.expand(len(view_poses), 3, 3), *size)
+        rendering = scene.render(cameras, query.background)
+        matches = self.matcher(image, rendering.rgb.permute(0, 3, 1, 2).clamp(0, 1))
+        points, pixels = _correspondences(cameras, rendering, matches, mask)
+        query_poses = []
+        for _ in range(_MAX_SOLUTIONS):
+            pose, inliers = solve_pnp(points, pixels, intrinsics, self.tolerance, self.seed)
             if pose is None:
                 break
-            found.append(pose)
-            points, pixels = points[~agrees], pixels[~agrees]
-        return torch.stack(found) if found else poses[:0]
+            query_poses.append(pose)
+            points, pixels = points[~inliers], pixels[~inliers]
+        return torch.stack(query_poses) if query_poses else view_poses[:0]
 
 
-def _lifted(
-    cameras: Camera, output: RenderOutput, matches: list[tuple[Tensor, Tensor]], mask: Tensor | None
+def _correspondences(
+    cameras: Camera, rendering: RenderOutput, matches: list[tuple[Tensor, Tensor]], mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Surface points (n, 3) and pixels (n, 2) of the query that show them, of all views one after the other."""
+    """Return surface points (n, 3) and their pixels in the query (n, 2), of all views one after the other.
+
+    Args:
+        cameras: of the views.
+        rendering: of the views.
+        matches: pixels in the query and pixels in the view, for each view.
+        mask: foreground of the query (h, w), or None; matches outside it are dropped.
+    """
     points, pixels = [], []
-    for index, (in_query, in_view) in enumerate(matches):
-        surface, known = surface_points(cameras[index], output.depth[index], output.alpha[index], in_view)
+    for index, (query_pixels, view_pixels) in enumerate(matches):
+        surface, valid = surface_points(cameras[index], rendering.depth[index], rendering.alpha[index], view_pixels)
         if mask is not None:
-            known = known & (_sampled(mask[None], in_query)[:, 0] > _OPAQUE)
-        points.append(surface[known])
-        pixels.append(in_query[known])
+            valid = valid & (_sample(mask[None], query_pixels)[:, 0] > _OPAQUE)
+        points.append(surface[valid])
+        pixels.append(query_pixels[valid])
     return torch.cat(points), torch.cat(pixels)
 
 
 def surface_points(
     camera: Camera, depth: Float[Tensor, "h w"], alpha: Float[Tensor, "h w"], pixels: Float[Tensor, "n 2"]
 ) -> tuple[Float[Tensor, "n 3"], Bool[Tensor, " n"]]:
-    """World points that pixel coordinates show, between pixels interpolated, and whether all pixels around are opaque.
+    """Interpolate the world points at pixel coordinates.
 
     Args:
         camera: one camera.
-        depth: rendered there.
-        alpha: rendered there.
+        depth: rendered by this camera.
+        alpha: rendered by this camera.
         pixels: coordinates (x, y) in pixels.
+
+    Returns:
+        The points, and a mask of the points whose four surrounding pixels are all opaque.
     """
     opaque = ((alpha > _OPAQUE) & (depth > 0)).to(depth)
-    sampled = _sampled(torch.cat([camera.unproject(depth).permute(2, 0, 1), opaque[None]]), pixels)
+    sampled = _sample(torch.cat([camera.unproject(depth).permute(2, 0, 1), opaque[None]]), pixels)
     return sampled[:, :3], sampled[:, 3] > 1 - 1e-4
 
 
-def _sampled(channels: Tensor, pixels: Tensor) -> Tensor:
-    """Values (n, c) of channels (c, h, w) at pixel coordinates (x, y), interpolated."""
+def _sample(channels: Tensor, pixels: Tensor) -> Tensor:
+    """Interpolate channels (c, h, w) at pixel coordinates (x, y); return values (n, c)."""
     grid = 2 * pixels / pixels.new_tensor([channels.shape[-1], channels.shape[-2]]) - 1
     return F.grid_sample(channels[None], grid[None, None].to(channels), align_corners=False)[0, :, 0].T
 
@@ -135,32 +146,35 @@ def solve_pnp(
     tolerance: float,
     seed: int = 0,
 ) -> tuple[Float[Tensor, "4 4"] | None, Bool[Tensor, " n"]]:
-    """Camera-to-world pose that projects most points near their pixels (RANSAC) or None, and which points those are.
+    """Solve for the camera-to-world pose with the most inliers, by PnP with RANSAC.
 
     Args:
         points: world frame.
         pixels: coordinates (x, y) in pixels.
         K: intrinsics in the same pixels.
-        tolerance: largest reprojection error of a correspondence that counts, pixels.
+        tolerance: largest reprojection error of an inlier, pixels.
         seed: of the random samples.
+
+    Returns:
+        The pose, or None if fewer than six points agree, and the mask of the inliers.
     """
-    agrees = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    if len(points) < _LEAST_MATCHES:
-        return None, agrees
+    inliers = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    if len(points) < _MIN_MATCHES:
+        return None, inliers
     parameters = cv2.UsacParams()
     parameters.threshold, parameters.confidence = tolerance, _CONFIDENCE
     parameters.maxIterations, parameters.randomGeneratorState = _MAX_ITERATIONS, seed
     world, image = points.double().cpu().numpy(), pixels.double().cpu().numpy()
     try:
-        found, _, rotation, translation, inliers = cv2.solvePnPRansac(
+        success, _, rotation, translation, indices = cv2.solvePnPRansac(
             world, image, K.double().cpu().numpy(), np.zeros(4), params=parameters
         )
-    except cv2.error:  # all points are one, for example
-        return None, agrees
-    if not found or inliers is None or len(inliers) < _LEAST_MATCHES:
-        return None, agrees
-    agrees[torch.from_numpy(inliers[:, 0]).to(agrees.device)] = True
+    except cv2.error:  # for example if all points coincide
+        return None, inliers
+    if not success or indices is None or len(indices) < _MIN_MATCHES:
+        return None, inliers
+    inliers[torch.from_numpy(indices[:, 0]).to(inliers.device)] = True
     viewmat = torch.eye(4, dtype=torch.float64)
     viewmat[:3, :3] = torch.from_numpy(cv2.Rodrigues(rotation)[0])
     viewmat[:3, 3] = torch.from_numpy(translation[:, 0])
-    return (rigid_inverse(viewmat).to(K) if bool(viewmat.isfinite().all()) else None), agrees
+    return (rigid_inverse(viewmat).to(K) if bool(viewmat.isfinite().all()) else None), inliers

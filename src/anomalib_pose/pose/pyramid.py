@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image operations of the alignment, on (C, H, W)."""
+"""Image operations of the direct alignment, on images (C, H, W)."""
 
 import torch
 from jaxtyping import Float
@@ -10,14 +10,14 @@ _TRUNCATE = 3.0
 
 
 def shrink(image: Float[Tensor, "c h w"], width: int, height: int) -> Float[Tensor, "c height width"]:
-    """Mean over areas."""
+    """Resize an image by means over areas."""
     if image.shape[-2:] == (height, width):
         return image
     return F.interpolate(image[None], (height, width), mode="area")[0]
 
 
 def gaussian_blur(image: Float[Tensor, "c h w"], sigma: float) -> Float[Tensor, "c h w"]:
-    """Gaussian blur with repeated borders; ``sigma`` in pixels, 0 for none."""
+    """Blur an image with a Gaussian and replicated borders; ``sigma`` in pixels, 0 for no blur."""
     if sigma <= 0:
         return image
     reach = min(int(_TRUNCATE * sigma + 0.5), *(size - 1 for size in image.shape[-2:]))
@@ -30,7 +30,7 @@ def gaussian_blur(image: Float[Tensor, "c h w"], sigma: float) -> Float[Tensor, 
 
 
 def central_differences(image: Float[Tensor, "c h w"]) -> tuple[Float[Tensor, "c h w"], Float[Tensor, "c h w"]]:
-    """Derivatives along x and y per pixel; zero on the border."""
+    """Return the derivatives along x and y per pixel; zero on the border."""
     along_x, along_y = torch.zeros_like(image), torch.zeros_like(image)
     along_x[:, :, 1:-1] = (image[:, :, 2:] - image[:, :, :-2]) / 2
     along_y[:, 1:-1] = (image[:, 2:] - image[:, :-2]) / 2

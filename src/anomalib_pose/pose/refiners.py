@@ -13,7 +13,8 @@ from anomalib_pose.pose.matching import FeatureLocalizer
 from anomalib_pose.pose.types import Refiner
 from anomalib_pose.render.reflectance import Decomposition, reflectance
 
-_FINISHED_FROM = 2  # divisor of the size: an estimate is within a few pixels of what it is corrected to
+# Divisor of the image size at the first level of the relighting refiner. Its initial pose is a few pixels off at most.
+_RELIGHTING_COARSEST = 2
 
 RefinerName = Literal["gauss_newton", "adam", "inerf", "reflectance"]
 """Names of ``make_refiner``: this package's direct alignment, and the refiners of SplatPose, OmniposeAD and PIAD."""
@@ -65,31 +66,33 @@ def make_estimator(
     refine_focal: bool = False,
     decompose: Decomposition = reflectance,
 ) -> PoseEstimator:
-    """Pose search with the refiner of a name.
+    """Build a pose estimator with the refiner of a name.
 
-    Doubtful ends of ``"gauss_newton"`` are polished by a variant that ignores what does not fit; the papers' refiners
-    are left as published.
+    ``"gauss_newton"`` comes with a robust refiner, which ignores pixels with large residuals, and with a relighting
+    refiner. The papers' refiners come without, as published.
 
     Args:
         refiner: see ``make_refiner``.
         steps: see ``make_refiner``.
-        starts: views of the bank to start from.
-        seed: see ``make_refiner``; of RANSAC too.
+        starts: number of initial poses from the view bank.
+        seed: see ``make_refiner``; RANSAC uses it too.
         matcher: see ``make_matcher``.
         matcher_weights: see ``make_matcher``.
         refine_focal: see ``make_refiner``.
         decompose: see ``make_refiner``.
 
     Raises:
-        ValueError: if a name is unknown, there is no start, or a matcher without weights.
+        ValueError: if a name is unknown, ``starts`` is below 1, or a matcher has no weights.
     """
     robust_refiner = relighting_refiner = None
     if refiner == "gauss_newton":
         robust_refiner = GaussNewtonRefiner(iterations=12, redescending=True, refine_focal=refine_focal)
-        relighting_refiner = GaussNewtonRefiner(iterations=4, coarsest=_FINISHED_FROM, refine_focal=refine_focal)
-    found = make_matcher(matcher, matcher_weights)
-    matched = None if found is None else FeatureLocalizer(found, seed=seed)
-    aligned = make_refiner(refiner, steps, seed, refine_focal=refine_focal, decompose=decompose)
+        relighting_refiner = GaussNewtonRefiner(iterations=4, coarsest=_RELIGHTING_COARSEST, refine_focal=refine_focal)
+    feature_matcher = make_matcher(matcher, matcher_weights)
     return PoseEstimator(
-        aligned, starts, robust_refiner=robust_refiner, relighting_refiner=relighting_refiner, feature_localizer=matched
+        make_refiner(refiner, steps, seed, refine_focal=refine_focal, decompose=decompose),
+        starts,
+        robust_refiner=robust_refiner,
+        relighting_refiner=relighting_refiner,
+        feature_localizer=None if feature_matcher is None else FeatureLocalizer(feature_matcher, seed=seed),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A query as a camera that is turned about its optical axis would see it."""
+"""In-plane rotation (roll) of a query about its optical axis, and downscaling of a query."""
 
 import math
 
@@ -13,7 +13,9 @@ from anomalib_pose.pose.types import Query
 
 
 def roll_matrix(angle: float) -> Float[Tensor, "3 3"]:
-    """Rotation about the optical axis, to be multiplied from the right to the orientation of the camera that is rolled.
+    """Return the rotation about the optical axis.
+
+    The orientation of the rolled camera is ``camera_to_world[:3, :3] @ roll_matrix(angle)``.
 
     Args:
         angle: radians, from +x to +y.
@@ -23,22 +25,22 @@ def roll_matrix(angle: float) -> Float[Tensor, "3 3"]:
 
 
 def downscale_query(query: Query, size: int) -> Query:
-    """A query with at most ``size`` pixels along its longer side."""
+    """Resize a query so that its longer side has at most ``size`` pixels."""
     height, width = query.image.shape[-2:]
     scale = min(1.0, size / max(width, height))
-    to = max(1, round(width * scale)), max(1, round(height * scale))
-    image, mask, intrinsics = resize_image_mask_K(query.image, query.foreground, query.K, *to)
+    new_size = max(1, round(width * scale)), max(1, round(height * scale))
+    image, mask, intrinsics = resize_image_mask_K(query.image, query.foreground, query.K, *new_size)
     return Query(image, intrinsics, mask)
 
 
 def undo_roll(query: Query, angle: float) -> Query:
-    """What a camera would have seen that was not rolled by an angle: the image turned about its principal point.
+    """Rotate a query about its principal point, to the image of the same camera without its roll.
 
-    What lies outside the image is taken for the query's background.
+    Pixels from outside the query get the query's background color.
 
     Args:
-        query: seen by the rolled camera.
-        angle: of its roll, radians; see ``roll_matrix``.
+        query: image of the rolled camera.
+        angle: the camera's roll in radians; see ``roll_matrix``.
     """
     height, width = query.image.shape[-2:]
     K = query.K  # noqa: N806
@@ -46,9 +48,9 @@ def undo_roll(query: Query, angle: float) -> Query:
         torch.arange(height, device=K.device) + 0.5, torch.arange(width, device=K.device) + 0.5, indexing="ij"
     )
     rays = torch.stack([columns, rows, torch.ones_like(rows)], -1).to(K) @ torch.linalg.inv(K).T
-    # a ray of the upright camera is, for the rolled one, turned back
-    seen = rays @ roll_matrix(angle).to(K) @ K.T
-    grid = 2 * seen[None, ..., :2] / K.new_tensor([width, height]) - 1
+    # The inverse roll maps a ray of the upright camera to the rolled camera. For row vectors it is the matrix itself.
+    rolled_pixels = rays @ roll_matrix(angle).to(K) @ K.T
+    grid = 2 * rolled_pixels[None, ..., :2] / K.new_tensor([width, height]) - 1
     background = query.background[:, None, None]
     image = F.grid_sample((query.image - background)[None], grid, align_corners=False)[0] + background
     mask = query.foreground

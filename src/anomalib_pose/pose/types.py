@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into a pose search and what comes out."""
+"""Inputs and outputs of pose estimation: the query, a refinement's result, and the pose estimate."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -14,14 +14,14 @@ from anomalib_pose.scene import Scene
 
 @dataclass(frozen=True)
 class PoseEstimate:
-    """The camera of a query, and how sure it is. A pose that was not found is an estimate of low confidence.
+    """The estimated camera of a query, with its confidence. A failed estimation has a low confidence.
 
     Args:
         camera: estimated camera.
-        residual: how little the structure of query and rendering have in common, see ``structure_residual``.
+        residual: structural difference between query and rendering, see ``structure_residual``.
         confidence: in [0, 1]; agreement of structure and silhouettes, see ``PoseEstimator``.
-        converged: whether the refinement stopped by itself.
-        n_renders: images rendered for this query.
+        converged: whether the refinement stopped before its last iteration.
+        n_renders: number of images rendered for this query.
     """
 
     camera: Camera
@@ -33,10 +33,10 @@ class PoseEstimate:
 
 @dataclass(frozen=True)
 class Query:
-    """An image whose camera is looked for.
+    """An image whose camera pose is unknown.
 
     Args:
-        image: RGB (3, H, W) in [0, 1]; over white where ``foreground`` is known.
+        image: RGB (3, H, W) in [0, 1]; over white if ``foreground`` is given.
         K: intrinsics (3, 3) in pixels.
         foreground: mask of the object (H, W) in [0, 1], or None if the background is unknown.
     """
@@ -47,27 +47,27 @@ class Query:
 
     @property
     def background(self) -> Float[Tensor, "3"]:
-        """Color to render over: white where the foreground is known, else the median of the image's border."""
+        """Background color of renderings: white with a ``foreground``, else the median color of the image border."""
         if self.foreground is not None:
             return torch.ones(3, device=self.image.device)
-        edges = (self.image[:, 0], self.image[:, -1], self.image[:, :, 0], self.image[:, :, -1])
-        return torch.cat(edges, 1).median(1).values
+        border = (self.image[:, 0], self.image[:, -1], self.image[:, :, 0], self.image[:, :, -1])
+        return torch.cat(border, 1).median(1).values
 
     def camera_at(self, camera_to_world: Float[Tensor, "4 4"]) -> Camera:
-        """The query's camera at a pose."""
+        """Return the camera at a pose, with the query's intrinsics and image size."""
         return Camera(camera_to_world, self.K, self.image.shape[-1], self.image.shape[-2])
 
 
 @dataclass(frozen=True)
 class RefinementResult:
-    """Where a refinement of one start ended.
+    """The best pose that a refiner reached.
 
     Args:
         camera_to_world: refined pose (4, 4).
-        cost: the refiner's cost there; comparable between starts of one query.
-        converged: whether it stopped by itself.
-        n_renders: images rendered.
-        focal_scale: what the query's focal lengths were multiplied by to get there.
+        cost: the refiner's cost at this pose; comparable between the initial poses of one query.
+        converged: whether the refinement stopped before its last iteration.
+        n_renders: number of images rendered, for all initial poses together.
+        focal_scale: factor between the refined focal lengths and the query's.
     """
 
     camera_to_world: Float[Tensor, "4 4"]
@@ -79,14 +79,14 @@ class RefinementResult:
 
 @runtime_checkable
 class Refiner(Protocol):
-    """Improves start poses of a query."""
+    """Refines initial poses of a query."""
 
-    def __call__(self, scene: Scene, query: Query, starts: Float[Tensor, "s 4 4"]) -> RefinementResult:
-        """Refine the starts and return the best end.
+    def __call__(self, scene: Scene, query: Query, initial_poses: Float[Tensor, "s 4 4"]) -> RefinementResult:
+        """Refine the initial poses and return the best result.
 
         Args:
-            scene: the object.
+            scene: the fitted object.
             query: the image.
-            starts: camera-to-world poses, the likeliest first.
+            initial_poses: camera-to-world poses, the most likely first.
         """
         ...

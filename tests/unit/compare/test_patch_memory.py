@@ -241,7 +241,7 @@ def test_held_out_cameras_that_are_not_found_do_not_spoil_what_is_typical(weight
     """A search that always ends on the other side: what is learned is what a right search would have taught."""
     caplog.set_level("INFO")
     right = fitted(weights, 0)
-    assert "Found 2 of 2 held-out cameras" in caplog.text
+    assert "The pose of 2 of 2 held-out views" in caplog.text
     search = PoseEstimator.forward
 
     def astray(self, scene, bank, query):
@@ -252,6 +252,6 @@ def test_held_out_cameras_that_are_not_found_do_not_spoil_what_is_typical(weight
 
     monkeypatch.setattr(PoseEstimator, "forward", astray)
     wrong = fitted(weights, 0)
-    assert "Of 2 held-out cameras 0 were found" in caplog.text
+    assert "The pose of 0 of 2 held-out views" in caplog.text
     torch.testing.assert_close(wrong.estimator.typical_residual, right.estimator.typical_residual, rtol=0.2, atol=5e-3)
     torch.testing.assert_close(wrong.comparator.statistics.std, right.comparator.statistics.std, rtol=0.5, atol=0.02)

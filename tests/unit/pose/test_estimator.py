@@ -56,28 +56,28 @@ def test_bank_fills_the_hole_of_the_lattice():
     assert poses[210:, 2, 0].abs().max() < 0.02
 
 
-def test_bank_keeps_to_where_the_cameras_were():
+def test_bank_stays_near_the_training_poses():
     front = view_sphere(200, 3.0)
     front = front[front[:, 0, 3] > 2.0]
     poses = bank_poses(Camera.from_fov(front, 0.7, 64, 64), torch.zeros(3), math.radians(8), math.radians(20))
-    directions, known = (torch.nn.functional.normalize(p[:, :3, 3], dim=-1) for p in (poses, front))
-    assert torch.rad2deg(torch.acos((directions @ known.T).amax(1).clamp(max=1))).max() < 20.1
+    directions, training = (torch.nn.functional.normalize(p[:, :3, 3], dim=-1) for p in (poses, front))
+    assert torch.rad2deg(torch.acos((directions @ training.T).amax(1).clamp(max=1))).max() < 20.1
 
 
-def test_new_views_of_the_bank_frame_the_object_as_the_training_views_do():
-    center = torch.tensor([0.2, 0.3, 0.0])  # of an object that sticks out to one side
+def test_new_views_of_the_bank_look_where_the_training_views_look():
+    center = torch.tensor([0.2, 0.3, 0.0])  # the object extends to one side
     lattice = Camera.from_fov(mad_lattice(3.5), 0.69, 64, 64)
     added = bank_poses(lattice, center, math.radians(8))[210:]
-    target, off = viewed_point(Camera.from_fov(added, 0.69, 64, 64))
+    target, axis_distances = viewed_point(Camera.from_fov(added, 0.69, 64, 64))
     torch.testing.assert_close(target, torch.zeros(3), atol=1e-3, rtol=0)
-    assert off.max() < 1e-3
-    here_and_there = lattice.camera_to_world.clone()
-    here_and_there[::3, :3, :3] = look_at(here_and_there[::3, :3, 3], center, torch.tensor([0.0, 0.0, 1.0]))[:, :3, :3]
-    added = bank_poses(lattice.with_pose(here_and_there), center, math.radians(8))[210:]
+    assert axis_distances.max() < 1e-3
+    mixed_poses = lattice.camera_to_world.clone()
+    mixed_poses[::3, :3, :3] = look_at(mixed_poses[::3, :3, 3], center, torch.tensor([0.0, 0.0, 1.0]))[:, :3, :3]
+    added = bank_poses(lattice.with_pose(mixed_poses), center, math.radians(8))[210:]
     torch.testing.assert_close(viewed_point(Camera.from_fov(added, 0.69, 64, 64))[0], center, atol=1e-3, rtol=0)
 
 
-def test_unknown_poses_are_found(fitted):
+def test_the_estimator_recovers_poses_between_the_training_views(fitted):
     scene, bank = fitted
     estimator = PoseEstimator(GaussNewtonRefiner(), starts=3)
     for pose in view_sphere(12, 3.1, 1.0, -1.0, azimuth_offset=0.4):
@@ -89,96 +89,96 @@ def test_unknown_poses_are_found(fitted):
 
 
 @pytest.mark.parametrize("retry_below", [0.5, 1.1])
-def test_the_camera_has_the_focal_length_that_was_found(fitted, retry_below):
-    """The query's K is off by three percent; whether polished or not, the estimate's is not."""
+def test_the_estimate_has_the_refined_focal_length(fitted, retry_below):
+    """The query's K is off by three percent. The estimate's K is right, with and without the robust refiner."""
     scene, bank = fitted
     estimator = make_estimator(refine_focal=True)
     estimator.retry_below = retry_below
     query = render_query(scene, view_sphere(12, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4], size=96)
-    given = dataclasses.replace(query, K=scale_focal_lengths(query.K, 0.97))
-    estimate = estimator(scene, bank, given)
+    wrong_query = dataclasses.replace(query, K=scale_focal_lengths(query.K, 0.97))
+    estimate = estimator(scene, bank, wrong_query)
     torch.testing.assert_close(estimate.camera.K, query.K, rtol=0.005, atol=1e-3)
-    assert estimate.residual < make_estimator()(scene, bank, given).residual / 2
+    assert estimate.residual < make_estimator()(scene, bank, wrong_query).residual / 2
 
 
-def test_a_doubtful_end_is_polished(fitted):
+def test_the_robust_refiner_improves_a_low_confidence_estimate(fitted):
     scene, bank = fitted
     pose = view_sphere(12, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4]
-    sought = []
+    robust_initial_poses = []
 
-    def lazy(scene, query, starts):
-        return RefinementResult(starts[0], 1.0, converged=False, n_renders=1)
+    def idle_refiner(scene, query, initial_poses):
+        return RefinementResult(initial_poses[0], 1.0, converged=False, n_renders=1)
 
-    def robust_refiner(scene, query, starts):
-        sought.append(starts)
-        return GaussNewtonRefiner()(scene, query, starts)
+    def robust_refiner(scene, query, initial_poses):
+        robust_initial_poses.append(initial_poses)
+        return GaussNewtonRefiner()(scene, query, initial_poses)
 
     query = render_query(scene, pose)
-    doubtful = PoseEstimator(lazy, starts=1, retry_below=0.9)(scene, bank, query)
-    polished = PoseEstimator(lazy, starts=1, retry_below=0.9, robust_refiner=robust_refiner)(scene, bank, query)
-    assert torch.equal(sought[0][0], doubtful.camera.camera_to_world)
-    assert math.degrees(pose_error(polished.camera.camera_to_world, pose)[0]) < 0.2
-    assert polished.confidence > doubtful.confidence
-    assert polished.n_renders > doubtful.n_renders
+    options = {"starts": 1, "retry_below": 0.9}
+    unrefined = PoseEstimator(idle_refiner, **options)(scene, bank, query)
+    refined = PoseEstimator(idle_refiner, **options, robust_refiner=robust_refiner)(scene, bank, query)
+    assert torch.equal(robust_initial_poses[0][0], unrefined.camera.camera_to_world)
+    assert math.degrees(pose_error(refined.camera.camera_to_world, pose)[0]) < 0.2
+    assert refined.confidence > unrefined.confidence
+    assert refined.n_renders > unrefined.n_renders
 
 
-def turned_beside(pose, degrees):
-    turned, beside = torch.eye(4), math.radians(degrees)
-    turned[:2, :2] = torch.tensor([[math.cos(beside), -math.sin(beside)], [math.sin(beside), math.cos(beside)]])
-    return turned @ pose
+def rotate_about_z(pose, degrees):
+    rotation, angle = torch.eye(4), math.radians(degrees)
+    rotation[:2, :2] = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return rotation @ pose
 
 
-def test_an_estimate_is_corrected_on_a_changed_query_where_there_is_a_finisher(fitted):
+def test_the_relighting_refiner_corrects_the_estimate_on_the_relighted_query(fitted):
     scene, bank = fitted
     pose = view_sphere(24, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4]
-    beside = turned_beside(pose, 1.5)
-    seen, wanted = render_query(scene, beside), render_query(scene, pose)
+    wrong_pose = rotate_about_z(pose, 1.5)
+    query, relighted_query = render_query(scene, wrong_pose), render_query(scene, pose)
 
-    def lazy(scene, query, starts):
-        return RefinementResult(beside, 1.0, converged=True, n_renders=1)
+    def idle_refiner(scene, query, initial_poses):
+        return RefinementResult(wrong_pose, 1.0, converged=True, n_renders=1)
 
-    def changed(query, camera):
-        assert torch.equal(query.image, seen.image)
-        assert torch.equal(camera.camera_to_world, beside)
-        return wanted
+    def relight_query(original_query, camera):
+        assert torch.equal(original_query.image, query.image)
+        assert torch.equal(camera.camera_to_world, wrong_pose)
+        return relighted_query
 
-    with_finisher = PoseEstimator(lazy, starts=1, relighting_refiner=GaussNewtonRefiner(coarsest=2))
-    found = with_finisher(scene, bank, seen)
-    corrected = with_finisher(scene, bank, seen, changed)
-    assert math.degrees(pose_error(found.camera.camera_to_world, pose)[0]) == pytest.approx(1.5, abs=1e-3)
+    estimator = PoseEstimator(idle_refiner, starts=1, relighting_refiner=GaussNewtonRefiner(coarsest=2))
+    uncorrected = estimator(scene, bank, query)
+    corrected = estimator(scene, bank, query, relight_query)
+    assert math.degrees(pose_error(uncorrected.camera.camera_to_world, pose)[0]) == pytest.approx(1.5, abs=1e-3)
     assert math.degrees(pose_error(corrected.camera.camera_to_world, pose)[0]) < 0.1
-    kept = PoseEstimator(lazy, starts=1)(scene, bank, seen, changed)
-    assert torch.equal(kept.camera.camera_to_world, found.camera.camera_to_world)
+    without_refiner = PoseEstimator(idle_refiner, starts=1)(scene, bank, query, relight_query)
+    assert torch.equal(without_refiner.camera.camera_to_world, uncorrected.camera.camera_to_world)
 
 
 @pytest.mark.parametrize("helps", [True, False])
-def test_more_is_tried_only_if_the_changed_query_is_doubtful_too(fitted, helps):
-    """In another light a good pose looks doubtful; brought into the scene's light it does not."""
+def test_further_hypotheses_are_tried_only_if_relighting_does_not_raise_the_confidence(fitted, helps):
+    """In other light a right pose has a low confidence. In the scene's light it has a high one."""
     scene, bank = fitted
     pose = view_sphere(24, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4]
-    wanted, noise = render_query(scene, pose), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
-    seen, searches, changes = dataclasses.replace(wanted, image=noise), [], []
+    clean_query, noise = render_query(scene, pose), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    noisy_query, pose_counts, relighting_cameras = dataclasses.replace(clean_query, image=noise), [], []
 
-    def lazy(scene, query, starts):
-        searches.append(len(starts))
+    def idle_refiner(scene, query, initial_poses):
+        pose_counts.append(len(initial_poses))
         return RefinementResult(pose, 1.0, converged=True, n_renders=5)
 
-    def changed(query, camera):
-        changes.append(camera)
-        return wanted if helps else query
+    def relight_query(query, camera):
+        relighting_cameras.append(camera)
+        return clean_query if helps else query
 
-    def relighting_refiner(scene, query, starts):
-        return RefinementResult(starts[0], 1.0, converged=True, n_renders=7)
+    def relighting_refiner(scene, query, initial_poses):
+        return RefinementResult(initial_poses[0], 1.0, converged=True, n_renders=7)
 
-    estimate = PoseEstimator(lazy, starts=2, retry_below=0.5, relighting_refiner=relighting_refiner)(
-        scene, bank, seen, changed
-    )
+    estimator = PoseEstimator(idle_refiner, starts=2, retry_below=0.5, relighting_refiner=relighting_refiner)
+    estimate = estimator(scene, bank, noisy_query, relight_query)
     assert (estimate.confidence > 0.9) == helps
-    assert searches == ([2] if helps else [2, 4])
-    assert len(changes) == len(searches)
-    judged = 1  # rendering each
-    finished = judged + 7 + judged
-    assert estimate.n_renders == (5 + judged + finished if helps else 2 * (5 + judged) + 2 * finished)
+    assert pose_counts == ([2] if helps else [2, 4])
+    assert len(relighting_cameras) == len(pose_counts)
+    rating = 1  # each rating renders once
+    relighting = rating + 7 + rating
+    assert estimate.n_renders == (5 + rating + relighting if helps else 2 * (5 + rating) + 2 * relighting)
 
 
 def test_query_without_an_object_has_a_low_confidence_and_finite_residual(fitted):
@@ -194,8 +194,8 @@ def test_query_without_an_object_has_a_low_confidence_and_finite_residual(fitted
 
 
 @pytest.mark.slow
-def test_box_thumbnails_find_an_object_off_the_axis():
-    """Hand-held cameras: distance and aim differ, so that the frame says nothing."""
+def test_box_thumbnails_localize_an_off_center_object():
+    """Hand-held cameras differ in distance and aim, so thumbnails of the whole frame do not match."""
     generator = torch.Generator().manual_seed(1)
     eyes = view_sphere(60, 1.0, 1.0, -0.5)[:, :3, 3] * (2.5 + torch.rand(60, 1, generator=generator))
     poses = torch.stack([look_at(eye, 0.3 * torch.randn(3, generator=generator), UP) for eye in eyes])
@@ -220,7 +220,7 @@ def test_bank_reloads_with_another_number_of_views(fitted):
         torch.testing.assert_close(first, second)
 
 
-def test_mistakes_are_named(fitted):
+def test_error_messages_name_the_wrong_argument(fitted):
     scene, _ = fitted
     with pytest.raises(ValueError, match="bank is empty"):
         ViewBank().nearest(render_query(scene, view_sphere(3, 3.0)[0]), 1)

@@ -6,7 +6,7 @@ import torch
 
 from anomalib_pose.geometry import Camera, look_at, pose_error
 from anomalib_pose.pose import FeatureLocalizer, Query, make_estimator, make_matcher
-from anomalib_pose.pose.feature_matchers import LoftrMatcher, _mutual
+from anomalib_pose.pose.feature_matchers import LoftrMatcher, _mutual_matches
 from anomalib_pose.scene import GaussianScene
 from sample_scenes import make_toy
 
@@ -22,12 +22,12 @@ def matcher(request, shared):
 
 
 def mosaic(size: int) -> torch.Tensor:
-    """Squares of chance colors."""
+    """Draw squares of random colors."""
     colors = torch.rand(3, size // 20 + 1, size // 20 + 1, generator=torch.Generator().manual_seed(1))
     return colors.repeat_interleave(20, 1).repeat_interleave(20, 2)[:, :size, :size]
 
 
-def test_a_shifted_image_is_matched(matcher):
+def test_a_shifted_image_gives_shifted_matches(matcher):
     image = mosaic(192)
     (same, shifted) = matcher(image, torch.stack([image, image.roll((8, 16), (1, 2))]))
     torch.testing.assert_close(*same)
@@ -37,7 +37,7 @@ def test_a_shifted_image_is_matched(matcher):
 
 
 def speckled_toy() -> GaussianScene:
-    """The toy with a chance color for each of its Gaussians: it has texture."""
+    """Give each Gaussian of the toy a random color, so that the toy has texture."""
     scene = make_toy(2500)
     raw = scene.raw
     raw["sh"] = torch.randn(raw["sh"].shape, generator=torch.Generator().manual_seed(2))
@@ -46,21 +46,21 @@ def speckled_toy() -> GaussianScene:
     return scene
 
 
-def test_a_textured_toy_is_found_by_its_features(matcher):
-    """The views are 12 and 18 degrees away."""
+def test_feature_matching_localizes_a_textured_toy(matcher):
+    """The views are 12 and 18 degrees away from the query."""
     scene = speckled_toy()
     angles = torch.deg2rad(torch.tensor([0.0, 12.0, -18.0]))
     eyes = torch.stack([3 * angles.cos(), 3 * angles.sin(), torch.full((3,), 0.6)], 1)
     truth, *views = look_at(eyes, torch.zeros(3), torch.tensor([0.0, 0, 1]))
     camera = Camera.from_fov(truth, 0.5, 160, 160)
     output = scene.render(camera, torch.ones(3))
-    found, *_ = FeatureLocalizer(matcher)(
+    pose, *_ = FeatureLocalizer(matcher)(
         scene, Query(output.rgb.permute(2, 0, 1).clamp(0, 1), camera.K), torch.stack(views)
     )
-    assert math.degrees(pose_error(found, truth)[0]) < 1.5
+    assert math.degrees(pose_error(pose, truth)[0]) < 1.5
 
 
-def test_mutual_neighbors_against_a_loop():
+def test_mutual_matches_equal_a_loop():
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(9, 4, generator=generator), torch.randn(7, 4, generator=generator)
     places = torch.rand(9, 2, generator=generator), torch.rand(7, 2, generator=generator)
@@ -69,31 +69,31 @@ def test_mutual_neighbors_against_a_loop():
         j = max(range(7), key=lambda j: float(first[i] @ second[j]))
         if max(range(9), key=lambda k: float(first[k] @ second[j])) == i:
             expected.append((i, j))
-    found = _mutual((places[0], first), (places[1], second))
-    torch.testing.assert_close(found[0], torch.stack([places[0][i] for i, _ in expected]))
-    torch.testing.assert_close(found[1], torch.stack([places[1][j] for _, j in expected]))
-    assert len(_mutual((places[0], first), (places[1][:0], second[:0]))[0]) == 0
+    matches = _mutual_matches((places[0], first), (places[1], second))
+    torch.testing.assert_close(matches[0], torch.stack([places[0][i] for i, _ in expected]))
+    torch.testing.assert_close(matches[1], torch.stack([places[1][j] for _, j in expected]))
+    assert len(_mutual_matches((places[0], first), (places[1][:0], second[:0]))[0]) == 0
 
 
-def test_weights_are_read_when_they_are_needed(tmp_path):
+def test_weights_are_read_at_the_first_use(tmp_path):
     from kornia.feature import LoFTR
 
     file = tmp_path / "loftr.pth"
     loftr = make_matcher("loftr", file)
     with pytest.raises(FileNotFoundError, match=r"found none at .*loftr\.pth"):
         loftr.load()
-    given = LoFTR(pretrained=None).state_dict()
-    torch.save({"state_dict": {f"matcher.{name}": value for name, value in given.items()}}, file)
+    saved = LoFTR(pretrained=None).state_dict()
+    torch.save({"state_dict": {f"matcher.{name}": value for name, value in saved.items()}}, file)
     state = torch.random.get_rng_state()
     loftr.load()
     assert torch.equal(torch.random.get_rng_state(), state)
     assert isinstance(loftr, LoftrMatcher)
-    for name, value in loftr._loaded().state_dict().items():
-        assert torch.equal(value, given[name]), name
-    assert not loftr._loaded().training
+    for name, value in loftr._loaded_network().state_dict().items():
+        assert torch.equal(value, saved[name]), name
+    assert not loftr._loaded_network().training
 
 
-def test_a_matcher_is_no_part_of_the_state(matcher):
+def test_a_matcher_is_not_part_of_the_state(matcher):
     name, file = matcher.name, str(matcher.weights)
     estimator = make_estimator(matcher=name, matcher_weights=file)
     estimator.load()
@@ -101,7 +101,7 @@ def test_a_matcher_is_no_part_of_the_state(matcher):
     assert make_estimator().feature_localizer is None
 
 
-def test_wrong_weights_are_named(tmp_path, shared):
+def test_wrong_weights_are_refused(tmp_path, shared):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     torch.save([1], tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("no weights")

@@ -14,10 +14,10 @@ TRUTH = view_sphere(12, 3.1, 1.0, -1.0, azimuth_offset=0.4)
 UP = torch.tensor([0.0, 0, 1])
 
 
-def rolled(pose: torch.Tensor, degrees: float) -> torch.Tensor:
-    turned = pose.clone()
-    turned[:3, :3] = pose[:3, :3] @ roll_matrix(math.radians(degrees))
-    return turned
+def roll_pose(pose: torch.Tensor, degrees: float) -> torch.Tensor:
+    rolled_pose = pose.clone()
+    rolled_pose[:3, :3] = pose[:3, :3] @ roll_matrix(math.radians(degrees))
+    return rolled_pose
 
 
 def render_query(scene, camera: Camera) -> Query:
@@ -25,8 +25,8 @@ def render_query(scene, camera: Camera) -> Query:
     return Query(output.rgb.permute(2, 0, 1).clamp(0, 1), camera.K, (output.alpha > 0.5).float())
 
 
-def test_a_right_angle_is_an_exact_turn():
-    """A camera that is rolled by +90 degrees has +x where +y was: its image is the upright one, turned against that."""
+def test_undoing_a_right_angle_equals_rot90():
+    """A camera rolled by +90 degrees has +x where +y was. Its image is the upright image, rotated the other way."""
     image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
     K = torch.tensor([[40.0, 0, 16], [0, 40, 16], [0, 0, 1]])
     upright = undo_roll(Query(image, K, image[0]), math.pi / 2)
@@ -35,19 +35,19 @@ def test_a_right_angle_is_an_exact_turn():
 
 
 @pytest.mark.parametrize("degrees", [-50, 20, 90])
-def test_the_image_turns_as_the_camera_does(degrees):
-    """What the upright camera renders, from a rolled one with an off-center principal point and oblong pixels."""
+def test_undo_roll_gives_the_image_of_the_upright_camera(degrees):
+    """The rolled camera has an off-center principal point and oblong pixels."""
     scene = make_toy()
     K = torch.tensor([[150.0, 0, 70], [0, 130, 55], [0, 0, 1]])
     camera = Camera(TRUTH[4], K, 128, 112)
     expected = render_query(scene, camera)
-    seen = render_query(scene, camera.with_pose(rolled(TRUTH[4], degrees)))
-    found = undo_roll(seen, math.radians(degrees))
-    wrong, left = ((one.image - expected.image).abs().mean() for one in (seen, found))
-    assert left < 0.15 * wrong
+    query = render_query(scene, camera.with_pose(roll_pose(TRUTH[4], degrees)))
+    upright_query = undo_roll(query, math.radians(degrees))
+    before, after = ((image - expected.image).abs().mean() for image in (query.image, upright_query.image))
+    assert after < 0.15 * before
 
 
-def test_what_is_outside_is_background():
+def test_pixels_from_outside_the_image_are_background():
     image = torch.full((3, 20, 40), 0.3)
     K = torch.tensor([[40.0, 0, 20], [0, 40, 10], [0, 0, 1]])
     masked = undo_roll(Query(image, K, torch.ones(20, 40)), math.pi / 2)
@@ -56,7 +56,7 @@ def test_what_is_outside_is_background():
     torch.testing.assert_close(undo_roll(Query(image, K), math.pi / 2).image, image)
 
 
-def test_a_shrunk_query_keeps_its_rays():
+def test_a_downscaled_query_keeps_its_rays():
     query = Query(torch.rand(3, 60, 200), TRAINING.K[0])
     small = downscale_query(query, 100)
     assert small.image.shape == (3, 30, 100)
@@ -73,14 +73,14 @@ def fitted():
 
 @pytest.mark.parametrize("degrees", [35, 90])
 @pytest.mark.parametrize("masked", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_rolled_queries_are_found(fitted, degrees, masked):
+def test_the_estimator_recovers_rolled_poses(fitted, degrees, masked):
     scene, bank = fitted
     estimator = PoseEstimator(GaussNewtonRefiner(), starts=3)
     upright_only = ViewBank(12.0)
     upright_only.load_state_dict(bank.state_dict())
     errors = []
     for pose in TRUTH[1:10:4]:
-        truth = rolled(pose, degrees)
+        truth = roll_pose(pose, degrees)
         query = render_query(scene, Camera.from_fov(truth, 0.7, 96, 64))
         query = query if masked else Query(query.image, query.K)
         estimate = estimator(scene, bank, query)
@@ -91,8 +91,8 @@ def test_rolled_queries_are_found(fitted, degrees, masked):
     assert min(errors) > 20
 
 
-def test_starts_of_boxes_are_rolled_to_where_the_object_is(fitted):
-    """Hand-held cameras: the object's place in the image is used after the image was turned."""
+def test_initial_poses_with_boxes_match_the_place_of_a_rolled_object(fitted):
+    """Cameras are hand-held. The bank measures the object's place in the upright query."""
     scene, _ = fitted
     generator = torch.Generator().manual_seed(1)
     eyes = view_sphere(60, 1.0, 1.0, -0.5)[:, :3, 3] * (2.5 + torch.rand(60, 1, generator=generator))
@@ -103,15 +103,15 @@ def test_starts_of_boxes_are_rolled_to_where_the_object_is(fitted):
     assert bool(bank.by_box)
     estimator = PoseEstimator(GaussNewtonRefiner(), starts=4)
     for index in (51, 54, 57):
-        truth = rolled(poses[index], 100)
+        truth = roll_pose(poses[index], 100)
         query = render_query(scene, Camera(truth, cameras.K[index], 64, 64))
-        start = bank.nearest(query, 1)[0]
-        pixels = [Camera(pose, query.K, 64, 64).project(scene.center[None])[0] for pose in (start[0], truth)]
+        initial_poses = bank.nearest(query, 1)[0]
+        pixels = [Camera(pose, query.K, 64, 64).project(scene.center[None])[0] for pose in (initial_poses[0], truth)]
         assert (pixels[0] - pixels[1]).norm() < 6
         estimate = estimator(scene, bank, query)
         assert math.degrees(pose_error(estimate.camera.camera_to_world, truth)[0]) < 1
 
 
-def test_rolls_are_counted_from_one():
-    with pytest.raises(ValueError, match="number of turns"):
+def test_fewer_than_one_roll_is_refused():
+    with pytest.raises(ValueError, match="number of in-plane rotations"):
         ViewBank(rolls=0)
