@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How kernels are compiled and spread over threads.
+"""Compilation of CPU kernels with numba, and their execution on several threads.
 
-Kernels release the GIL and work on a range ``start..stop`` of independent items, so plain Python threads run them. This
-is instead of numba's own threading layers, none of which is both safe to call from several threads and safe after a
-fork.
+Kernels release the GIL and process a range ``start..stop`` of independent items, so plain Python threads run them.
+Numba's own threading layers are not used: none of them is both safe to call from several threads and safe after a fork.
 The number of threads is PyTorch's: ``torch.set_num_threads``, ``OMP_NUM_THREADS``, one in a ``DataLoader`` worker.
 """
 
@@ -25,8 +24,8 @@ from numba.extending import intrinsic
 
 logger = logging.getLogger(__name__)
 
-# `afn`, `nnan`, `ninf` and `reassoc` would break the rounding trick of `exp`; `reassoc` is added where a sum over lanes
-# has to be vectorized.
+# `afn`, `nnan`, `ninf` and `reassoc` would break the rounding trick of `exp`. Kernels that vectorize a sum over lanes
+# add `reassoc`.
 ELEMENTWISE = frozenset({"contract", "nsz", "arcp"})
 REDUCTION = ELEMENTWISE | {"reassoc"}
 
@@ -38,9 +37,9 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def kernel(flags: frozenset[str] = ELEMENTWISE) -> Callable[[Callable], Any]:
-    """Decorator that compiles at the first call and keeps the result on disk where that is possible.
+    """Make a decorator that compiles a function at its first call and caches the result on disk if it can.
 
-    ``error_model="numpy"`` matters: the branch for a division by zero would stop the vectorizer.
+    ``error_model="numpy"`` matters: the branch for a division by zero would prevent vectorization.
 
     Args:
         flags: LLVM's fast-math flags.
@@ -50,8 +49,8 @@ def kernel(flags: frozenset[str] = ELEMENTWISE) -> Callable[[Callable], Any]:
         options = {"nogil": True, "fastmath": set(flags), "error_model": "numpy"}
         try:
             return njit(cache=True, **options)(function)
-        except RuntimeError:  # numba found no folder that it may write to
-            logger.info("No writable folder for compiled kernels; set NUMBA_CACHE_DIR to keep them between runs.")
+        except RuntimeError:  # numba has no writable folder for its cache
+            logger.info("No writable folder for compiled kernels: set NUMBA_CACHE_DIR to keep them between runs.")
             return njit(**options)(function)
 
     return decorate
@@ -82,7 +81,10 @@ _ROUND = np.float32(1.5 * 2**23)  # adding it leaves the nearest integer in the 
 @kernel()
 @no_type_check
 def exp(x):  # noqa: ANN001, ANN201
-    """Exponential of a float32 in about -87..88, to 2e-7 relative; vectorizes without a vector maths library."""
+    """Compute the exponential of a float32 in about -87..88, with a relative error of 2e-7.
+
+    The loop around it vectorizes without a vector math library.
+    """
     shifted = x * _LOG2_E + _ROUND
     f = x * _LOG2_E - (shifted - _ROUND)
     p = np.float32(1.34004322e-3)
@@ -98,9 +100,9 @@ def for_ranges(function: Callable[[int, int], Any], count: int, grain: int = 1) 
     """Call ``function(start, stop)`` for ranges that cover ``0..count``, on PyTorch's number of threads.
 
     Args:
-        function: work on a range; independent of how ``0..count`` is cut.
+        function: processes a range; its result does not depend on how ``0..count`` is split.
         count: number of items.
-        grain: ranges begin at a multiple of this.
+        grain: ranges start at multiples of this number.
     """
     units = -(-count // grain)
     threads = min(torch.get_num_threads(), units)
@@ -116,13 +118,14 @@ def for_ranges(function: Callable[[int, int], Any], count: int, grain: int = 1) 
         for part in position:  # `next` on a range's iterator is atomic under the GIL
             function(cuts[part], cuts[part + 1])
 
-    helpers = [_threads().submit(work) for _ in range(threads - 1)]
+    jobs = [_thread_pool().submit(work) for _ in range(threads - 1)]
     work()
-    for helper in helpers:
-        helper.result()
+    for job in jobs:
+        job.result()
 
 
-def _threads() -> ThreadPoolExecutor:
+def _thread_pool() -> ThreadPoolExecutor:
+    """Return the pool of this process."""
     global _pool  # noqa: PLW0603
     with _lock:
         if _pool is None:
@@ -130,26 +133,27 @@ def _threads() -> ThreadPoolExecutor:
         return _pool
 
 
-def _forget_threads() -> None:
+def _reset_pool() -> None:
+    """Drop the parent's pool and lock in a forked process: their threads do not exist there."""
     global _pool, _lock  # noqa: PLW0603
     _pool = None
     _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+    os.register_at_fork(after_in_child=_reset_pool)
 
 
 @contextmanager
-def announced_compilation(what: str) -> Iterator[None]:
-    """Log a line while kernels compile, only if that takes long enough for someone to wonder.
+def announced_compilation(kernels: str) -> Iterator[None]:
+    """Log a line while kernels compile, if the compilation takes longer than 1.5 s.
 
     Args:
-        what: name of what is compiled.
+        kernels: name of the kernels, for the log line.
     """
     start = time.perf_counter()
     message = "Compiling the CPU kernels of %s. This takes about half a minute, once for this machine."
-    timer = threading.Timer(_ANNOUNCE_AFTER_SECONDS, logger.info, (message, what))
+    timer = threading.Timer(_ANNOUNCE_AFTER_SECONDS, logger.info, (message, kernels))
     timer.daemon = True
     timer.start()
     try:
@@ -158,4 +162,4 @@ def announced_compilation(what: str) -> Iterator[None]:
         timer.cancel()
     elapsed = time.perf_counter() - start
     if elapsed > _ANNOUNCE_AFTER_SECONDS:
-        logger.info("Compiled the CPU kernels of %s in %.0f s.", what, elapsed)
+        logger.info("Compiled the CPU kernels of %s in %.0f s.", kernels, elapsed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every rasterizer does around its own drawing."""
+"""Steps that all rasterizers share: batching of cameras, compositing over a background."""
 
 import torch
 from torch import Tensor
@@ -8,20 +8,20 @@ from anomalib_pose.geometry.camera import Camera
 
 
 def as_batch(cameras: Camera) -> Camera:
-    """The cameras with exactly one leading dimension.
+    """Return the cameras with exactly one batch dimension.
 
     Raises:
-        ValueError: if they have more than one.
+        ValueError: if the cameras have more than one batch dimension.
     """
     if len(cameras.batch_shape) > 1:
         shape = tuple(cameras.batch_shape)
-        msg = f"A rasterizer takes one camera or a batch (C, ...) of them, got the batch shape {shape}."
+        msg = f"A rasterizer takes one camera or a batch of cameras (C,), got the batch shape {shape}."
         raise ValueError(msg)
     return cameras.batched()
 
 
 def over_background(rgb: Tensor, alpha: Tensor, background: Tensor | None) -> Tensor:
-    """Images (C, H, W, 3) over a background color: ``rgb + (1 - alpha) background``.
+    """Composite images (C, H, W, 3) over a background color: ``rgb + (1 - alpha) background``.
 
     Args:
         rgb: color over black (C, H, W, 3).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussian splatting on CUDA with gsplat (Ye et al. 2025)."""
+"""Rasterizer of Gaussians on CUDA, with gsplat (Ye et al. 2025)."""
 
 import importlib
 import importlib.util
@@ -20,38 +20,40 @@ _BLUR = 0.3
 
 
 def gsplat_is_usable() -> bool:
-    """Whether there is a CUDA device and gsplat is installed. Does not import gsplat."""
+    """Return whether a CUDA device is present and gsplat is installed; does not import gsplat."""
     return torch.cuda.is_available() and importlib.util.find_spec("gsplat") is not None
 
 
 def _rasterization() -> Any:
-    """Gsplat's function, imported here alone: its first call without CUDA would try to compile, and fail obscurely."""
+    """Import gsplat's ``rasterization`` after checks for CUDA and for gsplat's compiled code.
+
+    No other function imports gsplat: its first call without CUDA tries to compile, and fails with an obscure error.
+    """
     try:
         from gsplat import rasterization
     except ImportError as error:
         msg = "The backend 'gsplat' needs gsplat: pip install 'anomalib-pose[cuda]'."
         raise ImportError(msg) from error
     if not torch.cuda.is_available():
-        msg = "The backend 'gsplat' needs a CUDA device, and torch.cuda.is_available() is False. Use 'cpu'."
+        msg = "The backend 'gsplat' needs a CUDA device, and torch.cuda.is_available() is False. Use the backend 'cpu'."
         raise RuntimeError(msg)
-    logger.info("Loading gsplat's CUDA code. The first time it may have to be compiled, which takes minutes.")
+    logger.info("Loading gsplat's CUDA code. On first use gsplat may compile it, which takes minutes.")
     compiled = importlib.import_module("gsplat.cuda._backend")
     if getattr(compiled, "_C", compiled) is None:
         msg = (
-            "gsplat was installed without its compiled CUDA code, and found no CUDA toolkit (nvcc) to compile it. "
-            "Install the toolkit and set CUDA_HOME, or one of gsplat's prebuilt wheels, or use the backend 'cpu'."
+            "gsplat was installed without its compiled CUDA code, and there is no CUDA toolkit (nvcc) to compile it. "
+            "Install the toolkit and set CUDA_HOME, install one of gsplat's prebuilt wheels, or use the backend 'cpu'."
         )
         raise RuntimeError(msg)
     return rasterization
 
 
 class GsplatRasterizer:
-    """Rasterizer for CUDA: gsplat's classic mode, with the image formation of ``CpuRasterizer``.
+    """CUDA rasterizer: gsplat's classic mode, with the image formation of ``CpuRasterizer``.
 
     Differentiable in every tensor of the Gaussians, in ``camera_to_world`` and in the background; not in ``K``.
-    Computes in float32; float64 tensors are converted, and get float64 images and gradients. gsplat compiles its CUDA
-    code when it is first used, which takes minutes and needs a CUDA toolkit, unless it was installed from one of its
-    prebuilt wheels.
+    Computes in float32: float64 tensors are converted, and their images and gradients are float64. gsplat compiles its
+    CUDA code on first use, which takes minutes and needs a CUDA toolkit. gsplat's prebuilt wheels need no compilation.
 
     Raises:
         ImportError: if gsplat is not installed.
@@ -62,23 +64,24 @@ class GsplatRasterizer:
         self._rasterization = _rasterization()
 
     def __call__(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
-        """Draw the Gaussians as one or several cameras see them; see ``Rasterizer``.
+        """Render the Gaussians from one camera or from C cameras; see ``Rasterizer``.
 
         Args:
-            gaussians: what to draw, on a CUDA device.
-            cameras: one camera (the output has no leading dimension) or C of them.
+            gaussians: N Gaussians on a CUDA device.
+            cameras: one unbatched camera (the output has no leading dimension) or a batch of C cameras.
             background: color (3,) or (C, 3) behind the Gaussians; black if None.
 
         Raises:
             ValueError: if a tensor is on another device, or the background does not fit the cameras.
         """
         check_device(gaussians, cameras, "gsplat", "cuda", "cpu")
-        several = as_batch(cameras)
-        rgb, depth, alpha = self._draw(gaussians, several) if len(gaussians) else _nothing(gaussians, several)
+        batch = as_batch(cameras)
+        rgb, depth, alpha = self._rasterize(gaussians, batch) if len(gaussians) else _empty_images(gaussians, batch)
         output = RenderOutput(over_background(rgb, alpha, background), depth, alpha)
         return output if cameras.batch_shape else output[0]
 
-    def _draw(self, gaussians: Gaussians, cameras: Camera) -> tuple[Tensor, Tensor, Tensor]:
+    def _rasterize(self, gaussians: Gaussians, cameras: Camera) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rgb (C, H, W, 3), depth (C, H, W) and alpha (C, H, W) over black."""
         single = gaussians.to(torch.float32)
         images, alpha, _ = self._rasterization(
             means=single.means,
@@ -101,6 +104,7 @@ class GsplatRasterizer:
         return images[..., :3].to(dtype), images[..., 3].to(dtype), alpha[..., 0].to(dtype)
 
 
-def _nothing(gaussians: Gaussians, cameras: Camera) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_images(gaussians: Gaussians, cameras: Camera) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the images of no Gaussians: gsplat does not take empty tensors."""
     empty = gaussians.means.new_zeros(len(cameras), cameras.height, cameras.width)
     return empty[..., None].expand(*empty.shape, 3), empty, empty

@@ -3,7 +3,7 @@
 
 Images are (C, H, 3 W) float32. They are cut into tiles of ``STRIP`` numbers by ``BAND`` rows. A tile goes down its
 rows: what is to be blurred is blurred across and kept in a ring of as many rows as the window has, which is then
-blurred down. All state of a tile is one flat buffer, see ``splat_blocks``; loops go over slices of it, because an index
+blurred down. All state of a tile is one flat buffer, see ``splat_tiles``; loops go over slices of it, because an index
 that might be negative, for all that numba knows, stops the vectorizer.
 """
 

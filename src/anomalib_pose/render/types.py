@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into a rasterizer, what comes out, and what one looks like."""
+"""Input, output and protocol of a rasterizer: ``Gaussians``, ``RenderOutput`` and ``Rasterizer``."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -14,11 +14,11 @@ _TENSORS = ("means", "quats", "scales", "opacities", "colors")
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Anisotropic 3D Gaussians with activated values, ready to be drawn (Kerbl et al. 2023, section 4).
+    """Anisotropic 3D Gaussians with activated values, ready to rasterize (Kerbl et al. 2023, section 4).
 
     Args:
         means: centers (N, 3) in the world frame.
-        quats: orientations (N, 4), wxyz; normalized while drawing, hence any non-zero length.
+        quats: orientations (N, 4), wxyz, of any non-zero length: the rasterizer normalizes them.
         scales: standard deviations (N, 3) along the Gaussian's own axes, scene units, > 0.
         opacities: peak opacities (N,) in (0, 1).
         colors: RGB (N, 3), or spherical harmonics coefficients (N, K, 3) with K >= (sh_degree + 1)².
@@ -39,9 +39,9 @@ class Gaussians:
         count = self.means.shape[0]
         expected = {"means": (count, 3), "quats": (count, 4), "scales": (count, 3), "opacities": (count,)}
         for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
-                msg = f"Gaussians.{name} should have shape {shape}, got {found}."
+            actual_shape = tuple(getattr(self, name).shape)
+            if actual_shape != shape:
+                msg = f"Gaussians.{name} should have shape {shape}, got {actual_shape}."
                 raise ValueError(msg)
         self._check_colors(count)
 
@@ -55,24 +55,24 @@ class Gaussians:
         if self.sh_degree not in range(4):
             msg = f"sh_degree should be None or 0..3, got {self.sh_degree}."
             raise ValueError(msg)
-        needed = (self.sh_degree + 1) ** 2
-        if len(shape) != 3 or shape[0] != count or shape[1] < needed or shape[2] != 3:
+        coefficient_count = (self.sh_degree + 1) ** 2
+        if len(shape) != 3 or shape[0] != count or shape[1] < coefficient_count or shape[2] != 3:
             msg = (
-                f"Gaussians.colors with sh_degree={self.sh_degree} should have shape ({count}, K >= {needed}, 3), "
-                f"got {shape}."
+                f"Gaussians.colors with sh_degree={self.sh_degree} should have shape "
+                f"({count}, K >= {coefficient_count}, 3), got {shape}."
             )
             raise ValueError(msg)
 
     def __len__(self) -> int:
-        """Number of Gaussians."""
+        """Return the number of Gaussians."""
         return self.means.shape[0]
 
     def __getitem__(self, index: Tensor) -> "Gaussians":
-        """Those of an index or a mask."""
+        """Select Gaussians by an index tensor or a mask (N,)."""
         return replace(self, **{name: getattr(self, name)[index] for name in _TENSORS})
 
     def to(self, target: torch.device | torch.dtype | str) -> "Gaussians":
-        """The same Gaussians on a device or in a dtype."""
+        """Return the Gaussians on a device or in a dtype."""
         return replace(self, **{name: getattr(self, name).to(target) for name in _TENSORS})
 
 
@@ -82,8 +82,8 @@ class RenderOutput:
 
     Args:
         rgb: color (H, W, 3) or (C, H, W, 3), composited over the background where one was given.
-        depth: expected distance along the optical axis (H, W) or (C, H, W), scene units:
-            sum of weight times z over sum of weights; 0 where ``alpha`` is 0.
+        depth: expected depth along the optical axis (H, W) or (C, H, W), scene units: the sum of weight times z over
+            the sum of weights; 0 where ``alpha`` is 0.
         alpha: accumulated opacity (H, W) or (C, H, W) in [0, 1].
     """
 
@@ -92,37 +92,37 @@ class RenderOutput:
     alpha: Tensor
 
     def __getitem__(self, index: int | slice | Tensor) -> "RenderOutput":
-        """The same images at an index of their first dimension."""
+        """Index the first dimension of all three images."""
         return RenderOutput(self.rgb[index], self.depth[index], self.alpha[index])
 
 
 @runtime_checkable
 class Rasterizer(Protocol):
-    """Draws Gaussians; differentiable in every tensor of ``gaussians``, in the cameras' poses and in the background."""
+    """Renderer of Gaussians; differentiable in all their tensors, in ``camera_to_world`` and in the background."""
 
     def __call__(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
-        """Draw the Gaussians as one or several cameras see them.
+        """Render the Gaussians from one camera or from C cameras.
 
         Args:
-            gaussians: what to draw.
-            cameras: one camera (unbatched: the output has no leading dimension) or C of them.
+            gaussians: N Gaussians in the world frame.
+            cameras: one unbatched camera (the output has no leading dimension) or a batch of C cameras.
             background: color (3,) or (C, 3) behind the Gaussians; black if None.
 
         Returns:
-            images of every camera.
+            one image set, or C of them, see ``RenderOutput``.
         """
         ...
 
 
-def check_device(gaussians: Gaussians, cameras: Camera, backend: str, device: str, other: str) -> None:
-    """Refuse tensors that a backend cannot draw.
+def check_device(gaussians: Gaussians, cameras: Camera, backend: str, device: str, alternative: str) -> None:
+    """Check that Gaussians and cameras are on a rasterizer's type of device.
 
     Args:
-        gaussians: what is drawn.
-        cameras: from where.
+        gaussians: Gaussians to render.
+        cameras: cameras to render from.
         backend: name of the rasterizer, for the message.
-        device: type of the device it draws on.
-        other: the backend to use instead.
+        device: type of device that the rasterizer runs on.
+        alternative: backend that the message suggests instead.
 
     Raises:
         ValueError: if a tensor is on another type of device.
@@ -131,6 +131,6 @@ def check_device(gaussians: Gaussians, cameras: Camera, backend: str, device: st
         if tensor.device.type != device:
             msg = (
                 f"The {backend} rasterizer was given {name} on {tensor.device}. Move them with .to({device!r}), "
-                f"or use make_rasterizer({other!r})."
+                f"or use make_rasterizer({alternative!r})."
             )
             raise ValueError(msg)

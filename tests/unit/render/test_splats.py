@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anomalib_pose.geometry.camera import Camera
 from anomalib_pose.geometry.se3 import se3_exp
-from anomalib_pose.render import gsplat_backend, make_rasterizer, splat_blocks, ssim_kernels, warmup
+from anomalib_pose.render import gsplat_backend, make_rasterizer, splat_tiles, ssim_kernels, warmup
 from anomalib_pose.render.cpu import CpuRasterizer
 from anomalib_pose.render.gsplat_backend import GsplatRasterizer
 from anomalib_pose.render.ssim import ssim
@@ -217,12 +217,12 @@ def test_wrong_input(rasterizer):
 def test_warmup_compiles_all(rasterizer):
     warmup()
     assert ssim_kernels.similarity_backward.signatures
-    assert splat_blocks.draw_backward.signatures
-    counts = len(splat_blocks.draw.signatures), len(ssim_kernels.similarity.signatures)
+    assert splat_tiles.composite_backward.signatures
+    counts = len(splat_tiles.composite.signatures), len(ssim_kernels.similarity.signatures)
     with torch.inference_mode():
         rasterizer(*SCENES["plain"])
         ssim(torch.zeros(5, 5, 3, dtype=torch.float64), torch.zeros(5, 5, 3, dtype=torch.float64))
-    assert counts == (len(splat_blocks.draw.signatures), len(ssim_kernels.similarity.signatures))
+    assert counts == (len(splat_tiles.composite.signatures), len(ssim_kernels.similarity.signatures))
 
 
 def test_make_rasterizer_selects_the_backend_by_name(monkeypatch):
