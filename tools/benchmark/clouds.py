@@ -25,7 +25,7 @@ from anomalib_pose.data.point_cloud.files import read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organized
 from anomalib_pose.data.point_cloud.sources import CloudSample, RawSource
-from anomalib_pose.render.points import facing_viewer, view_rotations
+from anomalib_pose.render.points import to_view_frame, view_rotations
 
 
 def timed(function: Callable, *arguments: object) -> tuple[object, float]:
@@ -69,7 +69,7 @@ def measure(source: RawSource, sample: CloudSample, *, loop: bool) -> dict[str, 
     result = {"read": reading, "remove plane": isolating, "draw": drawing, "points": float(cloud.valid.sum())}
     if loop:
         rotations = view_rotations(source.settings.about_x, source.settings.about_y)
-        points = facing_viewer(cloud.points[cloud.valid].double())
+        points = to_view_frame(cloud.points[cloud.valid].double())
         shown, looping = timed(visible_by_loop, points, rotations, source.settings.size)
         result |= {"visibility, plain loop": looping, "differing points": differing(cloud, shown)}
     return result

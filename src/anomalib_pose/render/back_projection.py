@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From maps of views back to the points that the views show (PointAD, section 3.2)."""
+"""Back-projection of view maps to the points of a cloud (PointAD, section 3.2)."""
 
 import numpy as np
 import torch
@@ -7,62 +7,63 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from anomalib_pose.render.point_kernels import find_lenders
+from anomalib_pose.render.point_kernels import find_donors
 
 
-def borrow_visibility(visible: Bool[Tensor, "v n"], valid: Bool[Tensor, " n"]) -> Bool[Tensor, "v n"]:
-    """Visibility in which points that no view shows have the flags of the nearest point that some view shows.
+def fill_visibility(visible: Bool[Tensor, "v n"], valid: Bool[Tensor, " n"]) -> Bool[Tensor, "v n"]:
+    """Give points that no view shows the visibility flags of the nearest point that some view shows.
 
-    Nearest in the order of the indices: points are taken one after the other; the next seen point lends its flags,
-    or, where there is none further on, the first one from the start; the previous one does if it is strictly nearer.
-    Points that have borrowed count as seen from then on. Pixels are not borrowed: a point still reads its own.
+    "Nearest" refers to the order of the indices. Points are processed in ascending order. A point takes the flags of
+    the next visible point, or of the first visible point of the cloud if none follows. It takes the flags of the
+    previous point if that one is strictly nearer. A point counts as visible once it has flags. Pixels are not copied: a
+    point still reads its own pixel.
 
     Args:
-        visible: whether each view shows the point.
-        valid: cells that hold a point; the others stay unseen.
+        visible: whether each of V views shows each of N points.
+        valid: whether a cell holds a point; cells without a point stay invisible.
 
     Returns:
-        Flags; all False where a point is not valid, and everywhere if no view shows any point.
+        Flags (V, N); all False where a point is not valid, and everywhere if no view shows any point.
     """
     index = valid.nonzero()[:, 0]
     flags = visible[:, index]
-    lender = np.full(len(index), -1, np.int64)
-    find_lenders(index.numpy(), flags.any(0).numpy(), lender)
+    donor = np.full(len(index), -1, np.int64)
+    find_donors(index.numpy(), flags.any(0).numpy(), donor)
     out = torch.zeros_like(visible)
-    if len(lender) and lender[0] >= 0:
-        out[:, index] = flags[:, torch.from_numpy(lender)]
+    if len(donor) and donor[0] >= 0:
+        out[:, index] = flags[:, torch.from_numpy(donor)]
     return out
 
 
 def back_project(
     maps: Float[Tensor, "v h w *channels"], pixels: Int[Tensor, "v n 2"], visible: Bool[Tensor, "v n"]
 ) -> Float[Tensor, " n *channels"]:
-    """Mean over the views that show a point of the map's value at its pixel; 0 for points that no view shows.
+    """Average the maps' values at a point's pixels over the views that show it; 0 for points that no view shows.
 
     Args:
-        maps: one map for each view; gradients flow to them.
-        pixels: row and column of each point.
-        visible: whether the view counts for the point.
+        maps: one map for each view; differentiable.
+        pixels: row and column of each point in each view.
+        visible: whether a view counts for a point.
     """
     row, column = pixels.long().unbind(-1)
     view = torch.arange(len(maps), device=maps.device)[:, None]
-    extra = (1,) * (maps.ndim - 3)
+    channel_axes = (1,) * (maps.ndim - 3)
     weights = visible.to(maps.dtype)
-    total = (maps[view, row, column] * weights.reshape(*weights.shape, *extra)).sum(0)
-    return total / weights.sum(0).clamp_min(1).reshape(-1, *extra)
+    total = (maps[view, row, column] * weights.reshape(*weights.shape, *channel_axes)).sum(0)
+    return total / weights.sum(0).clamp_min(1).reshape(-1, *channel_axes)
 
 
 def back_projection_matrix(
     pixels: Int[Tensor, "v n 2"], visible: Bool[Tensor, "v n"], size: int, patches: int
 ) -> Float[Tensor, "n m"]:
-    """Bilinear enlargement of patch maps and ``back_project`` as one sparse matrix.
+    """Build one sparse matrix for bilinear upsampling of patch maps followed by ``back_project``.
 
-    ``matrix @ values.reshape(v * patches * patches, c)`` is what ``back_project`` makes of the patch maps, enlarged to
-    the views' size (without aligning corners). A row has four weights for each view that shows the point.
+    ``matrix @ values.reshape(v * patches * patches, c)`` equals ``back_project`` of the patch maps after upsampling to
+    the views' size (``align_corners=False``). A row has four weights for each view that shows the point.
 
     Args:
-        pixels: row and column of each point.
-        visible: whether the view counts for the point.
+        pixels: row and column of each point in each view.
+        visible: whether a view counts for a point.
         size: width and height of the views, pixels.
         patches: patches along a side of a view.
 
@@ -77,23 +78,23 @@ def back_projection_matrix(
     if size < 1 or patches < 1 or (len(position) and not 0 <= int(position.min()) <= int(position.max()) < size):
         msg = f"Pixels of visible points should be in 0..{size - 1}, and size and patches ({patches}) 1 or more."
         raise ValueError(msg)
-    low, high, share = _enlargement(position, size, patches)
-    weight = 1 / visible.sum(0)[point].to(torch.float32)
+    low, high, high_weight = _upsampling_weights(position, size, patches)
+    view_weight = 1 / visible.sum(0)[point].to(torch.float32)
     columns, weights = [], []
     for r in (0, 1):
         for c in (0, 1):
             row, column = (high if r else low)[:, 0], (high if c else low)[:, 1]
-            row_share = share[:, 0] if r else 1 - share[:, 0]
-            column_share = share[:, 1] if c else 1 - share[:, 1]
+            row_weight = high_weight[:, 0] if r else 1 - high_weight[:, 0]
+            column_weight = high_weight[:, 1] if c else 1 - high_weight[:, 1]
             columns.append((view * patches + row) * patches + column)
-            weights.append(weight * row_share * column_share)
+            weights.append(view_weight * row_weight * column_weight)
     indices = torch.stack([point.repeat(4), torch.cat(columns)])
     shape = (visible.shape[1], len(visible) * patches**2)
     return torch.sparse_coo_tensor(indices, torch.cat(weights), shape, check_invariants=False).coalesce()
 
 
-def _enlargement(position: Tensor, size: int, patches: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches before and after each position (n, 2), and the share of the second."""
+def _upsampling_weights(position: Tensor, size: int, patches: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the patches before and after each position (n, 2), and the weights (n, 2) of the patches after it."""
     source = ((position + 0.5) * (patches / size) - 0.5).clamp(0, patches - 1)
     low = source.floor().long()
     return low, (low + 1).clamp_max(patches - 1), (source - low).float()
@@ -102,12 +103,12 @@ def _enlargement(position: Tensor, size: int, patches: int) -> tuple[Tensor, Ten
 def smooth_over_neighbors(
     points: Float[Tensor, "n 3"], values: Float[Tensor, " n"], sigma: float, neighbors: int = 64
 ) -> Float[Tensor, " n"]:
-    """Gaussian mean of values over the nearest points in space, for clouds whose order means nothing.
+    """Smooth values with a Gaussian over the nearest points in space, for clouds without a meaningful order.
 
     Args:
-        points: positions.
+        points: positions of the points.
         values: one value for each point.
-        sigma: width of the Gaussian, in units of the points.
+        sigma: standard deviation of the Gaussian, in units of the points.
         neighbors: number of nearest points that count, the point itself included.
 
     Raises:

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled loops over points: the nearest one in each cell, drawing as squares, lending of visibility."""
+"""CPU kernels over points: nearest point of a cell, squares, averages of samples, transfer of visibility."""
 
 import math
 from typing import no_type_check
 
 from anomalib_pose.render.compiled import kernel
 
-# Without fast-math every machine rounds alike, and the same points are visible everywhere.
+# Without fast-math all machines round alike, and the same points are visible on all of them.
 _STRICT: frozenset[str] = frozenset()
 
 
 @kernel(_STRICT)
 @no_type_check
 def find_nearest(cell, nearness, best, owner):  # noqa: ANN001, ANN201
-    """Nearest point of each cell; the first one wins a tie.
+    """Write the nearest point of each cell to ``owner``; the first point wins a tie.
 
-    ``best`` starts at minus infinity, ``owner`` at -1; both are indexed by ``cell`` (n,).
+    ``best`` starts at minus infinity, ``owner`` at -1; ``cell`` (n,) indexes both.
     """
     for n in range(cell.shape[0]):
         if nearness[n] > best[cell[n]]:
@@ -25,10 +25,11 @@ def find_nearest(cell, nearness, best, owner):  # noqa: ANN001, ANN201
 
 @kernel(_STRICT)
 @no_type_check
-def draw_squares(x, y, nearness, half, best, owner):  # noqa: ANN001, ANN201
-    """Draw points as squares of side ``2 half``: each covers the pixels whose centers lie in it; nearer ones hide.
+def rasterize_squares(x, y, nearness, half, best, owner):  # noqa: ANN001, ANN201
+    """Rasterize points as squares of side ``2 half``; a square covers the pixels with centers inside it.
 
-    ``best`` (h, w) starts at minus infinity, ``owner`` (h, w) at -1; the first pixel's center is (0.5, 0.5).
+    Nearer points hide others. ``best`` (h, w) starts at minus infinity, ``owner`` (h, w) at -1; the center of the first
+    pixel is (0.5, 0.5).
     """
     height, width = owner.shape
     for n in range(x.shape[0]):
@@ -47,9 +48,9 @@ def draw_squares(x, y, nearness, half, best, owner):  # noqa: ANN001, ANN201
 @kernel(_STRICT)
 @no_type_check
 def average_samples(owner, values, background, out):  # noqa: ANN001, ANN201
-    """Pixels ``out`` (h, w) as means over square blocks of samples: the value of the point drawn, or the background.
+    """Average the values of the points in each square block of samples; samples without a point are background.
 
-    ``owner`` has a multiple of the rows and columns of ``out``.
+    ``owner`` has a multiple of the rows and columns of ``out`` (h, w).
     """
     height, width = out.shape
     side = owner.shape[0] // height
@@ -65,27 +66,27 @@ def average_samples(owner, values, background, out):  # noqa: ANN001, ANN201
 
 @kernel(_STRICT)
 @no_type_check
-def find_lenders(index, seen, lender):  # noqa: ANN001, ANN201
-    """For each point the seen one whose visibility it takes: itself, or the nearest in the order of ``index``.
+def find_donors(index, visible, donor):  # noqa: ANN001, ANN201
+    """Write for each point the visible point that it takes its visibility from; see ``fill_visibility``.
 
-    ``index`` (n,) are flat indices, ascending; ``seen`` (n,) flags; ``lender`` (n,) positions, -1 where nothing is
-    seen at all.
+    A visible point is its own donor. ``index`` (n,) are flat indices in ascending order, ``visible`` (n,) flags.
+    ``donor`` (n,) receives positions in ``index``, or -1 everywhere if no point is visible.
     """
     count = index.shape[0]
     following = -1
-    for n in range(count - 1, -1, -1):  # first pass: the next seen point
-        if seen[n]:
+    for n in range(count - 1, -1, -1):  # first pass: the next visible point
+        if visible[n]:
             following = n
-        lender[n] = following
+        donor[n] = following
     if following < 0:
         return
     for n in range(count):
-        if seen[n]:
+        if visible[n]:
             continue
-        if lender[n] >= 0:
-            distance = index[lender[n]] - index[n]
-        else:  # nothing is seen further on: begin again with the first point, which has a lender by now
+        if donor[n] >= 0:
+            distance = index[donor[n]] - index[n]
+        else:  # no visible point follows: continue at the first point, which has a donor by now
             distance = index[count - 1] - index[n]
-            lender[n] = lender[0]
+            donor[n] = donor[0]
         if n > 0 and index[n] - index[n - 1] < distance:
-            lender[n] = lender[n - 1]
+            donor[n] = donor[n - 1]

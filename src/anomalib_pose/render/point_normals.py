@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normals of points from the planes that fit their neighbors, and the distance between neighbors."""
+"""Normals of points from planes fitted to their neighbors, and distances between neighboring points."""
 
 import numpy as np
 import torch
@@ -12,37 +12,37 @@ _PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
 def grid_normals(points: Float[Tensor, "h w 3"], valid: Bool[Tensor, "h w"], window: int = 7) -> Float[Tensor, "h w 3"]:
-    """Unit normals of an organized cloud from the plane through each square window; their sign is arbitrary.
+    """Estimate unit normals of an organized cloud from a plane through each square window; their sign is arbitrary.
 
     Args:
         points: positions, any unit and frame.
-        valid: cells that hold a point; the others are left out, and have the normal 0.
-        window: cells along a side; seven have about the paper's 50 neighbors.
+        valid: cells that hold a point; cells without a point are ignored, and their normal is 0.
+        window: cells along a side; a window of 7 contains about the 50 neighbors of the paper.
     """
-    inside = valid.numpy()
+    mask = valid.numpy()
     xyz = points.double().numpy()
-    offset = np.where(inside[..., None], xyz - xyz[inside].mean(0), 0.0) if inside.any() else np.zeros_like(xyz)
-    count = np.maximum(_window_mean(inside.astype(np.float64), window), 0.5 / window**2)
+    offset = np.where(mask[..., None], xyz - xyz[mask].mean(0), 0.0) if mask.any() else np.zeros_like(xyz)
+    count = np.maximum(_window_mean(mask.astype(np.float64), window), 0.5 / window**2)
     mean = [_window_mean(offset[..., i], window) / count for i in range(3)]
     moments = [_window_mean(offset[..., i] * offset[..., j], window) / count - mean[i] * mean[j] for i, j in _PAIRS]
-    normals = _smallest_axis(np.stack(moments, -1)[inside])
+    normals = _smallest_axis(np.stack(moments, -1)[mask])
     out = np.zeros_like(xyz)
-    out[inside] = normals
+    out[mask] = normals
     return torch.from_numpy(out.astype(np.float32))
 
 
 def neighbor_normals(points: Float[Tensor, "n 3"], neighbors: int = 30) -> Float[Tensor, "n 3"]:
-    """Unit normals of a plain cloud from the plane through the nearest points; their sign is arbitrary.
+    """Estimate unit normals of an unorganized cloud from a plane through nearest points; their sign is arbitrary.
 
     Args:
         points: positions, any unit and frame.
         neighbors: number of nearest points, the point itself included.
 
     Raises:
-        ValueError: if there are fewer than three points, or neighbors.
+        ValueError: if there are fewer than three points, or ``neighbors`` is below three.
     """
     if min(len(points), neighbors) < 3:
-        msg = f"Normals need three points and three neighbors or more, got {len(points)} and {neighbors}."
+        msg = f"Normals need at least three points and three neighbors, got {len(points)} and {neighbors}."
         raise ValueError(msg)
     xyz = points.double().numpy()
     _, index = cKDTree(xyz).query(xyz, min(neighbors, len(xyz)))
@@ -52,7 +52,12 @@ def neighbor_normals(points: Float[Tensor, "n 3"], neighbors: int = 30) -> Float
 
 
 def grid_spacing(points: Float[Tensor, "h w 3"], valid: Bool[Tensor, "h w"]) -> float:
-    """Median distance between points in neighboring cells; 0 if no two neighbors hold points."""
+    """Compute the median distance between points in neighboring cells; 0 if no two neighbors hold points.
+
+    Args:
+        points: positions, any unit.
+        valid: cells that hold a point.
+    """
     distances = []
     for axis in (0, 1):
         length = points.shape[axis]
@@ -64,13 +69,13 @@ def grid_spacing(points: Float[Tensor, "h w 3"], valid: Bool[Tensor, "h w"]) -> 
 
 
 def point_spacing(points: Float[Tensor, "n 3"]) -> float:
-    """Median distance to the nearest other point.
+    """Compute the median distance to the nearest neighbor; large clouds are subsampled to about 4096 queries.
 
     Raises:
         ValueError: if there are fewer than two points.
     """
     if len(points) < 2:
-        msg = f"A distance between neighbors needs two points or more, got {len(points)}."
+        msg = f"A distance between neighbors needs at least two points, got {len(points)}."
         raise ValueError(msg)
     xyz = points.double().numpy()
     distance, _ = cKDTree(xyz).query(xyz[:: max(1, len(xyz) // 4096)], 2)
@@ -78,23 +83,26 @@ def point_spacing(points: Float[Tensor, "n 3"]) -> float:
 
 
 def _window_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Average values over square windows; 0 outside the grid."""
     return uniform_filter(values, window, mode="constant")
 
 
 def _smallest_axis(moments: np.ndarray) -> np.ndarray:
-    """Unit eigenvectors (n, 3) to the smallest eigenvalue of symmetric matrices (n, 6), rows of the upper triangle.
+    """Compute the unit eigenvectors (n, 3) of the smallest eigenvalues of symmetric matrices (n, 6).
 
-    In closed form, which is several times as fast as LAPACK on so many small matrices. Where all eigenvalues are alike
-    any axis will do, and it is z.
+    The six columns are the rows of the upper triangle. The closed form is several times as fast as LAPACK on so many
+    small matrices. If all eigenvalues are equal, the eigenvector is z.
     """
     a, b, c, d, e, f = moments.T / np.maximum(np.abs(moments).max(-1), 1e-300)
     middle = (a + d + f) / 3
-    off = b * b + c * c + e * e
-    spread = np.sqrt(np.maximum(((a - middle) ** 2 + (d - middle) ** 2 + (f - middle) ** 2 + 2 * off) / 6, 1e-300))
+    off_diagonal = b * b + c * c + e * e
+    spread = np.sqrt(
+        np.maximum(((a - middle) ** 2 + (d - middle) ** 2 + (f - middle) ** 2 + 2 * off_diagonal) / 6, 1e-300)
+    )
     a1, d1, f1 = (a - middle) / spread, (d - middle) / spread, (f - middle) / spread
     b1, c1, e1 = b / spread, c / spread, e / spread
     half_determinant = (a1 * (d1 * f1 - e1 * e1) - b1 * (b1 * f1 - c1 * e1) + c1 * (b1 * e1 - c1 * d1)) / 2
-    # cosines of three angles, 120 degrees apart; this one is the smallest eigenvalue's
+    # The eigenvalues are twice the cosines of three angles, 120 degrees apart. This is the smallest one.
     smallest = 2 * np.cos(np.arccos(np.clip(half_determinant, -1, 1)) / 3 + 2 * np.pi / 3)
     rows = np.stack(
         [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU kernel for view-dependent colors where no gradient is asked for: a third of the time of tensor operations."""
+"""CPU kernel of view-dependent colors without gradients; takes a third of the time of tensor operations."""
 
 import math
 from typing import no_type_check
@@ -18,11 +18,11 @@ _SMALLEST = np.float32(1e-12)
 
 @kernel()
 @no_type_check
-def colors(start, stop, degree, coefficients, means, eye, out):  # noqa: ANN001, ANN201
-    """Fills ``out`` (N, 3) as ``sh_to_rgb`` does; arrays are float32 and C-contiguous."""
+def colors(start, stop, degree, coefficients, means, center, out):  # noqa: ANN001, ANN201
+    """Fill ``out`` (N, 3) with the values of ``sh_to_rgb``; arrays are float32 and C-contiguous."""
     basis = np.empty(16, np.float32)
     for i in range(start, stop):
-        x, y, z = means[i, 0] - eye[0], means[i, 1] - eye[1], means[i, 2] - eye[2]
+        x, y, z = means[i, 0] - center[0], means[i, 1] - center[1], means[i, 2] - center[2]
         inverse = _ONE / max(_SMALLEST, math.sqrt(x * x + y * y + z * z))
         x, y, z = x * inverse, y * inverse, z * inverse
         basis[0], basis[1], basis[2], basis[3] = _C0, -_C1 * y, _C1 * z, -_C1 * x

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""View-dependent color: real spherical harmonics up to degree 3."""
+"""View-dependent colors of Gaussians: real spherical harmonics up to degree 3."""
 
 import torch
 from jaxtyping import Float
@@ -11,13 +11,13 @@ C0 = 0.28209479177387814
 C1 = 0.4886025119029199
 C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
 C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)
-"""Factors of the basis functions of degree 1, 2 and 3."""
+"""Factors of the basis functions of degree 1 (``C1``), 2 (``C2``) and 3 (``C3``)."""
 
 
 def sh_basis(degree: int, directions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch k"]:
-    """Values of the (degree + 1)² basis functions.
+    """Evaluate the (degree + 1)² basis functions.
 
-    Order and signs are those of 3D Gaussian splatting's files and of gsplat: l ascending, m from -l to l, with the
+    Order and signs are those of gsplat and of the files of 3D Gaussian splatting: l ascending, m from -l to l, with the
     Condon-Shortley phase, that is (1, -y, z, -x, ...).
 
     Args:
@@ -56,12 +56,12 @@ def sh_to_rgb(
     means: Float[Tensor, "n 3"],
     center: Float[Tensor, "3"],
 ) -> Float[Tensor, "n 3"]:
-    """Color of every Gaussian as seen from a camera: ``max(0.5 + sum of coefficients times basis, 0)``.
+    """Evaluate the color of each Gaussian for a camera: ``max(0.5 + sum of coefficients times basis, 0)``.
 
-    Differentiable in all tensors, through the direction from the camera to the Gaussian too.
+    Differentiable in all tensors, also through the direction from the camera to the Gaussian.
 
     Args:
-        degree: 0..3; coefficients above it are not used.
+        degree: 0..3; coefficients of higher degrees are not used.
         coefficients: (N, K, 3) with K >= (degree + 1)².
         means: centers of the Gaussians (N, 3), world frame.
         center: optical center of the camera (3,), world frame.
@@ -69,7 +69,7 @@ def sh_to_rgb(
     Raises:
         ValueError: if the degree is not 0..3.
     """
-    if degree == 0:  # needs no direction
+    if degree == 0:  # independent of the direction
         return (0.5 + C0 * coefficients[:, 0]).clamp_min(0)
     directions = torch.nn.functional.normalize(means - center, dim=-1)
     basis = sh_basis(degree, directions)

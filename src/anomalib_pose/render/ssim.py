@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structural similarity of images (Wang et al. 2004) as a loss: fast on the CPU, forwards and backwards."""
+"""Structural similarity (SSIM, Wang et al. 2004) as a loss, with fast CPU kernels for value and gradient."""
 
 import math
 from typing import Any
@@ -16,20 +16,20 @@ from anomalib_pose.render.compiled import announced_compilation, for_ranges
 
 
 def ssim(a: Float[Tensor, "*images_height_width 3"], b: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Mean structural similarity of images, as in the loss of 3D Gaussian splatting.
+    """Compute the mean structural similarity of images, as in the loss of 3D Gaussian splatting.
 
-    The window is a Gaussian of 11 pixels and sigma 1.5, zero outside the image; the constants are 0.01² and 0.03²,
-    for a range of 1. On the CPU it computes in float32, with the same bits on any number of threads.
+    The window is a Gaussian of 11 pixels and sigma 1.5. Images are padded with zeros. The constants are 0.01² and
+    0.03², for a range of 1. The CPU computes in float32, with the same bits on any number of threads.
 
     Args:
-        a: images (H, W, 3) or (C, H, W, 3), in 0..1; gets a gradient.
-        b: images of the same shape, dtype and device; gets a gradient, at twice the cost if both need one.
+        a: images (H, W, 3) or (C, H, W, 3) in [0, 1]; differentiable.
+        b: images of the same shape, dtype and device; differentiable, at twice the cost if both need a gradient.
 
     Returns:
         mean over pixels, channels and images, a scalar of the dtype of ``a``.
 
     Raises:
-        ValueError: if the shapes differ or are none of the two, or the devices differ.
+        ValueError: if the shapes differ or are neither of the two, or the devices differ.
     """
     if a.shape != b.shape or a.ndim not in {3, 4} or not a.numel():
         msg = (
@@ -48,7 +48,7 @@ def ssim(a: Float[Tensor, "*images_height_width 3"], b: Float[Tensor, "..."]) ->
 
 
 def warmup() -> None:
-    """Compile the kernels, or load them from the cache on disk; logs a line while that takes long."""
+    """Compile the kernels, or load them from the cache on disk; log a line if that takes long."""
     with announced_compilation("structural similarity"), torch.inference_mode(mode=False), torch.enable_grad():
         image = torch.zeros((1, 1, 3), dtype=torch.float32, device="cpu", requires_grad=True)
         ssim(image, image.detach()).backward()
@@ -60,9 +60,9 @@ class _Similarity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         derivatives = [_no_derivatives(), _no_derivatives()]
-        for which in (0, 1):
-            if ctx.needs_input_grad[which]:
-                derivatives[which] = torch.empty((3, *a.shape), dtype=torch.float32, device="cpu")
+        for index in (0, 1):
+            if ctx.needs_input_grad[index]:
+                derivatives[index] = torch.empty((3, *a.shape), dtype=torch.float32, device="cpu")
         value = _mean(a, b, derivatives[0])
         if ctx.needs_input_grad[1]:
             _mean(b, a, derivatives[1])
@@ -72,20 +72,22 @@ class _Similarity(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_value: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        a, b, for_a, for_b = ctx.saved_tensors
+        a, b, derivatives_a, derivatives_b = ctx.saved_tensors
         scale = np.float32(d_value.item() / a.numel())
         needs_a, needs_b = ctx.needs_input_grad
         return (
-            _gradient(a, b, for_a, scale) if needs_a else None,
-            _gradient(b, a, for_b, scale) if needs_b else None,
+            _gradient(a, b, derivatives_a, scale) if needs_a else None,
+            _gradient(b, a, derivatives_b, scale) if needs_b else None,
         )
 
 
 def _no_derivatives() -> Tensor:
+    """Return an empty buffer: the kernel then skips the derivatives."""
     return torch.empty((3, 0, 0, 0), dtype=torch.float32, device="cpu")
 
 
 def _mean(a: Tensor, b: Tensor, derivatives: Tensor) -> Tensor:
+    """Compute the mean similarity, and fill ``derivatives`` (3, C, H, 3 W) if it is not empty."""
     count = ssim_kernels.tiles(a.shape[0], a.shape[1], a.shape[2] // 3)
     sums = np.empty(count, np.float64)
     arrays = (a.detach().numpy(), b.detach().numpy(), sums, derivatives.numpy())
@@ -94,6 +96,7 @@ def _mean(a: Tensor, b: Tensor, derivatives: Tensor) -> Tensor:
 
 
 def _gradient(a: Tensor, b: Tensor, derivatives: Tensor, scale: np.float32) -> Tensor:
+    """Compute ``scale`` times the gradient of the summed similarity for ``a`` (C, H, 3 W)."""
     count = ssim_kernels.tiles(a.shape[0], a.shape[1], a.shape[2] // 3)
     gradient = torch.empty_like(a)
     arrays = (a.detach().numpy(), b.detach().numpy(), derivatives.numpy(), scale, gradient.numpy())
@@ -102,7 +105,7 @@ def _gradient(a: Tensor, b: Tensor, derivatives: Tensor, scale: np.float32) -> T
 
 
 def _by_convolution(a: Tensor, b: Tensor) -> Tensor:
-    """The same in plain PyTorch."""
+    """Compute ``ssim`` in plain PyTorch, for devices without the kernels."""
     x, y = (image.reshape(-1, *image.shape[-3:]).movedim(-1, 1) for image in (a, b))
     radius, channels = ssim_kernels.RADIUS, 15
     offsets = torch.arange(-radius, radius + 1, dtype=a.dtype, device=a.device)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU kernels for structural similarity and its gradient, one pass over the images each.
+"""CPU kernels of structural similarity and of its gradient; each makes one pass over the images.
 
-Images are (C, H, 3 W) float32. They are cut into tiles of ``STRIP`` numbers by ``BAND`` rows. A tile goes down its
-rows: what is to be blurred is blurred across and kept in a ring of as many rows as the window has, which is then
-blurred down. All state of a tile is one flat buffer, see ``splat_tiles``; loops go over slices of it, because an index
-that might be negative, for all that numba knows, stops the vectorizer.
+Images are (C, H, 3 W) float32. They are split into tiles of ``STRIP`` numbers by ``BAND`` rows. A kernel processes a
+tile row by row. It blurs the fields of a row horizontally and stores them in a ring buffer with as many rows as the
+window. Then it blurs the ring buffer vertically. All state of a tile is one flat buffer, see ``splat_tiles``. Loops run
+over slices of the buffer: an index that numba cannot prove to be non-negative prevents vectorization.
 """
 
 import math
@@ -25,14 +25,14 @@ _WEIGHTS = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / SIGMA) ** 2)
 _WEIGHTS = (_WEIGHTS / _WEIGHTS.sum()).astype(np.float32)
 _W0, _W1, _W2, _W3, _W4, _W5 = _WEIGHTS[RADIUS:]
 _HALO = 3 * RADIUS
-_WIDE = 128  # STRIP with its halo, rounded up
+_PADDED = 128  # width of STRIP with its halo, rounded up
 _FIELDS = 5
-_BLURRED = _FIELDS * _WIDE  # first of the fields after blurring
-_RESULTS = _BLURRED + _FIELDS * STRIP  # similarity, and its derivatives for the mean of a, of a², of a b
+_BLURRED = _FIELDS * _PADDED  # offset of the blurred fields
+_RESULTS = _BLURRED + _FIELDS * STRIP  # similarity and its derivatives for the means of a, a² and a b
 _RING = _RESULTS + 4 * STRIP
 _ROW = _FIELDS * STRIP
 _STATE = _RING + _TAPS * _ROW
-_A, _B, _AA, _BB, _AB = 0, _WIDE, 2 * _WIDE, 3 * _WIDE, 4 * _WIDE
+_A, _B, _AA, _BB, _AB = 0, _PADDED, 2 * _PADDED, 3 * _PADDED, 4 * _PADDED
 _C1, _C2 = np.float32(C1), np.float32(C2)
 _ONE = np.float32(1)
 _TWO = np.float32(2)
@@ -40,14 +40,14 @@ _ZERO = np.float32(0)
 
 
 def tiles(images: int, height: int, width: int) -> int:
-    """Number of tiles of images (images, height, width, 3)."""
+    """Return the number of tiles of images (images, height, width, 3)."""
     return images * math.ceil(height / BAND) * math.ceil(3 * width / STRIP)
 
 
 @kernel()
 @no_type_check
 def _tile(index, height, numbers):  # noqa: ANN001, ANN202
-    """Image, first and last + 1 row, and first number of a row, of a tile."""
+    """Return a tile's image, first row, last row + 1, and first number of a row."""
     across, down = -(-numbers // STRIP), -(-height // BAND)
     strip, rest = index % across, index // across
     first = (rest % down) * BAND
@@ -57,29 +57,31 @@ def _tile(index, height, numbers):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def _load(row, x0, state, at):  # noqa: ANN001, ANN202
-    """Copies a row of a tile with its halo; 0 outside the image."""
+    """Copy a row of a tile with its halo to ``state[at:]``; 0 outside the image."""
     begin = max(0, _HALO - x0)
     end = min(STRIP + 2 * _HALO, row.shape[0] + _HALO - x0)
-    out = state[at : at + _WIDE]
+    out = state[at : at + _PADDED]
     out[:begin] = _ZERO
     out[end:] = _ZERO
-    inside, given = out[begin:end], row[x0 - _HALO + begin : x0 - _HALO + end]
+    inside, source = out[begin:end], row[x0 - _HALO + begin : x0 - _HALO + end]
     for i in range(end - begin):
-        inside[i] = given[i]
+        inside[i] = source[i]
 
 
 @kernel()
 @no_type_check
 def _products(state):  # noqa: ANN001, ANN202
-    for i in range(_WIDE):
+    """Fill the fields a², b² and a b of a row."""
+    for i in range(_PADDED):
         a, b = state[_A + i], state[_B + i]
         state[_AA + i], state[_BB + i], state[_AB + i] = a * a, b * b, a * b
 
 
 @kernel()
 @no_type_check
-def _blur_across(state, source, target):  # noqa: ANN001, ANN202
-    s, out = state[source : source + _WIDE], state[target : target + STRIP]
+def _blur_horizontally(state, source, target):  # noqa: ANN001, ANN202
+    """Blur a row of one field; neighboring pixels of a channel are three numbers apart."""
+    s, out = state[source : source + _PADDED], state[target : target + STRIP]
     for i in range(STRIP):
         total = _W0 * s[i + 15] + _W1 * (s[i + 12] + s[i + 18]) + _W2 * (s[i + 9] + s[i + 21])
         out[i] = total + (_W3 * (s[i + 6] + s[i + 24]) + _W4 * (s[i + 3] + s[i + 27]) + _W5 * (s[i] + s[i + 30]))
@@ -87,8 +89,8 @@ def _blur_across(state, source, target):  # noqa: ANN001, ANN202
 
 @kernel()
 @no_type_check
-def _blur_down(state, weights, field):  # noqa: ANN001, ANN202
-    """Blurs one field of the ring down; ``weights`` are those of the ring's rows."""
+def _blur_vertically(state, weights, field):  # noqa: ANN001, ANN202
+    """Blur one field of the ring buffer vertically; ``weights`` belong to the rows of the ring buffer."""
     w0, w1, w2, w3, w4, w5 = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5]
     w6, w7, w8, w9, w10 = weights[6], weights[7], weights[8], weights[9], weights[10]
     s, out = state[_RING + field * STRIP :], state[_BLURRED + field * STRIP :]
@@ -101,12 +103,12 @@ def _blur_down(state, weights, field):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def _blur(state, weights, fields, y, y0, height):  # noqa: ANN001, ANN202
-    """Takes row ``y`` into the ring; True once the ring holds all that row ``y - RADIUS`` needs, then blurred."""
+    """Add row ``y`` to the ring buffer; blur row ``y - RADIUS`` if the ring holds all its rows, and return whether."""
     slot = (y - y0 + RADIUS) % _TAPS
     for field in range(fields):
         target = _RING + slot * _ROW + field * STRIP
         if 0 <= y < height:
-            _blur_across(state, field * _WIDE, target)
+            _blur_horizontally(state, field * _PADDED, target)
         else:
             state[target : target + STRIP] = _ZERO
     if y < y0 + RADIUS:
@@ -114,14 +116,14 @@ def _blur(state, weights, fields, y, y0, height):  # noqa: ANN001, ANN202
     for k in range(_TAPS):
         weights[k] = _WEIGHTS[(k - slot - 1) % _TAPS]
     for field in range(fields):
-        _blur_down(state, weights, field)
+        _blur_vertically(state, weights, field)
     return True
 
 
 @kernel()
 @no_type_check
 def _similarity(state):  # noqa: ANN001, ANN202
-    """Similarity (Wang et al. 2004, equation 13) and its derivatives, from the blurred a, b, a², b², a b."""
+    """Compute the similarity (Wang et al. 2004, equation 13) and its derivatives from the blurred a, b, a², b², a b."""
     for i in range(STRIP):
         j = _BLURRED + i
         a, b = state[j], state[j + STRIP]
@@ -140,6 +142,7 @@ def _similarity(state):  # noqa: ANN001, ANN202
 @kernel(REDUCTION)
 @no_type_check
 def _sum(state, count):  # noqa: ANN001, ANN202
+    """Sum the first ``count`` similarities of a row."""
     total = _ZERO
     for i in range(count):
         total += state[_RESULTS + i]
@@ -149,9 +152,9 @@ def _sum(state, count):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def similarity(start, stop, a, b, sums, derivatives):  # noqa: ANN001, ANN201
-    """Sums of the similarity over tiles ``start..stop``.
+    """Write the sum of the similarity over each of the tiles ``start..stop`` to ``sums``.
 
-    ``derivatives`` (3, C, H, 3 W) takes its derivatives for the blurred a, a², a b; not written if it is empty.
+    ``derivatives`` (3, C, H, 3 W) receives its derivatives for the blurred a, a² and a b, unless it is empty.
     """
     height, numbers = a.shape[1], a.shape[2]
     state, weights = np.zeros(_STATE, np.float32), np.empty(_TAPS, np.float32)
@@ -177,6 +180,7 @@ def similarity(start, stop, a, b, sums, derivatives):  # noqa: ANN001, ANN201
 @kernel()
 @no_type_check
 def _gradient(state, row_a, row_b, scale, out):  # noqa: ANN001, ANN202
+    """Write the gradient for a row of a, from the blurred derivatives."""
     for i in range(out.shape[0]):
         j = _BLURRED + i
         through_products = _TWO * row_a[i] * state[j + STRIP] + row_b[i] * state[j + 2 * STRIP]
@@ -186,7 +190,7 @@ def _gradient(state, row_a, row_b, scale, out):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def similarity_backward(start, stop, a, b, derivatives, scale, d_a):  # noqa: ANN001, ANN201
-    """Gradient of ``scale`` times the sum of the similarity for a, in tiles ``start..stop``."""
+    """Write the gradient for a of ``scale`` times the summed similarity, in tiles ``start..stop``."""
     height, numbers = a.shape[1], a.shape[2]
     state, weights = np.zeros(_STATE, np.float32), np.empty(_TAPS, np.float32)
     for index in range(start, stop):
@@ -195,7 +199,7 @@ def similarity_backward(start, stop, a, b, derivatives, scale, d_a):  # noqa: AN
         for y in range(y0 - RADIUS, y1 + RADIUS):
             if 0 <= y < height:
                 for k in range(3):
-                    _load(derivatives[k, image, y], x0, state, k * _WIDE)
+                    _load(derivatives[k, image, y], x0, state, k * _PADDED)
             if _blur(state, weights, 3, y, y0, height):
                 row = y - RADIUS
                 _gradient(state, a[image, row, x0:x1], b[image, row, x0:x1], scale, d_a[image, row, x0:x1])

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render import RenderOutput
-from anomalib_pose.render.volume import Drawn, Rays, box_interval, camera_rays, composite, render_rays
+from anomalib_pose.render.volume import Rays, RenderedRays, box_interval, camera_rays, composite, render_rays
 
 _WIDTH, _DEPTH, _SKIP = 256, 8, 4
 _POSITION_BANDS, _DIRECTION_BANDS = 10, 4
@@ -93,7 +93,7 @@ class MlpScene(nn.Module):
         """Half the diagonal of the box, scene units."""
         return float((self.upper - self.lower).norm()) / 2
 
-    def draw(self, rays: Rays, generator: torch.Generator | None = None) -> tuple[Drawn, Drawn]:
+    def draw(self, rays: Rays, generator: torch.Generator | None = None) -> tuple[RenderedRays, RenderedRays]:
         """What the coarse and the fine network show: colors over black, expected distance times alpha, and alpha.
 
         Args:
@@ -118,7 +118,9 @@ class MlpScene(nn.Module):
         return (coarse[0], coarse[1] * scale, coarse[2]), (fine[0], fine[1] * scale, fine[2])
 
     @staticmethod
-    def _along(network: RadianceMlp, rays: Rays, distance: Tensor, span: Tensor, near: Tensor) -> tuple[Drawn, Tensor]:
+    def _along(
+        network: RadianceMlp, rays: Rays, distance: Tensor, span: Tensor, near: Tensor
+    ) -> tuple[RenderedRays, Tensor]:
         """Composite one network's samples at distances (N, S); rays that miss the box get nothing."""
         count, samples = distance.shape
         points = rays.origins[:, None] + distance[..., None] * rays.directions[:, None]
@@ -156,7 +158,7 @@ class MlpScene(nn.Module):
             raise ValueError(msg)
         return render_rays(self._draw_in_parts, cameras.to(self.lower.device), background)
 
-    def _draw_in_parts(self, rays: Rays) -> Drawn:
+    def _draw_in_parts(self, rays: Rays) -> RenderedRays:
         parts = [self.draw(Rays(*some))[1] for some in zip(*(x.split(_RAYS_AT_ONCE) for x in rays), strict=True)]
         rgb, distance, alpha = (torch.cat(part) for part in zip(*parts, strict=True))
         return rgb, distance, alpha

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.geometry import Camera
-from anomalib_pose.render.voxels import Voxels, draw_voxels, index_vertices, interpolate
+from anomalib_pose.render.voxels import Voxels, index_vertices, interpolate, render_voxels
 from anomalib_pose.scene.fit_loop import FitLoop, check_views, fingerprint, held_out_psnr
 from anomalib_pose.scene.hull import object_box
 from anomalib_pose.scene.training_pixels import TrainingPixels
@@ -161,7 +161,7 @@ class _VoxelFitter(FitLoop):
         total = torch.zeros_like(self.values)
         every = max(1, len(self.pixels) // _MOST_PIXELS)
         for some in torch.arange(0, len(self.pixels), every, device=self.device).split(65536):
-            colors, _, _ = draw_voxels(self._voxels(self.values), self.pixels.rays(some), 1.0)
+            colors, _, _ = render_voxels(self._voxels(self.values), self.pixels.rays(some), 1.0)
             total += torch.autograd.grad(colors.sum(), self.values)[0]
         return every * total[:, 1:].sum(1) > _KEEP_LIGHT
 
@@ -203,7 +203,7 @@ class _VoxelFitter(FitLoop):
             self._prune()
         chosen = torch.randint(len(self.pixels), (settings.rays,), generator=self.generator).to(self.device)
         jitter = torch.rand(settings.rays, generator=self.generator).to(self.device)
-        colors, _, alpha = draw_voxels(self._voxels(self.values), self.pixels.rays(chosen), 1.0, jitter)
+        colors, _, alpha = render_voxels(self._voxels(self.values), self.pixels.rays(chosen), 1.0, jitter)
         background = torch.full((3,), float(self.white), device=self.device)
         if self.white and float(torch.rand((), generator=self.generator)) < settings.random_background:
             background = torch.rand(3, generator=self.generator).to(self.device)

@@ -12,7 +12,7 @@ from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render import RenderOutput
 from anomalib_pose.render.volume import camera_rays, render_rays
-from anomalib_pose.render.voxels import Voxels, draw_voxels, index_vertices
+from anomalib_pose.render.voxels import Voxels, index_vertices, render_voxels
 
 _ROBUST_SHARE = 0.98
 _SOLID = 0.5  # optical depth of a cell from which on a vertex counts as part of the object
@@ -102,7 +102,7 @@ class VoxelScene(nn.Module):
         """
         voxels = self.voxels
         return render_rays(
-            lambda rays: draw_voxels(voxels, rays, self.step), cameras.to(self.values.device), background
+            lambda rays: render_voxels(voxels, rays, self.step), cameras.to(self.values.device), background
         )
 
     def render_pixels(self, camera: Camera, pixels: Tensor, background: Tensor) -> Float[Tensor, "n 3"]:
@@ -113,7 +113,7 @@ class VoxelScene(nn.Module):
             pixels: indices into the image's pixels, row by row.
             background: color (3,) behind the object.
         """
-        rgb, _, alpha = draw_voxels(self.voxels, camera_rays(camera, pixels), self.step)
+        rgb, _, alpha = render_voxels(self.voxels, camera_rays(camera, pixels), self.step)
         return rgb + (1 - alpha)[:, None] * background
 
     def _solid(self) -> Float[Tensor, "n 3"]:

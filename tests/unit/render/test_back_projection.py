@@ -8,7 +8,7 @@ import torch
 from anomalib_pose.render.back_projection import (
     back_project,
     back_projection_matrix,
-    borrow_visibility,
+    fill_visibility,
     smooth_over_neighbors,
 )
 
@@ -55,14 +55,14 @@ def test_borrowing_follows_the_rule(seed: int) -> None:
     rng = np.random.default_rng(seed)
     valid = rng.random(COUNT) < rng.choice([0.4, 0.9])
     visible = (rng.random((VIEWS, COUNT)) < rng.choice([0.05, 0.2])) & valid
-    result = borrow_visibility(torch.from_numpy(visible), torch.from_numpy(valid))
+    result = fill_visibility(torch.from_numpy(visible), torch.from_numpy(valid))
     np.testing.assert_array_equal(result.numpy(), borrowed_by_loop(visible, valid))
 
 
 def test_nothing_to_borrow() -> None:
     nothing = torch.zeros(VIEWS, COUNT, dtype=torch.bool)
-    assert not borrow_visibility(nothing, torch.ones(COUNT, dtype=torch.bool)).any()
-    assert not borrow_visibility(~nothing, torch.zeros(COUNT, dtype=torch.bool)).any()
+    assert not fill_visibility(nothing, torch.ones(COUNT, dtype=torch.bool)).any()
+    assert not fill_visibility(~nothing, torch.zeros(COUNT, dtype=torch.bool)).any()
 
 
 def test_back_projection_is_the_mean_over_visible_views() -> None:
@@ -87,7 +87,7 @@ def test_arrays_of_the_reference(golden) -> None:
         valid = golden["valid"][case]
         before, after = golden["cor_before"][case], golden["cor_after"][case]
         pixels = before[..., [1, 0]]
-        visible = borrow_visibility(before[..., 2] > 0, valid)
+        visible = fill_visibility(before[..., 2] > 0, valid)
         assert torch.equal(visible[:, valid], after[:, valid, 2] > 0)
         abnormal = golden["maps_abnormal"][3 * case : 3 * case + 3]
         result = back_project(torch.stack([1 - abnormal, abnormal], -1), pixels, visible & valid)

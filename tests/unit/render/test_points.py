@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_pose.render.points import VIEW_ANGLES, facing_viewer, render_views, view_rotations
+from anomalib_pose.render.points import VIEW_ANGLES, render_views, to_view_frame, view_rotations
 
 SIZE = 24
 NINE = view_rotations(*VIEW_ANGLES[9])
@@ -94,7 +94,7 @@ def test_squares_are_drawn_where_the_loop_over_samples_finds_them() -> None:
                 hit = (np.abs(xy - [x, y]) < 45).all(1)
                 if hit.any():
                     expected[row, column] = np.where(hit, turned[:, 2], -np.inf).argmax()
-        np.testing.assert_array_equal(views.owners[view].numpy(), expected)
+        np.testing.assert_array_equal(views.point_indices[view].numpy(), expected)
 
 
 def test_images_are_lit_from_the_front_on_both_sides_of_a_surface() -> None:
@@ -122,7 +122,7 @@ def test_a_tilted_surface_is_darker() -> None:
     for degrees in (0, 60):
         normal = torch.tensor([math.sin(math.radians(degrees)), 0.0, math.cos(math.radians(degrees))])
         views = render_views(points, normal.float().expand(400, 3), torch.eye(3)[None], spacing=0.1, size=SIZE)
-        drawn = views.owners[0] >= 0
+        drawn = views.point_indices[0] >= 0
         gray.append(views.images[0][drawn.reshape(SIZE, 2, SIZE, 2).all(3).all(1)].mean().item())
     assert gray[1] == pytest.approx(0.7 * 1.32 * 0.5, abs=0.08)
     assert gray[0] > 0.9
@@ -136,7 +136,9 @@ def test_masks_show_labelled_points_that_are_in_front() -> None:
     for view in range(9):
         for row in range(SIZE):
             for column in range(SIZE):
-                owners = views.owners[view, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten().tolist()
+                owners = (
+                    views.point_indices[view, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten().tolist()
+                )
                 assert masks[view, row, column].item() == (sum(o >= 0 and bool(labels[o]) for o in owners) > 2)
     assert masks.any()
     assert not masks.all()
@@ -147,7 +149,7 @@ def test_the_square_s_size_leaves_no_hole_in_a_plate() -> None:
     points = torch.stack([x.flatten(), y.flatten(), 0.2 * x.flatten()], 1)
     normals = torch.tensor([0.0, 0.0, 1.0]).expand(len(points), 3)
     views = render_views(points, normals, NINE, spacing=2 / 59, size=48)
-    for owners in views.owners:
+    for owners in views.point_indices:
         for line in (*owners, *owners.T):
             drawn = (line >= 0).nonzero()[:, 0]
             if len(drawn):
@@ -155,7 +157,7 @@ def test_the_square_s_size_leaves_no_hole_in_a_plate() -> None:
 
 
 def test_frame_of_a_depth_camera_is_turned_about_x() -> None:
-    torch.testing.assert_close(facing_viewer(torch.tensor([[1.0, 2.0, 3.0]])), torch.tensor([[1.0, -2.0, -3.0]]))
+    torch.testing.assert_close(to_view_frame(torch.tensor([[1.0, 2.0, 3.0]])), torch.tensor([[1.0, -2.0, -3.0]]))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from anomalib_pose.geometry import Camera, look_at
 from anomalib_pose.render.volume import Rays, box_interval, camera_rays, composite
-from anomalib_pose.render.voxels import BLOCK, Voxels, _draw_torch, draw_voxels, index_vertices, interpolate
+from anomalib_pose.render.voxels import BLOCK, Voxels, _march_torch, index_vertices, interpolate, render_voxels
 
 EYE = torch.tensor([2.0, 1.0, 1.5])
 CAMERA = Camera(
@@ -85,7 +85,7 @@ def test_a_homogeneous_block_obeys_beer_and_lambert():
     values[:, 1] = math.log(0.8 / 0.2)
     voxels = Voxels(torch.zeros(3), 0.25, *index_vertices(kept), values)
     rays = Rays(torch.tensor([[2.0, 2.0, -1.0]]), torch.tensor([[0.0, 0.0, 1.0]]), torch.ones(1))
-    colors, distance, alpha = draw_voxels(voxels, rays, 0.5)
+    colors, distance, alpha = render_voxels(voxels, rays, 0.5)
     assert float(alpha) == pytest.approx(1 - math.exp(-0.07 * 16), abs=1e-5)
     assert float(colors[0, 0]) == pytest.approx(0.8 * float(alpha), abs=1e-5)
     assert float(colors[0, 1]) == pytest.approx(0.5 * float(alpha), abs=1e-5)
@@ -103,8 +103,8 @@ def test_kernels_equal_plain_pytorch_forward_and_backward(step, channels):
     rays = camera_rays(CAMERA)
     generator = torch.Generator().manual_seed(2)
     jitter = torch.rand(len(rays.origins), generator=generator)
-    compiled = draw_voxels(voxels, rays, step, jitter)
-    plain = list(_draw_torch(voxels, local(voxels, rays), step, jitter))
+    compiled = render_voxels(voxels, rays, step, jitter)
+    plain = list(_march_torch(voxels, local(voxels, rays), step, jitter))
     plain[1] = plain[1] * voxels.cell
     assert float(plain[2].detach().max()) > 0.9
     weights = [torch.randn(image.shape, generator=generator) for image in plain]
@@ -124,7 +124,7 @@ def test_gradients_of_the_rays_against_differences():
 
     def of(origins: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         grid = Voxels(double.lower, double.cell, double.table, double.blocks, values)
-        colors, distance, alpha = draw_voxels(grid, Rays(origins, rays.directions, rays.cosines), 0.7)
+        colors, distance, alpha = render_voxels(grid, Rays(origins, rays.directions, rays.cosines), 0.7)
         return torch.cat([colors.flatten(), distance, alpha])
 
     origins = rays.origins.clone().requires_grad_()
@@ -164,7 +164,7 @@ def test_the_same_bits_whatever_the_threads():
             torch.set_num_threads(number)
             values = voxels.values.detach().clone().requires_grad_()
             grid = Voxels(voxels.lower, voxels.cell, voxels.table, voxels.blocks, values)
-            colors, distance, alpha = draw_voxels(grid, camera_rays(CAMERA), 1.0)
+            colors, distance, alpha = render_voxels(grid, camera_rays(CAMERA), 1.0)
             (colors.sum() + distance.sum() + alpha.sum()).backward()
             found.append((colors.detach(), values.grad))
     finally:

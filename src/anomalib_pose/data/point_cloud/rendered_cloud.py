@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomalib_pose.geometry import so3_exp
 from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neighbor_normals, point_spacing
-from anomalib_pose.render.points import VIEW_ANGLES, facing_viewer, render_views, view_rotations
+from anomalib_pose.render.points import VIEW_ANGLES, render_views, to_view_frame, view_rotations
 
 _PLAIN_NEIGHBoRS = 30
 _NEIGHBoRS_BETWEEN = 3
@@ -193,8 +193,8 @@ def _draw(
     """Views, their masks, and pixels and visibility of all cells, of which ``cells`` (n,) hold the points."""
     tilt = so3_exp(torch.tensor([math.radians(settings.tilt), 0.0, 0.0], dtype=points.dtype))
     shown = render_views(
-        facing_viewer(points) @ tilt.T,
-        facing_viewer(normals) @ tilt.T,
+        to_view_frame(points) @ tilt.T,
+        to_view_frame(normals) @ tilt.T,
         view_rotations(settings.about_x, settings.about_y),
         spacing=spacing,
         size=settings.size,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anomalib_pose.compare.maps import gaussian_blur, upsample
 from anomalib_pose.models.point_ad.types import ViewScores
-from anomalib_pose.render.back_projection import back_project, borrow_visibility, smooth_over_neighbors
+from anomalib_pose.render.back_projection import back_project, fill_visibility, smooth_over_neighbors
 from anomalib_pose.render.point_normals import point_spacing
 
 
@@ -49,7 +49,7 @@ def point_map(maps: Tensor, grid: CloudGrid) -> Tensor:
     """Mean over the views that show a cell's point, not smoothed; 0 in cells without a point.
 
     Points that no view shows take the visibility of their neighbor in the order of the cells, see
-    ``borrow_visibility``.
+    ``fill_visibility``.
 
     Args:
         maps: how defective each patch of each view is (v, p, p).
@@ -60,7 +60,7 @@ def point_map(maps: Tensor, grid: CloudGrid) -> Tensor:
     """
     size = grid.valid.shape[-1]
     valid = grid.valid.flatten().cpu()
-    visible = borrow_visibility(grid.visible.cpu() & valid, valid).to(maps.device)
+    visible = fill_visibility(grid.visible.cpu() & valid, valid).to(maps.device)
     enlarged = upsample(maps, (size, size))
     return back_project(enlarged, grid.pixels, visible).reshape(grid.valid.shape)
 

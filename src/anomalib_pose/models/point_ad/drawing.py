@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 from anomalib_pose.models.point_ad.aggregation import CloudGrid
 from anomalib_pose.models.point_ad.mutual import shown_pixels
 from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neighbor_normals, point_spacing
-from anomalib_pose.render.points import facing_viewer, render_views, view_rotations
+from anomalib_pose.render.points import render_views, to_view_frame, view_rotations
 from anomalib_pose.scene.ply_table import write_ply_vertices
 
 _HEAT = 0.6  # share of the heat in a view's picture
@@ -77,9 +77,9 @@ def draw_scored_cloud(grid: CloudGrid, values: Tensor) -> Tensor:
         normals, spacing = neighbor_normals(points), point_spacing(points)
     size = valid.shape[-1]
     shown = render_views(
-        facing_viewer(points), facing_viewer(normals), view_rotations(_TILT, ()), spacing=spacing, size=size
+        to_view_frame(points), to_view_frame(normals), view_rotations(_TILT, ()), spacing=spacing, size=size
     )
-    owners = shown.owners[0].long()
+    owners = shown.point_indices[0].long()
     colors = heat_colors(values.cpu()[valid])[owners.clamp_min(0)] / 255
     colors[owners < 0] = 1.0
     flat = functional.avg_pool2d(colors.permute(2, 0, 1)[None], owners.shape[-1] // size)[0]

@@ -11,7 +11,7 @@ from anomalib_pose.models.point_ad.losses import CloudTargets, HybridLoss, hybri
 from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.scorer import ClipFeatures, ClipScorer
 from anomalib_pose.models.point_ad.text import TextTower, direction
-from anomalib_pose.render.back_projection import borrow_visibility
+from anomalib_pose.render.back_projection import fill_visibility
 
 
 class FeatureCache:
@@ -92,5 +92,5 @@ def cloud_targets(batch: CloudBatch) -> CloudTargets:
         raise ValueError(msg)
     labels, view_masks, mask, valid, pixels, visible = found.values()
     valid = valid.flatten(1)
-    borrowed = [borrow_visibility(seen.cpu(), cells.cpu()) for seen, cells in zip(visible, valid, strict=True)]
+    borrowed = [fill_visibility(seen.cpu(), cells.cpu()) for seen, cells in zip(visible, valid, strict=True)]
     return CloudTargets(labels, view_masks, mask.flatten(1), valid, pixels, torch.stack(borrowed).to(valid.device))

@@ -8,7 +8,7 @@ from anomalib_pose.data import CloudBatch
 from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.scorer import ClipScorer
 from anomalib_pose.models.point_ad.training import FeatureCache, cloud_targets, prompt_loss, prompt_optimizer
-from anomalib_pose.render.back_projection import borrow_visibility
+from anomalib_pose.render.back_projection import fill_visibility
 
 SIZE = 16
 
@@ -43,7 +43,7 @@ def test_targets_are_the_batch_with_borrowed_views():
     assert torch.equal(found.valid, given.valid.flatten(1))
     assert torch.equal(found.pixels, given.pixels)
     for number in range(2):
-        assert torch.equal(found.visible[number], borrow_visibility(given.visible[number], found.valid[number]))
+        assert torch.equal(found.visible[number], fill_visibility(given.visible[number], found.valid[number]))
     assert torch.equal(found.visible.any(1), found.valid)
     given.pixels = given.view_masks = None
     with pytest.raises(ValueError, match="this batch has no view_masks, pixels"):
