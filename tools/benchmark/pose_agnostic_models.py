@@ -94,11 +94,12 @@ class Stopwatch:
         detector.bank.nearest = self.timed("coarse", detector.bank.nearest)
         detector.estimator.forward = self.timed("pose", detector.estimator.forward)
         detector.render_reference = self.timed("render", detector.render_reference)
-        for part in (detector.comparator, detector.surface, detector.memory):
+        comparison = detector.comparison
+        for part in (comparison.comparator, comparison.surface, comparison.memory):
             if part is None:
                 continue
             part.forward = self.timed("compare", part.forward)
-        detector.comparator.score = self.timed("compare", detector.comparator.score)
+        comparison.comparator.score = self.timed("compare", comparison.comparator.score)
 
     def means(self, queries: int) -> dict[str, float]:
         """Mean seconds a query of each part; ``fine`` is the pose search but for the retrieval."""
@@ -177,7 +178,7 @@ def scene_model(settings: Settings, weights: str) -> AnomalibModule:
     if network:
         network |= {"pad_type": settings.pad_type}
         network |= {name: (getattr(settings, name),) * 3 for name in ("mean", "std")}
-    model.model.comparator = make_comparator(**{**method.comparison, **network})
+    model.model.comparison.comparator = make_comparator(**{**method.comparison, **network})
     return model
 
 

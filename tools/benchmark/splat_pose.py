@@ -29,9 +29,15 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_pose.compare import CalibratedComparator, Comparator, PaperComparator, make_comparator
+from anomalib_pose.compare import (
+    CalibratedComparator,
+    Comparator,
+    PaperComparator,
+    ReferenceComparison,
+    make_comparator,
+)
 from anomalib_pose.compare.paper import ProductComparator
-from anomalib_pose.compare.reference import stacked as stacked_references
+from anomalib_pose.compare.reference import stack_references
 from anomalib_pose.data import MAD
 from anomalib_pose.geometry import Camera, pose_error
 from anomalib_pose.models.components import SceneDetector
@@ -91,9 +97,9 @@ def empty_detector(scene: str) -> SceneDetector:
     return SceneDetector(
         GaussianScene(FitSettings.sh_degree) if scene == "gaussians" else make_field(scene),
         make_estimator(),
-        CalibratedComparator(),
+        ReferenceComparison(CalibratedComparator()),
         nearby_views=0 if scene == "mlp" else 3,
-        doubt_unconfirmed=scene == "grid",
+        check_support=scene == "grid",
     )
 
 
@@ -150,7 +156,7 @@ def queries(test: dict[str, Tensor]) -> list[Query]:
 def references(detector: SceneDetector, found: list[Query]) -> tuple[Tensor, Tensor, Tensor]:
     """Renderings, alphas and surface points at the queries' estimated poses."""
     cameras = [detector.estimator(detector.scene, detector.bank, query).camera for query in found]
-    found_there = stacked_references(detector.render_reference(camera) for camera in cameras)
+    found_there = stack_references(detector.render_reference(camera) for camera in cameras)
     return found_there.rgb, found_there.alpha, found_there.points
 
 
@@ -246,15 +252,18 @@ def held_out_pairs(detector: SceneDetector, train: dict[str, Tensor]) -> tuple[T
 
 def calibrate(
     detector: SceneDetector,
-    comparator: CalibratedComparator,
+    comparator: Comparator,
     pairs: tuple[Tensor, Tensor, Tensor],
     train: dict[str, Tensor],
 ) -> None:
     """Put a comparator into a fitted detector and calibrate it as the fit would have."""
-    detector.comparator = comparator
+    detector.comparison.comparator = comparator
     comparator.fit_calibration(*pairs)
     height, width = train["image"].shape[-2:]
-    detector.calibrate_surface(train["image"], Camera(train["camera_to_world"], train["K"], width, height))
+    cameras = Camera(train["camera_to_world"], train["K"], width, height)
+    detector.comparison.calibrate_surface(
+        train["image"], lambda index: detector.render_reference(cameras[index]), detector.rendered
+    )
 
 
 def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -293,15 +302,15 @@ def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     pairs = held_out_pairs(detector, train)
     result = {}
     for name, comparator in comparators(arguments).items():
-        if isinstance(comparator, CalibratedComparator):
+        if comparator.can_calibrate:
             calibrate(detector, comparator, pairs, train)
         start = time.perf_counter()
         shown = zip(test["image"], at_hand["reference"], at_hand["alpha"], strict=True)
         maps = torch.cat([comparator(image[None], ours[None], alpha[None]) for image, ours, alpha in shown])
         seconds = (time.perf_counter() - start) / len(maps)
         rows = {name: maps}
-        if isinstance(comparator, CalibratedComparator):
-            rows[name] = detector.surface(maps, at_hand["points"], at_hand["alpha"])
+        if comparator.can_calibrate:
+            rows[name] = detector.comparison.surface(maps, at_hand["points"], at_hand["alpha"])
             rows[f"{name}, whole surface alike"] = maps
         for row, found in rows.items():
             result[row] = {**accuracy(found, comparator.score(found, at_hand["alpha"]), test), "seconds": seconds}

@@ -7,6 +7,7 @@ from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.lighting.shading import relight_query, relight_reference
 from anomalib_pose.compare.paper import PaperComparator
 from anomalib_pose.compare.protocol import Comparator
+from anomalib_pose.compare.reference_comparison import ReferenceComparison
 from anomalib_pose.compare.surface_statistics import SurfaceStatistics
 from anomalib_pose.compare.view_support import attenuate_unsupported
 
@@ -15,6 +16,7 @@ __all__ = [
     "Comparator",
     "FeatureExtractor",
     "PaperComparator",
+    "ReferenceComparison",
     "SurfaceStatistics",
     "attenuate_unsupported",
     "make_comparator",

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparison that knows how good views differ from their renderings."""
 
+import copy
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,7 +12,6 @@ from anomalib_pose.compare.crop import ObjectCrop
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.layers import contrast, gradient, lab, layer_weights_of, shown
 from anomalib_pose.compare.lighting.reflectance import Reflectance
-from anomalib_pose.compare.lighting.robust_weights import match_light
 from anomalib_pose.compare.maps import (
     gaussian_blur,
     squared_difference,
@@ -67,9 +68,9 @@ class CalibratedComparator(nn.Module):
         feature_mix: share of the network in the sum, in [0, 1]; the rest is color, structure and reflectance.
         blur_sigma: standard deviation of the Gaussian that smooths the map, in pixels of the resized window.
         top_fraction: the score is the mean of so many pixels, as a fraction of the object's.
-        light_correction: remove a gain and an offset of each color channel of the query, fitted robustly in the
-            object's region.
     """
+
+    can_calibrate = True
 
     def __init__(
         self,
@@ -97,7 +98,6 @@ class CalibratedComparator(nn.Module):
         feature_mix: float = 0.7,
         blur_sigma: float = 2.0,
         top_fraction: float = 0.001,
-        light_correction: bool = False,
     ) -> None:
         super().__init__()
         self.extractor = (
@@ -125,7 +125,6 @@ class CalibratedComparator(nn.Module):
         self.tolerance = tolerance
         self.blur_sigma = blur_sigma
         self.top_fraction = top_fraction
-        self.light_correction = light_correction
         self.self_normalization = self_normalization
         self.reflectance = Reflectance(reflectance_weights_path, _DARK) if reflectance_weight else None
         image_weights: tuple[float, ...] = (color_weight, structure_weight)
@@ -161,6 +160,17 @@ class CalibratedComparator(nn.Module):
             )
             raise ValueError(msg)
 
+    def resized(self, size: int) -> "CalibratedComparator":
+        """Return a copy for windows of another size, whose maps are smoothed as far on the object.
+
+        Args:
+            size: side of the windows in pixels.
+        """
+        resized = copy.deepcopy(self)
+        resized.blur_sigma *= size / self.crop_size
+        resized.crop_size = size
+        return resized
+
     def _residuals(
         self,
         query: Float[Tensor, "b 3 h w"],
@@ -190,8 +200,6 @@ class CalibratedComparator(nn.Module):
         """The object's window, and query, reference and alpha in it."""
         crop = ObjectCrop.around(alpha, self.crop_size, self.margin)
         query, reference, window = crop.apply(query), crop.apply(reference), crop.apply(alpha[:, None])[:, 0]
-        if self.light_correction:
-            query = match_light(query, reference, window)
         return crop, query, reference, window
 
     @torch.no_grad()

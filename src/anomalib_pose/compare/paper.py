@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The comparison that OmniposeAD, SplatPose and SplatPose+ publish."""
 
+import copy
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ class PaperComparator(nn.Module):
         blur_sigma: standard deviation of the Gaussian in pixels of the resized image.
     """
 
+    can_calibrate = False
+
     def __init__(
         self,
         backbone: str = "tf_efficientnet_b4.aa_in1k",
@@ -87,6 +90,15 @@ class PaperComparator(nn.Module):
         self.rgb_term = rgb_term
         self.blur_sigma = blur_sigma
 
+    def resized(self, size: int) -> "PaperComparator":
+        """Return a copy: these comparators resize their input and have no window.
+
+        Args:
+            size: not used.
+        """
+        del size
+        return copy.deepcopy(self)
+
     def _resize(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         if not self.image_size or min(height, width) == self.image_size:
@@ -112,7 +124,7 @@ class PaperComparator(nn.Module):
         query: Float[Tensor, "b 3 h w"],
         reference: Float[Tensor, "b 3 h w"],
         alpha: Float[Tensor, "b h w"],  # noqa: ARG002
-        reflected: Float[Tensor, "b 3 h w"] | None = None,
+        reference_reflectance: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b h w"]:
         """Anomaly map.
 
@@ -120,11 +132,13 @@ class PaperComparator(nn.Module):
             query: photographs, RGB in [0, 1].
             reference: their defect-free renderings, RGB in [0, 1].
             alpha: not used.
-            reflected: what the references reflect, for comparators that compare that; None to take it from them.
+            reference_reflectance: rendered reflectance of the references, for comparators that compare it.
         """
         size = (query.shape[-2], query.shape[-1])
         query, reference = self._resize(query), self._resize(reference)
-        found = self._map(query, reference, None if reflected is None else self._resize(reflected))
+        if reference_reflectance is not None:
+            reference_reflectance = self._resize(reference_reflectance)
+        found = self._map(query, reference, reference_reflectance)
         return found if found.shape[-2:] == size else upsample(found, size)
 
     def compare_windows(
@@ -152,7 +166,7 @@ class PaperComparator(nn.Module):
         queries: Float[Tensor, "n 3 h w"],
         references: Float[Tensor, "n 3 h w"],
         alphas: Float[Tensor, "n h w"],
-        reflected: Float[Tensor, "n 3 h w"] | None = None,
+        reference_reflectances: Float[Tensor, "n 3 h w"] | None = None,
     ) -> None:
         """Do nothing: the papers do not calibrate.
 
@@ -160,7 +174,7 @@ class PaperComparator(nn.Module):
             queries: not used.
             references: not used.
             alphas: not used.
-            reflected: not used.
+            reference_reflectances: not used.
         """
 
     def fit_windows(

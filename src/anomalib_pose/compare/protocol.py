@@ -1,21 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every comparator can do."""
+"""The interface of all comparators."""
 
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.lighting.reflectance import Reflectance
 
 
 @runtime_checkable
 class Comparator(Protocol):
-    """Compares a photograph with the rendering of the good object from the same camera."""
+    """Compares queries with references: renderings of the defect-free object from the queries' cameras."""
+
+    @property
+    def extractor(self) -> FeatureExtractor | None:
+        """Network whose features are compared; None if the comparator uses no network."""
+        ...
+
+    @property
+    def can_calibrate(self) -> bool:
+        """Whether ``fit_calibration`` learns the residuals of normal views; if False, it does nothing."""
+        ...
 
     @property
     def reflectance(self) -> Reflectance | None:
-        """How it takes images to what they reflect; None if it does not compare that."""
+        """Decomposition of images into their reflectance; None if the comparator does not compare reflectance."""
+        ...
+
+    def resized(self, size: int) -> "Comparator":
+        """Return a copy for windows of another size, whose maps are smoothed as far on the object.
+
+        Args:
+            size: side of the windows in pixels.
+        """
         ...
 
     def __call__(
@@ -23,24 +42,24 @@ class Comparator(Protocol):
         query: Float[Tensor, "b 3 h w"],
         reference: Float[Tensor, "b 3 h w"],
         alpha: Float[Tensor, "b h w"],
-        reflected: Float[Tensor, "b 3 h w"] | None = None,
+        reference_reflectance: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b h w"]:
-        """Anomaly map: finite, larger where query and reference differ more.
+        """Compute anomaly maps: finite, larger where query and reference differ more.
 
         Args:
-            query: photographs, RGB in [0, 1].
-            reference: their defect-free renderings, RGB in [0, 1].
-            alpha: opacity of the object in the reference, in [0, 1].
-            reflected: what the reference reflects, where that is rendered too; None to take it from the reference.
+            query: queries, RGB in [0, 1].
+            reference: their references, RGB in [0, 1].
+            alpha: opacity of the object in the references, in [0, 1].
+            reference_reflectance: rendered reflectance of the references; None to compute it from the references.
         """
         ...
 
     def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
-        """One number an image from its anomaly map.
+        """Compute one score for each image from its anomaly map.
 
         Args:
-            anomaly_map: maps returned by the comparator.
-            alpha: opacity of the object in the reference, in [0, 1].
+            anomaly_map: maps of this comparator.
+            alpha: opacity of the object in the references, in [0, 1].
         """
         ...
 
@@ -49,38 +68,38 @@ class Comparator(Protocol):
         queries: Float[Tensor, "n 3 h w"],
         references: Float[Tensor, "n 3 h w"],
         alphas: Float[Tensor, "n h w"],
-        reflected: Float[Tensor, "n 3 h w"] | None = None,
+        reference_reflectances: Float[Tensor, "n 3 h w"] | None = None,
     ) -> None:
-        """Learn from good views how good views differ from their renderings; may do nothing.
+        """Learn the residuals of normal views; do nothing if ``can_calibrate`` is False.
 
         Args:
-            queries: good views that the scene was not fitted to, RGB in [0, 1].
-            references: their renderings, RGB in [0, 1].
-            alphas: opacity of the object in the renderings, in [0, 1].
-            reflected: what the renderings reflect; see ``__call__``.
+            queries: normal views that the scene was not fitted to, RGB in [0, 1].
+            references: their references, RGB in [0, 1].
+            alphas: opacity of the object in the references, in [0, 1].
+            reference_reflectances: see ``__call__``.
         """
         ...
 
     def compare_windows(
         self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"]
     ) -> Float[Tensor, "b h w"]:
-        """Anomaly map of images that show the object's window; what an exported detector calls.
+        """Compute anomaly maps of images that are already windows around the object; exported detectors call this.
 
         Args:
-            query: windows of photographs, RGB in [0, 1].
-            reference: their renderings, RGB in [0, 1].
-            alpha: opacity of the object in the reference, in [0, 1].
+            query: windows of queries, RGB in [0, 1].
+            reference: windows of their references, RGB in [0, 1].
+            alpha: opacity of the object in the references, in [0, 1].
         """
         ...
 
     def fit_windows(
         self, queries: Float[Tensor, "n 3 h w"], references: Float[Tensor, "n 3 h w"], alphas: Float[Tensor, "n h w"]
     ) -> None:
-        """``fit_calibration`` on windows of the object.
+        """Learn the residuals of normal views from windows around the object; see ``fit_calibration``.
 
         Args:
-            queries: windows of good views, RGB in [0, 1].
-            references: their renderings, RGB in [0, 1].
-            alphas: opacity of the object in the renderings, in [0, 1].
+            queries: windows of normal views, RGB in [0, 1].
+            references: windows of their references, RGB in [0, 1].
+            alphas: opacity of the object in the references, in [0, 1].
         """
         ...

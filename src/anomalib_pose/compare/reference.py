@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What queries of scene models are compared with."""
+"""Rendered references that queries are compared with."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -7,46 +7,78 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anomalib_pose.geometry import Camera
 from anomalib_pose.render.reflectance import Decomposition, reflectance_of_color
+from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, is_reflective
 
 
 class Reference(NamedTuple):
-    """The defect-free object as a camera sees it, or as several do, with a leading axis then.
+    """Rendering of the defect-free object from one camera, or from B cameras with a leading batch axis.
 
     Args:
-        rgb: over white (3, H, W).
-        alpha: opacity (H, W).
-        points: of the surface (H, W, 3), world frame.
+        rgb: rendering over white (3, H, W).
+        alpha: opacity of the object (H, W).
+        points: surface point that each pixel shows (H, W, 3), world frame.
         support_residual: color difference from the nearest training views at the same surface points (H, W), as a
-            part of the color range; 0 where no training view is stored.
-        reflected: what it reflects (3, H, W), where the scene was fitted with that and the comparison asks for it.
+            part of the color range; None where no training views are stored.
+        reflectance: rendered reflectance over white (3, H, W); None where the scene has none or the comparison needs
+            none.
     """
 
     rgb: Tensor
     alpha: Tensor
     points: Tensor
-    support_residual: Tensor
-    reflected: Tensor | None = None
+    support_residual: Tensor | None = None
+    reflectance: Tensor | None = None
 
-    def over(self, image: Tensor, decompose: Decomposition | None) -> "Reference":
-        """The same before the background of a photograph.
+    def over_background(self, query: Tensor, decompose: Decomposition | None) -> "Reference":
+        """Replace the white background by that of the query.
 
         Args:
-            image: RGB (3, H, W) in [0, 1].
-            decompose: how photographs are taken to what they reflect, where ``reflected`` is there.
+            query: RGB (3, H, W) in [0, 1].
+            decompose: computes the reflectance of the query; needed only where this reference has a reflectance.
         """
-        behind = 1 - self.alpha
-        rgb = (self.rgb - behind + behind * image).clamp(0, 1)
-        if self.reflected is None or decompose is None:
+        transparency = 1 - self.alpha
+        rgb = (self.rgb - transparency + transparency * query).clamp(0, 1)
+        if self.reflectance is None or decompose is None:
             return self._replace(rgb=rgb)
-        white = reflectance_of_color(torch.ones(3).to(image), decompose)[:, None, None]
-        reflected = self.reflected + behind * (decompose(image[None])[0] - white)
-        return self._replace(rgb=rgb, reflected=reflected.clamp(0, 1))
+        white = reflectance_of_color(torch.ones(3).to(query), decompose)[:, None, None]
+        reflectance = self.reflectance + transparency * (decompose(query[None])[0] - white)
+        return self._replace(rgb=rgb, reflectance=reflectance.clamp(0, 1))
 
 
-def stacked(references: Iterable[Reference]) -> Reference:
-    """References of several cameras as one, with a leading axis."""
-    every = list(references)
-    rgb, alpha, points, support_residual = map(torch.stack, zip(*(reference[:4] for reference in every), strict=True))
-    reflected = [reference.reflected for reference in every if reference.reflected is not None]
-    return Reference(rgb, alpha, points, support_residual, torch.stack(reflected) if reflected else None)
+@torch.no_grad()
+def render_reference(
+    scene: Scene, nearby: NearbyViews | None, camera: Camera, decompose: Decomposition | None
+) -> Reference:
+    """Render the defect-free object over white.
+
+    Args:
+        scene: fitted object.
+        nearby: training views whose residuals correct the rendering; None for no correction.
+        camera: one camera.
+        decompose: computes the reflectance of the white background; None to render no reflectance.
+    """
+    white = torch.ones(3, device=camera.K.device)
+    output = (scene if nearby is None else CorrectedScene(scene, nearby)).render(camera, white)
+    support_residual = (
+        nearby.support_residual(output, camera) if nearby is not None and nearby.has_photographs else None
+    )
+    reflectance = None
+    if decompose is not None and is_reflective(scene):
+        background = reflectance_of_color(white, decompose)
+        reflectance = scene.render_reflectance(camera, background).rgb.permute(2, 0, 1).clamp(0, 1)
+    rgb = output.rgb.permute(2, 0, 1).clamp(0, 1)
+    return Reference(rgb, output.alpha, camera.unproject(output.depth), support_residual, reflectance)
+
+
+def stack_references(references: Iterable[Reference]) -> Reference:
+    """Stack the references of several cameras along a leading batch axis.
+
+    Args:
+        references: one or more, of one size; either all or none have a support residual, likewise a reflectance.
+    """
+    fields = list(zip(*references, strict=True))
+    rgb, alpha, points = (torch.stack(field) for field in fields[:3])
+    support_residual, reflectance = (None if field[0] is None else torch.stack(field) for field in fields[3:])
+    return Reference(rgb, alpha, points, support_residual, reflectance)

@@ -175,19 +175,6 @@ def test_state_dict_keeps_scores(comparator):
     )
 
 
-def test_light_correction_forgives_another_exposure():
-    plain, corrected = (
-        CalibratedComparator(crop_size=96, self_normalization=0.0, light_correction=correction)
-        for correction in (False, True)
-    )
-    queries, references, alphas = _pairs([70, 71])
-    usual = plain.score(plain(queries, references, alphas), alphas)
-    queries = torch.where(alphas[:, None] > 0, queries * 0.8, queries)
-    scores = [each.score(each(queries, references, alphas), alphas) for each in (plain, corrected)]
-    assert (scores[0] > 1.3 * usual).all()
-    assert (scores[1] < 1.1 * usual).all()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

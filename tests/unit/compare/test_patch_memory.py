@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional
 
 import anomalib_pose
-from anomalib_pose.compare import CalibratedComparator, FeatureExtractor
+from anomalib_pose.compare import CalibratedComparator, FeatureExtractor, ReferenceComparison, reference_comparison
 from anomalib_pose.compare.patch_memory import PatchMemory
-from anomalib_pose.compare.reference import stacked
+from anomalib_pose.compare.reference import stack_references
 from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
 from anomalib_pose.geometry import Camera, view_sphere
-from anomalib_pose.models.components import SceneDetector, scene_detector
+from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.pose import PoseEstimator, make_estimator
 from sample_scenes import make_toy
 
@@ -157,9 +157,11 @@ def test_trust_is_a_share_in_every_answer(extractor):
 def fitted(weights: str, patches: int, views: int = 24, holdout_every: int = 10) -> SceneDetector:
     comparator = CalibratedComparator(TINY, (0, 1, 2), weights_path=weights, crop_size=64)
     detector = SceneDetector(
-        make_toy(), make_estimator(), comparator,
-        surface_views=0, memory_patches=patches, holdout_every=holdout_every,
-    )  # fmt: skip
+        make_toy(),
+        make_estimator(),
+        ReferenceComparison(comparator, surface_views=0, memory_patches=patches),
+        holdout_every=holdout_every,
+    )
     cameras = CAMERAS[:: len(CAMERAS) // views]
     images = torch.stack([detector.render_reference(camera)[0] for camera in cameras])
     detector.fit(images, cameras, None, lambda *_: 30.0)
@@ -169,7 +171,7 @@ def fitted(weights: str, patches: int, views: int = 24, holdout_every: int = 10)
 @pytest.mark.parametrize("name", ["SplatPose", "OmniposeAD", "PIAD"])
 def test_a_models_seed_is_the_memorys(weights, name):
     model = getattr(anomalib_pose, name)(backbone=TINY, weights_path=weights, memory_patches=10, seed=3)
-    assert (model.model.seed, model.model.memory.seed) == (3, 3)
+    assert (model.model.comparison.seed, model.model.comparison.memory.seed) == (3, 3)
 
 
 def test_the_seed_chooses_the_damage_that_the_memory_is_weighed_by(weights, monkeypatch):
@@ -179,11 +181,10 @@ def test_the_seed_chooses_the_damage_that_the_memory_is_weighed_by(weights, monk
         drawn.append(seed)
         return add_synthetic_defects(images, seed)
 
-    monkeypatch.setattr(scene_detector, "add_synthetic_defects", record_seed)
+    monkeypatch.setattr(reference_comparison, "add_synthetic_defects", record_seed)
     comparator = CalibratedComparator(TINY, (0, 1, 2), weights_path=weights, crop_size=64)
-    detector = SceneDetector(
-        make_toy(), make_estimator(), comparator, surface_views=0, memory_patches=10, holdout_every=3, seed=5
-    )
+    comparison = ReferenceComparison(comparator, surface_views=0, memory_patches=10, seed=5)
+    detector = SceneDetector(make_toy(), make_estimator(), comparison, holdout_every=3)
     images = torch.stack([detector.render_reference(camera)[0] for camera in CAMERAS])
     detector.fit(images, CAMERAS, None, lambda *_: 30.0)
     assert drawn == [5, 6, 7, 8, 9]
@@ -200,7 +201,7 @@ def test_doubtful_queries_are_judged_by_the_memory_and_others_are_not(weights):
     assert doubt[1] > 0.5
     assert torch.equal(ours.pred_score[0], theirs.pred_score[0])
     assert torch.equal(ours.anomaly_map[0], theirs.anomaly_map[0])
-    maps, scores = with_memory.memory(with_memory.comparator.extractor, lost[None])
+    maps, scores = with_memory.comparison.memory(with_memory.comparison.comparator.extractor, lost[None])
     expected = (1 - doubt[1]) * theirs.pred_score[1] + doubt[1] * scores[0]
     assert float(ours.pred_score[1]) == pytest.approx(float(expected), rel=1e-5)
     torch.testing.assert_close(ours.anomaly_map[1, 0], (1 - doubt[1]) * theirs.anomaly_map[1, 0] + doubt[1] * maps[0])
@@ -212,28 +213,30 @@ def test_damage_of_held_out_views_weighs_the_memory(weights, caplog):
     caplog.set_level("INFO")
     few = fitted(weights, 300)
     assert "memory's share" not in caplog.text, "two held-out views say nothing"
-    assert few.memory.trust.tolist() == [0, 0]
+    assert few.comparison.memory.trust.tolist() == [0, 0]
     detector = fitted(weights, 300, holdout_every=5)
     assert "memory's share" in caplog.text
     # the toy is rendered as it is: no residual of the comparison is above 0 but for damage
-    assert detector.memory.trust.tolist() == [0, 0]
-    seen = stacked(map(detector.render_reference, CAMERAS))
-    assert detector._compare(seen.rgb, seen)[1].max() < 1
+    assert detector.comparison.memory.trust.tolist() == [0, 0]
+    seen = stack_references(map(detector.render_reference, CAMERAS))
+    assert detector.comparison.compare(seen.rgb, seen)[1].max() < 1
 
 
 def test_four_views_are_held_against_each_other(weights, caplog):
     detector = fitted(weights, 300, views=4)
     assert "Too few views (4)" in caplog.text
-    extractor = detector.comparator.extractor
+    extractor = detector.comparison.comparator.extractor
     images = torch.stack([detector.render_reference(camera)[0] for camera in CAMERAS[::6]])
     alone = []
     for index in range(4):
         memory = PatchMemory(300)
         memory.fit(extractor, images[[other for other in range(4) if other != index]])
         alone.append(float(memory.distances(extractor, images[index : index + 1])[1]))
-    scale = float(detector.memory.gain[1]) * torch.tensor(alone) + float(detector.memory.offset[1])
+    scale = float(detector.comparison.memory.gain[1]) * torch.tensor(alone) + float(
+        detector.comparison.memory.offset[1]
+    )
     alphas = torch.stack([detector.render_reference(camera)[1] for camera in CAMERAS[::6]])
-    expected = detector.comparator.score(detector.comparator(images, images, alphas), alphas)
+    expected = detector.comparison.comparator.score(detector.comparison.comparator(images, images, alphas), alphas)
     assert float(scale.mean()) == pytest.approx(float(expected.mean()), abs=1e-4)
 
 
@@ -254,4 +257,6 @@ def test_held_out_cameras_that_are_not_found_do_not_spoil_what_is_typical(weight
     wrong = fitted(weights, 0)
     assert "The pose of 0 of 2 held-out views" in caplog.text
     torch.testing.assert_close(wrong.estimator.typical_residual, right.estimator.typical_residual, rtol=0.2, atol=5e-3)
-    torch.testing.assert_close(wrong.comparator.statistics.std, right.comparator.statistics.std, rtol=0.5, atol=0.02)
+    torch.testing.assert_close(
+        wrong.comparison.comparator.statistics.std, right.comparison.comparator.statistics.std, rtol=0.5, atol=0.02
+    )

@@ -340,21 +340,24 @@ def test_ablations_change_what_they_name(tool, tmp_path, weights):
         return tool.models.scene_model(settings[method], str(weights))
 
     default = detector("splatpose")
-    assert default.model.comparator.extractor.weights_path == str(weights)
-    assert (default.model.surface_views, default.model.estimator.starts) == (120, 3)
-    assert (default.model.comparator.tolerance, default.model.comparator.self_normalization) == (1.0, 1.0)
-    assert detector("splatpose_no_surface").model.surface_views == 0
-    assert default.model.memory is not None
-    assert detector("splatpose_no_memory").model.memory is None
+    assert default.model.comparison.comparator.extractor.weights_path == str(weights)
+    assert (default.model.comparison.surface_views, default.model.estimator.starts) == (120, 3)
+    assert (default.model.comparison.comparator.tolerance, default.model.comparison.comparator.self_normalization) == (
+        1.0,
+        1.0,
+    )
+    assert detector("splatpose_no_surface").model.comparison.surface_views == 0
+    assert default.model.comparison.memory is not None
+    assert detector("splatpose_no_memory").model.comparison.memory is None
     assert detector("splatpose_one_start").model.estimator.starts == 1
-    assert detector("splatpose_no_own_level").model.comparator.self_normalization == 0
-    assert detector("splatpose_no_tolerance").model.comparator.tolerance == 0
-    assert detector("splatpose_no_network").model.comparator.extractor is None
-    assert type(detector("splatpose_paper_comparison").model.comparator).__name__ == "PaperComparator"
+    assert detector("splatpose_no_own_level").model.comparison.comparator.self_normalization == 0
+    assert detector("splatpose_no_tolerance").model.comparison.comparator.tolerance == 0
+    assert detector("splatpose_no_network").model.comparison.comparator.extractor is None
+    assert type(detector("splatpose_paper_comparison").model.comparison.comparator).__name__ == "PaperComparator"
     paper = detector("splatpose_paper")
     assert (paper.fit_settings.steps, paper.fit_settings.density, paper.model.estimator.starts) == (11, "adaptive", 1)
-    assert paper.model.comparator.extractor.backbone == BACKBONE
-    assert detector("piad").model.comparator.reflectance is not None
+    assert paper.model.comparison.comparator.extractor.backbone == BACKBONE
+    assert detector("piad").model.comparison.comparator.reflectance is not None
 
 
 def test_the_report_shows_what_was_stored(tool, tmp_path):

@@ -5,7 +5,10 @@ from typing import Any
 
 RENAMED_KEYS = {
     "model.bank.centre": "model.bank.center",
+    "model.comparator": "model.comparison.comparator",
+    "model.memory": "model.comparison.memory",
     "model.nearby.centre": "model.nearby.center",
+    "model.surface": "model.comparison.surface",
 }
 """Old name to new name, of one tensor or of a module with all of its tensors.
 

@@ -13,7 +13,7 @@ from anomalib.data import AnomalibDataModule
 from rich.progress import track
 from torch import Tensor
 
-from anomalib_pose.compare import CalibratedComparator, Comparator
+from anomalib_pose.compare import Comparator
 from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, FeedForwardDetector, build_detector, drawn_scene
 from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, carry_over, measure
@@ -115,10 +115,10 @@ class DetectorExportMixin(FeedForwardExportMixin):
         if not len(model.bank):
             msg = "Nothing is fitted that could be exported: train the model first, or give its checkpoint."
             raise ValueError(msg)
-        if model.memory is not None and bool(model.memory.trust.any()):
+        if model.comparison.memory is not None and bool(model.comparison.memory.trust.any()):
             logger.warning(
                 "The model's memory has a share of at least %.2f in its maps and %.2f in its scores and is not "
-                "exported: the detector will be worse than the model.", *model.memory.trust.tolist()
+                "exported: the detector will be worse than the model.", *model.comparison.memory.trust.tolist()
             )  # fmt: skip
         height, width = model.image_size.tolist()
         # Gaussians are drawn as they are; views that are warped are those that the model compares with
@@ -127,33 +127,25 @@ class DetectorExportMixin(FeedForwardExportMixin):
             scene,
             model.bank.poses,
             Camera(torch.eye(4).to(model.intrinsics), model.intrinsics, width, height),
-            self._compared_by(chosen),
+            self._resized_comparator(chosen),
             chosen,
             white_background=bool(model.white_background),
             nearby=model.nearby,
-            relight=model.relight,
+            relight=model.comparison.relight,
             progress=progress,
         ).cpu()
         views = model.calibration_views.cpu().float() / 255
+        surface = model.comparison.surface
         if len(views):
-            detector.calibrate(views, copy.deepcopy(model.surface).cpu() if model.surface.fitted else None)
+            detector.calibrate(views, copy.deepcopy(surface).cpu() if surface.fitted else None)
         else:
             logger.warning("No views were held out from the fit: the exported detector is not calibrated.")
         return ExportedDetector(detector, self._thresholds(detector, views, chosen.seed, datamodule, progress))
 
-    def _compared_by(self, chosen: DetectorSettings) -> Comparator:
+    def _resized_comparator(self, chosen: DetectorSettings) -> Comparator:
         """A copy of the model's comparator for windows of the detector's size."""
-        comparator = copy.deepcopy(self.model.comparator)
-        if isinstance(comparator, CalibratedComparator):
-            if comparator.light_correction:
-                msg = (
-                    "light_correction fits each image by itself, which no exported graph can: switch it off to export."
-                )
-                raise ValueError(msg)
-            # as wide on the object as the model's
-            compared_size = chosen.sizes(drawn=drawn_scene(self.model.rendered, chosen) is not None)[1]
-            comparator.blur_sigma *= compared_size / comparator.crop_size
-        return comparator
+        size = chosen.sizes(drawn=drawn_scene(self.model.rendered, chosen) is not None)[1]
+        return self.model.comparison.comparator.resized(size)
 
     def _thresholds(
         self,

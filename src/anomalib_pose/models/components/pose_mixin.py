@@ -275,7 +275,11 @@ class PoseMixin(DetectorExportMixin):
 
     def _log_doubtful(self) -> None:
         if self._doubtful:
-            path = "compared with their rendering alone" if self.model.memory is None else "held against the memory too"
+            path = (
+                "compared with their rendering alone"
+                if self.model.comparison.memory is None
+                else "held against the memory too"
+            )
             logger.warning("The cameras of %d of %d queries are doubtful: %s.", self._doubtful, self._queries, path)
 
     def on_test_end(self) -> None:

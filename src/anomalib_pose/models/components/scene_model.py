@@ -10,7 +10,7 @@ from anomalib.metrics import Evaluator
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_pose.compare import make_comparator
+from anomalib_pose.compare import ReferenceComparison, make_comparator
 from anomalib_pose.compare.factory import ComparatorName
 from anomalib_pose.models.components.pose_mixin import PoseMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
@@ -140,6 +140,8 @@ class SceneModelMixin(PoseMixin):
             "bank_spacing": bank_spacing,
             "rolls": rolls,
             "holdout_every": holdout_every,
+        }
+        self._comparison_arguments: dict[str, Any] = {
             "surface_views": surface_views,
             "memory_patches": memory_patches,
             "seed": seed,
@@ -162,13 +164,18 @@ class SceneModelMixin(PoseMixin):
         self.remove_ignored_hparams([*removed])
 
     def make_detector(
-        self, scene: nn.Module, comparator_options: Mapping[str, Any] | None = None, **options: Any
+        self,
+        scene: nn.Module,
+        comparator_options: Mapping[str, Any] | None = None,
+        comparison_options: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> SceneDetector:
         """Build the detector from the shared arguments.
 
         Args:
             scene: empty scene.
             comparator_options: further arguments of ``make_comparator``, or None.
+            comparison_options: further arguments of ``ReferenceComparison``, or None.
             options: further arguments of ``SceneDetector``.
 
         Raises:
@@ -177,7 +184,8 @@ class SceneModelMixin(PoseMixin):
         comparator = make_comparator(**self._comparator_arguments, **(comparator_options or {}))
         # Scene, pose and comparison use one decomposition: that of the comparison, or else the closed form.
         estimator = make_estimator(**self._estimator_arguments, decompose=comparator.reflectance or reflectance)
-        return SceneDetector(scene, estimator, comparator, **self._detector_arguments, **options)
+        comparison = ReferenceComparison(comparator, **self._comparison_arguments, **(comparison_options or {}))
+        return SceneDetector(scene, estimator, comparison, **self._detector_arguments, **options)
 
 
 def _signature(model_class: type) -> inspect.Signature:

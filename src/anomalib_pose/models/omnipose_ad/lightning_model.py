@@ -29,7 +29,7 @@ class OmniposeAD(SceneModelMixin, MemoryBankMixin, AnomalibModule):
 
     def __init__(self, field: FieldName = "grid", nearby_views: int = 3, **shared: Any) -> None:
         super().__init__(**shared)
-        self.model = self.make_detector(make_field(field), nearby_views=nearby_views, doubt_unconfirmed=True)
+        self.model = self.make_detector(make_field(field), nearby_views=nearby_views, check_support=True)
 
     def fit_scene(self) -> FieldFit:
         """Return the fit of the radiance field."""

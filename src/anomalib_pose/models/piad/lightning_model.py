@@ -67,7 +67,7 @@ class PIAD(SceneModelMixin, MemoryBankMixin, AnomalibModule):
         self.rasterizer = rasterizer
         options = {"reflectance_weights_path": reflectance_weights_path} if comparator in _WITH_REFLECTANCE else {}
         self.model = self.make_detector(
-            GaussianScene(sh_degree, rasterizer), options, surface_strength=surface_strength, relight=relight
+            GaussianScene(sh_degree, rasterizer), options, {"surface_strength": surface_strength, "relight": relight}
         )
 
     def fit_scene(self) -> GaussianFit:
@@ -77,5 +77,5 @@ class PIAD(SceneModelMixin, MemoryBankMixin, AnomalibModule):
             self.fit_checkpoint,
             self.rasterizer,
             progress=self.shows_progress,
-            decompose=self.model.comparator.reflectance or reflectance,
+            decompose=self.model.comparison.comparator.reflectance or reflectance,
         )

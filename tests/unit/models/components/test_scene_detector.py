@@ -2,9 +2,9 @@
 import pytest
 import torch
 
-from anomalib_pose.compare import CalibratedComparator, make_comparator
+from anomalib_pose.compare import CalibratedComparator, ReferenceComparison, make_comparator
 from anomalib_pose.compare.lighting.shading import surface_normals
-from anomalib_pose.compare.reference import Reference, stacked
+from anomalib_pose.compare.reference import Reference, stack_references
 from anomalib_pose.geometry import Camera, pose_error, view_sphere
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.pose import make_estimator
@@ -18,7 +18,14 @@ CAMERAS = CAMERA.with_pose(POSES)
 
 
 def make_detector(surface_views: int) -> SceneDetector:
-    return SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), surface_views=surface_views)
+    comparison = ReferenceComparison(CalibratedComparator(crop_size=64), surface_views=surface_views)
+    return SceneDetector(make_toy(), make_estimator(), comparison)
+
+
+def calibrate_surface(detector: SceneDetector, images: torch.Tensor) -> None:
+    detector.comparison.calibrate_surface(
+        images, lambda index: detector.render_reference(CAMERAS[index]), detector.rendered
+    )
 
 
 def photographs(detector: SceneDetector, place: torch.Tensor) -> torch.Tensor:
@@ -35,58 +42,61 @@ def test_what_all_training_views_show_is_expected_of_a_query() -> None:
     detector = make_detector(24)
     image, alpha, points, *_ = detector.render_reference(CAMERAS[3])
     usual, other = (points[row, column] for row, column in ((26, 26), (38, 38)))
-    detector.calibrate_surface(photographs(detector, usual), CAMERAS)
+    calibrate_surface(detector, photographs(detector, usual))
     both = photographs(detector, usual)[3]
     both = torch.where((photographs(detector, other)[3] != image).any(0), photographs(detector, other)[3], both)
-    anomaly_map = detector.comparator(both[None], image[None], alpha[None])
-    corrected = detector.surface(anomaly_map, points[None], alpha[None])[0] / anomaly_map[0].clamp(min=1e-6)
+    anomaly_map = detector.comparison.comparator(both[None], image[None], alpha[None])
+    corrected = detector.comparison.surface(anomaly_map, points[None], alpha[None])[0] / anomaly_map[0].clamp(min=1e-6)
     assert corrected[26, 26] < 0.5
     assert corrected[38, 38] > 0.9
 
 
 def test_what_no_photograph_confirms_counts_less() -> None:
-    comparator = CalibratedComparator(crop_size=64)
-    detector = SceneDetector(make_toy(), make_estimator(), comparator, nearby_views=3)
+    comparison = ReferenceComparison(CalibratedComparator(crop_size=64))
+    detector = SceneDetector(make_toy(), make_estimator(), comparison, nearby_views=3)
     images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in CAMERAS])
     detector.nearby.store_residuals(detector.rendered, images.clamp(0, 1), CAMERAS, keep_photographs=True)
-    seen = stacked([detector.render_reference(CAMERA.with_pose(view_sphere(3, 3.0, 1.0, -0.2, azimuth_offset=0.1)[1]))])
-    query = seen.rgb.clone()
+    camera = CAMERA.with_pose(view_sphere(3, 3.0, 1.0, -0.2, azimuth_offset=0.1)[1])
+    reference = stack_references([detector.render_reference(camera)])
+    query = reference.rgb.clone()
     query[0, :, 30:34, 30:34] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
-    floating = torch.zeros_like(seen.support_residual)
+    floating = torch.zeros_like(reference.support_residual)
     floating[0, 28:36, 28:36] = 0.5
     maps, scores = zip(
         *(
-            detector._compare(query, seen._replace(support_residual=doubt))
-            for doubt in (seen.support_residual, floating)
+            comparison.compare(query, reference._replace(support_residual=residual))
+            for residual in (reference.support_residual, floating)
         ),
         strict=True,
     )
-    assert seen.support_residual[seen.alpha > 0.9].median() < 0.05
+    assert reference.support_residual[reference.alpha > 0.9].median() < 0.05
     assert torch.equal(*maps)
     assert scores[1] < 0.6 * scores[0]
     detector.nearby.photographs = detector.nearby.photographs[:0]
-    assert detector._compare(query, seen._replace(support_residual=floating))[1] > scores[0]
+    without = stack_references([detector.render_reference(camera)])
+    assert without.support_residual is None
+    assert comparison.compare(query, without)[1] > scores[0]
 
 
 @pytest.mark.parametrize(("step", "always", "asked"), [(1, False, False), (1, True, True), (3, False, True)])
 def test_photographs_are_asked_where_views_are_few(step: int, always: bool, asked: bool) -> None:
     cameras = CAMERA.with_pose(view_sphere(120, 3.0, 1.0, -0.2)[:24:step])
-    detector = SceneDetector(
-        make_toy(), make_estimator(), CalibratedComparator(crop_size=64), nearby_views=3, doubt_unconfirmed=always
-    )
+    comparison = ReferenceComparison(CalibratedComparator(crop_size=64))
+    detector = SceneDetector(make_toy(), make_estimator(), comparison, nearby_views=3, check_support=always)
     images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in cameras])
     detector.fit(images.clamp(0, 1), cameras, None, lambda *_: 30.0)
     assert detector.nearby.has_photographs is asked
     assert 0 < int(detector.scene.counts[0]) < int(detector.scene.counts[1]) < len(detector.scene)
-    fresh = SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), nearby_views=3)
+    fresh_comparison = ReferenceComparison(CalibratedComparator(crop_size=64))
+    fresh = SceneDetector(make_toy(), make_estimator(), fresh_comparison, nearby_views=3)
     fresh.load_state_dict(detector.state_dict())
     assert fresh.nearby.has_photographs is asked
 
 
 def test_without_views_nothing_is_expected() -> None:
     detector = make_detector(0)
-    detector.calibrate_surface(photographs(detector, torch.zeros(3)), CAMERAS)
-    assert not detector.surface.excess_square.any()
+    calibrate_surface(detector, photographs(detector, torch.zeros(3)))
+    assert not detector.comparison.surface.excess_square.any()
     with pytest.raises(ValueError, match="surface_views"):
         make_detector(-1)
 
@@ -94,9 +104,9 @@ def test_without_views_nothing_is_expected() -> None:
 def test_a_transparent_scene_is_reported(caplog) -> None:
     detector = make_detector(8)
     detector.scene.set_raw({**detector.scene.raw, "logit_opacities": torch.full((1500,), -9.0)})
-    detector.calibrate_surface(torch.ones(24, 3, SIZE, SIZE), CAMERAS)
-    assert "transparent in all of 8 views" in caplog.text
-    assert not detector.surface.fitted
+    calibrate_surface(detector, torch.ones(24, 3, SIZE, SIZE))
+    assert "transparent in all 8 views" in caplog.text
+    assert not detector.comparison.surface.fitted
 
 
 LAMP, LAMP_COLoR = torch.tensor([0.8, -0.6, 0.0]), torch.tensor([1.0, 0.75, 0.5])
@@ -107,7 +117,8 @@ def detectors() -> list[SceneDetector]:
     """One that leaves the light of queries as it is, and one that does not."""
     made = []
     for relight in (False, True):
-        detector = SceneDetector(make_toy(), make_estimator(), CalibratedComparator(crop_size=64), relight=relight)
+        comparison = ReferenceComparison(CalibratedComparator(crop_size=64), relight=relight)
+        detector = SceneDetector(make_toy(), make_estimator(), comparison)
         detector.white_background = torch.tensor(data=True)
         detector.bank.build(detector.rendered, CAMERAS)
         made.append(detector)
@@ -146,21 +157,22 @@ def test_another_lamp_does_not_move_the_camera(detectors) -> None:
 def test_the_reflectance_that_was_fitted_is_what_the_comparison_gets() -> None:
     scene = with_reflectance(make_toy())
     comparator = make_comparator("illumination", crop_size=64, feature_mix=0.0)
-    seen = stacked([SceneDetector(scene, make_estimator(), comparator).render_reference(CAMERAS[3])])
-    behind = reflectance(torch.ones(1, 3, 1, 1), comparator.reflectance.offset).flatten()
-    drawn = scene.render_reflectance(CAMERAS[3], behind)
-    torch.testing.assert_close(seen.reflected[0], drawn.rgb.permute(2, 0, 1).clamp(0, 1))
-    detector = SceneDetector(scene, make_estimator(), comparator)
-    torch.testing.assert_close(
-        detector._map(seen.rgb, seen), comparator(seen.rgb, seen.rgb, seen.alpha, seen.reflected), rtol=0, atol=0
-    )
-    assert detector._map(seen.rgb, seen).amax() > detector._map(seen.rgb, seen._replace(reflected=None)).amax()
+    detector = SceneDetector(scene, make_estimator(), ReferenceComparison(comparator))
+    reference = stack_references([detector.render_reference(CAMERAS[3])])
+    background = reflectance(torch.ones(1, 3, 1, 1), comparator.reflectance.offset).flatten()
+    rendering = scene.render_reflectance(CAMERAS[3], background)
+    torch.testing.assert_close(reference.reflectance[0], rendering.rgb.permute(2, 0, 1).clamp(0, 1))
+    residual_map = detector.comparison.residual_map(reference.rgb, reference)
+    expected = comparator(reference.rgb, reference.rgb, reference.alpha, reference.reflectance)
+    torch.testing.assert_close(residual_map, expected, rtol=0, atol=0)
+    without = detector.comparison.residual_map(reference.rgb, reference._replace(reflectance=None))
+    assert residual_map.amax() > without.amax()
     for other in (
-        SceneDetector(scene, make_estimator(), comparator, relight=True),
-        SceneDetector(make_toy(), make_estimator(), comparator),
-        SceneDetector(scene, make_estimator(), CalibratedComparator(crop_size=64)),
+        SceneDetector(scene, make_estimator(), ReferenceComparison(comparator, relight=True)),
+        SceneDetector(make_toy(), make_estimator(), ReferenceComparison(comparator)),
+        SceneDetector(scene, make_estimator(), ReferenceComparison(CalibratedComparator(crop_size=64))),
     ):
-        assert other.render_reference(CAMERAS[3]).reflected is None
+        assert other.render_reference(CAMERAS[3]).reflectance is None
 
 
 def test_a_reference_before_a_photographs_background() -> None:
@@ -169,8 +181,9 @@ def test_a_reference_before_a_photographs_background() -> None:
     over_white = alpha * rgb + 1 - alpha
     white = reflectance(torch.ones(1, 3, 1, 3))[0]
     color = reflectance(rgb[None])[0]
-    seen = Reference(over_white, alpha, torch.zeros(1, 3, 3), alpha, alpha * color + (1 - alpha) * white)
-    found = seen.over(photograph, reflectance)
-    torch.testing.assert_close(found.rgb, alpha * rgb + (1 - alpha) * photograph)
-    torch.testing.assert_close(found.reflected, alpha * color + (1 - alpha) * reflectance(photograph[None])[0])
-    assert seen._replace(reflected=None).over(photograph, reflectance).reflected is None
+    reference = Reference(over_white, alpha, torch.zeros(1, 3, 3), reflectance=alpha * color + (1 - alpha) * white)
+    composed = reference.over_background(photograph, reflectance)
+    torch.testing.assert_close(composed.rgb, alpha * rgb + (1 - alpha) * photograph)
+    expected = alpha * color + (1 - alpha) * reflectance(photograph[None])[0]
+    torch.testing.assert_close(composed.reflectance, expected)
+    assert reference._replace(reflectance=None).over_background(photograph, reflectance).reflectance is None
