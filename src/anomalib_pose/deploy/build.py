@@ -162,10 +162,17 @@ def _extent(alpha: Float[Tensor, " n"]) -> tuple[float, float] | None:
         alpha: largest opacity in each cell along the axis.
     """
     coverage = ((alpha - _SHOWN[0]) / (_SHOWN[1] - _SHOWN[0])).clamp(0, 1)
-    cells = coverage.nonzero().flatten()
-    if not len(cells):
+    if not float(coverage.amax()) > 0:
         return None
-    start = float((cells + 1 - coverage[cells]).amin())
-    end = float((cells + coverage[cells]).amax())
+    cells = (coverage / coverage.amax()).tolist()
+    start, end = len(cells) - _last_edge(cells[::-1]), _last_edge(cells)
     margin = _MARGIN * (end - start)
-    return max(0.0, (start - margin) / len(alpha)), min(1.0, (end + margin) / len(alpha))
+    return max(0.0, (start - margin) / len(cells)), min(1.0, (end + margin) / len(cells))
+
+
+def _last_edge(coverage: list[float]) -> float:
+    """Return the end of the last covered cell; a cell that is covered in part moves the end by this part."""
+    edge = 0.0
+    for cell, fraction in enumerate(coverage):
+        edge += fraction * (cell + 1 - edge)
+    return edge
