@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every scene model shares: collecting posed views, autograd at test time, batches, metrics, pictures."""
+"""Lightning side of the scene models: view collection, test-time autograd, batches, metrics and pictures."""
 
 import logging
 import time
@@ -22,6 +22,7 @@ from anomalib_pose.data.posed.dataclasses import PoseBatch, widened
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.checkpoint_keys import rename_old_keys
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
+from anomalib_pose.models.components.host_output import quiet_host
 from anomalib_pose.models.components.metrics import (
     AUPR,
     AUROC,
@@ -30,32 +31,33 @@ from anomalib_pose.models.components.metrics import (
     MedianCentreError,
     PosesWithinOneDegree,
 )
+from anomalib_pose.models.components.no_optimizer import NoOptimizer
 from anomalib_pose.models.components.scene_detector import FitScene, SceneDetector
 from anomalib_pose.visualization import register_panels
 
 logger = logging.getLogger(__name__)
 
 MODEL_KEY = "anomalib_pose_model"
-"""Where a checkpoint has the name of its model's class."""
+"""Key of a checkpoint under which the class name of its model is stored."""
 
 
 @contextmanager
 def test_time_grad() -> Iterator[None]:
-    """Autograd inside any Lightning loop, whichever of no_grad and inference mode the loop runs under."""
+    """Enable autograd inside any Lightning loop, whether the loop runs under ``no_grad`` or inference mode."""
     with torch.inference_mode(mode=False), torch.enable_grad():
         yield
 
 
-def _normal(tensor: Tensor | None) -> Tensor | None:
-    """A copy that autograd accepts, of a tensor that may have been made under inference mode."""
+def _autograd_copy(tensor: Tensor | None) -> Tensor | None:
+    """Copy a tensor, so that autograd accepts it even if it was created in inference mode."""
     return None if tensor is None else tensor.clone()
 
 
 class PoseMixin(DetectorExportMixin):
-    """Lightning side of a model that fits an object from posed views and compares queries with its renderings.
+    """Lightning side of a model that fits a scene to posed views and compares queries with its renderings.
 
-    The class that mixes it in inherits from anomalib's ``MemoryBankMixin`` and ``AnomalibModule`` too, owns a
-    ``SceneDetector`` as ``self.model`` and says with ``fit_scene`` how the scene is fitted.
+    The model also inherits from anomalib's ``MemoryBankMixin`` and ``AnomalibModule``. It owns a ``SceneDetector`` as
+    ``self.model``, and its ``fit_scene`` returns the function that fits the scene.
     """
 
     model: SceneDetector
@@ -74,31 +76,38 @@ class PoseMixin(DetectorExportMixin):
         self._views: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
         self._seconds = 0.0
         self._queries = 0
-        self._doubtful = 0
+        self._low_confidence = 0
 
     @property
     def learning_type(self) -> LearningType:
-        """One good object is learned."""
+        """The models learn from normal images only."""
         return LearningType.ONE_CLASS
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """One pass over the views collects them; the fitting itself runs at the end of that pass."""
-        return {"max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1, "gradient_clip_val": 0}
+        """One epoch collects the views; the fit runs at its end. A summary of parameters would be empty."""
+        return {
+            "max_epochs": 1,
+            "num_sanity_val_steps": 0,
+            "devices": 1,
+            "gradient_clip_val": 0,
+            "enable_model_summary": False,
+        }
 
     @staticmethod
-    def configure_optimizers() -> None:
-        """The scene brings its own optimizer."""
+    def configure_optimizers() -> NoOptimizer:
+        """Return an optimizer that changes nothing; the fit of the scene has its own."""
+        return NoOptimizer()
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """No transform: image, mask and intrinsics may only be resized together, which the datamodule does."""
+        """Return a pre-processor without a transform: the datamodule resizes image, mask and intrinsics together."""
         del image_size
         return PreProcessor()
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
-        """Image AUROC, AUPR and F1, pixel AUROC, AUPRO and F1, and the pose error where the truth is known."""
+        """Return image AUROC, AUPR and F1, pixel AUROC, AUPRO and F1, and pose errors for queries with a true pose."""
         image = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
         pixel = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
         pose = {"prefix": "pose_", "strict": False}
@@ -118,15 +127,15 @@ class PoseMixin(DetectorExportMixin):
 
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:
-        """Query, rendered reference, true mask where there is one, heat map, predicted mask."""
-        register_panels()  # a dotted class path comes here without the plug-in
+        """Show query, rendered reference, true mask if there is one, heat map and predicted mask."""
+        register_panels()  # a model named by its dotted class path is built without the plug-in
         return ImageVisualizer(
             fields=["image", "reference", "gt_mask"],
             overlay_fields=[("image", ["anomaly_map"]), ("image", ["pred_mask"])],
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn a stock ``ImageBatch`` into a ``PoseBatch``, so that there is room for the reference and the pose."""
+        """Convert a stock ``ImageBatch`` to a ``PoseBatch``, which has fields for the reference and the pose."""
         del dataloader_idx
         return widened(batch, PoseBatch)
 
@@ -134,14 +143,14 @@ class PoseMixin(DetectorExportMixin):
         """Collect the posed views of one batch.
 
         Raises:
-            ValueError: if the batch has no poses.
+            ValueError: if the batch has no camera poses.
         """
         del args, kwargs
         poses, intrinsics = getattr(batch, "camera_to_world", None), getattr(batch, "intrinsics", None)
         if poses is None or intrinsics is None:
             msg = (
                 f"{type(self).__name__} learns from posed images, but the training batch has no camera poses. "
-                "Use a datamodule that brings them: MAD, or PosedFolder with a transforms.json."
+                "Use a datamodule with poses: MAD, or PosedFolder with a transforms.json."
             )
             raise ValueError(msg)
         with torch.inference_mode(mode=False):
@@ -152,11 +161,12 @@ class PoseMixin(DetectorExportMixin):
         return torch.tensor(0.0, requires_grad=True, device=batch.image.device)
 
     def setup(self, stage: str) -> None:
-        """Look for weights before anything is done, and let an Engine that has fitted another object fit again.
+        """Load weights before the run starts, and let an Engine that has fitted another object fit again.
 
         Args:
-            stage: Lightning's name of what begins.
+            stage: Lightning's name of the stage that starts.
         """
+        quiet_host()
         self.model.estimator.load()
         if stage != "fit":
             return
@@ -165,43 +175,40 @@ class PoseMixin(DetectorExportMixin):
                 part.load()
         progress = self.trainer.fit_loop.epoch_progress
         if progress.current.processed >= (self.trainer.max_epochs or 1):
-            # The Engine keeps its Trainer, whose one epoch is over; it would return without a look at the data.
+            # The Engine keeps its Trainer, whose only epoch is over: without a reset, the fit would return at once.
             progress.reset()
 
     def on_train_epoch_start(self) -> None:
-        """Begin with no views, so that the same model can be fitted to a second object."""
+        """Discard the collected views, so that the same model can be fitted to a second object."""
         self._views = []
         self._is_fitted = torch.tensor([False], device=self.device)
 
     def fit(self) -> None:
-        """Fit the object to the collected views and forget them; what was found is logged in one line.
+        """Fit the scene to the collected views, then discard them.
 
         Raises:
-            ValueError: if no views were collected, or their sizes differ.
+            ValueError: if there are no views, or their sizes differ.
         """
         if not self._views:
-            msg = f"{type(self).__name__} has seen no training views: train it first, or give a checkpoint."
+            msg = f"{type(self).__name__} has no training views: train it first, or give a checkpoint."
             raise ValueError(msg)
         # The loader shuffles; the fit must not depend on that order.
         self._views.sort(key=lambda view: tuple(view[1].flatten().tolist()))
         images, poses, intrinsics, foregrounds = zip(*self._views, strict=True)
         sizes = sorted({tuple(image.shape[-2:]) for image in images})
         if len(sizes) > 1:
-            msg = f"All training views should have one size, got (height, width) {sizes}: set the data's image_size."
+            msg = f"All training views should have one size, got (height, width) {sizes}: set image_size of the data."
             raise ValueError(msg)
-        known = [mask.to(self.device) for mask in foregrounds if mask is not None]
+        masks = [mask.to(self.device) for mask in foregrounds if mask is not None]
         with test_time_grad():
             cameras = Camera(torch.stack(poses), torch.stack(intrinsics), sizes[0][1], sizes[0][0]).to(self.device)
-            foreground = torch.stack(known) if len(known) == len(images) else None
+            foreground = torch.stack(masks) if len(masks) == len(images) else None
             self.model.fit(torch.stack(images).to(self.device), cameras, foreground, self.fit_scene())
         self._views = []
-        logger.info(
-            "Fitted %d views: PSNR %.2f dB on held-out views, %d views in the bank.",
-            len(images), float(self.model.psnr), len(self.model.bank),
-        )  # fmt: skip
+        logger.info("The view bank of the pose search has %d views.", len(self.model.bank))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the model, so that a checkpoint can be loaded by its path alone."""
+        """Store the class name of the model, so that a checkpoint can be loaded by its path alone."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
         checkpoint[MODEL_KEY] = type(self).__name__
 
@@ -212,32 +219,34 @@ class PoseMixin(DetectorExportMixin):
 
     @property
     def shows_progress(self) -> bool:
-        """Whether the trainer shows progress bars, so that the fit may show its own."""
+        """Whether the trainer shows progress bars; the fit then shows one too."""
         return getattr(self.trainer, "progress_bar_callback", None) is not None
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
-        """Scores and maps of images alone, with the training views' intrinsics; used by anomalib's inferencers.
+        """Score images without intrinsics, for anomalib's inferencers; those of the training views are used.
 
         Args:
             batch: RGB (B, 3, H, W) in [0, 1].
-            args: not used.
-            kwargs: not used.
+            args: ignored.
+            kwargs: ignored.
         """
         del args, kwargs
         images = self.pre_processor(batch) if self.pre_processor else batch
         with test_time_grad():
-            found = self.model(images.clone())
-        prediction = InferenceBatch(pred_score=found.pred_score, anomaly_map=found.anomaly_map)
-        return self.post_processor(prediction) if self.post_processor else prediction
+            prediction = self.model(images.clone())
+        batch_scores = InferenceBatch(pred_score=prediction.pred_score, anomaly_map=prediction.anomaly_map)
+        return self.post_processor(batch_scores) if self.post_processor else batch_scores
 
     def _step(self, batch: PoseBatch) -> PoseBatch:
         start = time.perf_counter()
         with test_time_grad():
-            prediction = self.model(batch.image.clone(), _normal(batch.intrinsics), _normal(batch.foreground))
+            prediction = self.model(
+                batch.image.clone(), _autograd_copy(batch.intrinsics), _autograd_copy(batch.foreground)
+            )
         batch.update(**prediction._asdict())
         self._seconds += time.perf_counter() - start
         self._queries += len(batch.image)
-        self._doubtful += int((prediction.pose_confidence < self.model.estimator.retry_below).sum())
+        self._low_confidence += int((prediction.pose_confidence < self.model.estimator.retry_below).sum())
         return batch
 
     def validation_step(self, batch: PoseBatch, *args: Any, **kwargs: Any) -> PoseBatch:
@@ -256,34 +265,34 @@ class PoseMixin(DetectorExportMixin):
         return self._step(batch)
 
     def on_test_start(self) -> None:
-        """Begin the count of queries and their time."""
-        self._seconds, self._queries, self._doubtful = 0.0, 0, 0
+        """Reset the counts of queries, low-confidence queries and seconds."""
+        self._seconds, self._queries, self._low_confidence = 0.0, 0, 0
 
     def on_predict_start(self) -> None:
-        """Begin the count of queries and their time."""
+        """Reset the counts of queries, low-confidence queries and seconds."""
         self.on_test_start()
 
     def on_test_epoch_end(self) -> None:
-        """Log the seconds a query took, pose search and comparison included."""
+        """Log the seconds per query, for pose estimation and comparison, and the number of low-confidence queries."""
         if self._queries:
             self.log("seconds_per_query", self._seconds / self._queries)
-        self._log_doubtful()
+        self._log_low_confidence()
 
     def on_predict_epoch_end(self) -> None:
-        """Say how many cameras are doubtful."""
-        self._log_doubtful()
+        """Log the number of low-confidence queries."""
+        self._log_low_confidence()
 
-    def _log_doubtful(self) -> None:
-        if self._doubtful:
-            path = (
-                "compared with their rendering alone"
-                if self.model.comparison.memory is None
-                else "held against the memory too"
-            )
-            logger.warning("The cameras of %d of %d queries are doubtful: %s.", self._doubtful, self._queries, path)
+    def _log_low_confidence(self) -> None:
+        if self._low_confidence:
+            memory = self.model.comparison.memory
+            compared = "their reference alone" if memory is None else "their reference and the patch memory"
+            logger.warning(
+                "%d of %d queries have a low-confidence camera and are compared with %s.",
+                self._low_confidence, self._queries, compared,
+            )  # fmt: skip
 
     def on_test_end(self) -> None:
-        """Say where the pictures lie."""
+        """Print the folder of the pictures."""
         if self.visualizer is not None:
             folder = Path(self.visualizer.output_dir or Path(self.trainer.default_root_dir) / "images")
             self.print(f"Pictures (query | reference | mask | heat map | predicted mask): {folder}")
