@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exported graph says what the module says: eager, ONNX Runtime and OpenVINO."""
+"""The exported graph computes the same in PyTorch, ONNX Runtime and OpenVINO."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,12 +23,12 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 POSES = view_sphere(30, 3.0, 1.2, -1.2)
 CAMERA = Camera.from_fov(torch.eye(4), 0.7, 80, 80)
 SETTINGS = DetectorSettings(views=40, size=64, starts=2, neighbours=2, steps=(1, 1, 1))
-# Not the toy's poles: alignment there leaves rotation about the axis to the last digit.
+# Not the toy's poles: there the last digit decides the rotation about the axis.
 QUERIES = view_sphere(7, 3.0, 0.8, -0.8)[1::2]
 
 
 def glossy_toy() -> GaussianScene:
-    """The toy with colors that depend on the direction of view, as fitted ones do."""
+    """The toy with colors that depend on the viewing direction, as in fitted scenes."""
     raw = make_toy().raw
     gloss = 0.1 * torch.randn(len(raw["sh"]), 8, 3, generator=torch.Generator().manual_seed(2))
     scene = GaussianScene(2, "cpu")
@@ -50,12 +50,12 @@ def exported() -> ExportedDetector:
     nearby.store_residuals(
         glossy_toy(), 0.9 * glossy_toy().render(darker, torch.ones(3)).rgb.permute(0, 3, 1, 2), darker
     )
-    options = {"nearby": nearby, "relight": True}  # all that a graph can hold
+    options = {"nearby": nearby, "relight": True}  # all parts that a graph can have
     detector = build_detector(glossy_toy(), POSES, CAMERA, comparator, SETTINGS, white_background=True, **options)
-    good = detector.reference(photographs(80))
+    normal = detector.reference(photographs(80))
     surface = SurfaceStatistics()
-    maps = detector.comparator.compare_windows(*good[:3])
-    surface.fit(zip(maps, good.points, good.alpha, strict=True), glossy_toy().center, glossy_toy().extent)
+    maps = detector.comparator.compare_windows(*normal[:3])
+    surface.fit(zip(maps, normal.points, normal.alpha, strict=True), glossy_toy().center, glossy_toy().extent)
     detector.calibrate(photographs(80), surface)
     processor = PostProcessor()
     limits = {"_image_threshold": 3.0, "_pixel_threshold": 3.0, "image_min": 0.0, "image_max": 10.0}
@@ -66,8 +66,8 @@ def exported() -> ExportedDetector:
 
 def outputs(model: ExportedDetector, images: torch.Tensor) -> dict[str, np.ndarray]:
     with torch.no_grad():
-        found = model(images)
-    return {name: value.numpy() for name, value in found._asdict().items() if value is not None}
+        prediction = model(images)
+    return {name: value.numpy() for name, value in prediction._asdict().items() if value is not None}
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,11 @@ def onnx_path(exported, tmp_path_factory) -> Path:
     return path
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
-    """Scores agree; so do maps, but for a pixel that a surface point just reaches, or just does not."""
-    np.testing.assert_allclose(found["pred_score"], expected["pred_score"], atol=tolerance)
-    difference = np.abs(found["anomaly_map"] - expected["anomaly_map"])
-    # as many change in the module itself when the image is 1e-7 brighter
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
+    """Scores agree, and maps do except for pixels that a surface point reaches in one of the two only."""
+    np.testing.assert_allclose(actual["pred_score"], expected["pred_score"], atol=tolerance)
+    difference = np.abs(actual["anomaly_map"] - expected["anomaly_map"])
+    # as many pixels change in PyTorch when the image is 1e-7 brighter
     assert (difference > tolerance).mean() < 0.01
     assert difference.max() < 100 * tolerance
 
@@ -94,30 +94,30 @@ def runtimes(onnx_path) -> tuple[onnxruntime.InferenceSession, openvino.Compiled
 
 
 @pytest.mark.parametrize(("size", "count"), [(80, 1), (80, 3), (100, 2)])
-def test_onnx_and_openvino_say_what_the_module_says(exported, runtimes, size, count):
+def test_onnx_and_openvino_agree_with_pytorch(exported, runtimes, size, count):
     images = photographs(size)[:count]
     expected = outputs(exported, images)
     session, compiled = runtimes
     names = [output.name for output in session.get_outputs()]
-    found = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
-    assert_same(found, expected, 1e-4)
-    assert np.array_equal(found["pred_label"], expected["pred_label"])
+    by_onnx = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
+    assert_same(by_onnx, expected, 1e-4)
+    assert np.array_equal(by_onnx["pred_label"], expected["pred_label"])
     assert_same({name: compiled(images.numpy())[name] for name in names}, expected, 1e-4)
 
 
 @pytest.mark.slow
-def test_openvino_takes_batches_where_it_is_asked_to(exported, tmp_path):
+def test_openvino_takes_batches_on_request(exported, tmp_path):
     path = exported.to_openvino(tmp_path, ov_kwargs={"input": [-1, 3, -1, -1]})
     compiled = openvino.Core().compile_model(path, "CPU")
     for size, count in ((80, 3), (100, 2)):
         images = photographs(size)[:count]
-        found = compiled(images.numpy())
-        assert_same({name: found[name] for name in ("pred_score", "anomaly_map")}, outputs(exported, images), 1e-4)
+        output = compiled(images.numpy())
+        assert_same({name: output[name] for name in ("pred_score", "anomaly_map")}, outputs(exported, images), 1e-4)
 
 
 @pytest.mark.slow
-def test_all_three_say_the_same_of_photographs(shared, tmp_path):
-    """A scene that was fitted to rendered photographs of a brick model, and its good and defective queries."""
+def test_all_three_agree_on_photographs(shared, tmp_path):
+    """The scene is fitted to rendered photographs of a brick model; queries are normal and defective."""
     if not (shared / "data" / "brickmad").is_dir():
         pytest.skip(f"the brick models are not in {shared / 'data'}")
     data = MAD(root=shared / "data" / "brickmad", category="car", image_size=96, num_workers=0)
@@ -132,7 +132,7 @@ def test_all_three_say_the_same_of_photographs(shared, tmp_path):
     settings = FitSettings(steps=200, max_gaussians=2000, initial_gaussians=1000, sh_degree=1)
     scene = fit_gaussians(images, cameras, white_foreground(images), settings, progress=False).scene
     camera = Camera(torch.eye(4), cameras.median_intrinsics, 96, 96)
-    # steps enough to converge: until then a last digit of the image is a fourth one of the score
+    # enough steps to converge: before, a last digit of the image changes the fourth digit of the score
     settings = DetectorSettings(views=60, size=64, starts=2, neighbours=2, steps=(4, 4, 3))
     nearby = NearbyViews(3)
     nearby.store_residuals(scene, images, cameras)
@@ -151,10 +151,10 @@ def test_all_three_say_the_same_of_photographs(shared, tmp_path):
         resized = torch.nn.functional.interpolate(queries, (size, size), mode="bilinear", antialias=True)
         expected = outputs(exported, resized)
         by_onnx = dict(zip(names, session.run(None, {"input": resized.numpy()}), strict=True))
-        for found in (by_onnx, {name: compiled(resized.numpy())[name] for name in names}):
-            np.testing.assert_allclose(found["pred_score"], expected["pred_score"], atol=1e-4)
-            most = expected["anomaly_map"].max()
-            np.testing.assert_allclose(found["anomaly_map"] / most, expected["anomaly_map"] / most, atol=1e-4)
+        for actual in (by_onnx, {name: compiled(resized.numpy())[name] for name in names}):
+            np.testing.assert_allclose(actual["pred_score"], expected["pred_score"], atol=1e-4)
+            largest = expected["anomaly_map"].max()
+            np.testing.assert_allclose(actual["anomaly_map"] / largest, expected["anomaly_map"] / largest, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_compressed_openvino_stays_close(exported, tmp_path, compression, tolera
 
 
 @pytest.mark.slow
-def test_quantized_openvino_runs_the_network_alone_in_eight_bits(exported, tmp_path):
+def test_quantized_openvino_runs_only_the_network_in_eight_bits(exported, tmp_path):
     images = photographs(80)
     loader = [SimpleNamespace(image=images[:2]), SimpleNamespace(image=images[2:])]
     data = SimpleNamespace(setup=lambda stage: None, val_dataloader=lambda: loader)
@@ -186,14 +186,18 @@ def test_quantized_openvino_runs_the_network_alone_in_eight_bits(exported, tmp_p
     assert quantized <= {"Convolution", "GroupConvolution"}
     networks = 2 * sum(isinstance(part, torch.nn.Conv2d) for part in exported.model.comparator.extractor.modules())
     convolutions = [node for node in operations if node.get_type_name() in ("Convolution", "GroupConvolution")]
-    entered = [node for node in convolutions if node.input_value(0).get_node().get_type_name() == "FakeQuantize"]
-    assert len(entered) == networks < len(convolutions)
+    quantized_convolutions = [
+        node for node in convolutions if node.input_value(0).get_node().get_type_name() == "FakeQuantize"
+    ]
+    assert len(quantized_convolutions) == networks < len(convolutions)
     assert_same(one_by_one(path, images), outputs(exported, images), 0.1)
 
 
 def one_by_one(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
-    """Scores and maps of an OpenVINO file, which takes single images, as the stock inferencer would run it."""
+    """Run an OpenVINO file image by image, as anomalib's inferencer does."""
     compiled = openvino.Core().compile_model(path, "CPU")
     assert compiled.input(0).get_partial_shape() == openvino.PartialShape([1, 3, -1, -1])
-    found = [compiled(image[None].numpy()) for image in images]
-    return {name: np.concatenate([one[name] for one in found]) for name in ("pred_score", "anomaly_map")}
+    predictions = [compiled(image[None].numpy()) for image in images]
+    return {
+        name: np.concatenate([prediction[name] for prediction in predictions]) for name in ("pred_score", "anomaly_map")
+    }

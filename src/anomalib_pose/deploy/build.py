@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A feed-forward detector made of a fitted scene."""
+"""Construction of a feed-forward detector from a fitted scene."""
 
 import logging
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anomalib_pose.compare import Comparator
 from anomalib_pose.deploy.detector import FeedForwardDetector
-from anomalib_pose.deploy.graph.gaussian_rasterizer import GaussianDrawing, seen_gaussians
+from anomalib_pose.deploy.graph.gaussian_rasterizer import GaussianRasterizerGraph, find_visible_gaussians
 from anomalib_pose.deploy.graph.rendered_bank import RenderedBank, spread_poses
 from anomalib_pose.deploy.graph.resample import window_matrix
 from anomalib_pose.deploy.graph.view_corrections import ViewCorrections, corrections_megabytes
@@ -20,11 +20,11 @@ from anomalib_pose.scene import GaussianScene, NearbyViews, Scene, scene_rasteri
 
 logger = logging.getLogger(__name__)
 
-_SMALL = 64
-_SHOWN = (0.0995, 0.1005)  # opacity at which a cell begins to count as object, and counts in full
+_WINDOW_SEARCH_SIZE = 64  # longer side in pixels of the renderings in which the window is searched
+_OBJECT_ALPHA = (0.0995, 0.1005)  # opacity at which a cell begins to count as object, and counts in full
 _MARGIN = 0.08
-_TOGETHER = 256  # views whose neighbors are looked for at once
-_MEASURED = 32  # views by which the room for Gaussians is measured
+_NEIGHBOR_BATCH = 256  # views whose neighbors are searched at once
+_CAPACITY_VIEWS = 32  # views that measure the tile capacity
 
 
 @torch.no_grad()
@@ -40,38 +40,41 @@ def build_detector(
     relight: bool = False,
     progress: bool = False,
 ) -> FeedForwardDetector:
-    """Render the bank of a fitted scene and put a detector around it, not yet calibrated.
+    """Render the view bank of a fitted scene and build a detector with it, not yet calibrated.
 
     Args:
         scene: the fitted object.
-        poses: cameras that queries may be near, camera-to-world.
+        poses: camera-to-world poses near which queries are expected.
         camera: intrinsics and size of a query; its pose is not used.
-        comparator: kept by the detector.
+        comparator: the detector's comparator.
         settings: size of the detector.
         white_background: see ``FeedForwardDetector``.
-        nearby: photographs that correct what is drawn, if anything is.
+        nearby: photographs whose residuals correct rasterized references; not used where views are warped.
         relight: see ``FeedForwardDetector``.
-        progress: show a bar.
+        progress: show progress bars.
 
     Raises:
         ValueError: if the bank would be larger than the settings allow, before anything is rendered.
     """
     window = find_window(scene, poses, camera)
-    drawn = drawn_scene(scene, settings)
-    size, compared_size = settings.sizes(drawn=drawn is not None)
+    gaussian_scene = rasterized_scene(scene, settings)
+    size, compared_size = settings.sizes(drawn=gaussian_scene is not None)
     height, width = window.pixels(camera, size)
-    compared = window.camera(camera, *window.pixels(camera, compared_size))
-    scale = float((compared.K.diagonal() / camera.K.diagonal())[:2].mean())
-    count, sh_degree = (0, 0) if drawn is None else (len(drawn), drawn.sh_degree)
-    photographs = nearby if drawn is not None and settings.photographs else None
+    compared_camera = window.camera(camera, *window.pixels(camera, compared_size))
+    scale = float((compared_camera.K.diagonal() / camera.K.diagonal())[:2].mean())
+    count, sh_degree = (0, 0) if gaussian_scene is None else (len(gaussian_scene), gaussian_scene.sh_degree)
+    photographs = nearby if gaussian_scene is not None and settings.photographs else None
     extra = 0.0 if photographs is None else corrections_megabytes(photographs, scale, settings.photographs)
     megabytes = check_size(settings, height, width, count, sh_degree, extra)
-    chosen = spread_poses(poses, scene.center.to(poses), settings.views)
-    logger.info("%d views of %d x %d px, %d Gaussians: %.0f MB.", len(chosen), height, width, count, megabytes)
-    rows, columns = window.along_axes(window_matrix, (camera.height, camera.width), (height, width), chosen)
+    bank_poses = spread_poses(poses, scene.center.to(poses), settings.views)
+    logger.info(
+        "Building a detector with %d views of %d x %d px and %d Gaussians: %.0f MB.",
+        len(bank_poses), height, width, count, megabytes,
+    )  # fmt: skip
+    rows, columns = window.matrices(window_matrix, (camera.height, camera.width), (height, width), bank_poses)
     bank = RenderedBank.render(
         scene,
-        chosen,
+        bank_poses,
         camera,
         window.camera(camera, height, width).K,
         rows,
@@ -79,67 +82,73 @@ def build_detector(
         silhouettes_only=not white_background,
         progress=progress,
     )
-    drawing, corrections = None, None
-    if drawn is not None:
-        drawing = _drawing(drawn, bank, compared.with_pose(chosen), settings, scale, progress)
+    rasterizer, corrections = None, None
+    if gaussian_scene is not None:
+        cameras = compared_camera.with_pose(bank_poses)
+        rasterizer = _build_rasterizer(gaussian_scene, bank, cameras, settings, scale, progress)
     if photographs is not None:
-        corrections = ViewCorrections.of(photographs, bank.unit, scale, settings.photographs)
+        corrections = ViewCorrections.from_nearby(photographs, bank.unit, scale, settings.photographs)
     return FeedForwardDetector(
-        bank, comparator, window, settings, drawing, corrections, white_background=white_background, relight=relight
+        bank, comparator, window, settings, rasterizer, corrections, white_background=white_background, relight=relight
     ).eval()
 
 
-def drawn_scene(scene: Scene, settings: DetectorSettings) -> GaussianScene | None:
-    """The scene if a detector draws its Gaussians, None if it warps views of the bank.
+def rasterized_scene(scene: Scene, settings: DetectorSettings) -> GaussianScene | None:
+    """Return the scene if a detector rasterizes its Gaussians, None if the detector warps views of the bank.
 
     Args:
         scene: the fitted object.
-        settings: of the detector.
+        settings: settings of the detector.
     """
     return scene if isinstance(scene, GaussianScene) and settings.drawn else None
 
 
-def _drawing(
+def _build_rasterizer(
     scene: GaussianScene,
     bank: RenderedBank,
     cameras: Camera,
     settings: DetectorSettings,
     scale: float,
     progress: bool,
-) -> GaussianDrawing:
-    """Draws those of a scene's Gaussians that views of the bank see."""
+) -> GaussianRasterizerGraph:
+    """Build a rasterizer of the Gaussians that views of the bank see, with a measured capacity."""
     gaussians, device = scene.activated(), cameras.K.device
     rasterizer = scene_rasterizer(scene.rasterizer_name, device)
-    seen = seen_gaussians(gaussians, rasterizer, cameras, progress=progress)
-    kept = seen.any(0)
-    every = torch.arange(len(bank))
-    # in parts: a table of all distances at once takes hundreds of megabytes
-    around = torch.cat([bank.around(bank.pose(part), settings.neighbours) for part in every.split(_TOGETHER)])
-    some = every[:: max(1, len(bank) // _MEASURED)]
-    intrinsics = cameras.K[some][:, [0, 1, 0, 1], [0, 1, 2, 2]].cpu()
-    drawing = GaussianDrawing.measured(
-        gaussians[kept.to(device)].to("cpu"),
+    visible = find_visible_gaussians(gaussians, rasterizer, cameras, progress=progress)
+    visible_somewhere = visible.any(0)
+    indices = torch.arange(len(bank))
+    # in batches: a table of all distances at once takes hundreds of megabytes
+    neighborhoods = torch.cat(
+        [bank.nearest_cameras(bank.pose(batch), settings.neighbours) for batch in indices.split(_NEIGHBOR_BATCH)]
+    )
+    measured = indices[:: max(1, len(bank) // _CAPACITY_VIEWS)]
+    pinhole = cameras.K[measured][:, [0, 1, 0, 1], [0, 1, 2, 2]].cpu()
+    graph = GaussianRasterizerGraph.with_measured_capacity(
+        gaussians[visible_somewhere.to(device)].to("cpu"),
         bank.unit,
-        seen[:, kept],
+        visible[:, visible_somewhere],
         (cameras.height, cameras.width),
-        (bank.pose(some), intrinsics, around[some]),
-        around,
+        (bank.pose(measured), pinhole, neighborhoods[measured]),
+        neighborhoods,
         scale,
         settings.oversampling,
     )
-    logger.info("Draws %d Gaussians; room for %s.", int(kept.sum()), drawing.room)
-    return drawing
+    logger.info("The detector rasterizes %d Gaussians, with %s.", int(visible_somewhere.sum()), graph.capacity)
+    return graph
 
 
 def find_window(scene: Scene, poses: Float[Tensor, "v 4 4"], camera: Camera) -> Window:
-    """Window that holds the object in all views, with a margin.
+    """Find the window that holds the object in all views, with a margin.
 
     Args:
         scene: the fitted object.
-        poses: of the views.
+        poses: camera-to-world poses of the views.
         camera: intrinsics and size of the images.
+
+    Raises:
+        ValueError: if no view shows the object.
     """
-    scale = _SMALL / max(camera.width, camera.height)
+    scale = _WINDOW_SEARCH_SIZE / max(camera.width, camera.height)
     small = camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
     alpha = torch.zeros(small.height, small.width)
     for batch in poses.split(32):
@@ -155,13 +164,13 @@ def find_window(scene: Scene, poses: Float[Tensor, "v 4 4"], camera: Camera) -> 
 def _extent(alpha: Float[Tensor, " n"]) -> tuple[float, float] | None:
     """Return where the object begins and ends along one axis, with a margin, as fractions of the axis.
 
-    A cell counts in part while its opacity rises through ``_SHOWN``. The extent then changes continuously with the
-    opacity, and rounding cannot move it by a whole cell.
+    A cell counts in part while its opacity rises through ``_OBJECT_ALPHA``. The extent then changes continuously with
+    the opacity, and rounding cannot move it by a whole cell.
 
     Args:
         alpha: largest opacity in each cell along the axis.
     """
-    coverage = ((alpha - _SHOWN[0]) / (_SHOWN[1] - _SHOWN[0])).clamp(0, 1)
+    coverage = ((alpha - _OBJECT_ALPHA[0]) / (_OBJECT_ALPHA[1] - _OBJECT_ALPHA[0])).clamp(0, 1)
     if not float(coverage.amax()) > 0:
         return None
     cells = (coverage / coverage.amax()).tolist()

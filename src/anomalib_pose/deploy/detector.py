@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A feed-forward detector of one object: retrieval, unrolled alignment, warp, comparison."""
+"""A feed-forward detector of one object: retrieval, unrolled alignment, reference, comparison."""
 
-import logging
 from typing import NamedTuple
 
 import torch
@@ -9,25 +8,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.compare import Comparator, SurfaceStatistics
-from anomalib_pose.deploy.graph.alignment import align, pyramid, unproject
-from anomalib_pose.deploy.graph.gaussian_rasterizer import GaussianDrawing
-from anomalib_pose.deploy.graph.relighting import relit_in_windows
+from anomalib_pose.deploy.graph.alignment import align, build_level, unproject
+from anomalib_pose.deploy.graph.gaussian_rasterizer import GaussianRasterizerGraph
+from anomalib_pose.deploy.graph.relighting import relight_reference
 from anomalib_pose.deploy.graph.rendered_bank import RenderedBank
-from anomalib_pose.deploy.graph.resample import frame_matrix, resized_intrinsics, softening_matrix, window_matrix
+from anomalib_pose.deploy.graph.resample import frame_matrix, resize_pinhole, softening_matrix, window_matrix
 from anomalib_pose.deploy.graph.view_corrections import ViewCorrections
-from anomalib_pose.deploy.graph.view_synthesis import Synthesis, synthesize
+from anomalib_pose.deploy.graph.view_synthesis import GraphRendering, synthesize_views
 from anomalib_pose.deploy.graph.window import Window
 from anomalib_pose.deploy.settings import DetectorSettings
 from anomalib_pose.geometry import rigid_inverse
 
-logger = logging.getLogger(__name__)
-
-_STRIDES = {4: 1, 2: 2, 1: 2}  # a part of the pixels says as much where there are many
-_APART = 0.035  # views nearer to a calibration view than this part of the distance are better than what queries get
+_STRIDES = {4: 1, 2: 2, 1: 2}  # by the divisor of the size: large images have more pixels than the alignment needs
+_MIN_CALIBRATION_DISTANCE = 0.035  # fraction of the distance to the object; queries have no bank view this near
 
 
 class DetectorOutput(NamedTuple):
-    """What the detector says of images; the names are anomalib's.
+    """Predictions for a batch of images, with anomalib's names.
 
     Args:
         pred_score: image scores (B,).
@@ -39,43 +36,45 @@ class DetectorOutput(NamedTuple):
 
 
 class DetectorReference(NamedTuple):
-    """What queries are compared with, in the detector's window.
+    """Queries and their references, cropped to the detector's window.
 
     Args:
         query: windows of the images (B, 3, h, w), RGB in [0, 1].
-        rgb: what the bank says of them (B, 3, h, w); the query itself where it says nothing.
+        reference: defect-free references (B, 3, h, w); the query itself where no view supports a reference.
         alpha: opacity of the object (B, h, w).
-        points: of the surface that pixels show (B, h, w, 3), world frame.
-        pose: estimated camera-to-world poses (B, 4, 4), scene units.
+        points: surface points of the pixels (B, h, w, 3), world frame.
+        camera_to_world: estimated poses (B, 4, 4), scene units.
     """
 
     query: Tensor
-    rgb: Tensor
+    reference: Tensor
     alpha: Tensor
     points: Tensor
-    pose: Tensor
+    camera_to_world: Tensor
 
 
 class FeedForwardDetector(nn.Module):
-    """Pose search and comparison without a renderer, an optimizer or a branch that depends on the data.
+    """Estimates the pose of a query and compares the query with a reference at that pose, as one static graph.
 
-    The window that holds the object is cut out of the query. The most similar views of the bank are aligned with it by
-    a fixed number of damped Gauss-Newton steps, which the views' depth gives closed-form slopes. The views nearest to
-    the pose that was found are warped there, and the query is compared with what they show.
+    The graph has no renderer, no optimizer and no branch that depends on the data. It crops the window that holds the
+    object out of the query and retrieves the most similar views of the bank. A fixed number of damped Gauss-Newton
+    steps aligns them with the query; their slopes have a closed form, because the views have depth. At the best pose,
+    the object is rasterized or the nearest views are warped there. The comparator compares this reference with the
+    query.
 
     Args:
         bank: rendered views of the window.
-        comparator: compares windows; calibrated for this detector by ``calibrate``.
+        comparator: compares windows; ``calibrate`` calibrates it for this detector.
         window: part of the image that the views show.
-        settings: numbers of starts, steps and neighbors.
-        drawing: draws the object at the pose that was found; None to warp views of the bank there.
-        corrections: adds to what is drawn what photographs show beyond it; None for nothing.
-        white_background: whether the object was photographed on white; otherwise only its silhouette is compared.
-        relight: bring views and references into the light of the query.
+        settings: numbers of initial views, steps and neighbors.
+        rasterizer: rasterizes the object at the estimated pose; None to warp views of the bank.
+        corrections: adds residuals of photographs to rasterized references; None to add nothing.
+        white_background: whether the object was photographed on white. Otherwise only its silhouette is compared.
+        relight: relight views and references to the light of the query.
     """
 
     keeps_precision = True
-    """Poses and places of pixels need their digits in every runtime."""
+    """Poses and pixel coordinates need full precision in every runtime."""
 
     def __init__(
         self,
@@ -83,7 +82,7 @@ class FeedForwardDetector(nn.Module):
         comparator: Comparator,
         window: Window,
         settings: DetectorSettings,
-        drawing: GaussianDrawing | None = None,
+        rasterizer: GaussianRasterizerGraph | None = None,
         corrections: ViewCorrections | None = None,
         *,
         white_background: bool,
@@ -91,7 +90,7 @@ class FeedForwardDetector(nn.Module):
     ) -> None:
         super().__init__()
         self.bank = bank
-        self.drawing = drawing
+        self.rasterizer = rasterizer
         self.corrections = corrections
         self.comparator = comparator
         self.window = window
@@ -102,30 +101,33 @@ class FeedForwardDetector(nn.Module):
         self.relight = relight
         self.surface: SurfaceStatistics | None = None
         self.bank_size: tuple[int, int] = (bank.views.shape[-2], bank.views.shape[-1])
-        self.size = self.bank_size if drawing is None else drawing.size
+        self.size = self.bank_size if rasterizer is None else rasterizer.size
 
-    def cut(
+    def crop(
         self, images: Float[Tensor, "b 3 height width"], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "b 3 h w"]:
-        """The windows of images of any size.
+        """Crop the window out of images of any size.
 
         Args:
             images: RGB in [0, 1].
-            size: height and width of the windows in pixels; None for those that are compared.
+            size: height and width of the cropped window in pixels; None for the size that is compared.
         """
-        rows, columns = self.window.along_axes(window_matrix, images.shape[-2:], size or self.size, images)
+        rows, columns = self.window.matrices(window_matrix, images.shape[-2:], size or self.size, images)
         return rows @ images @ columns.transpose(0, 1)
 
-    def locate(self, query: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 4 4"], Float[Tensor, " b"]]:
-        """Camera-to-world poses of windows in units of the bank's depth, and the costs of the alignment there.
+    def estimate_poses(self, query: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 4 4"], Float[Tensor, " b"]]:
+        """Estimate the poses of queries.
 
         Args:
             query: windows of the bank's size, RGB in [0, 1].
+
+        Returns:
+            Camera-to-world poses in units of the bank's depth, and the alignment costs there.
         """
         index = self.bank.nearest(query, self.starts)
         motion = torch.eye(4).to(query).expand(index.numel(), 4, 4).unflatten(0, (-1, self.starts))
         motion, cost = self._align(query, index, motion, 4, self.steps[0])
-        # finer sizes cost more: two starts go on to the half, the best one to the full size
+        # finer sizes cost more: the best two candidates go on to the half size, the best one to the full size
         for divisor, steps, survivors in ((2, self.steps[1], min(2, self.starts)), (1, self.steps[2], 1)):
             best = cost.topk(survivors, dim=1, largest=False).indices
             index = index.gather(1, best)
@@ -136,12 +138,12 @@ class FeedForwardDetector(nn.Module):
     def _align(
         self, query: Tensor, index: Tensor, motion: Tensor, divisor: int, steps: int
     ) -> tuple[Float[Tensor, "b s 4 4"], Float[Tensor, "b s"]]:
-        """Motions and costs of S starts for each query after some steps at one size."""
+        """Align S candidate views of each query at one size; return motions and costs."""
         flat = index.flatten()
-        level = pyramid(
+        level = build_level(
             query,
             self.bank.view(flat),
-            self.bank.intrinsics(flat),
+            self.bank.pinhole(flat),
             motion.flatten(0, 1),
             divisor,
             _STRIDES[divisor],
@@ -152,74 +154,74 @@ class FeedForwardDetector(nn.Module):
         motion, cost = align(level, motion.flatten(0, 1), steps)
         return motion.unflatten(0, (-1, index.shape[1])), cost.unflatten(0, (-1, index.shape[1]))
 
-    def reference(self, images: Float[Tensor, "b 3 height width"], apart: float = 0.0) -> DetectorReference:
-        """What images are compared with, at their estimated poses.
+    def reference(self, images: Float[Tensor, "b 3 height width"], min_distance: float = 0.0) -> DetectorReference:
+        """Estimate the poses of images and make their references.
 
-        The object is drawn there, or the views near the pose are warped there by their depth: where a view cannot see
-        what the query sees, the others fill in; where none can, the query itself is put, for nothing is known to
-        compare it with. An image that is smaller than the bank's views is softer than they are; what it is compared
-        with is resampled likewise.
+        The object is rasterized at the pose, or the views near the pose are warped there with their depth. What is
+        hidden from one view comes from the others. Where no view supports a pixel, the reference is the query itself,
+        so that nothing is compared there. Views are sharper than an image with fewer pixels than they have; the
+        reference is resampled to the same softness.
 
         Args:
             images: RGB in [0, 1], of any size.
-            apart: leave out views nearer to the pose than this, in units of the bank's depth.
+            min_distance: leave out views nearer to the pose than this, in units of the bank's depth.
         """
-        query = self.cut(images)
-        pose, _ = self.locate(query if self.size == self.bank_size else self.cut(images, self.bank_size))
-        near = self.bank.around(pose, self.neighbors, apart)
-        intrinsics = resized_intrinsics(self.bank.intrinsics(near[:, 0]), self.bank_size, self.size)
-        seen = self._seen_from(pose, intrinsics, near)
-        rows, columns = self.window.along_axes(softening_matrix, images.shape[-2:], self.size, images)
-        rgb = rows @ seen.rgb @ columns.transpose(0, 1)
-        known = seen.known if self.white_background else seen.known * seen.alpha
-        rgb = query + known[:, None] * (rgb - query)
-        surface = unproject(seen.depth, intrinsics).flatten(2)
+        query = self.crop(images)
+        pose, _ = self.estimate_poses(query if self.size == self.bank_size else self.crop(images, self.bank_size))
+        near = self.bank.nearest_cameras(pose, self.neighbors, min_distance)
+        pinhole = resize_pinhole(self.bank.pinhole(near[:, 0]), self.bank_size, self.size)
+        rendering = self._render(pose, pinhole, near)
+        rows, columns = self.window.matrices(softening_matrix, images.shape[-2:], self.size, images)
+        reference = rows @ rendering.rgb @ columns.transpose(0, 1)
+        support = rendering.support if self.white_background else rendering.support * rendering.alpha
+        reference = query + support[:, None] * (reference - query)
+        surface = unproject(rendering.depth, pinhole).flatten(2)
         points = self.bank.unit * (pose[:, :3, :3] @ surface + pose[:, :3, 3:]).unflatten(2, self.size)
         points = points.permute(0, 2, 3, 1)
         if self.relight:
-            rgb = relit_in_windows(query, rgb, seen.alpha, points)
+            reference = relight_reference(query, reference, rendering.alpha, points)
         to_scene = torch.ones(4, 4).to(pose)
         to_scene[:3, 3] = self.bank.unit
-        return DetectorReference(query, rgb, seen.alpha, points, pose * to_scene)
+        return DetectorReference(query, reference, rendering.alpha, points, pose * to_scene)
 
-    def _seen_from(self, pose: Tensor, intrinsics: Tensor, near: Tensor) -> Synthesis:
-        """What cameras see of the object, drawn or put together from the views nearest to them."""
-        if self.drawing is not None:
-            drawn = self.drawing(pose, intrinsics, near)
+    def _render(self, pose: Tensor, pinhole: Tensor, near: Tensor) -> GraphRendering:
+        """Rasterize the object from cameras, or synthesize it from the views nearest to them."""
+        if self.rasterizer is not None:
+            rendering = self.rasterizer(pose, pinhole, near)
             if self.corrections is None:
-                return drawn
-            return drawn._replace(rgb=self.corrections(drawn, pose, intrinsics))
+                return rendering
+            return rendering._replace(rgb=self.corrections(rendering, pose, pinhole))
         flat = near.flatten()
-        back = rigid_inverse(self.bank.pose(flat)) @ pose.repeat_interleave(self.neighbors, 0)
-        view, intrinsics = self.bank.view(flat), self.bank.intrinsics(flat)
-        return synthesize(view, rigid_inverse(back), back, intrinsics, self.neighbors)
+        inverse_motion = rigid_inverse(self.bank.pose(flat)) @ pose.repeat_interleave(self.neighbors, 0)
+        view, pinhole = self.bank.view(flat), self.bank.pinhole(flat)
+        return synthesize_views(view, rigid_inverse(inverse_motion), inverse_motion, pinhole, self.neighbors)
 
     @torch.no_grad()
     def calibrate(self, images: Float[Tensor, "n 3 height width"], surface: SurfaceStatistics | None = None) -> None:
-        """Learn how good views differ from this detector's references.
+        """Calibrate the comparator on the residuals of normal views and this detector's references.
 
         Args:
-            images: good views that the scene was not fitted to.
-            surface: what the model expects of each place of the object's surface; None to treat all places alike. It
-                has seen more views than are left here, and says which places are worse than others, not how bad they
-                are: that holds for these references too.
+            images: normal views that the scene was not fitted to.
+            surface: the model's residual statistics on the object's surface; None to treat all surface points alike.
+                They come from more views than the fit left out. They tell which surface points have larger residuals
+                than others, not how large those are, so they also hold for this detector's references.
         """
-        # The bank may hold a view from the very pose, which no query will have.
-        found = [self.reference(image[None], _APART) for image in images]
-        query, rgb, alpha = (torch.cat(parts) for parts in list(zip(*found, strict=True))[:3])
-        self.comparator.fit_windows(query, rgb, alpha)
+        # The bank may hold a view from the very pose of an image, which no query has.
+        references = [self.reference(image[None], _MIN_CALIBRATION_DISTANCE) for image in images]
+        query, reference, alpha = (torch.cat(parts) for parts in list(zip(*references, strict=True))[:3])
+        self.comparator.fit_windows(query, reference, alpha)
         self.surface = surface
 
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> DetectorOutput:
-        """Scores and maps of images of any size.
+        """Compute scores and maps of images of any size.
 
         Args:
             images: RGB in [0, 1].
         """
-        query, rgb, alpha, points, _ = self.reference(images)
-        window_map = self.comparator.compare_windows(query, rgb, alpha)
+        query, reference, alpha, points, _ = self.reference(images)
+        window_map = self.comparator.compare_windows(query, reference, alpha)
         if self.surface is not None:
             window_map = self.surface.relative(window_map, points, alpha)
         score = self.comparator.score(window_map, alpha)
-        rows, columns = self.window.along_axes(frame_matrix, images.shape[-2:], self.size, images)
+        rows, columns = self.window.matrices(frame_matrix, images.shape[-2:], self.size, images)
         return DetectorOutput(score, (rows @ window_map @ columns.transpose(0, 1))[:, None])

@@ -1,37 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The size of an exported detector, and what that takes."""
+"""Settings of an exported detector, and its size on disk."""
 
 import math
 from dataclasses import dataclass
 
 BYTES_A_PIXEL = 4
-"""Color in three bytes; depth in seven bits and the silhouette in one."""
+"""Three bytes of color, and one byte with depth in seven bits and the silhouette in one bit."""
 THUMBNAIL = 25
-_MOST_OVERSAMPLING = 4
-_FOUND_BY, _COMPARED = 200, 256
-"""Sizes that poses are found by, and that queries are compared in, where none is asked for."""
+_MAX_OVERSAMPLING = 4
+_DEFAULT_BANK_SIZE, _DEFAULT_COMPARED_SIZE = 200, 256
+"""Default sizes of the bank's views for pose estimation, and of the window that is compared."""
 
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """What an exported detector is built of.
+    """Settings of an exported detector.
 
     Args:
         views: rendered views of the object in the bank.
-        size: longer side in pixels of the window around the object in the bank's views, which the pose is found by; 0
-            for 200 where Gaussians are drawn, and for 256 where the views themselves are compared.
-        starts: views of the bank that the alignment starts from.
-        neighbours: views that the reference is put together from; what one view hides another one shows.
-        drawn: draw the Gaussians of the scene at the pose that was found, where it is made of Gaussians; else views of
-            the bank are warped there.
-        drawn_size: longer side in pixels of the window in which the query is compared with what is drawn; 0 for
-            ``size``, or for 256 where that is 0 too. With views that are warped it is compared at their own size.
-        oversampling: pixels that are drawn along a side for one that is compared, no more than photographs have: closer
-            to what the scene itself shows, and slower. 1 for none.
-        photographs: of those that the model corrects its renderings by, how many correct what is drawn; 0 for none.
+        size: longer side in pixels of the window around the object in the bank's views, by which poses are estimated.
+            0 for 200 where Gaussians are rasterized, and for 256 where the views themselves are compared.
+        starts: views of the bank from which the alignment starts.
+        neighbours: views that one reference is made from; what one view hides, another one may show.
+        drawn: rasterize the Gaussians of the scene at the estimated pose. If False, or if the scene has no Gaussians,
+            views of the bank are warped there.
+        drawn_size: longer side in pixels of the window in which the query is compared with the rasterized reference. 0
+            for ``size``, or for 256 where that is 0 too. Warped views are compared at their own size.
+        oversampling: rasterized pixels along a side for one pixel that is compared, at most as many as photographs
+            have. Larger values are closer to the scene's own renderings, and slower. 1 for none.
+        photographs: number of the model's nearby photographs whose residuals correct rasterized references; 0 for none.
         steps: alignment steps at a quarter, at half and at the full size.
-        max_megabytes: a larger bank is refused before it is rendered.
-        seed: of the defects that are drawn to carry the thresholds over.
+        max_megabytes: limit of the bank's size; a larger bank is refused before it is rendered.
+        seed: seed of the synthetic defects by which thresholds are transferred.
     """
 
     views: int = 500
@@ -52,48 +52,48 @@ class DetectorSettings:
             or min(self.starts, self.neighbours) < 1
             or any(size != 0 and size < 64 for size in (self.size, self.drawn_size))
             or self.photographs < 0
-            or not 1 <= self.oversampling <= _MOST_OVERSAMPLING
+            or not 1 <= self.oversampling <= _MAX_OVERSAMPLING
             or len(self.steps) != 3
             or min(self.steps) < 0
         ):
             msg = (
                 "A detector needs views >= 1, starts >= 1, neighbours >= 1, size and drawn_size >= 64 or 0, "
-                f"oversampling in 1 to {_MOST_OVERSAMPLING}, photographs >= 0, and three numbers of steps, got "
+                f"oversampling in 1 to {_MAX_OVERSAMPLING}, photographs >= 0, and three numbers of steps, got "
                 f"{self.views}, {self.starts}, {self.neighbours}, {self.size}, {self.drawn_size}, "
                 f"{self.oversampling}, {self.photographs} and {self.steps}."
             )
             raise ValueError(msg)
 
     def sizes(self, *, drawn: bool) -> tuple[int, int]:
-        """Longer sides in pixels of the window in the bank's views, and of that in which the query is compared.
+        """Return the longer sides in pixels of the bank's views and of the window that is compared.
 
         Args:
-            drawn: whether Gaussians are drawn, not views of the bank warped.
+            drawn: whether Gaussians are rasterized; if not, views of the bank are warped.
         """
         if not drawn:
-            return (self.size or _COMPARED,) * 2
-        return self.size or _FOUND_BY, self.drawn_size or self.size or _COMPARED
+            return (self.size or _DEFAULT_COMPARED_SIZE,) * 2
+        return self.size or _DEFAULT_BANK_SIZE, self.drawn_size or self.size or _DEFAULT_COMPARED_SIZE
 
 
 def bank_megabytes(views: int, height: int, width: int, gaussians: int = 0) -> float:
-    """Size of a bank of views in units of 10^6 bytes, descriptors in half precision included.
+    """Compute the size of a view bank in units of 10^6 bytes, with descriptors in half precision.
 
     Args:
         views: number of views.
-        height: of a view in pixels.
-        width: of a view in pixels.
-        gaussians: a byte for each says whether a view sees it.
+        height: height of a view in pixels.
+        width: width of a view in pixels.
+        gaussians: number of Gaussians; one byte for each says whether a view sees it.
     """
     descriptor = 2 * 4 * THUMBNAIL**2
     return views * (BYTES_A_PIXEL * height * width + descriptor + gaussians) / 1e6
 
 
-def drawing_megabytes(gaussians: int, sh_degree: int) -> float:
-    """Size of the Gaussians themselves in units of 10^6 bytes, in single precision.
+def gaussians_megabytes(gaussians: int, sh_degree: int) -> float:
+    """Compute the size of the Gaussians themselves in units of 10^6 bytes, in single precision.
 
     Args:
         gaussians: their number.
-        sh_degree: of their colors.
+        sh_degree: degree of their colors' spherical harmonics.
     """
     center, axes, opacity, colors = 3, 9, 1, 3 * (sh_degree + 1) ** 2
     return 4 * gaussians * (center + axes + opacity + colors) / 1e6
@@ -102,28 +102,28 @@ def drawing_megabytes(gaussians: int, sh_degree: int) -> float:
 def check_size(
     settings: DetectorSettings, height: int, width: int, gaussians: int = 0, sh_degree: int = 0, corrections: float = 0
 ) -> float:
-    """Megabytes of the bank and of what it draws with.
+    """Return the size of a detector in units of 10^6 bytes, and refuse one that is too large.
 
     Args:
-        settings: number of views, and how much is allowed.
-        height: of a view in pixels.
-        width: of a view in pixels.
-        gaussians: that are drawn; those that no view of the bank sees are dropped later.
-        sh_degree: of their colors.
-        corrections: megabytes of what corrects the drawing.
+        settings: number of views, and the limit.
+        height: height of a view in pixels.
+        width: width of a view in pixels.
+        gaussians: number of the scene's Gaussians; those that no view of the bank sees are dropped later.
+        sh_degree: degree of their colors' spherical harmonics.
+        corrections: size of the corrections of rasterized references in units of 10^6 bytes.
 
     Raises:
-        ValueError: if they are larger than allowed; with the number of views that would fit.
+        ValueError: if the detector is larger than the limit; the message has the number of views that would fit.
     """
-    fixed = drawing_megabytes(gaussians, sh_degree) + corrections
+    fixed = gaussians_megabytes(gaussians, sh_degree) + corrections
     view = bank_megabytes(1, height, width, gaussians)
     needed = fixed + settings.views * view
     if needed > settings.max_megabytes:
         fits = max(0, math.floor((settings.max_megabytes - fixed) / view))
-        drawn = f" and {gaussians} Gaussians" if gaussians else ""
-        drawn += f", corrected by {corrections:.0f} MB of photographs," if corrections else ""
+        content = f" and {gaussians} Gaussians" if gaussians else ""
+        content += f", corrected by {corrections:.0f} MB of photographs," if corrections else ""
         msg = (
-            f"A bank of {settings.views} views of {height} x {width} pixels{drawn} takes {needed:.0f} MB, more than "
+            f"A bank of {settings.views} views of {height} x {width} pixels{content} takes {needed:.0f} MB, more than "
             f"max_megabytes={settings.max_megabytes}. Nothing was written. Up to views={fits} fit at this size; "
             "or lower size or photographs, or raise max_megabytes."
         )

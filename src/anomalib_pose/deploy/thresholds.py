@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thresholds and normalization of one way of scoring, for another one."""
+"""Thresholds and normalization of an exported detector: transferred from the model, or calibrated on data."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -11,148 +11,160 @@ from jaxtyping import Float
 from scipy.stats import theilslopes
 from torch import Tensor, nn
 
-_PIXEL_LEVELS = 400
+_QUANTILES = 400
 _RAREST = 1e-6
-_FAR = 6.0  # median residuals: four standard deviations
+_MAX_RESIDUAL = 6.0  # times the median residual: four standard deviations
 
 
 class ScoreMap:
-    """Monotone map between two kinds of scores of the same things: equal ranks go together.
+    """Monotone map from source scores to target scores that have the same rank.
 
-    Beyond the scores it was learned from it goes on with the slope between median and largest.
+    Beyond the scores that it was fitted to, the map continues with the slope between the median and the largest score.
 
     Args:
-        theirs: scores whose scale is known.
-        ours: scores of the same images or pixels, in any order.
+        source: scores on the scale that the map takes.
+        target: scores of the same images or pixels on the scale that the map returns, in any order.
     """
 
-    def __init__(self, theirs: Float[Tensor, " n"], ours: Float[Tensor, " m"]) -> None:
-        if not len(theirs) or not len(ours):
-            msg = f"A map of scores needs scores of both kinds, got {len(theirs)} and {len(ours)}."
+    def __init__(self, source: Float[Tensor, " n"], target: Float[Tensor, " m"]) -> None:
+        if not len(source) or not len(target):
+            msg = f"A score map needs scores of both kinds, got {len(source)} source and {len(target)} target scores."
             raise ValueError(msg)
-        rare = 1 - torch.logspace(0, torch.tensor(_RAREST).log10().item(), _PIXEL_LEVELS, dtype=torch.float64)
-        self.theirs, self.ours = _quantiles(theirs, rare), _quantiles(ours, rare)
+        levels = 1 - torch.logspace(0, torch.tensor(_RAREST).log10().item(), _QUANTILES, dtype=torch.float64)
+        self.source, self.target = _quantiles(source, levels), _quantiles(target, levels)
 
     def __call__(self, score: float) -> float:
-        """The score of our kind that ranks where ``score`` ranks among theirs."""
-        theirs, ours = self.theirs, self.ours
-        middle = len(theirs) // 2
-        slope = float((ours[-1] - ours[middle]) / (theirs[-1] - theirs[middle]).clamp(min=1e-9))
-        if score >= float(theirs[-1]):
-            return float(ours[-1]) + slope * (score - float(theirs[-1]))
-        if score <= float(theirs[0]):
-            return float(ours[0]) + slope * (score - float(theirs[0]))
-        upper = int(torch.searchsorted(theirs, torch.tensor(score, dtype=theirs.dtype), right=True))
-        low, high = float(theirs[upper - 1]), float(theirs[upper])
-        share = (score - low) / max(high - low, 1e-12)
-        return float(ours[upper - 1]) + share * float(ours[upper] - ours[upper - 1])
+        """Return the target score of the same rank.
+
+        Args:
+            score: a source score.
+        """
+        source, target = self.source, self.target
+        middle = len(source) // 2
+        slope = float((target[-1] - target[middle]) / (source[-1] - source[middle]).clamp(min=1e-9))
+        if score >= float(source[-1]):
+            return float(target[-1]) + slope * (score - float(source[-1]))
+        if score <= float(source[0]):
+            return float(target[0]) + slope * (score - float(source[0]))
+        upper = int(torch.searchsorted(source, torch.tensor(score, dtype=source.dtype), right=True))
+        low, high = float(source[upper - 1]), float(source[upper])
+        fraction = (score - low) / max(high - low, 1e-12)
+        return float(target[upper - 1]) + fraction * float(target[upper] - target[upper - 1])
 
 
 def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
+    """Return the quantiles of values at levels in [0, 1], with linear interpolation."""
     ordered = values.flatten().double().cpu().sort().values
-    place = levels * (len(ordered) - 1)
-    low = place.floor().long()
+    position = levels * (len(ordered) - 1)
+    low = position.floor().long()
     high = (low + 1).clamp(max=len(ordered) - 1)
-    return torch.lerp(ordered[low], ordered[high], place - low)
+    return torch.lerp(ordered[low], ordered[high], position - low)
 
 
 class ScoreLine:
-    """Line between two kinds of scores of the same images: the median of the slopes between all pairs (Theil and Sen).
+    """Line from source scores to target scores of the same images: the median of all pairwise slopes (Theil and Sen).
 
-    Unlike equal ranks it does not follow single images of which one way of scoring has lost the camera.
+    Unlike a map between ranks, the line ignores single images for which one of the two estimated a wrong pose.
 
     Args:
-        theirs: scores whose scale is known.
-        ours: scores of the same images, in the same order.
+        source: scores on the scale that the line takes.
+        target: scores of the same images on the scale that the line returns, in the same order.
     """
 
-    def __init__(self, theirs: Float[Tensor, " n"], ours: Float[Tensor, " n"]) -> None:
-        first, second = theirs.double().cpu(), ours.double().cpu()
-        constant = len(first) < 2 or float(first.max()) <= float(first.min())
-        self.slope = 1.0 if constant else float(theilslopes(second.numpy(), first.numpy()).slope)
-        self.intercept = float((second - self.slope * first).median())
-        residual = (second - self.slope * first - self.intercept).abs()
-        self.agreeing = residual <= _FAR * residual.median() + 1e-9
+    def __init__(self, source: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> None:
+        source, target = source.double().cpu(), target.double().cpu()
+        constant = len(source) < 2 or float(source.max()) <= float(source.min())
+        self.slope = 1.0 if constant else float(theilslopes(target.numpy(), source.numpy()).slope)
+        self.intercept = float((target - self.slope * source).median())
+        residuals = (target - self.slope * source - self.intercept).abs()
+        self.inliers = residuals <= _MAX_RESIDUAL * residuals.median() + 1e-9
         """Which images lie near the line (n,)."""
 
     def __call__(self, score: float) -> float:
-        """The score of our kind that an image with this one of theirs has."""
+        """Return the target score on the line.
+
+        Args:
+            score: a source score.
+        """
         return self.slope * score + self.intercept
 
 
-def midway(threshold: float, scores: Float[Tensor, " n"]) -> float:
-    """The middle between a threshold and the largest of the scores below it; the threshold itself if there is none.
+def midway_threshold(threshold: float, scores: Float[Tensor, " n"]) -> float:
+    """Return the middle between a threshold and the largest score below it; the threshold itself if there is none.
 
-    anomalib takes the lowest score of what is to be found for the threshold, so that this one is missed by a last
-    digit. All thresholds down to the next score find the same; the middle stays right longest when scores change.
+    anomalib chooses the lowest score of a detected defect as the threshold, so a change of the last digit misses this
+    defect. All thresholds down to the next score detect the same images. The middle tolerates the largest change of
+    scores.
 
     Args:
-        threshold: what is above is defective.
-        scores: of good images, or of all.
+        threshold: scores above it count as defective.
+        scores: scores of normal images, or of all images.
     """
     below = scores[scores < threshold]
     return (threshold + float(below.max())) / 2 if len(below) else threshold
 
 
-def carry_over(
+def transfer_thresholds(
     post_processor: nn.Module,
-    images: Callable[[float], float],
-    pixels: Callable[[float], float],
-    good: Float[Tensor, " n"],
+    image_map: Callable[[float], float],
+    pixel_map: Callable[[float], float],
+    normal_scores: Float[Tensor, " n"],
 ) -> nn.Module:
-    """A copy of anomalib's post-processor whose thresholds and limits are on our scale.
+    """Return a copy of the model's post-processor with thresholds and limits on the detector's scale.
 
     Args:
-        post_processor: calibrated on their scores; numbers it has not learned (NaN) stay so.
-        images: map of the image scores.
-        pixels: map of the pixel scores.
-        good: their scores of good images, between which and the threshold for images there is to be room.
+        post_processor: anomalib's post-processor of the model; values that it has not learned (NaN) stay NaN.
+        image_map: map from image scores of the model to those of the detector.
+        pixel_map: map from pixel scores of the model to those of the detector.
+        normal_scores: the model's scores of normal images; the image threshold moves to the middle between the largest
+            of them below it and itself.
     """
-    mine = copy.deepcopy(post_processor)
-    buffers = dict(mine.named_buffers())
+    transferred = copy.deepcopy(post_processor)
+    buffers = dict(transferred.named_buffers())
     if "_image_threshold" in buffers:
-        buffers["_image_threshold"].fill_(midway(float(buffers["_image_threshold"]), good))
+        threshold = buffers["_image_threshold"]
+        threshold.fill_(midway_threshold(float(threshold), normal_scores))
     for names, mapping in (
-        (("_image_threshold", "image_min", "image_max"), images),
-        (("_pixel_threshold", "pixel_min", "pixel_max"), pixels),
+        (("_image_threshold", "image_min", "image_max"), image_map),
+        (("_pixel_threshold", "pixel_min", "pixel_max"), pixel_map),
     ):
         for name in names:
             buffer = buffers.get(name)
             if buffer is not None and bool(buffer.isfinite().all()):
                 buffer.fill_(mapping(float(buffer)))
-    return mine
+    return transferred
 
 
 @torch.no_grad()
-def measure(post_processor: Any, detector: Callable[[Tensor], Any], batches: Iterable[Batch]) -> Any:
-    """A copy of anomalib's post-processor with the thresholds and limits of what a detector says of labeled images.
+def calibrate_thresholds(post_processor: Any, detector: Callable[[Tensor], Any], batches: Iterable[Batch]) -> Any:
+    """Return a copy of the post-processor with thresholds and limits from a detector's scores of labeled images.
 
     Args:
-        post_processor: how thresholds are chosen.
-        detector: gives ``pred_score`` and ``anomaly_map`` of images (B, 3, H, W).
-        batches: with labels, and masks if there are any.
+        post_processor: anomalib's post-processor, which chooses the thresholds.
+        detector: returns ``pred_score`` and ``anomaly_map`` of images (B, 3, H, W).
+        batches: batches with labels, and with masks if there are any.
 
     Raises:
-        ValueError: if there are not both good and defective images.
+        ValueError: if there are no normal or no defective images.
     """
-    mine = copy.deepcopy(post_processor)
+    calibrated = copy.deepcopy(post_processor)
     scores: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in batches:
-        found = detector(batch.image)
-        told = batch.update(in_place=False, pred_score=found.pred_score, anomaly_map=found.anomaly_map)
-        mine.on_validation_batch_end(None, None, told)
-        scores.append(found.pred_score)
+        prediction = detector(batch.image)
+        scored = batch.update(in_place=False, pred_score=prediction.pred_score, anomaly_map=prediction.anomaly_map)
+        calibrated.on_validation_batch_end(None, None, scored)
+        scores.append(prediction.pred_score)
         labels.append(batch.gt_label)
     defective = torch.cat(labels).bool() if labels else torch.zeros(0, dtype=torch.bool)
     if not defective.any() or defective.all():
         msg = (
-            f"Thresholds are measured on good and defective images, got {int((~defective).sum())} and "
-            f"{int(defective.sum())}."
+            f"Thresholds need normal and defective validation images, got {int((~defective).sum())} normal and "
+            f"{int(defective.sum())} defective ones."
         )
         raise ValueError(msg)
-    mine.on_validation_epoch_end(None, None)
-    if mine.enable_thresholding:
-        threshold = dict(mine.named_buffers())["_image_threshold"]
-        threshold.fill_(midway(float(threshold), torch.cat(scores)))
-    return mine
+    calibrated.on_validation_epoch_end(None, None)
+    if calibrated.enable_thresholding:
+        threshold = dict(calibrated.named_buffers())["_image_threshold"]
+        threshold.fill_(midway_threshold(float(threshold), torch.cat(scores)))
+    return calibrated

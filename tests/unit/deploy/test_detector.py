@@ -12,11 +12,11 @@ from anomalib_pose.compare.maps import largest_around
 from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
 from anomalib_pose.deploy import DetectorSettings, FeedForwardDetector, build_detector
 from anomalib_pose.deploy.build import find_window
-from anomalib_pose.deploy.graph.alignment import View, align, project, pyramid, retract, unproject
-from anomalib_pose.deploy.graph.packed_views import pack
+from anomalib_pose.deploy.graph.alignment import DepthViews, align, build_level, project, retract, unproject
+from anomalib_pose.deploy.graph.packed_views import pack_view
 from anomalib_pose.deploy.graph.rendered_bank import RenderedBank, spread_poses
 from anomalib_pose.deploy.graph.resample import frame_matrix, pooling_matrix, sample, softening_matrix, window_matrix
-from anomalib_pose.deploy.graph.view_synthesis import synthesize
+from anomalib_pose.deploy.graph.view_synthesis import synthesize_views
 from anomalib_pose.deploy.graph.window import Window
 from anomalib_pose.deploy.settings import bank_megabytes, check_size
 from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, so3_exp, view_sphere
@@ -46,12 +46,12 @@ def test_window_matrix_is_the_antialiased_resize():
     torch.testing.assert_close(rows @ image @ columns.T, expected, atol=1e-5, rtol=0)
 
 
-def test_window_matrix_cuts_a_part():
+def test_window_matrix_crops_a_window():
     image = torch.rand(40, 1, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(window_matrix(40, 10, 0.25, 0.25, image) @ image, image[10:20])
 
 
-def test_frame_matrix_puts_a_window_back():
+def test_frame_matrix_pastes_a_window():
     cells = torch.rand(10, 1, generator=torch.Generator().manual_seed(0))
     frame = frame_matrix(40, 10, 0.25, 0.25, cells) @ cells
     torch.testing.assert_close(frame[10:20], cells)
@@ -59,19 +59,19 @@ def test_frame_matrix_puts_a_window_back():
     assert not frame[20:].any()
 
 
-def test_softening_is_the_image_resized_and_cut_out_again():
+def test_softening_is_a_resize_to_the_image_and_back():
     cells = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
     rows, columns = softening_matrix(20, 32, 0, 1, cells), softening_matrix(26, 40, 0, 1, cells)
     small = torch.nn.functional.interpolate(cells, (20, 26), mode="bilinear", antialias=True)
     expected = torch.nn.functional.interpolate(small, (32, 40), mode="bilinear")
-    found = rows @ cells @ columns.T
-    inner = (..., slice(2, -2), slice(2, -2))  # at the border the weights are those of the way back
-    torch.testing.assert_close(found[inner], expected[inner], atol=1e-5, rtol=0)
+    softened = rows @ cells @ columns.T
+    inner = (..., slice(2, -2), slice(2, -2))  # at the border the matrix normalizes the weights otherwise
+    torch.testing.assert_close(softened[inner], expected[inner], atol=1e-5, rtol=0)
 
 
-def test_softening_of_a_part_is_that_of_the_image_and_large_images_need_none():
+def test_a_softened_window_agrees_with_the_softened_image_and_large_images_are_not_softened():
     image = torch.rand(64, 1, generator=torch.Generator().manual_seed(0))
-    # of a window away from its border, the image's pixels and cells are the same as those of the whole
+    # away from the window's border, pixels and cells of window and image coincide
     whole, part = (
         softening_matrix(40, 64, 0, 1, image) @ image,
         softening_matrix(40, 32, 0.25, 0.5, image) @ image[16:48],
@@ -89,8 +89,8 @@ def test_largest_around_is_the_maximum_of_the_square():
 
 def test_pooling_matrix_is_the_mean_of_areas():
     image = torch.rand(1, 1, 50, 30)
-    found = pooling_matrix(50, 25) @ image @ pooling_matrix(30, 10).T
-    torch.testing.assert_close(found, torch.nn.functional.adaptive_avg_pool2d(image, (25, 10)))
+    pooled = pooling_matrix(50, 25) @ image @ pooling_matrix(30, 10).T
+    torch.testing.assert_close(pooled, torch.nn.functional.adaptive_avg_pool2d(image, (25, 10)))
     torch.testing.assert_close(pooling_matrix(7, 3).sum(1), torch.ones(3))
 
 
@@ -103,13 +103,13 @@ def test_retraction_rotates_exactly():
 
 def window_camera(detector: FeedForwardDetector) -> Camera:
     """Camera of the detector's window, at the origin."""
-    fx, fy, cx, cy = detector.bank.intrinsics(torch.tensor([0]))[0].tolist()
+    fx, fy, cx, cy = detector.bank.pinhole(torch.tensor([0]))[0].tolist()
     return Camera(torch.eye(4), torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), *reversed(detector.size))
 
 
 @pytest.mark.parametrize("pixels", [SIZE, 3 * SIZE])
-def test_views_are_cut_out_of_photographs_and_survive_the_packing(pixels):
-    """Rendered in the window's size, Gaussians would be blurred by more of the object, which would seem larger."""
+def test_views_are_cropped_from_photographs_and_survive_the_packing(pixels):
+    """Rendered at the window's size, Gaussians would be blurred by more of the object, which would look larger."""
     camera, settings = CAMERA.resized(pixels, pixels), DetectorSettings(views=12, size=SIZE, drawn=False)
     detector = build_detector(make_toy(), POSES, camera, CalibratedComparator(), settings, white_background=True)
     bank = detector.bank
@@ -117,15 +117,15 @@ def test_views_are_cut_out_of_photographs_and_survive_the_packing(pixels):
     pose = bank.pose(index)
     pose[:, :3, 3] *= bank.unit
     output = make_toy().render(camera.with_pose(pose), torch.ones(3))
-    rgb = detector.cut(output.rgb.permute(0, 3, 1, 2).clamp(0, 1))
+    rgb = detector.crop(output.rgb.permute(0, 3, 1, 2).clamp(0, 1))
     alpha, weighted = (
-        detector.cut(part[:, None].expand(-1, 3, -1, -1))[:, 0] for part in (output.alpha, output.alpha * output.depth)
+        detector.crop(part[:, None].expand(-1, 3, -1, -1))[:, 0] for part in (output.alpha, output.alpha * output.depth)
     )
     depth = weighted / alpha.clamp(min=1e-6)
     view = bank.view(index)
     torch.testing.assert_close(view.rgb, rgb, atol=5e-3, rtol=0)
     opaque = alpha > 0.5
-    decided = (alpha - 0.5).abs() > 1e-4  # closer to one half, the processor's last digit decides
+    decided = (alpha - 0.5).abs() > 1e-4  # closer to one half, the last digit of the processor decides
     assert decided.float().mean() > 0.999
     assert torch.equal((view.alpha > 0)[decided], opaque[decided])
     deepest = largest_around(torch.where(opaque, depth, 0), 3)
@@ -137,7 +137,7 @@ def test_views_are_cut_out_of_photographs_and_survive_the_packing(pixels):
 def test_a_pixel_of_half_opacity_is_packed_alike_on_all_processors():
     alpha = torch.full((8, 8), 0.5) + torch.linspace(-3e-6, 3e-6, 64).view(8, 8)
     alpha[0], alpha[7] = 0.5 - 1e-4, 0.5 + 1e-4
-    packed, _ = pack(torch.rand(8, 8, 3), torch.ones(8, 8), alpha)
+    packed, _ = pack_view(torch.rand(8, 8, 3), torch.ones(8, 8), alpha)
     silhouette = packed[3] % 2
     assert not silhouette[:7].any()
     assert silhouette[7].all()
@@ -178,24 +178,24 @@ def test_the_window_does_not_jump_where_an_opacity_passes_its_limit(size):
     assert max(abs(after - before) for before, after in pairwise(ends)) < 0.01 / 64
 
 
-def test_poses_are_found_and_references_agree_with_renderings(detector):
+def test_poses_are_estimated_and_references_agree_with_renderings(detector):
     images = torch.stack([photograph(pose) for pose in QUERIES])
     points = make_toy().means
     query, reference, alpha, surface, poses = detector.reference(images)
-    for found, truth in zip(poses, QUERIES, strict=True):
-        # A small smooth toy hardly tells turning from shifting: what counts is where its points appear.
-        assert math.degrees(pose_error(found, truth)[0]) < 3
-        seen, expected = (CAMERA.with_pose(pose).project(points)[0] for pose in (found, truth))
-        assert (seen - expected).norm(dim=-1).mean() < 0.8
-    differs = (query - reference).abs().amax(1) > 0.2
-    assert differs.float().mean() < 0.01
+    for estimate, truth in zip(poses, QUERIES, strict=True):
+        # Rotation and translation of a small smooth toy look alike: compare the projections of its points.
+        assert math.degrees(pose_error(estimate, truth)[0]) < 3
+        projected, expected = (CAMERA.with_pose(pose).project(points)[0] for pose in (estimate, truth))
+        assert (projected - expected).norm(dim=-1).mean() < 0.8
+    different = (query - reference).abs().amax(1) > 0.2
+    assert different.float().mean() < 0.01
     cameras = window_camera(detector).with_pose(poses)
-    shown = cameras.unproject(make_toy().render(cameras).depth)
-    # The toy is a shell that is not quite opaque: where it is seen obliquely its expected depth hangs on the side.
-    assert (surface - shown)[alpha > 0.9].norm(dim=-1).median() < 0.06
+    expected_surface = cameras.unproject(make_toy().render(cameras).depth)
+    # The toy is a shell that is not quite opaque: at grazing angles the expected depth depends on the side.
+    assert (surface - expected_surface)[alpha > 0.9].norm(dim=-1).median() < 0.06
 
 
-def test_a_place_that_always_differs_counts_less(detector):
+def test_a_surface_with_large_normal_residuals_counts_less(detector):
     def glossy(pose: torch.Tensor) -> torch.Tensor:
         output = make_toy().render(CAMERA.with_pose(pose), torch.ones(3))
         top = (CAMERA.with_pose(pose).unproject(output.depth)[..., 2] > 0.3) & (output.alpha > 0.5)
@@ -214,97 +214,97 @@ def test_a_place_that_always_differs_counts_less(detector):
     top = (reference.points[..., 2] > 0.35) & (reference.alpha > 0.9)
     elsewhere = (reference.points[..., 2] < 0.1) & (reference.alpha > 0.9)
     share = patient(query).anomaly_map[:, 0] / alike(query).anomaly_map[:, 0].clamp(min=1e-6)
-    window_share = detector.cut(share[:, None].expand(-1, 3, -1, -1))[:, 0]
+    window_share = detector.crop(share[:, None].expand(-1, 3, -1, -1))[:, 0]
     assert window_share[top].median() < 0.9
     assert window_share[elsewhere].median() > 0.95
 
 
-def test_alignment_lowers_the_cost_of_a_start_that_is_off(detector):
+def test_alignment_lowers_the_cost_of_a_wrong_initial_view(detector):
     bank = detector.bank
-    query = detector.cut(photograph(POSES[5])[None])
+    query = detector.crop(photograph(POSES[5])[None])
     index = bank.nearest(query, 3)[:, 1]
-    level = pyramid(query, bank.view(index), bank.intrinsics(index), torch.eye(4)[None], 2, silhouettes_only=False)
+    level = build_level(query, bank.view(index), bank.pinhole(index), torch.eye(4)[None], 2, silhouettes_only=False)
     costs = [float(align(level, torch.eye(4)[None], steps)[1]) for steps in (0, 2, 8)]
     assert costs[0] > costs[1] >= costs[2]
 
 
-def test_slopes_are_the_change_of_the_residual(detector):
+def test_slopes_are_the_derivatives_of_the_residual(detector):
     bank, index = detector.bank, torch.tensor([10])
-    view, intrinsics, still = bank.view(index), bank.intrinsics(index), torch.eye(4)[None]
+    view, pinhole, identity = bank.view(index), bank.pinhole(index), torch.eye(4)[None]
     smooth = view._replace(rgb=torch.nn.functional.avg_pool2d(view.rgb, 9, 1, 4, count_include_pad=False))
-    level = pyramid(smooth.rgb, smooth, intrinsics, still, 1, silhouettes_only=False)
+    level = build_level(smooth.rgb, smooth, pinhole, identity, 1, silhouettes_only=False)
     for axis in range(6):
         tangent = 4e-3 * torch.eye(6)[axis][None]
-        looks = [
-            sample(level.query, project(retract(sign * tangent), level.points, intrinsics)[1][:, :, None])
+        images = [
+            sample(level.query, project(retract(sign * tangent), level.points, pinhole)[1][:, :, None])
             for sign in (1, -1)
         ]
-        change = ((looks[0] - looks[1]) / 8e-3).flatten()
+        change = ((images[0] - images[1]) / 8e-3).flatten()
         slope = level.jacobian[0, axis]
         assert (change - slope).norm() < 0.05 * slope.norm()
     products = torch.einsum("ian,ibn->iab", *2 * [level.jacobian.unflatten(2, (3, -1)).transpose(1, 2).flatten(0, 1)])
     torch.testing.assert_close(level.products.sum(2).view(6, 6), products.sum(0), rtol=1e-3, atol=1e-3)
 
 
-def test_starts_lie_apart(detector):
-    query = detector.cut(torch.stack([photograph(pose) for pose in QUERIES]))
+def test_initial_views_are_far_apart(detector):
+    query = detector.crop(torch.stack([photograph(pose) for pose in QUERIES]))
     index = detector.bank.nearest(query, 4)
     for row in index:
         cosine = detector.bank.directions[row] @ detector.bank.directions[row].T
         assert (torch.rad2deg(cosine.clamp(-1, 1).acos()) + 999 * torch.eye(4)).min() > 12
 
 
-def test_a_batch_is_its_images_and_any_size_gives_a_map_of_that_size(detector):
+def test_images_of_a_batch_do_not_depend_on_each_other_and_maps_have_the_size_of_the_images(detector):
     images = torch.stack([photograph(pose, 130) for pose in QUERIES[:3]])
-    together = detector(images)
-    assert together.anomaly_map.shape == (3, 1, 130, 130)
+    batch = detector(images)
+    assert batch.anomaly_map.shape == (3, 1, 130, 130)
     for index in range(3):
-        alone = detector(images[index : index + 1])
-        torch.testing.assert_close(alone.pred_score[0], together.pred_score[index], atol=1e-3, rtol=1e-3)
+        single = detector(images[index : index + 1])
+        torch.testing.assert_close(single.pred_score[0], batch.pred_score[index], atol=1e-3, rtol=1e-3)
 
 
-def test_a_defect_scores_above_good_views_and_is_found_where_it_is(detector):
-    good = torch.stack([photograph(pose) for pose in QUERIES])
-    detector.calibrate(good)
-    bad = good.clone()
-    bad[:, :, 44:52, 44:52] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
-    assert detector(bad).pred_score.min() > detector(good).pred_score.max()
-    peaks = detector(bad).anomaly_map[:, 0].flatten(1).argmax(1)
+def test_a_defect_scores_above_normal_views_and_is_localized(detector):
+    normal = torch.stack([photograph(pose) for pose in QUERIES])
+    detector.calibrate(normal)
+    defective = normal.clone()
+    defective[:, :, 44:52, 44:52] = torch.tensor([0.1, 0.9, 0.1])[:, None, None]
+    assert detector(defective).pred_score.min() > detector(normal).pred_score.max()
+    peaks = detector(defective).anomaly_map[:, 0].flatten(1).argmax(1)
     assert ((peaks // SIZE - 48).abs() < 8).all()
     assert ((peaks % SIZE - 48).abs() < 8).all()
 
 
 def test_projection_of_the_identity_is_the_pixel_itself():
-    depth, intrinsics = 1 + torch.rand(2, 5, 7), torch.tensor([[9.0, 8, 3, 2]]).expand(2, 4)
-    _, uv = project(torch.eye(4).expand(2, 4, 4), unproject(depth, intrinsics).flatten(2), intrinsics)
+    depth, pinhole = 1 + torch.rand(2, 5, 7), torch.tensor([[9.0, 8, 3, 2]]).expand(2, 4)
+    _, uv = project(torch.eye(4).expand(2, 4, 4), unproject(depth, pinhole).flatten(2), pinhole)
     torch.testing.assert_close(uv.unflatten(2, (5, 7))[0, :, 2, 3], torch.tensor([3.5, 2.5]))
 
 
-def test_what_lies_beyond_the_frames_of_all_views_is_unknown():
-    plane = View(torch.full((1, 3, 20, 30), 0.4), torch.ones(1, 20, 30), torch.ones(1, 20, 30))
-    intrinsics = torch.tensor([[30.0, 30, 15, 10]])
+def test_pixels_beyond_the_frames_of_all_views_have_no_support():
+    plane = DepthViews(torch.full((1, 3, 20, 30), 0.4), torch.ones(1, 20, 30), torch.ones(1, 20, 30))
+    pinhole = torch.tensor([[30.0, 30, 15, 10]])
     motion = torch.eye(4)[None].clone()
-    motion[:, 0, 3] = 4 / 30  # the plane's image moves four pixels to the right: on the left is what no view shows
-    found = synthesize(plane, motion, rigid_inverse(motion), intrinsics, 1)
-    torch.testing.assert_close(found.known[0, 3:-3, :3], torch.zeros(14, 3))
-    torch.testing.assert_close(found.known[0, 3:-3, 6:], torch.ones(14, 24))
-    torch.testing.assert_close(found.rgb[0, :, 3:-3, 6:-3], torch.full((3, 14, 21), 0.4))
+    motion[:, 0, 3] = 4 / 30  # moves the plane's image four pixels to the right; no view shows what is on the left
+    rendering = synthesize_views(plane, motion, rigid_inverse(motion), pinhole, 1)
+    torch.testing.assert_close(rendering.support[0, 3:-3, :3], torch.zeros(14, 3))
+    torch.testing.assert_close(rendering.support[0, 3:-3, 6:], torch.ones(14, 24))
+    torch.testing.assert_close(rendering.rgb[0, :, 3:-3, 6:-3], torch.full((3, 14, 21), 0.4))
 
 
-def test_no_point_of_a_packed_view_hangs_between_two_surfaces():
-    depth = 2 + 0.01 * torch.arange(12.0).expand(8, 12)  # a plane that is seen obliquely
+def test_no_point_of_a_packed_view_lies_between_two_surfaces():
+    depth = 2 + 0.01 * torch.arange(12.0).expand(8, 12)  # a plane at a grazing angle
     depth[:, 6:] += 1
-    depth[:, 6] = 2.7  # expected depth where both show
+    depth[:, 6] = 2.7  # expected depth where both surfaces are visible
     alpha = torch.ones(8, 12)
     alpha[:, 11] = 0
-    packed, limits = pack(torch.rand(8, 12, 3), depth, alpha)
-    found = limits[0] + torch.floor(packed[3].float() / 2) / 127 * (limits[1] - limits[0])
+    packed, limits = pack_view(torch.rand(8, 12, 3), depth, alpha)
+    unpacked = limits[0] + torch.floor(packed[3].float() / 2) / 127 * (limits[1] - limits[0])
     expected = depth.clone()
     expected[:, 6] = 3.07
-    torch.testing.assert_close(found[:, :11], expected[:, :11], atol=0.02, rtol=0)
+    torch.testing.assert_close(unpacked[:, :11], expected[:, :11], atol=0.02, rtol=0)
 
 
-def test_spread_poses_are_as_many_as_asked_for_and_even():
+def test_spread_poses_have_the_requested_number_and_are_even():
     for count in (20, 150):
         poses = spread_poses(POSES, torch.zeros(3), count)
         assert len(poses) == count
@@ -317,13 +317,13 @@ def test_a_bank_that_is_too_large_is_refused_with_numbers():
     assert bank_megabytes(1000, 256, 256) == pytest.approx(1000 * (4 * 256**2 + 8 * 625) / 1e6)
     with pytest.raises(ValueError, match=r"4000 views of 400 x 400.*2580 MB.*max_megabytes=512.*views=793 fit"):
         check_size(DetectorSettings(views=4000, size=400), 400, 400)
-    # a view knows of each Gaussian whether it sees it, and a Gaussian of degree 2 has 40 numbers
-    each, own = (4 * 256**2 + 8 * 625 + 20_000) / 1e6, 20_000 * 160 / 1e6
-    assert check_size(DetectorSettings(views=500), 256, 256, 20_000, 2) == pytest.approx(500 * each + own)
-    with pytest.raises(ValueError, match=rf"and 20000 Gaussians takes 147 MB.*views={int((140 - own) / each)} fit"):
+    # a view has one byte for each Gaussian, and a Gaussian of degree 2 has 40 numbers
+    view, fixed = (4 * 256**2 + 8 * 625 + 20_000) / 1e6, 20_000 * 160 / 1e6
+    assert check_size(DetectorSettings(views=500), 256, 256, 20_000, 2) == pytest.approx(500 * view + fixed)
+    with pytest.raises(ValueError, match=rf"and 20000 Gaussians takes 147 MB.*views={int((140 - fixed) / view)} fit"):
         check_size(DetectorSettings(views=500, max_megabytes=140), 256, 256, 20_000, 2)
     corrected = r"and 20000 Gaussians, corrected by 30 MB of photographs, takes 177 MB"
-    with pytest.raises(ValueError, match=rf"{corrected}.*views={int((140 - own - 30) / each)} fit"):
+    with pytest.raises(ValueError, match=rf"{corrected}.*views={int((140 - fixed - 30) / view)} fit"):
         check_size(DetectorSettings(max_megabytes=140), 256, 256, 20_000, 2, 30.0)
     with pytest.raises(ValueError, match="views >= 1"):
         DetectorSettings(views=0)
@@ -332,19 +332,19 @@ def test_a_bank_that_is_too_large_is_refused_with_numbers():
 
 
 @pytest.mark.parametrize(
-    ("size", "drawn_size", "drawn", "found"),
+    ("size", "drawn_size", "drawn", "expected"),
     [(0, 0, True, (200, 256)), (0, 0, False, (256, 256)), (96, 0, True, (96, 96)), (96, 128, True, (96, 128)),
      (0, 128, True, (200, 128)), (96, 128, False, (96, 96))],
 )  # fmt: skip
-def test_poses_are_found_in_smaller_windows_than_drawings_are_compared_in(size, drawn_size, drawn, found):
-    assert DetectorSettings(size=size, drawn_size=drawn_size).sizes(drawn=drawn) == found
+def test_poses_are_estimated_in_smaller_windows_than_references_are_compared_in(size, drawn_size, drawn, expected):
+    assert DetectorSettings(size=size, drawn_size=drawn_size).sizes(drawn=drawn) == expected
 
 
-def test_bank_for_unknown_backgrounds_ignores_what_lies_behind(detector):
+def test_a_bank_for_unknown_backgrounds_ignores_the_background(detector):
     bank = detector.bank
     view = bank.view(torch.tensor([10]))
     masked = RenderedBank(
-        bank.views, bank.numbers(torch.arange(len(bank)))[:, :2], bank.pose(torch.arange(len(bank))),
+        bank.views, bank.table_rows(torch.arange(len(bank)))[:, :2], bank.pose(torch.arange(len(bank))),
         torch.tensor([[100.0, 0, 48], [0, 100, 48], [0, 0, 1]]), silhouettes_only=True,
     )  # fmt: skip
     clutter = torch.rand(1, 3, *detector.size, generator=torch.Generator().manual_seed(0))
@@ -352,7 +352,7 @@ def test_bank_for_unknown_backgrounds_ignores_what_lies_behind(detector):
     assert int(masked.similarity(query).argmax()) == 10
 
 
-def test_damage_is_seeded_and_local():
+def test_synthetic_defects_are_seeded_and_local():
     images = torch.stack([photograph(pose) for pose in QUERIES])
     first, second = add_synthetic_defects(images, 3), add_synthetic_defects(images, 3)
     assert torch.equal(first, second)
@@ -361,49 +361,54 @@ def test_damage_is_seeded_and_local():
     assert (changed > 0).sum() >= 5
 
 
-def test_what_is_drawn_may_be_finer_than_the_bank(detector):
+def test_rasterized_references_may_be_finer_than_the_bank(detector):
     settings = DetectorSettings(views=150, size=SIZE, drawn_size=2 * SIZE)
     camera = CAMERA.resized(3 * SIZE, 3 * SIZE)
     fine = build_detector(make_toy(), POSES, camera, CalibratedComparator(), settings, white_background=True)
     assert fine.bank.views.shape == detector.bank.views.shape
     images = torch.stack([photograph(pose, 3 * SIZE) for pose in QUERIES])
-    found = fine.reference(images)
-    shown = fine.cut(make_toy().render(camera.with_pose(found.pose), torch.ones(3)).rgb.permute(0, 3, 1, 2))
-    height, width = shown.shape[-2:]
+    output = fine.reference(images)
+    renderings = make_toy().render(camera.with_pose(output.camera_to_world), torch.ones(3))
+    expected = fine.crop(renderings.rgb.permute(0, 3, 1, 2))
+    height, width = expected.shape[-2:]
     assert max(height, width) == 2 * SIZE
-    assert (found.rgb - shown).abs().mean() < 2e-3
-    coarse = torch.nn.functional.avg_pool2d(shown, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert (found.rgb - shown).abs().mean() < 0.5 * (coarse - shown).abs().mean()
-    # each point is seen where its pixel is
-    window = fine.window.camera(camera, height, width).with_pose(found.pose)
-    seen = torch.stack([window[index].project(found.points[index].flatten(0, 1))[0] for index in range(len(images))])
+    assert (output.reference - expected).abs().mean() < 2e-3
+    coarse = torch.nn.functional.avg_pool2d(expected, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert (output.reference - expected).abs().mean() < 0.5 * (coarse - expected).abs().mean()
+    # the surface point of each pixel projects to that pixel
+    window = fine.window.camera(camera, height, width).with_pose(output.camera_to_world)
+    projected = torch.stack(
+        [window[index].project(output.points[index].flatten(0, 1))[0] for index in range(len(images))]
+    )
     axes = torch.arange(width) + 0.5, torch.arange(height) + 0.5
     pixels = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1)
-    opaque = found.alpha.flatten(1) > 0.5
-    torch.testing.assert_close(seen[opaque], pixels.expand_as(seen)[opaque], atol=0.02, rtol=0)
+    opaque = output.alpha.flatten(1) > 0.5
+    torch.testing.assert_close(projected[opaque], pixels.expand_as(projected)[opaque], atol=0.02, rtol=0)
 
 
-def test_in_another_light_the_camera_is_found_and_the_reference_is_lit_alike():
-    good = torch.stack([photograph(pose) for pose in QUERIES])
-    behind = 1 - torch.stack([make_toy().render(CAMERA.with_pose(pose), torch.ones(3)).alpha for pose in QUERIES])
-    dark = behind[:, None] + (good - behind[:, None]) * torch.tensor([0.7, 0.5, 0.3])[:, None, None]
+def test_in_other_light_the_camera_is_estimated_and_the_reference_is_relighted():
+    normal = torch.stack([photograph(pose) for pose in QUERIES])
+    background = 1 - torch.stack([make_toy().render(CAMERA.with_pose(pose), torch.ones(3)).alpha for pose in QUERIES])
+    dark = background[:, None] + (normal - background[:, None]) * torch.tensor([0.7, 0.5, 0.3])[:, None, None]
     settings, degrees, differences = DetectorSettings(views=150, size=SIZE), [], []
     for relight in (False, True):
-        lit = build_detector(
+        detector = build_detector(
             make_toy(), POSES, CAMERA, CalibratedComparator(), settings, white_background=True, relight=relight
         )
-        found = lit.reference(dark)
-        errors = [pose_error(one.double(), true.double())[0] for one, true in zip(found.pose, QUERIES, strict=True)]
+        output = detector.reference(dark)
+        pairs = zip(output.camera_to_world.double(), QUERIES.double(), strict=True)
+        errors = [pose_error(estimate, truth)[0] for estimate, truth in pairs]
         degrees.append(float(torch.rad2deg(torch.stack(errors)).median()))
-        inside = (found.alpha > 0.9)[:, None].expand_as(found.rgb)
-        differences.append(float((found.rgb - found.query)[inside].abs().median()))
+        inside = (output.alpha > 0.9)[:, None].expand_as(output.query)
+        differences.append(float((output.reference - output.query)[inside].abs().median()))
     assert degrees[1] < 2 < 5 < degrees[0]
     assert differences[1] < 0.03 < 0.1 < differences[0]
 
 
-def test_the_camera_of_a_window_sees_what_the_image_shows_there():
+def test_projections_of_the_window_camera_are_cropped_and_scaled_projections_of_the_image():
     window, camera = Window(0.25, 0.5, 0.5, 0.4), Camera.from_fov(torch.eye(4), 0.7, 200, 100)
     assert window.pixels(camera, 160) == (64, 160)  # a hundred pixels by forty
     points = torch.tensor([[0.1, 0.2, 2.0], [-0.1, 0.3, 1.5]])
-    whole, part = (each.project(points)[0] for each in (camera, window.camera(camera, 64, 160)))
-    torch.testing.assert_close(part, (whole - torch.tensor([50.0, 50.0])) * 1.6, atol=1e-4, rtol=1e-5)
+    in_image = camera.project(points)[0]
+    in_window = window.camera(camera, 64, 160).project(points)[0]
+    torch.testing.assert_close(in_window, (in_image - torch.tensor([50.0, 50.0])) * 1.6, atol=1e-4, rtol=1e-5)

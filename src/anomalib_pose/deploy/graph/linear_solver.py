@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small linear systems as a fixed number of tensor operations: runtimes have no solver."""
+"""Solver of small linear systems as a fixed number of tensor operations; the runtimes have no solver.
+
+Twin: ``torch.linalg.solve``. In double precision both agree to a relative 1e-8.
+"""
 
 import torch
 from jaxtyping import Float
@@ -9,22 +12,22 @@ from torch import Tensor
 def solve_positive(
     matrix: Float[Tensor, "b n n"], right: Float[Tensor, "b n"], damping: Float[Tensor, " b"] | float
 ) -> Float[Tensor, "b n"]:
-    """``(A + damping diag A)^-1 y`` of symmetric positive definite matrices by Gauss-Jordan elimination.
+    """Solve ``(A + damping diag A) x = y`` for symmetric positive definite ``A`` by Gauss-Jordan elimination.
 
     Args:
         matrix: A.
         right: y.
-        damping: share of the diagonal that is added to it.
+        damping: fraction of the diagonal that is added to the diagonal.
     """
     size = matrix.shape[1]
     scale = 1 / (matrix.diagonal(dim1=1, dim2=2) + 1e-12).sqrt()
     eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-    added = damping if isinstance(damping, float) else damping[:, None, None]
-    scaled = matrix * scale[:, :, None] * scale[:, None] + added * eye
+    ridge = damping if isinstance(damping, float) else damping[:, None, None]
+    scaled = matrix * scale[:, :, None] * scale[:, None] + ridge * eye
     table = torch.cat([scaled, (right * scale)[:, :, None]], 2)
     for pivot in range(size):
         row = table.narrow(1, pivot, 1)
         row = row / row.narrow(2, pivot, 1)
-        # the pivot's own row becomes ``row``
+        # subtracting ``eye`` turns the pivot's own row into ``row``
         table = table - (table.narrow(2, pivot, 1) - eye.narrow(1, pivot, 1)) * row
     return table[:, :, size] * scale

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered views of an object that the pose search starts from."""
+"""Bank of rendered views where the pose search of an exported detector starts.
 
-import logging
+Twin: ``anomalib_pose.pose.view_bank.ViewBank``. ``RenderedBank.thumbnail`` agrees with ``adaptive_avg_pool2d`` to 1e-5
+and ``RenderedBank.similarity`` with the correlation of the twin's masked, normalized thumbnails to 1e-4.
+"""
+
 import math
 
 import torch
@@ -9,52 +12,51 @@ from jaxtyping import Float, Int, UInt8
 from rich.progress import track
 from torch import Tensor
 
-from anomalib_pose.deploy.graph.packed_views import PackedViews, pack, resampled
+from anomalib_pose.deploy.graph.packed_views import PackedViews, pack_view, resample_rendering
 from anomalib_pose.deploy.graph.resample import pooling_matrix
 from anomalib_pose.deploy.settings import THUMBNAIL
 from anomalib_pose.geometry import Camera, farthest_point_sampling
 from anomalib_pose.pose import bank_poses
 from anomalib_pose.scene import Scene
 
-logger = logging.getLogger(__name__)
-
 _BATCH = 8
-_APART = math.radians(12)
+_MIN_ANGLE = math.radians(12)  # between two initial views of one query
 
 
 def spread_poses(poses: Float[Tensor, "v 4 4"], center: Float[Tensor, "3"], count: int) -> Float[Tensor, "n 4 4"]:
-    """As many poses as asked for, spread evenly over the directions that the given ones see the object from.
+    """Return ``count`` poses spread evenly over the directions from which the given poses see the object.
 
-    The given poses are thinned out by farthest-point sampling, or joined by further ones between them.
+    Farthest-point sampling thins the given poses out. Where they are too few, further poses between them are added
+    first. The result is shorter than ``count`` if no further poses can be added.
 
     Args:
-        poses: camera-to-world, that look at the object.
+        poses: camera-to-world poses that look at the object.
         center: middle of the object, world frame.
-        count: how many.
+        count: number of poses.
     """
     candidates = poses
     spacing = math.radians(8)
-    looking = Camera(poses, torch.eye(3).to(poses).expand(len(poses), 3, 3), 1, 1)
+    cameras = Camera(poses, torch.eye(3).to(poses).expand(len(poses), 3, 3), 1, 1)
     while len(candidates) < 2 * count and spacing > math.radians(0.5):
         spacing *= 0.75
-        candidates = bank_poses(looking, center, spacing, reach=math.radians(6))
+        candidates = bank_poses(cameras, center, spacing, reach=math.radians(6))
     if len(candidates) <= count:
         return candidates
     offsets = candidates[:, :3, 3] - center
-    # Direction and nearness together: views from one side at two distances are two views.
-    places = torch.cat([offsets / offsets.norm(dim=1, keepdim=True), offsets.norm(dim=1, keepdim=True).log()], 1)
-    return candidates[farthest_point_sampling(places.double(), count).to(places.device)]
+    # Direction and log distance together: views from one side at two distances are two views.
+    positions = torch.cat([offsets / offsets.norm(dim=1, keepdim=True), offsets.norm(dim=1, keepdim=True).log()], 1)
+    return candidates[farthest_point_sampling(positions.double(), count).to(candidates.device)]
 
 
 class RenderedBank(PackedViews):
-    """Views with depth, and the descriptors to find them by.
+    """Rendered views with depth, and a descriptor of each for retrieval.
 
     Args:
-        views: packed (N, 4, H, W), see ``pack``.
-        ranges: nearest and farthest depth of each (N, 2), scene units.
-        poses: camera-to-world of each (N, 4, 4).
-        intrinsics: K (3, 3) of all.
-        silhouettes_only: compare descriptors inside the silhouette only, for queries whose background is unknown.
+        views: packed views (N, 4, H, W), see ``pack_view``.
+        ranges: nearest and farthest depth of each view (N, 2), scene units.
+        poses: camera-to-world of each view (N, 4, 4).
+        intrinsics: K (3, 3) of all views.
+        silhouettes_only: compare descriptors inside the silhouette only, for queries with an unknown background.
     """
 
     directions: Tensor
@@ -75,13 +77,13 @@ class RenderedBank(PackedViews):
     ) -> None:
         super().__init__(views, ranges, poses, intrinsics, float(ranges.mean()))
         height, width = views.shape[-2:]
-        # Without the object's center at hand: where the optical axes point is where the cameras are, turned round.
+        # The bank does not know the object's center; the optical axes stand for the directions to it.
         self.register_buffer("directions", poses[:, :3, 2].clone())
         self.register_buffer("pool_rows", pooling_matrix(height, THUMBNAIL))
         self.register_buffer("pool_columns", pooling_matrix(width, THUMBNAIL).T.contiguous())
         weights, weighted, moments = [], [], []
-        for some in torch.arange(len(views)).split(64):
-            view = self.view(some)
+        for batch in torch.arange(len(views)).split(64):
+            view = self.view(batch)
             small = self.thumbnail(view.rgb)
             weight = self.thumbnail(view.alpha[:, None]) if silhouettes_only else torch.ones_like(small[:, :1])
             area = 3 * weight.sum((1, 2, 3)).clamp(min=1e-3)
@@ -95,34 +97,38 @@ class RenderedBank(PackedViews):
         self.register_buffer("moments", torch.cat(moments))
 
     def thumbnail(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c t t"]:
-        """Means over equal parts of the image."""
+        """Reduce images to 25 x 25 means over equal parts.
+
+        Args:
+            image: (B, C, H, W).
+        """
         return self.pool_rows @ image @ self.pool_columns
 
     def similarity(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n"]:
-        """Normalized correlation of images with all views.
+        """Compute the normalized correlation of images with all views.
 
         Args:
             image: windows of queries, RGB in [0, 1].
         """
         small = self.thumbnail(image).flatten(2)
-        mean, spread = self.moments.unbind(1)
-        own_mean = small.sum(1) @ self.weights
-        own_variance = small.square().sum(1) @ self.weights - own_mean.square()
+        mean, deviation = self.moments.unbind(1)
+        query_mean = small.sum(1) @ self.weights
+        query_variance = small.square().sum(1) @ self.weights - query_mean.square()
         product = small.flatten(1) @ self.weighted
-        return (product - own_mean * mean) / (own_variance.clamp(min=1e-6).sqrt() * spread)
+        return (product - query_mean * mean) / (query_variance.clamp(min=1e-6).sqrt() * deviation)
 
     def nearest(self, image: Float[Tensor, "b 3 h w"], count: int) -> Int[Tensor, "b s"]:
-        """Indices of the most similar views that lie ``_APART`` from each other.
+        """Return the indices of the most similar views that are at least 12 degrees apart from each other.
 
         Args:
             image: windows of queries, RGB in [0, 1].
-            count: how many.
+            count: number of views.
         """
         similarity = self.similarity(image)
         best = []
         for _ in range(count):
             best.append(similarity.argmax(1))
-            near = self.directions.index_select(0, best[-1]) @ self.directions.T > math.cos(_APART)
+            near = self.directions.index_select(0, best[-1]) @ self.directions.T > math.cos(_MIN_ANGLE)
             similarity = similarity - 2 * near
         return torch.stack(best, 1)
 
@@ -140,25 +146,25 @@ class RenderedBank(PackedViews):
         silhouettes_only: bool,
         progress: bool = False,
     ) -> "RenderedBank":
-        """Render views of a scene as photographs and cut them out as queries are.
+        """Render views of a scene at the size of photographs and crop them as queries are cropped.
 
-        Rendered in the size of the views, an object of Gaussians would be larger by the blur of every Gaussian.
+        At the size of the views, every Gaussian would be blurred by more of the object, which would look larger.
 
         Args:
             scene: the fitted object.
-            poses: of the views, camera-to-world.
+            poses: camera-to-world poses of the views.
             camera: intrinsics and size of photographs; its pose is not used.
             intrinsics: K of the views.
-            rows: what the rows of a photograph are multiplied by to make those of a view.
-            columns: the same for columns.
+            rows: matrix from the rows of a photograph to the rows of a view.
+            columns: matrix from the columns of a photograph to the columns of a view.
             silhouettes_only: see the class.
-            progress: show a bar.
+            progress: show a progress bar.
         """
         views, ranges = [], []
-        for some in track(poses.split(_BATCH), "Rendering the bank", disable=not progress):
-            output = resampled(scene.render(camera.with_pose(some), torch.ones(3).to(some)), rows, columns)
+        for batch in track(poses.split(_BATCH), "Rendering the view bank", disable=not progress):
+            output = resample_rendering(scene.render(camera.with_pose(batch), torch.ones(3).to(batch)), rows, columns)
             for rgb, depth, alpha in zip(output.rgb.cpu(), output.depth.cpu(), output.alpha.cpu(), strict=True):
-                packed, limits = pack(rgb, depth, alpha)
+                packed, limits = pack_view(rgb, depth, alpha)
                 views.append(packed)
                 ranges.append(limits)
         return cls(

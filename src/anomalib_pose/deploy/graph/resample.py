@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resizing as matrix products: exact for any image size, and the same in every runtime."""
+"""Image resampling as matrix products, which are exact for any image size and the same in every runtime.
+
+Twins: ``torch.nn.functional.interpolate`` with ``antialias=True`` for ``window_matrix`` and ``softening_matrix`` (to
+1e-5, inside the border) and ``adaptive_avg_pool2d`` for ``pooling_matrix`` (to 1e-5). ``resize_pinhole`` is
+``anomalib_pose.geometry.resize_intrinsics`` for four numbers instead of a matrix (to 1e-5).
+"""
 
 import torch
 from jaxtyping import Float
@@ -7,17 +12,17 @@ from torch import Tensor
 
 
 def window_matrix(length: int, size: int, start: float, extent: float, like: Tensor) -> Float[Tensor, "size length"]:
-    """Rows of an antialiased bilinear resize of a window to ``size`` cells.
+    """Compute the matrix that crops a window and resizes it to ``size`` cells, bilinear and antialiased.
 
-    OpenVINO converts ``interpolate(antialias=True)`` to something else; a product with this matrix is the same filter,
-    and ``length`` may be symbolic.
+    OpenVINO does not convert ``interpolate(antialias=True)`` faithfully. A product with this matrix is the same
+    filter, and ``length`` may be symbolic.
 
     Args:
-        length: pixels along this axis of the image.
+        length: pixels of the image along this axis.
         size: cells of the window.
-        start: where the window begins, as a part of the image.
-        extent: length of the window, as a part of the image.
-        like: gives dtype and device.
+        start: where the window begins, as a fraction of the image.
+        extent: length of the window, as a fraction of the image.
+        like: tensor that gives dtype and device.
     """
     cells = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
     pixels = torch.arange(length, dtype=like.dtype, device=like.device) + 0.5
@@ -28,17 +33,17 @@ def window_matrix(length: int, size: int, start: float, extent: float, like: Ten
 
 
 def softening_matrix(length: int, size: int, start: float, extent: float, like: Tensor) -> Float[Tensor, "size size"]:
-    """Rows that make ``size`` cells as soft as if they had been cut out of an image of ``length`` pixels.
+    """Compute the matrix that makes ``size`` cells as soft as cells that come from an image of ``length`` pixels.
 
-    The cells are resized to the image's pixels, antialiased, and back by ``window_matrix``. Where the image has as many
-    pixels as the window has cells, or more, nothing is changed.
+    The cells are resized to the image's pixels, antialiased, and back with ``window_matrix``. The matrix is the
+    identity where the image has at least as many pixels as the window has cells.
 
     Args:
-        length: pixels along this axis of the image.
+        length: pixels of the image along this axis.
         size: cells of the window.
-        start: where the window begins, as a part of the image.
-        extent: length of the window, as a part of the image.
-        like: gives dtype and device.
+        start: where the window begins, as a fraction of the image.
+        extent: length of the window, as a fraction of the image.
+        like: tensor that gives dtype and device.
     """
     enlarge = window_matrix(length, size, start, extent, like)
     shrink = enlarge.transpose(0, 1) / enlarge.sum(0)[:, None].clamp(min=1e-6)
@@ -47,51 +52,56 @@ def softening_matrix(length: int, size: int, start: float, extent: float, like: 
 
 
 def frame_matrix(length: int, size: int, start: float, extent: float, like: Tensor) -> Float[Tensor, "length size"]:
-    """Rows that spread a window of ``size`` cells over the pixels of an image, bilinear; 0 outside of the window.
+    """Compute the matrix that pastes a window of ``size`` cells into an image, bilinear; 0 outside the window.
 
     Args:
-        length: pixels along this axis of the image.
+        length: pixels of the image along this axis.
         size: cells of the window.
-        start: where the window begins, as a part of the image.
-        extent: length of the window, as a part of the image.
-        like: gives dtype and device.
+        start: where the window begins, as a fraction of the image.
+        extent: length of the window, as a fraction of the image.
+        like: tensor that gives dtype and device.
     """
     cells = torch.arange(size, dtype=like.dtype, device=like.device)
     pixels = (torch.arange(length, dtype=like.dtype, device=like.device) + 0.5) / length
-    place = (pixels - start) * (size / extent) - 0.5
-    inside = ((place >= -0.5) & (place <= size - 0.5)).to(like.dtype)
-    weights = torch.relu(1 - (place.clamp(0, size - 1)[:, None] - cells).abs())
+    position = (pixels - start) * (size / extent) - 0.5
+    inside = ((position >= -0.5) & (position <= size - 0.5)).to(like.dtype)
+    weights = torch.relu(1 - (position.clamp(0, size - 1)[:, None] - cells).abs())
     return weights * inside[:, None]
 
 
-def resized_intrinsics(
-    intrinsics: Float[Tensor, "b 4"], size: tuple[int, int], resized: tuple[int, int]
-) -> Float[Tensor, "b 4"]:
-    """(fx, fy, cx, cy) of images after they are resized.
+def pooling_matrix(length: int, size: int) -> Float[Tensor, "size length"]:
+    """Compute the matrix of means over ``size`` equal parts of ``length`` cells; neighboring parts may share cells.
 
     Args:
-        intrinsics: in pixels.
-        size: height and width of the images.
-        resized: the same afterwards.
+        length: cells along this axis.
+        size: parts.
     """
-    return intrinsics * intrinsics.new_tensor([resized[axis] / size[axis] for axis in (1, 0, 1, 0)])
-
-
-def pooling_matrix(length: int, size: int) -> Float[Tensor, "size length"]:
-    """Rows of the mean over ``size`` equal parts of ``length`` cells; parts may share cells."""
     edges = torch.arange(size + 1, dtype=torch.float64) * length / size
     left = torch.arange(length, dtype=torch.float64)
-    shared = torch.minimum(edges[1:, None], left + 1) - torch.maximum(edges[:-1, None], left)
-    weights = shared.clamp(min=0)
+    overlap = torch.minimum(edges[1:, None], left + 1) - torch.maximum(edges[:-1, None], left)
+    weights = overlap.clamp(min=0)
     return (weights / weights.sum(1, keepdim=True)).float()
 
 
+def resize_pinhole(
+    pinhole: Float[Tensor, "b 4"], from_size: tuple[int, int], to_size: tuple[int, int]
+) -> Float[Tensor, "b 4"]:
+    """Scale (fx, fy, cx, cy) to an image that was resized.
+
+    Args:
+        pinhole: (fx, fy, cx, cy) in pixels.
+        from_size: height and width of the image before.
+        to_size: height and width of the image afterwards.
+    """
+    return pinhole * pinhole.new_tensor([to_size[axis] / from_size[axis] for axis in (1, 0, 1, 0)])
+
+
 def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b 2 h2 w2"]) -> Float[Tensor, "b c h2 w2"]:
-    """Images at pixel coordinates, whose first pixel's center is (0.5, 0.5); bilinear, the border repeated.
+    """Look images up at pixel coordinates, bilinear; the border is repeated outwards.
 
     Args:
         images: (B, C, H, W).
-        uv: columns and rows in pixels.
+        uv: column and row in pixels; the center of the first pixel is (0.5, 0.5).
     """
     scale = uv.new_tensor([2 / images.shape[-1], 2 / images.shape[-2]])
     return torch.nn.functional.grid_sample(
@@ -100,7 +110,13 @@ def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b 2 h2 w2"]) -> 
 
 
 def pixel_centers(height: int, width: int, like: Tensor) -> Float[Tensor, "2 h w"]:
-    """Column and row of each pixel's center."""
+    """Return the column and the row of the center of each pixel.
+
+    Args:
+        height: rows of the image.
+        width: columns of the image.
+        like: tensor that gives dtype and device.
+    """
     rows = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
     columns = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
     return torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Views of an object from where no view was rendered, by warping those nearby."""
+"""View synthesis: images of an object from a new camera, by warping nearby rendered views with their depth.
+
+Twin: ``anomalib_pose.scene.Scene.render`` at the new camera. Where nearby views support a pixel, less than 1 % of the
+pixels differ by more than 0.2 in color, pose error included.
+"""
 
 from typing import NamedTuple
 
@@ -9,126 +13,130 @@ from torch import Tensor
 from torch.nn import functional
 
 from anomalib_pose.compare.maps import largest_around
-from anomalib_pose.deploy.graph.alignment import View, project, unproject
+from anomalib_pose.deploy.graph.alignment import DepthViews, project, unproject
 from anomalib_pose.deploy.graph.resample import sample
 
-_NOWHERE = 10.0  # units of the distance to the object
-_TYPICAL = 1.0
+_FAR_AWAY = 10.0  # in units of the distance to the object
+_TYPICAL_DEPTH = 1.0
 _REACH = 9  # pixels beyond the object that take the depth of its nearest surface
-_HIDDEN = 0.01  # a surface so much farther than what a view shows is hidden from it
-_SEEN = 0.05  # weight below which a pixel is as good as unseen
-_FIRST = 0.5
+_OCCLUDED = 0.01  # a surface that lies this much behind the surface in a view is hidden from that view
+_SUPPORTED = 0.05  # visibility in a view from which a pixel counts as fully supported
+_DECAY = 0.5  # logarithm of the ratio between the weights of two successive views
 
 
-class Synthesis(NamedTuple):
-    """What cameras see of the object, drawn or according to views nearby.
+class GraphRendering(NamedTuple):
+    """Images of the object from C cameras, rasterized or synthesized from nearby views.
 
     Args:
         rgb: color over white (C, 3, H, W).
         alpha: opacity of the object (C, H, W).
-        known: how far the views can tell what is seen (C, H, W), in [0, 1]; 1 where it is drawn.
-        depth: of the nearest surface along the cameras' optical axes (C, H, W).
+        support: view support in [0, 1] (C, H, W): 0 where no nearby view shows the surface, 1 where the object is
+            rasterized.
+        depth: depth of the nearest surface along the optical axis (C, H, W).
     """
 
     rgb: Tensor
     alpha: Tensor
-    known: Tensor
+    support: Tensor
     depth: Tensor
 
 
 def splat_depth(
-    view: View, motion: Float[Tensor, "b 4 4"], intrinsics: Float[Tensor, "b 4"], neighbors: int
+    view: DepthViews, motion: Float[Tensor, "b 4 4"], pinhole: Float[Tensor, "b 4"], neighbors: int
 ) -> Float[Tensor, "c h w"]:
-    """Depth that a camera sees: surface points of several views, the nearest at each pixel; 0 where there is none.
+    """Compute the depth that a camera sees: the nearest surface point of several views at each pixel, 0 where none is.
 
-    Each point covers the four pixels around it. What that adds to the outline does no harm: colors are looked up where
-    the pixel's own ray meets the depth.
+    Each point covers the four pixels around it. This widens the outline, which does no harm: colors are looked up where
+    the ray of the pixel meets the depth.
 
     Args:
         view: views, ``neighbors`` of them for each camera.
-        motion: views' camera frames to the camera's.
-        intrinsics: (fx, fy, cx, cy) of all.
-        neighbors: views a camera.
+        motion: transforms from the views' camera frames to the camera's frame.
+        pinhole: (fx, fy, cx, cy) of all views and cameras.
+        neighbors: views for each camera.
     """
     height, width = view.depth.shape[1:]
-    points, uv = project(motion, unproject(view.depth, intrinsics).flatten(2), intrinsics)
+    points, uv = project(motion, unproject(view.depth, pinhole).flatten(2), pinhole)
     left, top = torch.floor(uv - 0.5).unbind(1)
-    z = torch.where(view.alpha.flatten(1) > 0.5, points[:, 2], _NOWHERE)
-    places, depths = [], []
+    z = torch.where(view.alpha.flatten(1) > 0.5, points[:, 2], _FAR_AWAY)
+    indices, depths = [], []
     for right in (0, 1):
         for down in (0, 1):
             column, row = left + right, top + down
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            place = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-            places.append(place)
-            depths.append(torch.where(inside, z, _NOWHERE))
-    index = torch.cat(places, 1).unflatten(0, (-1, neighbors)).flatten(1).long()
+            indices.append(row.clamp(0, height - 1) * width + column.clamp(0, width - 1))
+            depths.append(torch.where(inside, z, _FAR_AWAY))
+    index = torch.cat(indices, 1).unflatten(0, (-1, neighbors)).flatten(1).long()
     source = torch.cat(depths, 1).unflatten(0, (-1, neighbors)).flatten(1)
-    buffer = torch.full_like(source[:, : height * width], _NOWHERE)
+    buffer = torch.full_like(source[:, : height * width], _FAR_AWAY)
     nearest = buffer.scatter_reduce(1, index, source, "amin", include_self=True).unflatten(1, (height, width))
-    return torch.where(nearest < _NOWHERE, nearest, 0)
+    return torch.where(nearest < _FAR_AWAY, nearest, 0)
 
 
 def fill_depth(depth: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
-    """Depth everywhere: pixels without take the nearest surface around, those far from any the typical distance."""
+    """Fill pixels without depth with the nearest surface around them, or with the typical distance far from any.
+
+    Args:
+        depth: 0 where there is no surface.
+    """
     for size in (3, 2 * _REACH + 1):
-        near = -largest_around(torch.where(depth > 0, -depth, -_NOWHERE), size)
-        depth = torch.where(depth > 0, depth, torch.where(near < _NOWHERE, near, 0))
-    return torch.where(depth > 0, depth, _TYPICAL)
+        near = -largest_around(torch.where(depth > 0, -depth, -_FAR_AWAY), size)
+        depth = torch.where(depth > 0, depth, torch.where(near < _FAR_AWAY, near, 0))
+    return torch.where(depth > 0, depth, _TYPICAL_DEPTH)
 
 
-def synthesize(
-    view: View,
+def synthesize_views(
+    view: DepthViews,
     motion: Float[Tensor, "b 4 4"],
-    back: Float[Tensor, "b 4 4"],
-    intrinsics: Float[Tensor, "b 4"],
+    inverse_motion: Float[Tensor, "b 4 4"],
+    pinhole: Float[Tensor, "b 4"],
     count: int,
-) -> Synthesis:
-    """What cameras see.
+) -> GraphRendering:
+    """Synthesize images from cameras by warping nearby views.
 
     Args:
         view: views, ``count`` of them for each camera, the nearest first.
-        motion: views' camera frames to the cameras'.
-        back: the inverse.
-        intrinsics: (fx, fy, cx, cy) of all.
-        count: views a camera.
+        motion: transforms from the views' camera frames to the cameras' frames.
+        inverse_motion: inverses of ``motion``.
+        pinhole: (fx, fy, cx, cy) of all views and cameras.
+        count: views for each camera.
     """
-    splats = splat_depth(view, motion, intrinsics, count)
-    covered = _widened(_closed((splats > 0).to(splats.dtype)))
+    splats = splat_depth(view, motion, pinhole, count)
+    covered = _soften_outline(_close_cracks((splats > 0).to(splats.dtype)))
     surface = fill_depth(splats)
     depth = surface.repeat_interleave(count, 0)
-    points, uv = project(back, unproject(depth, intrinsics).flatten(2), intrinsics)
+    points, uv = project(inverse_motion, unproject(depth, pinhole).flatten(2), pinhole)
     shape = depth.shape[1:]
     uv = uv.unflatten(2, shape)
-    found = sample(torch.cat([view.rgb, view.alpha[:, None], view.depth[:, None]], 1), uv)
-    hidden = torch.relu(points[:, 2].unflatten(1, shape) - found[:, 4]) / _HIDDEN
-    order = torch.arange(count, dtype=depth.dtype, device=depth.device)[None, :, None, None] * _FIRST
-    inside = _inside(uv).unflatten(0, (-1, count))
-    seen = torch.exp(-hidden.square()).unflatten(0, (-1, count)) * inside
-    weight = seen * torch.exp(-order) + 1e-4
-    rgba = (weight[:, :, None] * found[:, :4].unflatten(0, (-1, count))).sum(1) / weight.sum(1)[:, None]
+    warped = sample(torch.cat([view.rgb, view.alpha[:, None], view.depth[:, None]], 1), uv)
+    occlusion = torch.relu(points[:, 2].unflatten(1, shape) - warped[:, 4]) / _OCCLUDED
+    order = torch.arange(count, dtype=depth.dtype, device=depth.device)[None, :, None, None] * _DECAY
+    inside = _inside_image(uv).unflatten(0, (-1, count))
+    visibility = torch.exp(-occlusion.square()).unflatten(0, (-1, count)) * inside
+    weight = visibility * torch.exp(-order) + 1e-4
+    rgba = (weight[:, :, None] * warped[:, :4].unflatten(0, (-1, count))).sum(1) / weight.sum(1)[:, None]
     # Where no surface point falls there is background, whatever the views show at the depth of the nearest surface.
-    nothing = torch.tensor([1.0, 1.0, 1.0, 0.0]).to(rgba)[:, None, None]
-    rgba = nothing + covered[:, None] * (rgba - nothing)
-    known = torch.maximum((seen.amax(1) / _SEEN).clamp(max=1), (1 - covered) * inside.amax(1))
-    return Synthesis(rgba[:, :3], rgba[:, 3], known, surface)
+    background = torch.tensor([1.0, 1.0, 1.0, 0.0]).to(rgba)[:, None, None]
+    rgba = background + covered[:, None] * (rgba - background)
+    support = torch.maximum((visibility.amax(1) / _SUPPORTED).clamp(max=1), (1 - covered) * inside.amax(1))
+    return GraphRendering(rgba[:, :3], rgba[:, 3], support, surface)
 
 
-def _inside(uv: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b h w"]:
-    """1 where coordinates lie in an image of the same size, which says nothing of what is beyond."""
+def _inside_image(uv: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b h w"]:
+    """Return 1 where coordinates lie in an image of the same size, else 0: a view does not show what is beyond it."""
     u, v = uv.unbind(1)
     return ((u > 0) & (u < uv.shape[3]) & (v > 0) & (v < uv.shape[2])).to(uv.dtype)
 
 
-def _closed(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
-    """The mask with cracks of up to two pixels closed."""
+def _close_cracks(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """Close cracks of up to two pixels in a mask."""
     return -largest_around(-largest_around(mask, 3), 3)
 
 
-def _widened(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
-    """The mask with an edge that falls off over the three pixels around it.
+def _soften_outline(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+    """Give a mask an edge that falls off over the three pixels around it.
 
-    A splat is a pixel off here and there. Beyond the outline the views show the background themselves; a sharp edge
-    would make much of a pixel that a surface point just reaches in one runtime and misses in another.
+    A splat may be off by a pixel. Beyond the outline the views show the background themselves. With a sharp edge, a
+    surface point that just reaches a pixel in one runtime and misses it in another would change the result a lot.
     """
     return functional.avg_pool2d(largest_around(mask, 3)[:, None], 3, 1, 1, count_include_pad=False)[:, 0]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of an image that an exported detector looks at."""
+"""The window of an image that an exported detector looks at.
+
+Twin of ``Window.camera``: cropping pixels of ``anomalib_pose.geometry.Camera.project`` and scaling them, to 1e-4 px.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,18 +12,19 @@ from torch import Tensor
 from anomalib_pose.geometry import Camera
 
 WindowMatrix = Callable[[int, int, float, float, Tensor], Tensor]
+"""One of the matrices of ``resample``: takes length, size, start, extent and a tensor that gives dtype and device."""
 
-_MULTIPLE = 8  # the pyramid halves twice, and networks like it
+_MULTIPLE = 8  # the alignment halves the window twice, and networks prefer multiples of 8
 
 
 class Window(NamedTuple):
-    """Part of the image that holds the object in every view, in parts of the image's size.
+    """Rectangle that holds the object in every view, in fractions of the image's size.
 
     Args:
-        left: of the window.
-        top: of the window.
-        width: of the window.
-        height: of the window.
+        left: left edge.
+        top: upper edge.
+        width: width of the window.
+        height: height of the window.
     """
 
     left: float
@@ -29,10 +33,10 @@ class Window(NamedTuple):
     height: float
 
     def pixels(self, camera: Camera, size: int) -> tuple[int, int]:
-        """Height and width of the window where its longer side has about so many pixels.
+        """Return height and width of the window in pixels, multiples of 8, with a longer side of about ``size``.
 
         Args:
-            camera: size of the images.
+            camera: camera of the images, which gives their size.
             size: longer side in pixels.
         """
         ratio = (self.height * camera.height) / (self.width * camera.width)
@@ -40,16 +44,16 @@ class Window(NamedTuple):
         height, width = (_MULTIPLE * max(8, round(side / _MULTIPLE)) for side in sides)
         return height, width
 
-    def along_axes(
+    def matrices(
         self, matrix: WindowMatrix, image_size: Sequence[int], size: tuple[int, int], like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the rows and the columns are multiplied by, one of the matrices of ``resample`` for each axis.
+        """Compute the matrices that resample the rows and the columns of an image.
 
         Args:
-            matrix: makes it of an axis.
+            matrix: function of ``resample`` that makes the matrix of one axis.
             image_size: height and width of the images in pixels.
             size: height and width of the window in pixels.
-            like: gives dtype and device.
+            like: tensor that gives dtype and device.
         """
         return (
             matrix(image_size[0], size[0], self.top, self.height, like),
@@ -57,12 +61,12 @@ class Window(NamedTuple):
         )
 
     def camera(self, camera: Camera, height: int, width: int) -> Camera:
-        """The camera whose image is the window, resized.
+        """Return the camera whose image is the resized window.
 
         Args:
-            camera: of the images.
-            height: of the window in pixels.
-            width: of the window in pixels.
+            camera: camera of the images.
+            height: height of the window in pixels.
+            width: width of the window in pixels.
         """
         scale = camera.K.new_tensor([width / (self.width * camera.width), height / (self.height * camera.height), 1])
         intrinsics = camera.K.clone()

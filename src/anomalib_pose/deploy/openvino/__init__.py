@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export of a detector to ONNX and OpenVINO."""
+"""Export of detectors to ONNX and OpenVINO, and the precision in which OpenVINO runs them."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A detector as anomalib exports it: to ONNX and OpenVINO, whole or not at all."""
+"""Export of a detector to ONNX and OpenVINO; an export that fails leaves no files."""
 
 import itertools
 import logging
@@ -25,12 +25,13 @@ _CALIBRATION_IMAGES = 64
 
 
 class ExportedDetector(ExportMixin, LightningModule):
-    """Detector and post-processor as one graph: an image of any size in, score, label, map and mask out.
+    """Detector and post-processor as one graph from images of any size to scores, labels, maps and masks.
 
     Args:
-        detector: built and calibrated; gives ``pred_score`` and ``anomaly_map``. Where it says ``keeps_precision``,
-            OpenVINO models are written so that they run in single precision on every machine.
-        post_processor: with thresholds on the detector's scale, or None for raw scores.
+        detector: built and calibrated detector; returns ``pred_score`` and ``anomaly_map``. If its attribute
+            ``keeps_precision`` is true, OpenVINO models are written so that they run in single precision on every
+            machine.
+        post_processor: post-processor with thresholds on the detector's scale, or None for raw scores.
     """
 
     def __init__(self, detector: nn.Module, post_processor: nn.Module | None) -> None:
@@ -40,13 +41,13 @@ class ExportedDetector(ExportMixin, LightningModule):
         self.eval()
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Scores of images.
+        """Predict scores and maps of images.
 
         Args:
             images: RGB (B, 3, H, W) in [0, 1].
         """
-        found = self.model(images)
-        prediction = InferenceBatch(pred_score=found.pred_score, anomaly_map=found.anomaly_map)
+        output = self.model(images)
+        prediction = InferenceBatch(pred_score=output.pred_score, anomaly_map=output.anomaly_map)
         return prediction if self.post_processor is None else self.post_processor(prediction)
 
     @torch.no_grad()
@@ -60,13 +61,13 @@ class ExportedDetector(ExportMixin, LightningModule):
         """Write ``weights/onnx/<name>.onnx``.
 
         Args:
-            export_root: folder that ``weights/onnx`` is made in.
-            model_file_name: name without suffix.
+            export_root: parent folder of ``weights/onnx``.
+            model_file_name: file name without suffix.
             input_size: fixed (height, width) of the images, or None for any.
-            kwargs: of ``torch.onnx.export``.
+            kwargs: arguments of ``torch.onnx.export``.
         """
         kwargs.setdefault("opset_version", _OPSET)
-        # The pattern rewriter takes minutes for an unrolled graph, and runtimes simplify it again anyway.
+        # The optimizer takes minutes for an unrolled graph, and runtimes simplify the graph again anyway.
         kwargs.setdefault("optimize", False)
         with _temporary(export_root) as folder:
             written = super().to_onnx(folder, model_file_name, input_size, **kwargs)
@@ -82,12 +83,13 @@ class ExportedDetector(ExportMixin, LightningModule):
     ) -> Path:
         """Write ``weights/openvino/<name>.xml`` and ``.bin``, which take one image at a time.
 
-        OpenVINO fuses chains of operations only where it knows the number of images: for any number of them an image
-        takes twice as long, and anomalib's inferencer gives one. ``ov_kwargs={"input": [-1, 3, -1, -1]}`` asks for any.
+        anomalib's inferencer passes one image. OpenVINO fuses chains of operations only where it knows the number of
+        images; a model for any number of images takes twice as long for an image.
+        ``ov_kwargs={"input": [-1, 3, -1, -1]}`` writes such a model.
 
         Args:
-            export_root: folder that ``weights/openvino`` is made in.
-            model_file_name: name without suffix.
+            export_root: parent folder of ``weights/openvino``.
+            model_file_name: file name without suffix.
             input_size: fixed (height, width) of the images, or None for any.
             compression_type: None for single precision; see anomalib's ``CompressionType``.
             kwargs: see anomalib's ``to_openvino``.
@@ -109,36 +111,39 @@ class ExportedDetector(ExportMixin, LightningModule):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Eight bits for the network's convolutions alone: what is drawn, poses and maps need their digits."""
-        own = getattr(self.model, "keeps_precision", False)
-        if compression_type != CompressionType.INT8_PTQ and not (compression_type == CompressionType.INT8 and own):
+        """Compress only the network's convolutions to eight bits: rasterizing, poses and maps need full precision."""
+        keeps_precision = getattr(self.model, "keeps_precision", False)
+        if compression_type != CompressionType.INT8_PTQ and not (
+            compression_type == CompressionType.INT8 and keeps_precision
+        ):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
         import nncf
 
         network = getattr(self.model.comparator, "extractor", None)
         if network is None and compression_type == CompressionType.INT8:
-            logger.warning("INT8 compresses the comparison's network, and there is none: all stays as it is.")
+            logger.warning("INT8 compresses the comparator's network. This model has none, so nothing is compressed.")
             return model
         if network is None:
-            msg = "INT8_PTQ quantizes the comparison's network, and there is none: give a backbone, or export FP16."
+            msg = "INT8_PTQ quantizes the comparator's network. This model has none: give a backbone, or export FP16."
             raise ValueError(msg)
         outside = nncf.IgnoredScope(names=_outside_network(model, network), validate=False)
         if compression_type == CompressionType.INT8:
             return nncf.compress_weights(model, ignored_scope=outside)
         if datamodule is None:
-            msg = "INT8_PTQ measures activations on images: give the data too (--data MAD --data.root ...)."
+            msg = "INT8_PTQ measures activations on images, got no data: give it (--data MAD --data.root ...)."
             raise ValueError(msg)
         datamodule.setup("fit")
         images = (image[None].numpy() for batch in datamodule.val_dataloader() for image in batch.image)
-        chosen = list(itertools.islice(images, _CALIBRATION_IMAGES))
-        return nncf.quantize(model, nncf.Dataset(chosen), subset_size=len(chosen), ignored_scope=outside)
+        calibration_images = list(itertools.islice(images, _CALIBRATION_IMAGES))
+        dataset = nncf.Dataset(calibration_images)
+        return nncf.quantize(model, dataset, subset_size=len(calibration_images), ignored_scope=outside)
 
 
 def _outside_network(model: Any, network: nn.Module) -> list[str]:
-    """Names of all operations but the network's convolutions, which are known by the shapes of their weights.
+    """Return the names of all operations but the network's convolutions, which their weights' shapes identify.
 
-    Their names are lost where a conversion folds the normalization into them. Constants are not named, for then their
-    weights would be left out too.
+    The names of convolutions are lost where the conversion folds the normalization into them. The result has no
+    constants, because ignoring the constants would also exclude the network's weights.
     """
     shapes = {tuple(part.weight.shape) for part in network.modules() if isinstance(part, nn.Conv2d)}
     inside: list[str] = []
@@ -150,11 +155,11 @@ def _outside_network(model: Any, network: nn.Module) -> list[str]:
         if node.get_type_name() == "Convolution":
             shape = tuple(node.input_value(1).get_shape())
         elif node.get_type_name() == "GroupConvolution":
-            groups, each, *rest = node.input_value(1).get_shape()
-            shape = (groups * each, *rest)
+            groups, group_channels, *rest = node.input_value(1).get_shape()
+            shape = (groups * group_channels, *rest)
         (inside if shape in shapes else outside).append(node.get_friendly_name())
     if not inside:
-        msg = "INT8 is for the network's convolutions, but found none of their shapes: export FP16."
+        msg = "INT8 compresses the network's convolutions, but the graph has none of their shapes: export FP16."
         raise ValueError(msg)
     return outside
 
@@ -162,7 +167,7 @@ def _outside_network(model: Any, network: nn.Module) -> list[str]:
 def _publish(written: Path, folder: str, export_root: Path | str) -> Path:
     """Move an export from its temporary folder to the same place under the root.
 
-    The file itself comes last, so that it is never there without its data.
+    The model file comes last, so that it is never there without its data files.
     """
     target = Path(export_root) / written.parent.relative_to(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -174,7 +179,7 @@ def _publish(written: Path, folder: str, export_root: Path | str) -> Path:
 
 @contextmanager
 def _temporary(export_root: Path | str) -> Iterator[str]:
-    """A folder beside the target; an export that fails leaves nothing in it, and no new root either."""
+    """Yield a temporary folder in the root; a failed export removes it, and a root that did not exist before."""
     root = Path(export_root)
     is_new = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
@@ -182,7 +187,7 @@ def _temporary(export_root: Path | str) -> Iterator[str]:
         with TemporaryDirectory(prefix=".export-", dir=root) as folder:
             yield folder
     except BaseException:
-        # an interruption while the files are moved may have left some of them
+        # the root is not empty if an interruption left files that were already moved
         if is_new and not any(root.iterdir()):
             root.rmdir()
         raise

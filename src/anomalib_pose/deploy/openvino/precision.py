@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVINO models that run in the precision that they are written in, on every machine."""
+"""OpenVINO models that run in the precision in which they are written, on every machine."""
 
 import re
 from pathlib import Path
@@ -11,22 +11,25 @@ import numpy as np
 
 _NO_OPERATIONS = ("Parameter", "Result")
 _REDUCED = ("MatMul", "Convolution", "GroupConvolution", "Interpolate")
-"""Operations that OpenVINO runs in BF16 wherever they are; others only where they do not lead straight to a result."""
+"""Operations that OpenVINO always runs in BF16; it does so with others only if they lead to one of these."""
 _SCALED = ("Multiply", "Divide", "Negative", "Subtract")
-"""Operations whose constant factor OpenVINO pulls into a matrix product before them, if nothing else reads it."""
+"""Operations that OpenVINO merges into the matrix product before them, if nothing else reads that product."""
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 
 def keep_precision(path: Path) -> None:
-    """Make an OpenVINO model run in single precision where OpenVINO would choose another.
+    """Make an OpenVINO model run in single precision on machines with BF16 instructions.
 
-    On machines with BF16 instructions it would otherwise run in eight bits of mantissa without being asked, in which a
-    pixel's column is known to the next pixel. Marks ask for the precision that is written, but OpenVINO replaces many
-    operations before it runs them, and what it puts in their place bears no mark. So matrix products, sums of products
-    and resizings are written in the form that it would replace them by. All else keeps its precision unmarked if it
-    leads to a result by a way without these operations; hence a number of each of their inputs is watched: should one
-    not be finite, the first result is NaN. A product that is scaled or subtracted is watched too: OpenVINO would make
-    another one of both.
+    On these machines OpenVINO chooses BF16 by itself. Its eight bits of mantissa give a pixel's column only to the next
+    pixel. Three measures prevent this:
+
+    - All operations are marked as needing the precision in which they are written.
+    - OpenVINO replaces many operations before it runs them, and the replacements have no mark. So matrix products, sums
+      of products and resizings are written in the form that OpenVINO would replace them by.
+    - OpenVINO keeps the precision of other operations, marked or not, if they lead to a result without passing one of
+      those three kinds. So one number of each input of those operations is watched, that is, led to the first result:
+      the result is NaN if the number is not finite. A product that is scaled or subtracted is watched too, because
+      OpenVINO would merge both operations into a new one.
 
     Args:
         path: the ``.xml`` file; it and its ``.bin`` are replaced.
@@ -46,14 +49,14 @@ def keep_precision(path: Path) -> None:
     with TemporaryDirectory(prefix=".precise-", dir=path.parent) as folder:
         written = Path(folder) / path.name
         openvino.serialize(model, written)
-        del model  # it holds the file that is replaced
+        del model  # the model keeps the old file open
         _mark(written)
         for suffix in (".bin", ".xml"):
             written.with_suffix(suffix).replace(path.with_suffix(suffix))
 
 
 def _align_ranks(product: Any, constants: set[str]) -> None:
-    """Give both factors as many axes, as OpenVINO would in a new operation; constant weights need none."""
+    """Give both factors the same number of axes, as OpenVINO would in a new operation; constant weights need none."""
     from openvino import opset13
 
     ranks = [len(value.get_partial_shape()) for value in product.input_values()]
@@ -66,7 +69,7 @@ def _align_ranks(product: Any, constants: set[str]) -> None:
 
 
 def _replace_interpolation(node: Any) -> None:
-    """Write a resizing to a given size in the form of the fourth operation set, which OpenVINO runs."""
+    """Write a resizing to a fixed size in the form of operation set 4, which OpenVINO runs without replacing it."""
     from openvino import opset10
 
     if node.get_attributes()["shape_calculation_mode"] != "sizes" or node.get_input_size() != 2:
@@ -77,7 +80,7 @@ def _replace_interpolation(node: Any) -> None:
 
 
 def _replace_sum_of_products(node: Any) -> None:
-    """Write a square matrix that is applied to the channels of images as a product of two factors."""
+    """Write an einsum that applies a square matrix to the channels of images as a matrix product."""
     from openvino import opset13
 
     matrix, images = node.input_values()[:2]
@@ -97,14 +100,14 @@ _REWRITTEN = {"Interpolate": _replace_interpolation, "Einsum": _replace_sum_of_p
 
 
 def _replace(node: Any, new: Any) -> None:
-    """Let an operation take the place of another."""
+    """Replace an operation by another one under the same name."""
     new.set_friendly_name(node.get_friendly_name())
     for target in node.output(0).get_target_inputs():
         target.replace_source_output(new.output(0))
 
 
 def _watch(model: Any) -> None:
-    """Lead a number of each input of the operations that run in BF16, and of scaled products, to the first result."""
+    """Watch a number of each input of operations that run in BF16 and of scaled products; see ``keep_precision``."""
     from openvino import Type, opset13
 
     constants = _constants(model)
@@ -114,41 +117,41 @@ def _watch(model: Any) -> None:
             continue
         for value in (*node.input_values()[:2], *_scaled(node)):
             source = value.get_node()
-            known = (source.get_friendly_name(), value.get_index())
+            key = (source.get_friendly_name(), value.get_index())
             unquantized = value.get_element_type() == Type.f32 and source.get_type_name() != "FakeQuantize"
-            if known not in watched and unquantized and known[0] not in constants:
+            if key not in watched and unquantized and key[0] not in constants:
                 axes = len(value.get_partial_shape())
                 zeros, ones = (opset13.constant(np.full(axes, number)) for number in (0, 1))
-                corner = opset13.slice(value, zeros, ones, ones)  # reads any layout
-                watched[known] = opset13.reshape(corner, one, special_zero=False)
+                corner = opset13.slice(value, zeros, ones, ones)  # works in any memory layout
+                watched[key] = opset13.reshape(corner, one, special_zero=False)
     if not watched:
         return
     finite = opset13.less_equal(opset13.abs(opset13.concat(list(watched.values()), 0)), opset13.constant(_LARGEST))
-    fine = opset13.reduce_logical_and(finite, opset13.constant(np.array([0])), keep_dims=False)
+    all_finite = opset13.reduce_logical_and(finite, opset13.constant(np.array([0])), keep_dims=False)
     result = model.get_results()[0]
     value = result.input_value(0)
     names = value.get_names()
-    guarded = opset13.select(fine, value, opset13.constant(np.float32(np.nan)))
+    guarded = opset13.select(all_finite, value, opset13.constant(np.float32(np.nan)))
     result.input(0).replace_source_output(guarded.output(0))
     value.get_tensor().set_names(set())
     guarded.output(0).get_tensor().set_names(names)
 
 
 def _scaled(node: Any) -> list[Any]:
-    """The output of a matrix product that nothing reads but an operation which OpenVINO would make one with it."""
+    """Return the output of a matrix product whose only reader OpenVINO would merge with it; else nothing."""
     readers = [target.get_node().get_type_name() for output in node.outputs() for target in output.get_target_inputs()]
-    alone = node.get_type_name() == "MatMul" and len(readers) == 1 and readers[0] in _SCALED
-    return node.outputs() if alone else []
+    merges = node.get_type_name() == "MatMul" and len(readers) == 1 and readers[0] in _SCALED
+    return node.outputs() if merges else []
 
 
 def _constants(model: Any) -> set[str]:
-    """Names of the operations that depend on no input of the model."""
-    found: set[str] = set()
+    """Return the names of the operations that depend on no input of the model."""
+    names: set[str] = set()
     for node in model.get_ordered_ops():
         sources = [value.get_node().get_friendly_name() for value in node.input_values()]
-        if node.get_type_name() == "Constant" or (sources and found.issuperset(sources)):
-            found.add(node.get_friendly_name())
-    return found
+        if node.get_type_name() == "Constant" or (sources and names.issuperset(sources)):
+            names.add(node.get_friendly_name())
+    return names
 
 
 def _mark(path: Path) -> None:

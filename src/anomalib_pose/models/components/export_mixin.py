@@ -15,8 +15,14 @@ from torch import Tensor
 
 from anomalib_pose.compare import Comparator
 from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
-from anomalib_pose.deploy import DetectorSettings, ExportedDetector, FeedForwardDetector, build_detector, drawn_scene
-from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, carry_over, measure
+from anomalib_pose.deploy import (
+    DetectorSettings,
+    ExportedDetector,
+    FeedForwardDetector,
+    build_detector,
+    rasterized_scene,
+)
+from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, calibrate_thresholds, transfer_thresholds
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.scene_detector import SceneDetector
 
@@ -122,7 +128,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
             )  # fmt: skip
         height, width = model.image_size.tolist()
         # Gaussians are drawn as they are; views that are warped are those that the model compares with
-        scene = model.reference if drawn_scene(model.rendered, chosen) is None else model.rendered
+        scene = model.reference if rasterized_scene(model.rendered, chosen) is None else model.rendered
         detector = build_detector(
             scene,
             model.bank.poses,
@@ -144,7 +150,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
 
     def _resized_comparator(self, chosen: DetectorSettings) -> Comparator:
         """A copy of the model's comparator for windows of the detector's size."""
-        size = chosen.sizes(drawn=drawn_scene(self.model.rendered, chosen) is not None)[1]
+        size = chosen.sizes(drawn=rasterized_scene(self.model.rendered, chosen) is not None)[1]
         return self.model.comparison.comparator.resized(size)
 
     def _thresholds(
@@ -162,7 +168,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
             datamodule.setup()
             batches = track(datamodule.val_dataloader(), "Measuring thresholds", disable=not progress)
             try:
-                return measure(copy.deepcopy(self.post_processor).cpu(), detector, batches)
+                return calibrate_thresholds(copy.deepcopy(self.post_processor).cpu(), detector, batches)
             except ValueError as error:
                 logger.warning("%s The model's are carried over.", error)
         if not len(views):
@@ -184,9 +190,9 @@ class DetectorExportMixin(FeedForwardExportMixin):
             ours.append((fast.pred_score, fast.anomaly_map.flatten()))
         (their_scores, their_maps), (our_scores, our_maps) = (zip(*each, strict=True) for each in (theirs, ours))
         line = ScoreLine(torch.cat(their_scores), torch.cat(our_scores))
-        near = line.agreeing.nonzero().flatten().tolist()
+        near = line.inliers.nonzero().flatten().tolist()
         pixels = ScoreMap(
             torch.cat([their_maps[index] for index in near]), torch.cat([our_maps[index] for index in near])
         )
         good = torch.cat(their_scores[: len(views)])
-        return carry_over(self.post_processor, line, pixels, good).cpu()
+        return transfer_thresholds(self.post_processor, line, pixels, good).cpu()

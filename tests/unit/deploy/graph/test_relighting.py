@@ -5,8 +5,9 @@ import torch
 
 from anomalib_pose.compare import relight_reference
 from anomalib_pose.compare.lighting.robust_weights import biweight
+from anomalib_pose.deploy.graph import relighting
 from anomalib_pose.deploy.graph.linear_solver import solve_positive
-from anomalib_pose.deploy.graph.relighting import _median, relit_in_windows
+from anomalib_pose.deploy.graph.relighting import _median
 
 SIZE = 72
 AXIS = (torch.arange(SIZE) + 0.5) / SIZE * 2.4 - 1.2
@@ -31,40 +32,41 @@ def balls() -> tuple[torch.Tensor, ...]:
     return query, reference, ALPHA.expand(2, -1, -1), POINTS.expand(2, -1, -1, -1)
 
 
-def test_it_is_what_the_model_does():
+def test_the_graph_relights_as_its_twin():
     query, reference, alpha, points = balls()
     expected = relight_reference(query, reference, alpha, points)
     assert (expected - reference).abs().mean() > 0.05
-    torch.testing.assert_close(relit_in_windows(query, reference, alpha, points), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        relighting.relight_reference(query, reference, alpha, points), expected, atol=1e-4, rtol=0
+    )
 
 
-def test_runtimes_say_the_same(tmp_path):
+def test_runtimes_agree_with_the_graph(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
     class Relighting(torch.nn.Module):
         def forward(self, *windows: torch.Tensor) -> torch.Tensor:
-            return relit_in_windows(*windows)
+            return relighting.relight_reference(*windows)
 
-    path, windows, names = tmp_path / "relit.onnx", balls(), ("query", "reference", "alpha", "points")
-    options = {"opset_version": 18, "optimize": False, "input_names": names, "output_names": ["relit"]}
-    torch.onnx.export(Relighting(), windows, path, dynamo=True, verbose=False, **options)
-    expected = relit_in_windows(*windows).numpy()
-    given = {name: window.numpy() for name, window in zip(names, windows, strict=True)}
+    path, windows, names = tmp_path / "relighting.onnx", balls(), ("query", "reference", "alpha", "points")
+    options = {"opset_version": 18, "optimize": False, "input_names": names, "output_names": ["relighted"]}
+    torch.onnx.export(Relighting().eval(), windows, path, dynamo=True, verbose=False, **options)
+    expected = relighting.relight_reference(*windows).numpy()
+    inputs = {name: window.numpy() for name, window in zip(names, windows, strict=True)}
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = onnxruntime.InferenceSession(path).run(None, given)[0], compiled(given)["relit"]
-    for relit_by_runtime in found:
-        np.testing.assert_allclose(relit_by_runtime, expected, atol=5e-5)
+    for relighted in (onnxruntime.InferenceSession(path).run(None, inputs)[0], compiled(inputs)["relighted"]):
+        np.testing.assert_allclose(relighted, expected, atol=5e-5)
 
 
-def test_an_object_of_a_few_pixels_is_left_as_it_is():
+def test_an_object_of_a_few_pixels_stays_unchanged():
     query, reference, _, points = balls()
     alpha = torch.zeros(2, SIZE, SIZE)
     alpha[0, :5, :5] = 1
-    assert torch.equal(relit_in_windows(query, reference, alpha, points), reference)
+    assert torch.equal(relighting.relight_reference(query, reference, alpha, points), reference)
 
 
-def test_the_median_counts_what_is_inside():
+def test_the_median_is_of_the_values_inside():
     generator = torch.Generator().manual_seed(0)
     values, inside = torch.rand(3, 501, generator=generator), torch.ones(3, 501)
     inside[1, ::3], inside[2, 10:] = 0, 0
@@ -73,7 +75,7 @@ def test_the_median_counts_what_is_inside():
 
 
 @pytest.mark.parametrize("size", [6, 9])
-def test_systems_are_solved_as_torch_does(size):
+def test_systems_are_solved_as_by_torch(size):
     generator = torch.Generator().manual_seed(0)
     roots = torch.randn(4, size, 2 * size, generator=generator, dtype=torch.float64)
     matrix, right = roots @ roots.mT, torch.randn(4, size, generator=generator, dtype=torch.float64)
@@ -83,7 +85,7 @@ def test_systems_are_solved_as_torch_does(size):
     torch.testing.assert_close(solve_positive(matrix, right, damping), expected, rtol=1e-8, atol=1e-10)
 
 
-def test_weights_agree_with_tukeys_of_the_model():
+def test_biweight_is_tukeys_with_a_floor():
     residual = torch.rand(101, generator=torch.Generator().manual_seed(0))
     scale = 4.685 * 1.4826 * residual.median() + 0.01
     torch.testing.assert_close(biweight(residual), (1 - (residual / scale).clamp(max=1) ** 2) ** 2)

@@ -7,8 +7,8 @@ from anomalib_pose.deploy.openvino.precision import keep_precision
 openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
 
-def all_that_is_rewritten(image):
-    """Slices, products of two and four axes, one that is subtracted, a sum, a resizing, a division: all replaced."""
+def all_rewritten_operations(image):
+    """Slices, products of two and of four axes, a subtracted product, a sum, a resizing and a division."""
     operations = openvino.opset13
     rows = operations.constant(np.linspace(-1, 1, 48, dtype=np.float32).reshape(6, 8))
     dynamic = operations.multiply(rows, operations.reduce_max(image, np.array([0, 1, 2, 3]), keep_dims=False))
@@ -27,10 +27,10 @@ def all_that_is_rewritten(image):
 
 @pytest.fixture
 def written(tmp_path):
-    """A model's file, the model as it was, and its score's name."""
+    """The file of a rewritten model, and the model before."""
     operations = openvino.opset13
     image = operations.parameter([1, 3, 8, -1], np.float32)
-    score = operations.reduce_sum(all_that_is_rewritten(image), np.array([1, 2, 3]), keep_dims=False)
+    score = operations.reduce_sum(all_rewritten_operations(image), np.array([1, 2, 3]), keep_dims=False)
     score.output(0).get_tensor().set_names({"pred_score"})
     model = openvino.Model([score], [image])
     path = tmp_path / "model.xml"
@@ -42,7 +42,7 @@ def written(tmp_path):
 IMAGE = np.random.default_rng(0).random((1, 3, 8, 5), dtype=np.float32)
 
 
-def test_models_say_what_they_said_before(written):
+def test_rewritten_models_compute_the_same(written):
     path, before = written
     assert {file.suffix for file in path.parent.iterdir()} == {".xml", ".bin"}
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -50,7 +50,7 @@ def test_models_say_what_they_said_before(written):
     np.testing.assert_allclose(openvino.Core().compile_model(path, "CPU", exact)(IMAGE)["pred_score"], expected, 1e-5)
 
 
-def test_nothing_runs_in_fewer_bits_where_openvino_would_choose_them(written):
+def test_no_operation_runs_in_bf16_where_openvino_would_choose_it(written):
     path, before = written
     core = openvino.Core()
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -77,7 +77,7 @@ def test_every_operation_is_marked(written):
     assert all(any("ecision" in name or "precise" in name for name in node.get_rt_info()) for node in nodes)
 
 
-def test_a_score_is_none_where_a_number_on_the_way_is_none(written):
+def test_a_score_is_nan_where_a_watched_number_is_infinite(written):
     path, _ = written
     image = IMAGE.copy()
     image[0, 0, 0, 0] = np.inf

@@ -73,7 +73,7 @@ def test_thresholds_are_measured_on_data_that_have_both_kinds_and_else_carried_o
         assert torch.equal(found.pred_label, batch.gt_label)
     with caplog.at_level(logging.WARNING):
         good = exporter.feed_forward(datamodule=validation(damage=(False,)), **options)
-    assert "got 3 and 0. The model's are carried over." in caplog.text
+    assert "got 3 normal and 0 defective ones." in caplog.text
     carried = exporter.feed_forward(**options).post_processor.image_threshold
     assert good.post_processor.image_threshold == carried != measured.post_processor.image_threshold
     assert all(
