@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Posed images, queries with reference views, and rendered clouds as anomalib items, batches and datamodules.
+"""Posed images, queries with reference views, and rendered point clouds as anomalib items, batches and datamodules.
 
-Names are looked up on first use: ``anomalib_pose.sample_data`` draws its data sets without waiting for anomalib.
+Names are imported on first use, so that ``anomalib_pose.sample_data`` writes its data sets without importing anomalib.
 """
 
 from importlib import import_module

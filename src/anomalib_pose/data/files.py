@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How data sets and results come to the disk: whole or not at all."""
+"""Writers of data sets and results, which leave whole files and folders or none."""
 
 import json
 import shutil
@@ -19,23 +19,23 @@ _JPEG_QUALITY = 95
 
 
 def opengl_matrix(camera_to_world: Tensor) -> list[list[float]]:
-    """A pose with OpenCV axes (4, 4) as MAD's files store it: with OpenGL axes."""
+    """Convert a pose (4, 4) from OpenCV axes to the OpenGL axes of MAD's files."""
     matrix: list[list[float]] = (camera_to_world.double() * _TO_OPENGL).tolist()
     return matrix
 
 
 @contextmanager
 def new_category(out: Path, category: str, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to write to, which becomes ``<out>/<category>`` at the end, or vanishes if there is an error.
+    """Give a temporary folder to write to, which becomes ``<out>/<category>`` on exit, or vanishes on an error.
 
     Args:
-        out: folder of the data set; made if need be.
+        out: folder of the data set; created if it does not exist.
         category: name of the category.
-        overwrite: replace a category that exists.
+        overwrite: replace an existing category.
 
     Raises:
-        FileExistsError: if the category exists and is not to be overwritten.
-        ValueError: if the category is no plain folder name.
+        FileExistsError: if the category exists and ``overwrite`` is False.
+        ValueError: if the category is not a plain folder name.
     """
     if not category or category != Path(category).name or category.startswith(("_", ".")):
         msg = f"A category is a plain folder name that does not begin with '_' or '.', got {category!r}."
@@ -49,29 +49,29 @@ def new_category(out: Path, category: str, *, overwrite: bool) -> Iterator[Path]
     partial.chmod(0o755)
     try:
         yield partial
-        old = partial.with_name(f"{partial.name}-old")
+        previous = partial.with_name(f"{partial.name}-old")
         if folder.exists():
-            folder.rename(old)
+            folder.rename(previous)
         partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image (H, W, 3) or mask (H, W) of uint8 in the format that the suffix names."""
+    """Write an image (H, W, 3) or mask (H, W), uint8, in the format of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"quality": _JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
     Image.fromarray(image).save(path, **options)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON."""
+    """Write content as indented JSON, replacing the file as a whole."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file."""
+    """Write a text file, replacing it as a whole; missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")

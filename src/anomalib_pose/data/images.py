@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading images and masks, with errors that name the file."""
+"""Readers of images and masks, whose errors name the file; and their resizing, padding and undistortion."""
 
+import math
 from pathlib import Path
 
 import cv2
@@ -8,22 +9,23 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _SIXTEEN_BIT = 65535.0
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Images that lie directly in a folder, sorted by name."""
+    """List the images directly in a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image, from its header alone.
+    """Read the width and height of an image from its header.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is empty or no image.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is empty or not an image.
     """
     with _open(path) as image:
         return image.size
@@ -36,12 +38,12 @@ def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
         path: image with 1, 3 or 4 channels.
 
     Returns:
-        RGB (3, H, W) in [0, 1], composited on white where there is an alpha channel; and the alpha channel (H, W), or
-        None if there is none or it is opaque everywhere, which says nothing about the object.
+        RGB (3, H, W) in [0, 1], composited on white if the image has an alpha channel; and the alpha channel (H, W), or
+        None if there is none or it is opaque everywhere, which does not separate object and background.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is empty, no image, or cut short.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is empty, not an image, or truncated.
     """
     with _open(path) as image:
         try:
@@ -60,11 +62,11 @@ def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
 
 
 def read_mask(path: Path) -> Tensor:
-    """Read a mask (H, W) in [0, 1]; masks of 0 and 1 and masks of 0 to 255 are both understood.
+    """Read a mask (H, W) in [0, 1]; the file may hold values 0 and 1 or values 0 to 255.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is empty, no image, or cut short.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is empty, not an image, or truncated.
     """
     with _open(path) as image:
         try:
@@ -80,13 +82,13 @@ def check_mask_size(mask_path: Path, image_path: Path) -> None:
 
     Raises:
         FileNotFoundError: if one of them does not exist.
-        ValueError: if sizes differ, or a file is empty or no image.
+        ValueError: if sizes differ, or a file is empty or not an image.
     """
     mask, image = image_size(mask_path), image_size(image_path)
     if mask != image:
         msg = (
             f"The mask {mask_path} is {mask[0]} x {mask[1]}, but its image {image_path} is {image[0]} x {image[1]}: "
-            "both should have one size."
+            "both should have the same size."
         )
         raise ValueError(msg)
 
@@ -96,14 +98,45 @@ def over_white(image: Tensor, alpha: Tensor) -> Tensor:
     return image * alpha + (1 - alpha)
 
 
+def resize_bicubic(image: Tensor, size: int) -> Tensor:
+    """Resize images (C, H, W) or (B, C, H, W) in [0, 1] to squares (..., size, size), bicubic and antialiased."""
+    if tuple(image.shape[-2:]) == (size, size):
+        return image
+    if image.ndim == 3:
+        return resize_bicubic(image[None], size)[0]
+    return F.interpolate(image, (size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def pad_to_square(image: Tensor, value: float = 0.0, *, multiple: int = 1) -> Tensor:
+    """Pad images (..., H, W) on both sides to squares (..., S, S).
+
+    Args:
+        image: images, masks, or other channels.
+        value: value of the added pixels.
+        multiple: S is the smallest multiple of this number that is not below H and W.
+    """
+    height, width = image.shape[-2:]
+    side = max(height, width)
+    if multiple > 1:
+        side = math.ceil(side / multiple) * multiple
+    top, left = (side - height) // 2, (side - width) // 2
+    return F.pad(image, (left, side - width - left, top, side - height - top), value=value)
+
+
+def square_margins(height: int, width: int) -> tuple[int, int]:
+    """Return the rows above and the columns to the left that ``pad_to_square`` adds to an image."""
+    side = max(height, width)
+    return (side - height) // 2, (side - width) // 2
+
+
 def undistort(channels: Tensor, K: Tensor, distortion: tuple[float, ...], *, nearest: bool = False) -> Tensor:  # noqa: N803
-    """Remove lens distortion; the intrinsics stay what they are.
+    """Remove lens distortion; the intrinsics do not change.
 
     Args:
         channels: image (C, H, W).
         K: intrinsics (3, 3), pixels; the point (0.5, 0.5) is the first pixel's center.
         distortion: OpenCV's k1, k2, p1, p2, k3.
-        nearest: take nearest neighbors and fill with 0 what the photo does not show, as masks need it; otherwise
+        nearest: sample nearest neighbors and fill pixels outside the photograph with 0, as masks need it; otherwise
             interpolate and repeat the border.
     """
     height, width = channels.shape[-2:]

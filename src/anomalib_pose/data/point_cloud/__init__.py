@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered point clouds: reading them, items, batches, datamodules."""
+"""Point clouds with rendered views: file readers, items, batches, and datamodules of three data sets."""

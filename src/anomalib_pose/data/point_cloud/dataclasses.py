@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""anomalib's image items and batches with room for a cloud and its views."""
+"""Items and batches of point clouds: anomalib's, with fields for a cloud and its rendered views."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from anomalib.data import ImageBatch, ImageItem
 from anomalib.data.dataclasses.numpy import NumpyImageBatch, NumpyImageItem
 from torch import Tensor
 
-from anomalib_pose.data.posed.dataclasses import stacked_fields
+from anomalib_pose.data.batches import stack_fields
 
 
 @dataclass
 class NumpyCloudItem(NumpyImageItem):
-    """A ``CloudItem`` of numpy arrays; the fields have the meaning and shapes they have there."""
+    """A ``CloudItem`` of numpy arrays, with the same fields and shapes."""
 
     points: np.ndarray | None = None
     valid: np.ndarray | None = None
@@ -35,7 +35,7 @@ class NumpyCloudItem(NumpyImageItem):
 
 @dataclass
 class NumpyCloudBatch(NumpyImageBatch):
-    """A ``CloudBatch`` of numpy arrays; the fields have the meaning and shapes they have there."""
+    """A ``CloudBatch`` of numpy arrays, with the same fields and shapes."""
 
     item_class: ClassVar[type[NumpyCloudItem]] = NumpyCloudItem
 
@@ -57,26 +57,26 @@ class NumpyCloudBatch(NumpyImageBatch):
 
 @dataclass
 class CloudItem(ImageItem):
-    """A cloud of one object on a square grid of cells, its photograph and its views.
+    """A cloud of one object on a square grid of cells, its photograph and its rendered views.
 
-    ``image`` is the photograph on the same grid, or one of the views where there is none; ``gt_mask`` lies on the grid.
-    All sizes are one, 336 unless it was set otherwise.
+    ``image`` is the photograph on the same grid, or one of the views if there is no photograph; ``gt_mask`` lies on the
+    grid. Grid, photograph and views have one size, 336 by default.
 
     Args:
         points: positions (size, size, 3) in the sensor's frame and unit; 0 in cells without a point.
         valid: cells that hold a point (size, size), bool.
-        organized: whether neighboring cells are neighbors in space, a scalar, bool: smooth maps over the grid only
-            if they are.
+        organized: whether neighboring cells are neighbors in space, a scalar, bool; only then may maps be smoothed over
+            the grid.
         has_rgb: whether ``image`` is a photograph, a scalar, bool.
-        views: drawn views (v, 3, size, size), RGB in [0, 1].
+        views: rendered views (v, 3, size, size), RGB in [0, 1].
         view_masks: pixels of the views that show a defect (v, size, size), bool.
         pixels: row and column in each view of each cell's point (v, size * size, 2), int16; cells are taken row by row.
         visible: whether the view shows the cell's point (v, size * size), bool.
         category: name of the kind of object.
-        point_scores: what a model found for each cell (size, size), in [0, 1] and never normalized: metrics read these,
-            as normalization cuts scores off and makes ties. Cells without a point have what smoothing leaves there.
-        object_score: the same for the object, a scalar.
-        photograph: picture of ``image`` as the model saw it (3, h, w) in [0, 1].
+        point_scores: anomaly score of each cell (size, size), in [0, 1] and never normalized. Metrics read these
+            scores, as normalization clips scores and makes ties. Cells without a point hold the result of smoothing.
+        object_score: anomaly score of the object, a scalar, in [0, 1] and never normalized.
+        photograph: picture of ``image`` as the model's input (3, h, w) in [0, 1].
         view_sheet: picture of all views with the scores of their points (3, h, w).
         scored_cloud: picture of the cloud, colored by its scores (3, h, w).
     """
@@ -101,20 +101,20 @@ class CloudItem(ImageItem):
 
 @dataclass
 class CloudBatch(ImageBatch):
-    """A batch of ``CloudItem``; every field has a leading dimension B, or is None.
+    """A batch of ``CloudItem``; each field has a leading dimension B, or is None.
 
     Args:
         points: positions (B, size, size, 3).
         valid: cells that hold a point (B, size, size).
         organized: whether neighboring cells are neighbors in space (B,).
         has_rgb: whether ``image`` is a photograph (B,).
-        views: drawn views (B, v, 3, size, size).
+        views: rendered views (B, v, 3, size, size).
         view_masks: pixels of the views that show a defect (B, v, size, size).
         pixels: row and column in each view of each cell's point (B, v, size * size, 2).
         visible: whether the view shows the cell's point (B, v, size * size).
         category: names of the kinds of objects, B of them.
-        point_scores: what a model found for each cell (B, size, size).
-        object_score: what it found for the objects (B,).
+        point_scores: anomaly scores of the cells (B, size, size).
+        object_score: anomaly scores of the objects (B,).
         photograph: pictures of ``image`` (B, 3, h, w).
         view_sheet: pictures of all views with scores (B, 3, h, w).
         scored_cloud: pictures of the scored clouds (B, 3, h, w).
@@ -140,7 +140,7 @@ class CloudBatch(ImageBatch):
 
     @classmethod
     def collate(cls, items: Sequence[CloudItem]) -> "CloudBatch":
-        """Batch of items; a field that not every item has is None.
+        """Stack items; a field that is None in any item is None in the batch.
 
         Args:
             items: items of one size and number of views.
@@ -152,4 +152,4 @@ class CloudBatch(ImageBatch):
         if len(shapes) > 1:
             msg = f"Clouds of one batch should have views of one shape, got {sorted(shapes)}: use a batch size of 1."
             raise ValueError(msg)
-        return cls(**stacked_fields(items))
+        return cls(**stack_fields(items))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data set behind every datamodule of rendered clouds."""
+"""Data set of rendered point clouds with labels."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Image, Mask
 
 from anomalib_pose.data.point_cloud.dataclasses import CloudBatch, CloudItem
-from anomalib_pose.data.point_cloud.rendered_cloud import front_view
+from anomalib_pose.data.point_cloud.rendered_cloud import front_view_index
 from anomalib_pose.data.point_cloud.sources import CloudSample, CloudSource
 
 
@@ -19,10 +19,10 @@ class CloudDataset(AnomalibDataset):
     """Rendered clouds with labels.
 
     Args:
-        samples: recordings, each with the source that reads it. Items are in the order of the image paths as strings,
-            as anomalib has it.
-        split: which part of the data these are.
-        augmentations: anomalib sets a model's resizing here; it may not change the size.
+        samples: recordings, each with the source that reads it. anomalib orders the items by their image paths as
+            strings.
+        split: part of the data set that the samples form.
+        augmentations: resizing of a model, set by anomalib; it may not change the size.
 
     Raises:
         ValueError: if there is no sample.
@@ -55,22 +55,23 @@ class CloudDataset(AnomalibDataset):
         self.samples = table
 
     def __getitem__(self, index: int) -> CloudItem:
-        """Item with the cloud, its views and its photograph.
+        """Return an item with the cloud, its views and its photograph.
 
         Raises:
-            FileNotFoundError: if a file is missing.
-            ValueError: if a file cannot be read or does not fit the others, or the model wants another size.
+            FileNotFoundError: if a file does not exist.
+            ValueError: if a file cannot be read or contradicts another file, or the model needs another size.
         """
         row = self.samples.iloc[index]
         cloud = row["source"].load(row["sample"])
-        image = Image((cloud.rgb if cloud.rgb is not None else cloud.views[front_view(len(cloud.views))]).float() / 255)
+        pixels = cloud.views[front_view_index(len(cloud.views))] if cloud.rgb is None else cloud.rgb
+        image = Image(pixels.float() / 255)
         gt_mask = Mask(cloud.gt_mask)
         if self.augmentations is not None:
             size = image.shape[-2:]
             image, gt_mask = self.augmentations(image, gt_mask)
             if image.shape[-2:] != size:
                 msg = (
-                    f"The model wants images of {tuple(image.shape[-2:])} (height, width), but clouds are drawn at "
+                    f"The model needs images of {tuple(image.shape[-2:])} (height, width), but clouds are rendered at "
                     f"{tuple(size)}: set the datamodule's size to the model's."
                 )
                 raise ValueError(msg)
@@ -93,5 +94,5 @@ class CloudDataset(AnomalibDataset):
 
     @property
     def collate_fn(self) -> Callable:
-        """Collation to a ``CloudBatch``."""
+        """Function that collates items to a ``CloudBatch``."""
         return CloudBatch.collate

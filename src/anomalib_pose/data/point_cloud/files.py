@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing clouds: organized .tiff, .ply and .pcd, with errors that name the file."""
+"""Readers of organized clouds (.tiff) and point lists (.ply, .pcd), and a writer of .pcd; errors name the file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from torch import Tensor
 from anomalib_pose.scene.ply_table import read_ply_vertices, read_rows
 
 MINIMUM_POINTS = 100
-"""A cloud with fewer points is taken to be a mistake."""
+"""A cloud with fewer points is refused as a mistake."""
 
 _PCD_KINDS = {
     ("F", 4): "<f4",
@@ -33,11 +33,11 @@ _PCD_HEADER_LIMIT = 1 << 14
 
 @dataclass(frozen=True)
 class PointFile:
-    """Points of a file in the order they are stored in.
+    """Points of a file, in stored order.
 
     Args:
-        points: positions (n, 3), float32; NaN where a sensor saw nothing.
-        colors: RGB (n, 3) in [0, 1], or None if there are none.
+        points: positions (n, 3), float32, in the file's frame and unit; NaN where the sensor has no measurement.
+        colors: RGB (n, 3) in [0, 1], or None if the file has no colors.
     """
 
     points: Tensor
@@ -45,8 +45,8 @@ class PointFile:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have what is raised about a cloud's content name its file."""
+def name_file_in_errors(path: Path) -> Iterator[None]:
+    """Prefix the message of each ``ValueError`` with the path of the file that the block processes."""
     try:
         yield
     except ValueError as error:
@@ -55,12 +55,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def read_xyz(path: Path) -> Tensor:
-    """Organized cloud (H, W, 3) of a .tiff, float32; cells without a point are 0.
+    """Read the organized cloud (H, W, 3) of a .tiff, float32; cells without a point are 0.
+
+    A cell whose position is not finite, or whose z is 0, has no point.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, holds no three channels of floats, or fewer than 100 points. A point that is
-            not finite, or whose z is 0, is no point.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file cannot be read, does not hold three channels of floats, or has fewer than 100 points.
     """
     if not path.is_file():
         msg = f"There is no file {path}: expected a .tiff with x, y and z of every pixel."
@@ -80,11 +81,12 @@ def read_xyz(path: Path) -> Tensor:
 
 
 def read_points(path: Path) -> PointFile:
-    """Cloud of a .ply or .pcd file.
+    """Read the points of a .ply or .pcd file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it has another suffix, cannot be read, has no x, y and z, or fewer than 100 finite points.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file has another suffix, cannot be read, lacks x, y or z, or has fewer than 100 finite
+            points.
     """
     if path.suffix.lower() == ".ply":
         table = read_ply_vertices(path)
@@ -126,7 +128,7 @@ def _check_count(path: Path, count: int) -> None:
 
 
 def _colors(table: np.ndarray) -> np.ndarray | None:
-    """RGB (n, 3) in [0, 1] of separate bytes, or of the three bytes that .pcd files pack into one number."""
+    """Return RGB (n, 3) in [0, 1] from three columns, or from the column into which .pcd files pack three bytes."""
     names = set(table.dtype.names or ())
     if {"red", "green", "blue"} <= names:
         channels = np.stack([table[name].astype(np.float32) for name in ("red", "green", "blue")], 1)
@@ -139,9 +141,9 @@ def _colors(table: np.ndarray) -> np.ndarray | None:
 
 
 def _read_pcd(path: Path) -> np.ndarray:
-    """Points of a .pcd file, text or binary, as a structured array."""
+    """Read the points of a .pcd file, text or binary, as a structured array."""
     if not path.is_file():
-        msg = f"No .pcd at {path}."
+        msg = f"There is no file {path}: expected a .pcd."
         raise FileNotFoundError(msg)
     data = path.read_bytes()
     header, offset = _pcd_header(path, data[:_PCD_HEADER_LIMIT])
@@ -150,20 +152,18 @@ def _read_pcd(path: Path) -> np.ndarray:
         counts = [int(value) for value in header.get("COUNT", ["1"] * len(header["FIELDS"]))]
         sizes = [int(value) for value in header["SIZE"]]
         kinds = [_PCD_KINDS[kind, size] for kind, size in zip(header["TYPE"], sizes, strict=True)]
-        # fields named "_" are padding; two of them would be one name twice
+        # Fields named "_" are padding. A structured array refuses the same name twice.
         names = [f"_{i}" if name == "_" else name for i, name in enumerate(header["FIELDS"])]
         dtype = np.dtype([(n, k, (c,)) if c != 1 else (n, k) for n, k, c in zip(names, kinds, counts, strict=True)])
         count = int(header["POINTS"][0])
     except (KeyError, ValueError, IndexError) as error:
-        msg = (
-            f"{path} has a .pcd header that does not say FIELDS, SIZE, TYPE, COUNT and POINTS as it should: {error!r}."
-        )
+        msg = f"{path} has a .pcd header without valid FIELDS, SIZE, TYPE, COUNT and POINTS: {error!r}."
         raise ValueError(msg) from error
     if layout == "ascii":
-        # a packed color is written as a float here, whose bits are the bytes
+        # Text files hold a packed color as a float, whose bits are the color's bytes.
         return read_rows(path, data[offset:], dtype, count, "point", "points")
     if layout != "binary":
-        msg = f"{path} has .pcd data of the kind {layout!r}; known are ascii and binary: save it uncompressed."
+        msg = f"{path} has .pcd data of the kind {layout!r}, expected ascii or binary: save it uncompressed."
         raise ValueError(msg)
     if count < 0 or len(data) - offset < count * dtype.itemsize:
         msg = f"{path} is cut short: {count} points need {count * dtype.itemsize} bytes, it has {len(data) - offset}."
@@ -181,5 +181,5 @@ def _pcd_header(path: Path, head: bytes) -> tuple[dict[str, list[str]], int]:
             header[words[0].upper()] = words[1:]
         if words[:1] == ["DATA"] and len(words) == 2:
             return header, offset
-    msg = f"{path} is no .pcd file: its header has no line DATA."
+    msg = f"{path} is not a .pcd file: its header has no line DATA."
     raise ValueError(msg)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anomalib_pose.data.files import new_category
 from anomalib_pose.data.images import read_image, read_mask
-from anomalib_pose.data.point_cloud.files import MINIMUM_POINTS, naming, read_points
+from anomalib_pose.data.point_cloud.files import MINIMUM_POINTS, name_file_in_errors, read_points
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organized, render_unorganized
 from anomalib_pose.data.point_cloud.rendered_layout import (
@@ -99,7 +99,7 @@ def _mvtec3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterat
         def render(out: Path, sample: CloudSample = sample) -> None:
             xyz, rgb, gt_mask = source.original(sample)
             folder = out / "test" / sample.folder.name
-            with naming(sample.folder / "xyz" / sample.name):
+            with name_file_in_errors(sample.folder / "xyz" / sample.name):
                 cloud = render_organized(xyz, settings, gt_mask, rgb)
             write_rendered(folder, sample.name, cloud)
             write_original(folder, sample.name, xyz, rgb, gt_mask)
@@ -117,7 +117,7 @@ def _eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Ite
             rgb, _ = read_image(kind / "rgb" / f"{path.stem}.png")
             gt_mask = None if kind.name == "good" else read_mask(kind / "gt" / f"{path.stem}.png")
             xyz = _eyecandies_grid(path, rgb.shape[1], rgb.shape[2])
-            with naming(path):
+            with name_file_in_errors(path):
                 xyz, image, mask = isolate_object(xyz, rgb, gt_mask, seed)
                 cloud = render_organized(xyz, settings, mask, image)
             folder = out / "test" / kind.name
@@ -146,7 +146,7 @@ def _real3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterato
             good = "good" in path.stem.split("_")
             read = _real3d_good(path) if good else _real3d_labeled(category / "gt" / f"{path.stem}.txt")
             folder = out / "test" / ("good" if good else "anomaly")
-            with naming(path):
+            with name_file_in_errors(path):
                 cloud = render_unorganized(*read, settings, seed)
             write_rendered(folder, path.stem, cloud)
 

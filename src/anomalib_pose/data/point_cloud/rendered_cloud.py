@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cloud on a square grid of cells with its views: what all sources of clouds give, and how it is made from points."""
+"""A point cloud on a square grid of cells with its rendered views, made from organized or unorganized points."""
 
 import math
 from dataclasses import dataclass
@@ -9,27 +9,28 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from anomalib_pose.data.images import resize_bicubic
 from anomalib_pose.geometry import so3_exp
 from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neighbor_normals, point_spacing
 from anomalib_pose.render.points import VIEW_ANGLES, render_views, to_view_frame, view_rotations
 
-_PLAIN_NEIGHBoRS = 30
-_NEIGHBoRS_BETWEEN = 3
-_SHARES = (0.25, 0.5, 0.75)
+_NORMAL_NEIGHBORS = 30
+_INTERPOLATION_NEIGHBORS = 3
+_INTERPOLATION_WEIGHTS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """How clouds are drawn.
+    """Settings of the rendering of clouds.
 
     Args:
         size: width and height of the views in pixels, and of the grid in cells.
-        about_x: degrees by which views are turned about x.
-        about_y: degrees by which further views are turned about y.
-        tilt: degrees about x by which the cloud is turned before all else.
+        about_x: rotations of views about x, degrees.
+        about_y: rotations of further views about y, degrees.
+        tilt: rotation of the cloud about x before all others, degrees.
         point_size: side of a point's square in pixels of a window of 1024; None to choose it so that no holes show.
-        depth_tolerance: points this much behind the nearest one of their pixel are visible too, in units of the
-            points; None for the paper's rule, the nearest point alone.
+        depth_tolerance: points up to this distance behind the nearest point of their pixel are visible too, in units
+            of the points; None for the paper's rule, the nearest point alone.
     """
 
     size: int = 336
@@ -48,10 +49,10 @@ class RenderSettings:
         point_size: float | None = None,
         depth_tolerance: float | None = None,
     ) -> "RenderSettings":
-        """Settings with the angles of five, nine or eleven views; see the class for the other arguments.
+        """Return settings with the angles of five, nine or eleven views; see the class for the other arguments.
 
         Raises:
-            ValueError: if there are no angles for that number.
+            ValueError: if ``views`` is another number.
         """
         if views not in VIEW_ANGLES:
             msg = f"views should be one of {', '.join(map(str, VIEW_ANGLES))}, got {views}."
@@ -62,15 +63,15 @@ class RenderSettings:
 
 @dataclass(frozen=True)
 class RenderedCloud:
-    """A cloud on a grid, its views, and where they show each of its ``n = size * size`` cells, taken row by row.
+    """A cloud on a grid, its views, and the pixels of its ``n = size * size`` cells, taken row by row, in the views.
 
     Args:
-        points: positions (size, size, 3), as they are stored; 0 in cells without a point.
+        points: positions (size, size, 3) in the sensor's frame and unit; 0 in cells without a point.
         valid: cells that hold a point (size, size).
-        organized: whether neighboring cells are neighbors in space, as a depth camera sees them.
-        gt_mask: defective cells (size, size); of the photograph, where the cloud has holes.
+        organized: whether neighboring cells are neighbors in space, as in the image of a depth camera.
+        gt_mask: defective cells (size, size); where the cloud has holes, defective pixels of the photograph.
         rgb: photograph (3, size, size), bytes, or None if there is none.
-        views: drawn views (v, 3, size, size), bytes.
+        views: rendered views (v, 3, size, size), bytes.
         view_masks: pixels of the views that show a defect (v, size, size).
         pixels: row and column of each cell's point (v, n, 2), int16; 0 for cells without one.
         visible: whether the view shows the cell's point (v, n).
@@ -90,60 +91,60 @@ class RenderedCloud:
 def render_organized(
     xyz: Tensor, settings: RenderSettings, gt_mask: Tensor | None = None, rgb: Tensor | None = None
 ) -> RenderedCloud:
-    """Draw the cloud of a depth camera (+x right, +y down, +z forward).
+    """Render the cloud of a depth camera (+x right, +y down, +z forward).
 
     Args:
         xyz: positions (H, W, 3); z is 0 where there is no point.
-        settings: how.
+        settings: settings of the rendering.
         gt_mask: mask of the defect (H, W) in [0, 1]; None if there is none.
         rgb: photograph (3, H, W) in [0, 1].
 
     Raises:
-        ValueError: if no points are left on the grid, or they lie in one place.
+        ValueError: if no points are left on the grid, or all have the same position.
     """
     size = settings.size
-    points = nearest_resize(xyz, size)
+    points = resize_nearest(xyz, size)
     valid = points[..., 2] != 0
     points = torch.where(valid[..., None], points, 0.0)
     gt = torch.zeros(size, size, dtype=torch.bool) if gt_mask is None else resize_mask(gt_mask, size)
     normals, spacing = grid_normals(points, valid), grid_spacing(points, valid)
-    drawn = _draw(points[valid], normals[valid], gt[valid], spacing, valid.flatten(), settings)
-    image = None if rgb is None else to_bytes(bicubic_resize(rgb, size))
-    return RenderedCloud(points, valid, True, gt, image, *drawn)
+    renderings = _render(points[valid], normals[valid], gt[valid], spacing, valid.flatten(), settings)
+    image = None if rgb is None else to_bytes(resize_bicubic(rgb, size))
+    return RenderedCloud(points, valid, True, gt, image, *renderings)
 
 
 def render_unorganized(points: Tensor, labels: Tensor, settings: RenderSettings, seed: int = 0) -> RenderedCloud:
-    """Draw a plain cloud, of which as many points are taken, or made, as the grid has cells.
+    """Render an unorganized cloud, after resampling it to one point for each cell of the grid.
 
     Args:
         points: positions (n, 3); +x right, +y down, +z forward.
-        labels: points of the defect (n,).
-        settings: how.
-        seed: chooses the points.
+        labels: points of the defect (n,), bool.
+        settings: settings of the rendering.
+        seed: seed of the resampling.
 
     Raises:
-        ValueError: if there are fewer than three points, or they lie in one place.
+        ValueError: if there are fewer than three points, or all have the same position.
     """
     size = settings.size
-    chosen, chosen_labels = resample(points, labels, size * size, seed)
+    points, labels = resample(points, labels, size * size, seed)
     valid = torch.ones(size, size, dtype=torch.bool)
-    normals = neighbor_normals(chosen, _PLAIN_NEIGHBoRS)
-    drawn = _draw(chosen, normals, chosen_labels, point_spacing(chosen), valid.flatten(), settings)
-    return RenderedCloud(chosen.reshape(size, size, 3), valid, False, chosen_labels.reshape(size, size), None, *drawn)
+    normals = neighbor_normals(points, _NORMAL_NEIGHBORS)
+    renderings = _render(points, normals, labels, point_spacing(points), valid.flatten(), settings)
+    return RenderedCloud(points.reshape(size, size, 3), valid, False, labels.reshape(size, size), None, *renderings)
 
 
 def resample(points: Tensor, labels: Tensor, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Exactly ``count`` points and their labels.
+    """Return exactly ``count`` points and their labels.
 
-    Of more points, one is kept in each occupied cell of the coarsest lattice with enough of them: spread evenly
-    over the surface, much faster than farthest points are found. To fewer, points between neighbors are added,
-    with the label of the nearer one.
+    A larger cloud is reduced to one point in each occupied cell of a lattice, the coarsest with enough occupied cells.
+    These points are spread evenly over the surface, and much faster to compute than farthest-point sampling. A smaller
+    cloud gets additional points between neighbors, with the label of the nearer neighbor.
 
     Args:
         points: positions (n, 3), at least two.
         labels: labels (n,).
-        count: number of points wanted.
-        seed: chooses among points that would do alike.
+        count: number of returned points.
+        seed: seed of the choice among equivalent points.
 
     Raises:
         ValueError: if there are fewer than two points.
@@ -153,46 +154,38 @@ def resample(points: Tensor, labels: Tensor, count: int, seed: int = 0) -> tuple
         raise ValueError(msg)
     rng = np.random.default_rng(seed)
     if len(points) < count:
-        return _with_points_between(points, labels, count - len(points), rng)
-    kept = torch.from_numpy(_spread(points.double().numpy(), count, rng))
-    return points[kept], labels[kept]
+        return _add_points_between(points, labels, count - len(points), rng)
+    selected = torch.from_numpy(_select_evenly(points.double().numpy(), count, rng))
+    return points[selected], labels[selected]
 
 
-def front_view(views: int) -> int:
-    """Index of the view from the front: of five, nine and eleven views, the middle one of those about x."""
+def front_view_index(views: int) -> int:
+    """Return the index of the front view of five, nine or eleven views: the middle one of those rotated about x."""
     return views // 4
 
 
 def to_bytes(image: Tensor) -> Tensor:
-    """Values in [0, 1] as bytes."""
+    """Convert values in [0, 1] to bytes in [0, 255]."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def nearest_resize(grid: Tensor, size: int) -> Tensor:
-    """Grid (H, W, ...) with ``size`` rows and columns, each taken from the nearest one before it."""
+def resize_nearest(grid: Tensor, size: int) -> Tensor:
+    """Resize a grid (H, W, ...) to (size, size, ...); each row and column is copied from the nearest one before it."""
     rows, columns = (torch.arange(size) * length // size for length in grid.shape[:2])
     return grid[rows][:, columns]
 
 
-def bicubic_resize(channels: Tensor, size: int) -> Tensor:
-    """Image (C, H, W) in [0, 1] as (C, size, size)."""
-    if tuple(channels.shape[-2:]) == (size, size):
-        return channels
-    resized = torch.nn.functional.interpolate(channels[None], (size, size), mode="bicubic", antialias=True)
-    return resized[0].clamp(0, 1)
-
-
 def resize_mask(mask: Tensor, size: int) -> Tensor:
-    """Mask (H, W) in [0, 1] as flags (size, size)."""
-    return bicubic_resize(mask[None], size)[0] > 0.5
+    """Resize a mask (H, W) in [0, 1] to flags (size, size)."""
+    return resize_bicubic(mask[None], size)[0] > 0.5
 
 
-def _draw(
+def _render(
     points: Tensor, normals: Tensor, labels: Tensor, spacing: float, cells: Tensor, settings: RenderSettings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Views, their masks, and pixels and visibility of all cells, of which ``cells`` (n,) hold the points."""
+    """Render views and masks, and return pixels and visibility of all cells; ``cells`` (n,) marks those with points."""
     tilt = so3_exp(torch.tensor([math.radians(settings.tilt), 0.0, 0.0], dtype=points.dtype))
-    shown = render_views(
+    rendering = render_views(
         to_view_frame(points) @ tilt.T,
         to_view_frame(normals) @ tilt.T,
         view_rotations(settings.about_x, settings.about_y),
@@ -201,41 +194,42 @@ def _draw(
         point_size=settings.point_size,
         depth_tolerance=settings.depth_tolerance,
     )
-    views = to_bytes(shown.images)[:, None].repeat(1, 3, 1, 1)
+    views = to_bytes(rendering.images)[:, None].repeat(1, 3, 1, 1)
     pixels = torch.zeros(len(views), len(cells), 2, dtype=torch.int16)
     visible = torch.zeros(len(views), len(cells), dtype=torch.bool)
-    pixels[:, cells] = shown.pixels.to(torch.int16)
-    visible[:, cells] = shown.visible
-    return views, shown.masks(labels), pixels, visible
+    pixels[:, cells] = rendering.pixels.to(torch.int16)
+    visible[:, cells] = rendering.visible
+    return views, rendering.masks(labels), pixels, visible
 
 
-def _spread(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of ``count`` points, evenly spread."""
+def _select_evenly(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the indices of ``count`` points that are spread evenly over the surface."""
     order = rng.permutation(len(points))
     offset = points[order] - points.min(0)
     extent = max(float(offset.max()), np.finfo(np.float64).tiny)
     low, high = 1, 1 << 20  # cells along the longest side
-    kept = order
+    selected = order
     while high - low > 1:
         cells = (low + high) // 2
         code = np.minimum(offset * (cells / extent), cells - 1).astype(np.int64) @ [1 << 42, 1 << 21, 1]
         first = np.unique(code, return_index=True)[1]
         if len(first) >= count:
-            high, kept = cells, order[np.sort(first)]
+            high, selected = cells, order[np.sort(first)]
         else:
             low = cells
-    return np.sort(kept[:count])
+    return np.sort(selected[:count])
 
 
-def _with_points_between(
+def _add_points_between(
     points: Tensor, labels: Tensor, missing: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
+    """Append ``missing`` points between random points and their nearest neighbors."""
     xyz = points.double().numpy()
-    neighbors = min(_NEIGHBoRS_BETWEEN, len(xyz) - 1)
+    neighbors = min(_INTERPOLATION_NEIGHBORS, len(xyz) - 1)
     anchor = rng.integers(0, len(xyz), missing)
-    _, near = cKDTree(xyz).query(xyz[anchor], np.arange(2, neighbors + 2))
-    other = near[np.arange(missing), rng.integers(0, neighbors, missing)]
-    share = rng.choice(_SHARES, missing)
-    between = torch.from_numpy(xyz[anchor] + share[:, None] * (xyz[other] - xyz[anchor])).to(points.dtype)
-    nearer = torch.from_numpy(np.where(share <= 0.5, anchor, other))
+    _, nearest = cKDTree(xyz).query(xyz[anchor], np.arange(2, neighbors + 2))
+    neighbor = nearest[np.arange(missing), rng.integers(0, neighbors, missing)]
+    weight = rng.choice(_INTERPOLATION_WEIGHTS, missing)
+    between = torch.from_numpy(xyz[anchor] + weight[:, None] * (xyz[neighbor] - xyz[anchor])).to(points.dtype)
+    nearer = torch.from_numpy(np.where(weight <= 0.5, anchor, neighbor))
     return torch.cat([points, between]), torch.cat([labels, labels[nearer]])

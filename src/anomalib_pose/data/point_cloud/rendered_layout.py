@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered clouds on disk, in the two layouts that PointAD published.
+"""Reader and writer of rendered clouds in the two layouts that PointAD published.
 
 Both have ``2d_rendering/<name>/view_<k>.png``, ``2d_gt/<name>/view_<k>_gt.png``, ``2d_3d_cor/<name>/view_<k>_cor.npy``
 (x, y and visibility of each point) and ``gt_pcd/<name>.pcd`` in a folder for each kind of object. Organized clouds
 (MVTec 3D-AD, Eyecandies) have ``xyz``, ``rgb`` and ``gt`` beside them, and ``2d_3d_cor/<name>/nonzero_indices.npy``
-says which cells of the grid the points are; plain ones (Real3D-AD) have a point for each cell.
+lists the cells of the grid that hold the points. Unorganized clouds (Real3D-AD) have a point for each cell.
 """
 
 import json
@@ -18,13 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomalib_pose.data.images import image_files, read_image, read_mask
+from anomalib_pose.data.images import image_files, read_image, read_mask, resize_bicubic
 from anomalib_pose.data.point_cloud.files import read_points, read_xyz, write_pcd
 from anomalib_pose.data.point_cloud.rendered_cloud import (
     RenderedCloud,
-    bicubic_resize,
-    nearest_resize,
     resize_mask,
+    resize_nearest,
     to_bytes,
 )
 
@@ -33,18 +32,18 @@ CELLS = "nonzero_indices.npy"
 
 
 def write_rendered(folder: Path, name: str, cloud: RenderedCloud) -> None:
-    """Write the views of a cloud and where they show its points.
+    """Write the views of a cloud, their masks, and the correspondences between pixels and points.
 
     Args:
-        folder: of one kind of object, as ``<category>/test/good``.
-        name: of the cloud, as ``000``.
-        cloud: what to write.
+        folder: folder of one kind of object, for example ``<category>/test/good``.
+        name: name of the cloud, for example ``000``.
+        cloud: the rendered cloud.
     """
     cells = cloud.valid.flatten()
     targets = [folder / part / name for part in (VIEWS, MASKS, CORRESPONDENCES)]
     for target in (*targets, folder / LABELS):
         target.mkdir(parents=True, exist_ok=True)
-    digits = len(str(len(cloud.views) - 1))  # names sort as their numbers do
+    digits = len(str(len(cloud.views) - 1))  # zero-padded, so that names sort by their numbers
     for number, (view, mask) in enumerate(zip(cloud.views, cloud.view_masks, strict=True)):
         stem = f"view_{number:0{digits}}"
         _save_image(targets[0] / f"{stem}.png", view.permute(1, 2, 0))
@@ -60,11 +59,11 @@ def write_rendered(folder: Path, name: str, cloud: RenderedCloud) -> None:
 
 
 def write_original(folder: Path, name: str, xyz: Tensor, rgb: Tensor | None, gt_mask: Tensor | None) -> None:
-    """Write the organized cloud that was drawn, its photograph and mask.
+    """Write an organized cloud at its original size, its photograph and its mask.
 
     Args:
-        folder: of one kind of object.
-        name: of the cloud.
+        folder: folder of one kind of object.
+        name: name of the cloud.
         xyz: positions (H, W, 3).
         rgb: photograph (3, H, W) in [0, 1], or None.
         gt_mask: mask (H, W) in [0, 1]; None for an empty one.
@@ -79,11 +78,11 @@ def write_original(folder: Path, name: str, xyz: Tensor, rgb: Tensor | None, gt_
 
 
 def write_index(root: Path, categories: dict[str, list[dict[str, Any]]]) -> None:
-    """Write the lists of clouds, one for each category and one of all, that PointAD's own code reads.
+    """Write the lists of clouds that PointAD's own code reads, one for each category and one for all.
 
     Args:
         root: folder of the data set.
-        categories: entries of each category.
+        categories: entries of each category, from ``index_entry``.
     """
     for stem, content in [*((name, {name: categories[name]}) for name in categories), ("all", categories)]:
         path = root / f"{stem}_meta.json"
@@ -93,12 +92,12 @@ def write_index(root: Path, categories: dict[str, list[dict[str, Any]]]) -> None
 
 
 def index_entry(root: Path, folder: Path, name: str) -> dict[str, Any]:
-    """Entry of a cloud in those lists; paths are relative to the root.
+    """Return the entry of a cloud in the lists of ``write_index``; paths are relative to the root.
 
     Args:
         root: folder of the data set.
-        folder: of one kind of object.
-        name: of the cloud.
+        folder: folder of one kind of object.
+        name: name of the cloud.
     """
     base = folder.relative_to(root)
     organized = (folder / "xyz").is_dir()
@@ -119,27 +118,27 @@ def read_rendered(folder: Path, name: str, size: int) -> RenderedCloud:
     """Read a rendered cloud of either layout.
 
     Args:
-        folder: of one kind of object, as ``<category>/test/good``.
-        name: of the cloud.
+        folder: folder of one kind of object, for example ``<category>/test/good``.
+        name: name of the cloud.
         size: width and height of the views, and of the grid.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if views have another size, or correspondences do not fit the cloud; the file is named.
+        ValueError: if views have another size, or correspondences contradict the cloud; the message names the file.
     """
     views = torch.stack([to_bytes(_read_view(path, size)) for path in view_files(folder / VIEWS / name)])
     masks = torch.stack([_read_view(path, size)[0] > 0.5 for path in view_files(folder / MASKS / name)])
     organized = (folder / CORRESPONDENCES / name / CELLS).is_file()
-    points, gt_mask, rgb = _organized(folder, name, size) if organized else _plain(folder, name, size)
-    cells = _cells(folder / CORRESPONDENCES / name / CELLS, points) if organized else torch.arange(size * size)
-    tables = _numbered(folder / CORRESPONDENCES / name, "view_*_cor.npy")
+    points, gt_mask, rgb = _read_organized(folder, name, size) if organized else _read_unorganized(folder, name, size)
+    cells = _read_cells(folder / CORRESPONDENCES / name / CELLS, points) if organized else torch.arange(size * size)
+    tables = _numbered_files(folder / CORRESPONDENCES / name, "view_*_cor.npy")
     if not len(views) == len(masks) == len(tables):
         msg = f"{folder}: {name} has {len(views)} views, {len(masks)} masks and {len(tables)} correspondences."
         raise ValueError(msg)
     pixels = torch.zeros(len(views), size * size, 2, dtype=torch.int16)
     visible = torch.zeros(len(views), size * size, dtype=torch.bool)
     for view, path in enumerate(tables):
-        table = _correspondence(path, len(cells), size)
+        table = _read_correspondence(path, len(cells), size)
         pixels[view, cells] = table[:, [1, 0]].to(torch.int16)
         visible[view, cells] = table[:, 2] > 0
     valid = torch.zeros(size * size, dtype=torch.bool)
@@ -151,26 +150,26 @@ def read_rendered(folder: Path, name: str, size: int) -> RenderedCloud:
 
 
 def view_files(folder: Path) -> list[Path]:
-    """Pictures of a cloud's views in the order of their numbers.
+    """List the images of a cloud's views in the order of their numbers.
 
     Raises:
         FileNotFoundError: if there are none.
     """
-    return _numbered(folder, "view_*.png")
+    return _numbered_files(folder, "view_*.png")
 
 
-def _numbered(folder: Path, pattern: str) -> list[Path]:
-    """Files in the order of the first number in their names: view_10 comes after view_9."""
-    found = [path for path in folder.glob(pattern) if re.search(r"\d", path.name)]
-    if not found:
+def _numbered_files(folder: Path, pattern: str) -> list[Path]:
+    """List files in the order of the first number in their names: view_10 comes after view_9."""
+    paths = [path for path in folder.glob(pattern) if re.search(r"\d", path.name)]
+    if not paths:
         msg = f"There is no {pattern} in {folder}: render the clouds with anomalib-pose render-clouds."
         raise FileNotFoundError(msg)
-    return sorted(found, key=lambda path: int(re.findall(r"\d+", path.name)[0]))
+    return sorted(paths, key=lambda path: int(re.findall(r"\d+", path.name)[0]))
 
 
-def _organized(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Points, mask of the defect, and photograph, on the grid."""
-    points = nearest_resize(read_xyz(folder / "xyz" / f"{name}.tiff"), size)
+def _read_organized(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Read points, mask of the defect, and photograph, resized to the grid."""
+    points = resize_nearest(read_xyz(folder / "xyz" / f"{name}.tiff"), size)
     mask_path = folder / "gt" / f"{name}.png"
     if folder.name == "good" and not mask_path.is_file():
         gt_mask = torch.zeros(size, size, dtype=torch.bool)
@@ -181,10 +180,11 @@ def _organized(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, Tens
     )
     if not photographs:
         return points, gt_mask, None
-    return points, gt_mask, to_bytes(bicubic_resize(read_image(photographs[0])[0], size))
+    return points, gt_mask, to_bytes(resize_bicubic(read_image(photographs[0])[0], size))
 
 
-def _plain(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, None]:
+def _read_unorganized(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, None]:
+    """Read points and the mask of the defect, one for each cell."""
     path = folder / LABELS / f"{name}.pcd"
     file = read_points(path)
     if len(file.points) != size * size or file.colors is None:
@@ -194,8 +194,9 @@ def _plain(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, None]:
     return file.points.reshape(size, size, 3), labels.reshape(size, size), None
 
 
-def _cells(path: Path, points: Tensor) -> Tensor:
-    cells = torch.from_numpy(_load(path))
+def _read_cells(path: Path, points: Tensor) -> Tensor:
+    """Read the indices of the cells that hold points (n,)."""
+    cells = torch.from_numpy(_load_integers(path))
     count = points.shape[0] * points.shape[1]
     if cells.ndim != 1 or not len(cells) or not 0 <= int(cells.min()) <= int(cells.max()) < count:
         msg = f"{path} should hold indices of cells in 0..{count - 1}, it has shape {tuple(cells.shape)}."
@@ -203,16 +204,17 @@ def _cells(path: Path, points: Tensor) -> Tensor:
     return cells
 
 
-def _correspondence(path: Path, count: int, size: int) -> Tensor:
-    table = torch.from_numpy(_load(path))
+def _read_correspondence(path: Path, count: int, size: int) -> Tensor:
+    """Read x, y and visibility of ``count`` points in one view (count, 3)."""
+    table = torch.from_numpy(_load_integers(path))
     if tuple(table.shape) != (count, 3) or not 0 <= int(table.min()) <= int(table[:, :2].max()) < size:
         msg = f"{path} should hold x, y below {size} and visibility of {count} points, it has {tuple(table.shape)}."
         raise ValueError(msg)
     return table
 
 
-def _load(path: Path) -> np.ndarray:
-    """Integers of an array file; pickled objects are never opened."""
+def _load_integers(path: Path) -> np.ndarray:
+    """Read the integers of an array file; pickled objects are refused."""
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where rendered clouds come from: raw recordings that are drawn in memory, or renderings on disk."""
+"""Sources of rendered clouds: raw recordings, which are rendered on loading, or renderings on disk."""
 
 import hashlib
 import math
@@ -15,9 +15,14 @@ from anomalib.data.utils import LabelName
 from torch import Tensor
 
 from anomalib_pose.data.images import image_files, read_image, read_mask
-from anomalib_pose.data.point_cloud.files import naming, read_xyz
+from anomalib_pose.data.point_cloud.files import name_file_in_errors, read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
-from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, front_view, render_organized
+from anomalib_pose.data.point_cloud.rendered_cloud import (
+    RenderedCloud,
+    RenderSettings,
+    front_view_index,
+    render_organized,
+)
 from anomalib_pose.data.point_cloud.rendered_layout import VIEWS, read_rendered, view_files
 
 _CACHE_VERSION = 1
@@ -31,11 +36,11 @@ class CloudSample:
     """One recording.
 
     Args:
-        folder: of its kind, as ``<category>/test/good``.
-        name: of its files, without suffix.
+        folder: folder of its kind, for example ``<category>/test/good``.
+        name: name of its files, without suffix.
         category: name of the kind of object.
         label: normal or abnormal.
-        image_path: photograph, or the picture of a view.
+        image_path: photograph, or the image of a view.
         mask_path: mask of the defect, or None.
     """
 
@@ -48,23 +53,23 @@ class CloudSample:
 
 
 class CloudSource(Protocol):
-    """Reads recordings of one layout."""
+    """Reader of the recordings of one layout."""
 
     def samples(self, folder: Path) -> list[CloudSample]:
-        """Recordings of the test part of a category's folder."""
+        """List the recordings in the test part of a category's folder."""
 
     def load(self, sample: CloudSample) -> RenderedCloud:
-        """The cloud of a recording, with its views."""
+        """Read the cloud of a recording with its views."""
 
 
 @dataclass(frozen=True)
 class RawSource:
-    """MVTec 3D-AD as it is published: ``test/<kind>`` with ``xyz``, ``rgb`` and ``gt``; drawn when it is read.
+    """Source for MVTec 3D-AD as published: ``test/<kind>`` with ``xyz``, ``rgb`` and ``gt``; it renders on loading.
 
     Args:
-        settings: how clouds are drawn.
-        seed: makes the search for the plane repeatable.
-        cache: folder that keeps drawn clouds; None to draw them each time.
+        settings: settings of the rendering.
+        seed: makes the search for the supporting plane repeatable.
+        cache: folder that stores rendered clouds; None to render them each time.
     """
 
     settings: RenderSettings
@@ -72,12 +77,12 @@ class RawSource:
     cache: Path | None = None
 
     def samples(self, folder: Path) -> list[CloudSample]:
-        """Recordings of the test part of a category's folder.
+        """List the recordings in the test part of a category's folder.
 
         Raises:
             FileNotFoundError: if a folder, photograph or mask is missing, or there is no cloud.
         """
-        found = []
+        samples = []
         for kind in _kinds(folder, "xyz"):
             photographs = {path.stem: path for path in _images(kind / "rgb")}
             masks = {path.stem: path for path in _images(kind / "gt")}
@@ -90,45 +95,45 @@ class RawSource:
                     msg = f"The cloud {cloud} has no mask: expected {kind / 'gt' / cloud.stem}.png."
                     raise FileNotFoundError(msg)
                 image, mask = photographs[cloud.stem], masks.get(cloud.stem)
-                found.append(CloudSample(kind, cloud.stem, folder.name, label, image, mask))
-        return _some(found, folder, "xyz/<name>.tiff")
+                samples.append(CloudSample(kind, cloud.stem, folder.name, label, image, mask))
+        return _require_samples(samples, folder, "xyz/<name>.tiff")
 
     def load(self, sample: CloudSample) -> RenderedCloud:
-        """The cloud of a recording, drawn now or read from the cache.
+        """Render the cloud of a recording, or read its rendering from the cache.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if a file cannot be read, sizes differ, or nothing but the plane is there.
+            ValueError: if a file cannot be read, sizes differ, or the cloud has no points outside the plane.
         """
-        kept = None if self.cache is None else self.cache / f"{self._key(sample)}.npz"
-        if kept is not None and kept.is_file():
-            return _read_cached(kept)
+        cache_path = None if self.cache is None else self.cache / f"{self._key(sample)}.npz"
+        if cache_path is not None and cache_path.is_file():
+            return _read_cache(cache_path)
         xyz, rgb, gt_mask = self.original(sample)
-        with naming(_cloud_path(sample)):
+        with name_file_in_errors(_cloud_path(sample)):
             cloud = render_organized(xyz, self.settings, gt_mask, rgb)
-        if kept is not None:
-            _write_cached(kept, cloud)
+        if cache_path is not None:
+            _write_cache(cache_path, cloud)
         return cloud
 
     def original(self, sample: CloudSample) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The object's cloud (H, W, 3), photograph (3, H, W) and mask (H, W), before they are brought to the grid.
+        """Read the object's cloud (S, S, 3), photograph (3, S, S) and mask (S, S), before resizing to the grid.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if a file cannot be read, sizes differ, or nothing but the plane is there.
+            ValueError: if a file cannot be read, sizes differ, or the cloud has no points outside the plane.
         """
         path = _cloud_path(sample)
         xyz = read_xyz(path)
         rgb, _ = read_image(sample.image_path)
         gt_mask = None if sample.mask_path is None else read_mask(sample.mask_path)
-        for other, channels in ((sample.image_path, rgb), (sample.mask_path, gt_mask)):
+        for image_path, channels in ((sample.image_path, rgb), (sample.mask_path, gt_mask)):
             if channels is not None and channels.shape[-2:] != xyz.shape[:2]:
                 msg = (
-                    f"{other} is {channels.shape[-1]} x {channels.shape[-2]}, but its cloud {path} is "
+                    f"{image_path} is {channels.shape[-1]} x {channels.shape[-2]}, but its cloud {path} is "
                     f"{xyz.shape[1]} x {xyz.shape[0]}: both should have one size."
                 )
                 raise ValueError(msg)
-        with naming(path):
+        with name_file_in_errors(path):
             return isolate_object(xyz, rgb, gt_mask, self.seed)
 
     def _key(self, sample: CloudSample) -> str:
@@ -140,37 +145,37 @@ class RawSource:
 
 @dataclass(frozen=True)
 class RenderedSource:
-    """Renderings on disk in either published layout.
+    """Source for renderings on disk, in either layout that PointAD published.
 
     Args:
-        size: width and height of the views.
+        size: width and height of the views in pixels.
     """
 
     size: int = 336
 
     def samples(self, folder: Path) -> list[CloudSample]:
-        """Rendered recordings of the test part of a category's folder.
+        """List the rendered recordings in the test part of a category's folder.
 
         Raises:
-            FileNotFoundError: if a folder, or every rendering, is missing.
+            FileNotFoundError: if a folder is missing, or there is no rendering.
         """
-        found = []
+        samples = []
         for kind in _kinds(folder, VIEWS):
             photographs = {path.stem: path for path in _images(kind / "rgb")}
             masks = {path.stem: path for path in _images(kind / "gt")}
             for views in sorted(path for path in (kind / VIEWS).iterdir() if path.is_dir()):
-                pictures = view_files(views)
-                image = photographs.get(views.name, pictures[front_view(len(pictures))])
-                found.append(CloudSample(kind, views.name, folder.name, _label(kind), image, masks.get(views.name)))
-        return _some(found, folder, f"{VIEWS}/<name>")
+                paths = view_files(views)
+                image = photographs.get(views.name, paths[front_view_index(len(paths))])
+                samples.append(CloudSample(kind, views.name, folder.name, _label(kind), image, masks.get(views.name)))
+        return _require_samples(samples, folder, f"{VIEWS}/<name>")
 
     def load(self, sample: CloudSample) -> RenderedCloud:
-        """The rendered cloud; see ``read_rendered`` for what it raises."""
+        """Read the rendered cloud; ``read_rendered`` lists the errors."""
         return read_rendered(sample.folder, sample.name, self.size)
 
 
 def is_rendered(folder: Path) -> bool:
-    """Whether the test part of a category's folder has renderings."""
+    """Tell whether the test part of a category's folder has renderings."""
     return any((folder / "test").glob(f"*/{VIEWS}"))
 
 
@@ -194,15 +199,15 @@ def _images(folder: Path) -> list[Path]:
     return image_files(folder) if folder.is_dir() else []
 
 
-def _some(found: list[CloudSample], folder: Path, expected: str) -> list[CloudSample]:
-    if not found:
+def _require_samples(samples: list[CloudSample], folder: Path, expected: str) -> list[CloudSample]:
+    if not samples:
         msg = f"There are no clouds in {folder}: expected {folder / 'test'}/<kind>/{expected}."
         raise FileNotFoundError(msg)
-    return found
+    return samples
 
 
-def _write_cached(path: Path, cloud: RenderedCloud) -> None:
-    """Keep a drawn cloud, flags as bits; readers never see a part of it."""
+def _write_cache(path: Path, cloud: RenderedCloud) -> None:
+    """Write a rendered cloud, with flags packed to bits; concurrent readers find the whole file or none."""
     arrays: dict[str, Any] = {}
     for field in fields(cloud):
         value = getattr(cloud, field.name)
@@ -218,7 +223,7 @@ def _write_cached(path: Path, cloud: RenderedCloud) -> None:
     temporary.replace(path)
 
 
-def _read_cached(path: Path) -> RenderedCloud:
+def _read_cache(path: Path) -> RenderedCloud:
     flags = {"valid", "organized", *_RENAMED_FIELDS, "gt_mask", "view_masks", "visible"}
     values: dict[str, Tensor | None] = {field.name: None for field in fields(RenderedCloud)}
     try:
@@ -230,7 +235,7 @@ def _read_cached(path: Path) -> RenderedCloud:
                     array = np.unpackbits(array, count=math.prod(shape)).astype(bool)
                 values[_RENAMED_FIELDS.get(name, name)] = torch.from_numpy(array.reshape(shape))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        msg = f"The kept rendering {path} cannot be read ({error}): remove it, and it will be drawn again."
+        msg = f"The cached rendering {path} cannot be read ({error}): remove it, and the cloud is rendered again."
         raise ValueError(msg) from error
     organized = bool(values.pop("organized"))
     return RenderedCloud(organized=organized, **values)  # type: ignore[arg-type]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Posed images: reading them, items, batches, datamodules."""
+"""Posed images: file readers, items, batches, and the datamodules MAD, MIP and PosedFolder."""

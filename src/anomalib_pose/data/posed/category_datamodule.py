@@ -87,14 +87,14 @@ class CategoryDataModule(PosedDataModule):
         frames = self._training_frames(folder)
         size = common_size(frames, self.image_size)
         camera = common_camera(frames, common_size(frames, None))
-        truth = read_true_poses(folder)
+        true_poses = read_true_poses(folder)
         queries = []
         for image, label, mask in labeled_images(folder / "test", folder / "ground_truth", self.mask_suffixes):
             frame = query_frame(image, *image_size(image), like=camera)
-            pose = truth.get(PurePosixPath(image.relative_to(folder).as_posix()))
+            pose = true_poses.get(PurePosixPath(image.relative_to(folder).as_posix()))
             queries.append(PosedSample(replace(frame, camera_to_world=pose), label, mask))
         unposed = sum(query.frame.camera_to_world is None for query in queries)
-        if truth and unposed:
+        if true_poses and unposed:
             logger.warning("%d of %d test images of %s have no true pose.", unposed, len(queries), folder)
         training = [PosedSample(frame, LabelName.NORMAL) for frame in frames]
         self.train_data = PosedDataset(training, Split.TRAIN, size)

@@ -48,7 +48,7 @@ class PosedDataModule(FixedTestDataModule):
 def labeled_images(
     folder: Path, mask_folder: Path | None, mask_suffixes: Sequence[str] = ("_mask", "")
 ) -> list[tuple[Path, LabelName, Path | None]]:
-    """Images of the subfolders of a test folder, with labels and masks.
+    """List the images in the subfolders of a test folder, with their labels and masks.
 
     A subfolder is normal if its name is ``good``, or ``good`` before the first underscore. The mask of
     ``<folder>/<kind>/<name>.png`` is ``<mask_folder>/<kind>/<name><suffix>.png`` with one of the suffixes.
@@ -56,7 +56,7 @@ def labeled_images(
     Args:
         folder: has one subfolder for each kind of image.
         mask_folder: has one subfolder for each kind of defect; None if there are no masks.
-        mask_suffixes: what a mask's name has after that of its image; the first of them that exists is taken.
+        mask_suffixes: endings that a mask's name adds to the name of its image; the first existing mask is taken.
 
     Raises:
         FileNotFoundError: if a folder or a mask is missing, or there is no image.
@@ -69,25 +69,26 @@ def labeled_images(
     if not any(kinds.values()):
         msg = f"There are no test images in {folder}: expected images in its subfolders 'good' and kinds of defects."
         raise FileNotFoundError(msg)
-    found: list[tuple[Path, LabelName, Path | None]] = []
+    labeled: list[tuple[Path, LabelName, Path | None]] = []
     for kind, images in kinds.items():
         if kind.name.split("_")[0] == "good":
-            found += [(image, LabelName.NORMAL, None) for image in images]
+            labeled += [(image, LabelName.NORMAL, None) for image in images]
             continue
-        masks = _masks(kind, images, mask_folder, mask_suffixes)
-        found += [(image, LabelName.ABNORMAL, masks.get(image)) for image in images]
+        masks = _match_masks(kind, images, mask_folder, mask_suffixes)
+        labeled += [(image, LabelName.ABNORMAL, masks.get(image)) for image in images]
     if mask_folder is not None:
-        _check_kinds(folder, mask_folder)
-    return found
+        _check_mask_folders(folder, mask_folder)
+    return labeled
 
 
 def read_true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
-    """Poses of test images, OpenCV axes, by path inside a data set's folder; empty if nobody has written them.
+    """Read the true poses (4, 4) of test images, OpenCV axes, by image path relative to the object's folder.
 
-    They are read from ``<folder>/test_transforms.json``, or from ``_hidden/<name>.json`` beside the folder.
+    The file is ``<folder>/test_transforms.json``, or ``_hidden/<name>.json`` beside the folder. Without a file the
+    result is empty.
 
     Args:
-        folder: of one object.
+        folder: folder of one object.
 
     Raises:
         ValueError: if the file has no list of images with poses, or a pose is not rigid.
@@ -111,8 +112,8 @@ def read_true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
     return poses
 
 
-def _masks(kind: Path, images: list[Path], mask_folder: Path | None, suffixes: Sequence[str]) -> dict[Path, Path]:
-    """The mask of every image of a kind of defect."""
+def _match_masks(kind: Path, images: list[Path], mask_folder: Path | None, suffixes: Sequence[str]) -> dict[Path, Path]:
+    """Return the mask of each image of a kind of defect."""
     if mask_folder is None:
         return {}
     folder = mask_folder / kind.name
@@ -128,15 +129,15 @@ def _masks(kind: Path, images: list[Path], mask_folder: Path | None, suffixes: S
             raise FileNotFoundError(msg)
         check_mask_size(mask, image)
         matched[image] = mask
-    spare = sorted(set(masks.values()) - set(matched.values()))
-    if spare:
-        msg = f"The mask {spare[0]} has no image in {kind}: add the image, or remove the mask."
+    unmatched = sorted(set(masks.values()) - set(matched.values()))
+    if unmatched:
+        msg = f"The mask {unmatched[0]} has no image in {kind}: add the image, or remove the mask."
         raise ValueError(msg)
     return matched
 
 
-def _check_kinds(folder: Path, mask_folder: Path) -> None:
-    """Every folder of masks should belong to a folder of images."""
+def _check_mask_folders(folder: Path, mask_folder: Path) -> None:
+    """Check that each folder of masks belongs to a folder of images."""
     if not mask_folder.is_dir():
         return
     for kind in sorted(path for path in mask_folder.iterdir() if path.is_dir()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data set behind every datamodule of posed images."""
+"""Data set of posed images with labels, and the sizes and cameras that its images share."""
 
 import logging
 from collections import Counter
@@ -39,19 +39,19 @@ class PosedSample:
 
 
 class PosedDataset(AnomalibDataset):
-    """Images with cameras; all are given in one size, with intrinsics to match.
+    """Images with cameras, all resized to one size together with their intrinsics.
 
     Args:
-        samples: what the data set holds. Items are in the order of the image paths as strings, as anomalib has it.
-        split: which part of the data these are.
-        size: width and height of the images given, pixels.
-        segmentation: whether the truth has a mask for every sample with a label; normal samples get an empty one.
-        white_background: paint white what the object's mask leaves out, where there is a mask.
-        augmentations: anomalib sets a model's resizing here; image, masks and intrinsics follow it. Anything that
-            moves the image otherwise would make the pose wrong.
+        samples: frames with labels. anomalib orders the items by their image paths as strings.
+        split: part of the data set that the samples form.
+        size: width and height of the items' images in pixels.
+        segmentation: whether every labeled sample has a ground-truth mask; normal samples get an empty one.
+        white_background: paint the background white where an image has a mask of the object.
+        augmentations: resizing of a model, set by anomalib; image, masks and intrinsics follow it. Any other geometric
+            augmentation would make the pose wrong.
 
     Raises:
-        ValueError: if there is no sample, or an image's aspect is not that of ``size``.
+        ValueError: if there is no sample, or the aspect of an image differs from that of ``size``.
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class PosedDataset(AnomalibDataset):
         self.samples = table
 
     def __getitem__(self, index: int) -> PoseItem:
-        """Item with image (3, H, W), intrinsics, and what else is known.
+        """Return an item with image (3, H, W), intrinsics, and those of pose, masks and label that the sample has.
 
         Raises:
-            ValueError: if a file cannot be read; it is named.
+            ValueError: if a file cannot be read; the message names it.
         """
         row = self.samples.iloc[index]
         frame: PosedFrame = row.frame
-        image, foreground = self._view(frame)
-        gt_mask = self._truth(row, image)
+        image, foreground = self._read_frame(frame)
+        gt_mask = self._read_gt_mask(row, image)
         channels = image if foreground is None else torch.cat([image, foreground[None]])
         channels, gt_mask, intrinsics = resize_image_mask_K(channels, gt_mask, frame.K, *self.size)
-        channels, gt_mask, intrinsics = self._augmented(channels, gt_mask, intrinsics)
+        channels, gt_mask, intrinsics = self._augment(channels, gt_mask, intrinsics)
         label = LabelName(int(row.label_index))
         pose = frame.camera_to_world
         return PoseItem(
@@ -113,8 +113,8 @@ class PosedDataset(AnomalibDataset):
             foreground=None if foreground is None else channels[3],
         )
 
-    def _view(self, frame: PosedFrame) -> tuple[Tensor, Tensor | None]:
-        """Undistorted image (3, H, W) and foreground (H, W), as large as they are stored."""
+    def _read_frame(self, frame: PosedFrame) -> tuple[Tensor, Tensor | None]:
+        """Read the undistorted image (3, H, W) and foreground (H, W) at their stored size."""
         image, foreground = read_image(frame.image_path)
         if frame.mask_path is not None:
             mask = read_mask(frame.mask_path)
@@ -127,8 +127,8 @@ class PosedDataset(AnomalibDataset):
             image = over_white(image, foreground)
         return image, foreground
 
-    def _truth(self, row: DataFrame, image: Tensor) -> Tensor | None:
-        """Mask of the defect (H, W), as large as the stored image."""
+    def _read_gt_mask(self, row: DataFrame, image: Tensor) -> Tensor | None:
+        """Read the mask of the defect (H, W) at the size of the stored image."""
         if self.samples.attrs["task"] != "segmentation" or row.label_index == LabelName.UNKNOWN:
             return None
         if row.label_index == LabelName.NORMAL:
@@ -138,10 +138,10 @@ class PosedDataset(AnomalibDataset):
             return undistort(mask[None], row.frame.K, row.frame.distortion, nearest=True)[0]
         return mask
 
-    def _augmented(
+    def _augment(
         self, channels: Tensor, gt_mask: Tensor | None, intrinsics: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """A model's own resizing, applied to everything."""
+        """Apply a model's resizing to image, foreground, mask and intrinsics."""
         if self.augmentations is None:
             return channels, gt_mask, intrinsics
         height, width = channels.shape[-2:]
@@ -153,20 +153,21 @@ class PosedDataset(AnomalibDataset):
 
     @property
     def collate_fn(self) -> Callable:
-        """Collation to a ``PoseBatch``."""
+        """Function that collates items to a ``PoseBatch``."""
         return PoseBatch.collate
 
 
 def common_size(frames: Sequence[PosedFrame], image_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Width and height that all frames are given in: that of most frames, scaled.
+    """Return the width and height to which all frames are resized: the most common size, scaled.
 
     Args:
         frames: at least one frame.
         image_size: longer side in pixels, or None to keep the size. anomalib's ``get_datamodule``, and with it its
-            benchmark, makes a pair of any number; such a pair counts as that number.
+            benchmark, turns a number into a pair of it; such a pair counts as the number.
 
     Raises:
-        ValueError: if ``image_size`` is below 1 or names two lengths, or a frame's aspect differs from that of most.
+        ValueError: if ``image_size`` is below 1 or has two lengths, or a frame's aspect differs from the most common
+            one.
     """
     side = image_size[0] if isinstance(image_size, tuple) else image_size
     if image_size not in (side, (side, side)) or (side is not None and side < 1):
@@ -182,11 +183,11 @@ def common_size(frames: Sequence[PosedFrame], image_size: int | tuple[int, int] 
 
 
 def common_camera(frames: Sequence[PosedFrame], size: tuple[int, int]) -> PosedFrame:
-    """A frame with the camera that queries are taken to be seen by: the training images', or the median of theirs.
+    """Return a frame with the assumed camera of the queries: the training images' camera, or the median of several.
 
     Args:
         frames: training images, at least one.
-        size: width and height in pixels of the images that the camera is given for.
+        size: width and height in pixels of the images that the intrinsics refer to.
 
     Raises:
         ValueError: if there are several cameras, and one has distortion.
@@ -195,22 +196,22 @@ def common_camera(frames: Sequence[PosedFrame], size: tuple[int, int]) -> PosedF
     if bool((scaled - scaled[0]).abs().max() > 0.5) or len({frame.distortion for frame in frames}) > 1:
         if any(frame.distortion for frame in frames):
             msg = (
-                f"{frames[0].image_path.parent} has images of different cameras with distortion: queries cannot be "
-                "undistorted without knowing their camera. Undistort all images first."
+                f"{frames[0].image_path.parent} has images of different cameras with distortion, and the camera of the "
+                "queries, which undistortion needs, is unknown. Undistort all images first."
             )
             raise ValueError(msg)
-        logger.warning("Training images have different intrinsics; queries get the median of them.")
+        logger.warning("Training images have different intrinsics; queries get their median.")
     return replace(frames[0], K=scaled.median(0).values, width=size[0], height=size[1])
 
 
 def query_frame(image_path: Path, width: int, height: int, like: PosedFrame) -> PosedFrame:
-    """Frame of an image without pose, taken by the camera of another frame.
+    """Return the frame of an image without pose that another frame's camera took.
 
     Args:
         image_path: the image.
-        width: its width in pixels.
-        height: its height in pixels.
-        like: frame with the camera's intrinsics; they are scaled to this image's size.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        like: frame of the same camera; its intrinsics are scaled to the image's size.
 
     Raises:
         ValueError: if the aspects differ.
@@ -223,12 +224,12 @@ def query_frame(image_path: Path, width: int, height: int, like: PosedFrame) -> 
 
 
 def _check_aspect(frame: PosedFrame, size: tuple[int, int]) -> None:
-    # Rounding of a small size changes its aspect by up to a pixel, which is no other camera.
-    slack = 1 / min(size)
+    # Rounding a small size changes its aspect by up to one pixel; the camera is still the same.
+    tolerance = 1 / min(size)
     ratio = frame.width * size[1] / (frame.height * size[0])
-    if not same_aspect(frame.width, frame.height, *size) and abs(ratio - 1) > slack:
+    if not same_aspect(frame.width, frame.height, *size) and abs(ratio - 1) > tolerance:
         msg = (
-            f"The image {frame.image_path} is {frame.width} x {frame.height}, which has not the aspect of the other "
-            f"images ({size[0]} x {size[1]}): crop or pad it, with its principal point, first."
+            f"The image {frame.image_path} is {frame.width} x {frame.height}, but the other images have "
+            f"another aspect ({size[0]} x {size[1]}): crop or pad the image, and move its principal point, first."
         )
         raise ValueError(msg)

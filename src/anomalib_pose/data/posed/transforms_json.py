@@ -16,10 +16,10 @@ from anomalib_pose.geometry import Camera, resize_intrinsics
 
 _SUPPORTED = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL")
 _COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3")
-_BEYOND_OPENCV = ("k4", "k5", "k6")
+_HIGHER_COEFFICIENTS = ("k4", "k5", "k6")
 _RIGID_TOLERANCE = 1e-3
-ASPECT_TOLERANCE = 0.02
-"""By what share the aspect of two images of one camera may differ for one to be stretched to the other's size."""
+_ASPECT_TOLERANCE = 0.02
+"""Largest difference (of the logarithms) between the aspects of two images that count as images of one camera."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PosedFrame:
     Args:
         image_path: the image.
         mask_path: mask of the object, or None.
-        camera_to_world: pose (4, 4), OpenCV axes, float64; None if it is not known.
+        camera_to_world: pose (4, 4), OpenCV axes, float64; None if it is unknown.
         K: intrinsics (3, 3) in pixels of the stored image, float64.
         width: width of the stored image in pixels.
         height: height of the stored image in pixels.
@@ -48,10 +48,10 @@ class PosedFrame:
 def read_transforms(path: Path) -> list[PosedFrame]:
     """Read the posed images of a ``transforms.json``.
 
-    Understood are ``camera_angle_x`` (and ``camera_angle_y``), or ``fl_x, fl_y, cx, cy, w, h``, for all frames or per
-    frame; ``file_path`` with or without its suffix; ``mask_path``; and OpenCV's distortion coefficients. Everything
-    else, ``aabb_scale`` for example, is passed over. Where ``w`` and ``h`` are not the size of the stored image, the
-    intrinsics are scaled to it.
+    The reader takes ``camera_angle_x`` (and ``camera_angle_y``), or ``fl_x, fl_y, cx, cy, w, h``, for all frames or
+    per frame; ``file_path`` with or without its suffix; ``mask_path``; and OpenCV's distortion coefficients. It
+    ignores all other keys, for example ``aabb_scale``. Where ``w`` and ``h`` differ from the size of the stored image,
+    the intrinsics are scaled to this size.
 
     Args:
         path: the file; paths in it are relative to its folder.
@@ -60,9 +60,10 @@ def read_transforms(path: Path) -> list[PosedFrame]:
         Frames in the order of the file.
 
     Raises:
-        FileNotFoundError: if the file, or an image or mask it names, does not exist.
-        ValueError: if it is no JSON, has no frames or no intrinsics, a pose is not rigid or not finite, the camera
-            model is not supported, or images differ in size without intrinsics of their own. The file is named.
+        FileNotFoundError: if the file, or an image or mask that it names, does not exist.
+        ValueError: if the file is not JSON, has no frames or no intrinsics, a pose is not rigid or not finite, the
+            camera model is not supported, or images differ in size and have no intrinsics of their own. The message
+            names the file.
     """
     content = read_json(path)
     entries = content.get("frames")
@@ -70,8 +71,8 @@ def read_transforms(path: Path) -> list[PosedFrame]:
         msg = f"{path} has no frames: expected a list 'frames' of objects with 'file_path' and 'transform_matrix'."
         raise ValueError(msg)
     shared = {key: value for key, value in content.items() if key != "frames"}
-    frames = [_Entry(path, entry, shared).frame() for entry in entries]
-    _check_together(path, frames, entries)
+    frames = [_FrameEntry(path, entry, shared).frame() for entry in entries]
+    _check_frames(path, frames, entries)
     return frames
 
 
@@ -79,8 +80,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds no JSON object.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file does not hold a JSON object.
     """
     if not path.is_file():
         msg = f"There is no {path.name} in {path.parent}: expected the camera poses there."
@@ -97,16 +98,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_pose(matrix: Any, where: str) -> Tensor:
-    """Camera-to-world pose (4, 4) with OpenCV axes, float64, of a stored OpenGL matrix.
+    """Convert a stored OpenGL matrix to a camera-to-world pose (4, 4) with OpenCV axes, float64.
 
-    Rounding in the file is undone: the rotation is the one nearest to what is stored.
+    The rotation is the one nearest to the stored matrix, which undoes the rounding in the file.
 
     Args:
         matrix: nested lists, 4 x 4 or the upper 3 x 4.
-        where: file and frame, for the error.
+        where: file and frame, for the error message.
 
     Raises:
-        ValueError: if it is no matrix of finite numbers, or no rigid motion.
+        ValueError: if the matrix has numbers that are not finite, another shape, or is not a rigid motion.
     """
     try:
         pose = torch.tensor(matrix, dtype=torch.float64)
@@ -121,14 +122,14 @@ def read_pose(matrix: Any, where: str) -> Tensor:
 
 
 def rigid_pose(pose: Tensor, where: str) -> Tensor:
-    """The rigid motion (4, 4) nearest to a stored one, which undoes the rounding of its numbers.
+    """Return the rigid motion (4, 4) nearest to a stored pose, which undoes the rounding of its numbers.
 
     Args:
         pose: (4, 4) or the upper (3, 4), float64.
-        where: file and frame and what they have, for the error.
+        where: subject and verb of the error message, for example "<file> has a pose".
 
     Raises:
-        ValueError: if a number is not finite, or it is no rigid motion.
+        ValueError: if a number is not finite, or the pose is not a rigid motion.
     """
     if not bool(pose.isfinite().all()):
         msg = f"{where} with NaN or infinite numbers: remove the frame or pose it again."
@@ -136,10 +137,10 @@ def rigid_pose(pose: Tensor, where: str) -> Tensor:
     rotation = pose[:3, :3]
     deviation = float((rotation @ rotation.T - torch.eye(3)).abs().max())
     determinant = float(torch.linalg.det(rotation))
-    last = pose.new_tensor([0, 0, 0, 1])
-    if deviation > _RIGID_TOLERANCE or determinant < 0 or (len(pose) == 4 and not torch.allclose(pose[3], last)):
+    last_row = pose.new_tensor([0, 0, 0, 1])
+    if deviation > _RIGID_TOLERANCE or determinant < 0 or (len(pose) == 4 and not torch.allclose(pose[3], last_row)):
         msg = (
-            f"{where} that is no rigid motion: rotation off by {deviation:.2g}, determinant {determinant:.3g}, last "
+            f"{where} that is not a rigid motion: rotation off by {deviation:.2g}, determinant {determinant:.3g}, last "
             f"row {pose[3:].flatten().tolist()}. Expected a rotation without scale or mirror."
         )
         raise ValueError(msg)
@@ -151,12 +152,12 @@ def rigid_pose(pose: Tensor, where: str) -> Tensor:
 
 
 def same_aspect(width: int, height: int, other_width: int, other_height: int) -> bool:
-    """Whether one image may be stretched to the other's size, both being views of one camera."""
-    return abs(math.log(width * other_height / (height * other_width))) <= ASPECT_TOLERANCE
+    """Tell whether two images have the same aspect, within a tolerance; one may then be stretched to fit the other."""
+    return abs(math.log(width * other_height / (height * other_width))) <= _ASPECT_TOLERANCE
 
 
-class _Entry:
-    """One frame of the file, and what the file says of all frames."""
+class _FrameEntry:
+    """One frame of the file, with the values that the file gives for all frames."""
 
     def __init__(self, path: Path, own: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
         self.path, self.own, self.shared = path, own, shared
@@ -168,7 +169,7 @@ class _Entry:
         self.where = f"{path}, frame {name!r},"
 
     def frame(self) -> PosedFrame:
-        """Check and convert everything."""
+        """Check the frame and convert it."""
         image_path = self._file(self.own["file_path"])
         mask_path = self._file(self.own["mask_path"]) if self.own.get("mask_path") else None
         if mask_path is not None:
@@ -178,7 +179,9 @@ class _Entry:
             raise ValueError(msg)
         pose = read_pose(self.own["transform_matrix"], self.where)
         width, height = image_size(image_path)
-        return PosedFrame(image_path, mask_path, pose, self._intrinsics(width, height), width, height, self._lens())
+        return PosedFrame(
+            image_path, mask_path, pose, self._intrinsics(width, height), width, height, self._distortion()
+        )
 
     def _file(self, name: str) -> Path:
         stored = self.path.parent / name.replace("\\", "/")
@@ -196,7 +199,7 @@ class _Entry:
         return float(value)
 
     def _intrinsics(self, width: int, height: int) -> Tensor:
-        """K (3, 3) of the stored image, which may be smaller than the one the file speaks of."""
+        """Return K (3, 3) of the stored image, which may be smaller than the size that the file states."""
         stated_width, stated_height = self._number(self.values, "w", width), self._number(self.values, "h", height)
         if (
             stated_width <= 0
@@ -235,8 +238,8 @@ class _Entry:
             raise ValueError(msg)
         return number
 
-    def _lens(self) -> tuple[float, ...]:
-        """Distortion coefficients, or none if all are zero."""
+    def _distortion(self) -> tuple[float, ...]:
+        """Return OpenCV's k1, k2, p1, p2, k3, or an empty tuple if all are zero."""
         model = str(self.values.get("camera_model", "OPENCV"))
         if model.upper() not in _SUPPORTED or self.values.get("is_fisheye"):
             model = "fisheye" if self.values.get("is_fisheye") else model
@@ -245,10 +248,10 @@ class _Entry:
                 f"{', '.join(_SUPPORTED)}. Undistort the images first."
             )
             raise ValueError(msg)
-        beyond = [key for key in _BEYOND_OPENCV if self._number(self.values, key, 0) != 0]
-        if beyond:
+        unsupported = [key for key in _HIGHER_COEFFICIENTS if self._number(self.values, key, 0) != 0]
+        if unsupported:
             msg = (
-                f"{self.where} has the camera model {model!r} with {', '.join(beyond)}, which is not supported: "
+                f"{self.where} has the camera model {model!r} with {', '.join(unsupported)}, which is not supported: "
                 f"expected {', '.join(_COEFFICIENTS)} alone. Undistort the images first."
             )
             raise ValueError(msg)
@@ -256,19 +259,20 @@ class _Entry:
         return coefficients if any(coefficients) else ()
 
 
-def _check_together(path: Path, frames: list[PosedFrame], entries: list[dict[str, Any]]) -> None:
-    """Checks that no frame allows alone."""
-    seen: set[Path] = set()
+def _check_frames(path: Path, frames: list[PosedFrame], entries: list[dict[str, Any]]) -> None:
+    """Check that no image occurs twice, and that frames without intrinsics of their own have images of one size."""
+    image_paths: set[Path] = set()
     for frame in frames:
-        if frame.image_path in seen:
+        if frame.image_path in image_paths:
             msg = f"{path} has two frames with the image {frame.image_path}: remove one."
             raise ValueError(msg)
-        seen.add(frame.image_path)
+        image_paths.add(frame.image_path)
     first = frames[0]
     for frame, entry in zip(frames, entries, strict=True):
         if (frame.width, frame.height) != (first.width, first.height) and not {"fl_x", "camera_angle_x"} & set(entry):
             msg = (
                 f"{path} has one camera for all frames, but {frame.image_path} is {frame.width} x {frame.height} and "
-                f"{first.image_path} is {first.width} x {first.height}. Give every frame its intrinsics, or one size."
+                f"{first.image_path} is {first.width} x {first.height}. Give each frame its intrinsics, or make all "
+                "images one size."
             )
             raise ValueError(msg)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries with reference views of a shape: reading them, items, batches, datamodules."""
+"""Queries with reference views of their shape: file readers, items, batches, and the datamodule BrokenChairs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BrokenChairs: photographs of chairs with wrong parts, and views of the right shape (Looking3D, CVPR 2024)."""
+"""BrokenChairs: images of chairs with defective parts, and views of the defect-free shape (Looking3D, CVPR 2024)."""
 
 import logging
 from pathlib import Path
@@ -10,8 +10,8 @@ from anomalib.utils.path import resolve_dataset_root
 from torch.utils.data import DataLoader
 
 from anomalib_pose.data.fixed_test_datamodule import FixedTestDataModule
-from anomalib_pose.data.reference_views.broken_chairs_files import find_queries, split_queries, summary
-from anomalib_pose.data.reference_views.dataset import ViewDataset
+from anomalib_pose.data.reference_views.broken_chairs_files import count_summary, find_queries, split_queries
+from anomalib_pose.data.reference_views.dataset import ReferenceViewDataset
 from anomalib_pose.data.reference_views.shape_sampler import ShapeSampler
 
 logger = logging.getLogger(__name__)
@@ -20,40 +20,48 @@ BrokenChairsValSplit = Literal["from_dir", "same_as_test", "from_test"]
 
 
 class BrokenChairs(FixedTestDataModule):
-    """BrokenChairs-180K, its first release, and anything in their layouts.
+    """BrokenChairs-180K, its first release, and any data set in their layouts.
 
-    ``<root>/images/<folder>/render_<shape>_...png`` are queries on white, anomalous if ``anomaly`` is in their names;
-    ``annotations/<folder>/info_<shape>_...json`` has the box of an anomaly, ``2d_bbox`` (x, y, width, height in an
-    image of 512 x 512), with ``mask_new_...png`` and ``mask_old_...png`` where they are; ``shapes/shape_<shape>/
-    mv_images`` the views of the right shape; ``split.json`` the shapes of each split. The first release has
-    ``normals/<shape>/{renders,rendered_mesh}`` and ``anomalies/A<shape>_<type>/{renders,annotation}`` instead; shapes
-    that its ``split.json`` does not name are for training. Training images have anomalies, with labels.
+    The release has in ``<root>``:
 
-    Queries are resized to 256 pixels, a part of 224 is shown, enlarged to 256 again: a random one in training,
-    otherwise the middle, with views that are the same each time. The paper draws both at random in its tests, too.
+    * ``images/<folder>/render_<shape>_...png``: queries on white, anomalous if ``anomaly`` is in their names;
+    * ``annotations/<folder>/info_<shape>_...json``: the box of an anomaly, ``2d_bbox`` (x, y, width, height in an
+      image of 512 x 512); optionally ``mask_new_...png`` and ``mask_old_...png`` beside it;
+    * ``shapes/shape_<shape>/mv_images``: the reference views of the defect-free shape;
+    * ``split.json``: the shapes of each split.
+
+    The first release has ``normals/<shape>/{renders,rendered_mesh}`` and ``anomalies/A<shape>_<type>/
+    {renders,annotation}`` instead; shapes that its ``split.json`` does not name are for training. Training images
+    include anomalies, with labels.
+
+    Queries are resized to 256 pixels; a crop of 224 pixels is enlarged to 256 again. In training, the crop and the
+    reference views are random; otherwise the crop is central, and the views are the same each time. The paper draws
+    both at random in its tests, too.
 
     The data set is not downloaded: its authors offer it at https://huggingface.co/datasets/ankankbhunia/brokenchairs180k
     (CC BY-NC-SA 4.0).
 
     Args:
         root: folder of the data set; None for anomalib's folder of data sets.
-        train_views: random reference views of a training image.
-        eval_views: reference views of an image in evaluation; distinct ones, spread over all that a shape has.
-        flip: exchange left and right of half the training queries, but not of their reference views. Switch it off
-            for shapes that are not like their mirror image.
+        train_views: number of random reference views of a training image.
+        eval_views: number of reference views of an image in evaluation; the views are distinct and spread over all
+            views of the shape.
+        flip: mirror half of the training queries left to right, but not their reference views. Switch it off for
+            shapes that differ from their mirror image.
         light: change brightness and contrast of a fifth of the training queries.
-        queries_per_shape: training images of one shape that come together. Those in one batch share reference views,
-            which Looking3D encodes once: with 4 of them a training step takes half as long.
+        queries_per_shape: training images of one shape that follow each other. Images of one shape in a batch share
+            their reference views, which Looking3D encodes once: with 4 images a training step takes half as long.
         train_batch_size: images in a training batch.
         eval_batch_size: images in a batch of validation, test and prediction.
         num_workers: processes that load images.
-        val_split_mode: what thresholds are chosen on: ``from_dir`` (the split ``val``; the test set where there is
-            none), ``same_as_test`` or ``from_test`` (a part of the test set, which loses it).
+        val_split_mode: images that set the thresholds: ``from_dir`` (the split ``val``, or the test set if there is
+            no such split), ``same_as_test`` or ``from_test`` (a part of the test set, which loses it).
         val_split_ratio: share of the test images that ``from_test`` takes.
-        seed: makes that choice repeatable.
+        seed: makes the choice of these images repeatable.
 
     Raises:
-        ValueError: if ``val_split_mode`` is another, or another number is below 1.
+        ValueError: if ``val_split_mode`` has another value, or ``train_views``, ``eval_views`` or
+            ``queries_per_shape`` is below 1.
 
     Example:
         >>> datamodule = BrokenChairs(root="./datasets/BrokenChairs")
@@ -94,10 +102,10 @@ class BrokenChairs(FixedTestDataModule):
         self.queries_per_shape = queries_per_shape
 
     def prepare_data(self) -> None:
-        """Check that the data set is there.
+        """Check that the folder of the data set exists.
 
         Raises:
-            FileNotFoundError: if it is not.
+            FileNotFoundError: if it does not exist.
         """
         if not self.root.is_dir():
             msg = (
@@ -108,7 +116,7 @@ class BrokenChairs(FixedTestDataModule):
             raise FileNotFoundError(msg)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled training images, those of a shape together if asked for."""
+        """Return the loader of training images, in random runs of ``queries_per_shape`` images of one shape."""
         data = self.train_data
         return DataLoader(
             data,
@@ -119,17 +127,17 @@ class BrokenChairs(FixedTestDataModule):
         )
 
     def _setup(self, _stage: str | None = None) -> None:
-        """Find queries, annotations and views, and log how many there are in each split."""
+        """Find queries, annotations and views, and log their numbers in each split."""
         self.prepare_data()
-        parts = split_queries(self.root, find_queries(self.root))
-        for name, queries in parts.items():
-            logger.info("BrokenChairs, %s: %s.", name, summary(queries))
-        self.train_data = ViewDataset(
-            parts["train"], Split.TRAIN, self.train_views, training=True, flip=self.flip, light=self.light
+        splits = split_queries(self.root, find_queries(self.root))
+        for name, queries in splits.items():
+            logger.info("BrokenChairs, %s: %s.", name, count_summary(queries))
+        self.train_data = ReferenceViewDataset(
+            splits["train"], Split.TRAIN, self.train_views, training=True, flip=self.flip, light=self.light
         )
-        self.test_data = ViewDataset(parts["test"], Split.TEST, self.eval_views)
+        self.test_data = ReferenceViewDataset(splits["test"], Split.TEST, self.eval_views)
         if self.val_split_mode == "from_dir":
-            validation = parts["val"]
+            validation = splits["val"]
             if not validation:
                 logger.warning("%s names no shapes for validation: thresholds are chosen on the test set.", self.root)
-            self.val_data = ViewDataset(validation or parts["test"], Split.VAL, self.eval_views)
+            self.val_data = ReferenceViewDataset(validation or splits["test"], Split.VAL, self.eval_views)

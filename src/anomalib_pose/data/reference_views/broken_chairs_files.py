@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files BrokenChairs has, in the layout of its release and in that of the first one."""
+"""File lists of BrokenChairs, in the layouts of its current and its first release."""
 
 import logging
 from collections import Counter
@@ -14,48 +14,49 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 BOX_UNIT = 512
-"""Boxes are in pixels of an image of this side."""
+"""Side of the image, in pixels, to which stored boxes refer."""
 ANOMALY_TYPES = ("position", "rotation", "missing", "damaged", "swapped")
 """Names of the first release's types 1 to 5."""
 GOOD, UNNAMED = "good", "anomaly"
+"""Kinds of good queries, and of anomalous queries whose type the files do not name."""
 
 
 @dataclass(frozen=True)
-class QueryFile:
-    """One query image.
+class QuerySample:
+    """One query image with its label and files.
 
     Args:
         image_path: the image.
-        shape_id: name of the shape it should show.
-        kind: ``good``, or the type of the anomaly; ``anomaly`` where the files do not name it.
-        references: folder of the shape's reference views.
+        shape_id: name of the shape that the query shows, up to its defect.
+        kind: ``good``, or the type of the anomaly; ``anomaly`` where the files do not name the type.
+        reference_dir: folder of the shape's reference views.
         annotation_path: JSON of the anomaly, None for good images.
-        mask_paths: masks of the changed part, in the image and as it should be; those that exist.
+        mask_paths: existing masks of the changed part: of its defective and of its defect-free state.
     """
 
     image_path: Path
     shape_id: str
     kind: str
-    references: Path
+    reference_dir: Path
     annotation_path: Path | None = None
     mask_paths: tuple[Path, ...] = ()
 
 
-def find_queries(root: Path) -> list[QueryFile]:
-    """All queries of a data set.
+def find_queries(root: Path) -> list[QuerySample]:
+    """List all queries of a data set.
 
     Args:
-        root: has ``images``, ``annotations`` and ``shapes`` (the release), or ``normals`` and ``anomalies`` (the first
-            release).
+        root: folder with ``images``, ``annotations`` and ``shapes`` (the release), or with ``normals`` and
+            ``anomalies`` (the first release).
 
     Raises:
         FileNotFoundError: if the folders, images, annotations of anomalies, or views of a shape are missing.
-        ValueError: if an image's name has no shape.
+        ValueError: if an image's name does not contain a shape.
     """
     if (root / "images").is_dir():
-        queries = list(_release(root))
+        queries = list(_find_in_release(root))
     elif (root / "normals").is_dir():
-        queries = list(_first_release(root))
+        queries = list(_find_in_first_release(root))
     else:
         msg = (
             f"{root} should have the folders images, annotations and shapes (the release of BrokenChairs), or normals "
@@ -65,32 +66,32 @@ def find_queries(root: Path) -> list[QueryFile]:
     if not queries:
         msg = f"There are no query images in {root}: unpack the data set there."
         raise FileNotFoundError(msg)
-    bare = [query for query in queries if query.kind != GOOD and query.annotation_path is None]
-    if bare:
+    unannotated = [query for query in queries if query.kind != GOOD and query.annotation_path is None]
+    if unannotated:
         msg = (
-            f"{len(bare)} anomalous images have no annotation, the first is {bare[0].image_path}: add the annotations, "
-            "or remove the images."
+            f"{len(unannotated)} anomalous images have no annotation, the first is {unannotated[0].image_path}: add "
+            "the annotations, or remove the images."
         )
         raise FileNotFoundError(msg)
-    without = [folder for folder in sorted({query.references for query in queries}) if not folder.is_dir()]
-    if without:
+    missing = [folder for folder in sorted({query.reference_dir for query in queries}) if not folder.is_dir()]
+    if missing:
         msg = (
-            f"{len(without)} shapes have no reference views, the first should be in {without[0]}: unpack the shapes, "
-            "or draw the views with anomalib-pose render-views."
+            f"{len(missing)} shapes have no reference views, the first should be in {missing[0]}: unpack the shapes, "
+            "or render the views with anomalib-pose render-views."
         )
         raise FileNotFoundError(msg)
     return queries
 
 
-def split_queries(root: Path, queries: list[QueryFile]) -> dict[str, list[QueryFile]]:
-    """Queries of each split, by their shapes, as ``split.json`` has it.
+def split_queries(root: Path, queries: list[QuerySample]) -> dict[str, list[QuerySample]]:
+    """Assign queries to the splits to which ``split.json`` assigns their shapes.
 
-    Shapes that it does not name belong to training where it has no list for training (the first release), and to
-    nothing else; how many images that leaves out is logged.
+    If the file has no list for training (the first release), shapes that it does not name belong to training. If it
+    has one, queries of such shapes are left out, and their number is logged.
 
     Raises:
         FileNotFoundError: if there is no ``split.json``.
-        ValueError: if it is no table of lists, or a shape is in two splits.
+        ValueError: if the file has no lists of shapes, or a shape is in two splits.
     """
     path = root / "split.json"
     content = read_json(path)
@@ -98,61 +99,63 @@ def split_queries(root: Path, queries: list[QueryFile]) -> dict[str, list[QueryF
     if not all(isinstance(names, list) for names in lists.values()) or not lists["test"]:
         msg = f"{path} should have lists of shape ids, 'train', 'val' and 'test', found keys {sorted(content)}."
         raise ValueError(msg)
-    home: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for name, shapes in lists.items():
         for shape in map(str, shapes):
-            if home.setdefault(shape, name) != name:
-                msg = f"{path} has shape {shape!r} in {home[shape]} and in {name}: a shape belongs to one split."
+            if split_of.setdefault(shape, name) != name:
+                msg = f"{path} has shape {shape!r} in {split_of[shape]} and in {name}: a shape belongs to one split."
                 raise ValueError(msg)
-    rest = "train" if not lists["train"] else None
-    parts: dict[str, list[QueryFile]] = {name: [] for name in SPLITS}
+    default_split = "train" if not lists["train"] else None
+    splits: dict[str, list[QuerySample]] = {name: [] for name in SPLITS}
     left_out = 0
     for query in queries:
-        part = home.get(query.shape_id, rest)
-        if part is None:
+        split = split_of.get(query.shape_id, default_split)
+        if split is None:
             left_out += 1
         else:
-            parts[part].append(query)
+            splits[split].append(query)
     if left_out:
         logger.warning("%d images are left out: %s does not name their shapes.", left_out, path)
-    return parts
+    return splits
 
 
-def summary(queries: list[QueryFile]) -> str:
-    """Counts of images, good and anomalous by type, and of shapes."""
+def count_summary(queries: list[QuerySample]) -> str:
+    """Return a text with the numbers of good images, of anomalous images by type, and of shapes."""
     kinds = Counter(query.kind for query in queries)
     anomalies = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()) if kind != GOOD)
     shapes = len({query.shape_id for query in queries})
-    bad = len(queries) - kinds[GOOD]
-    return f"{len(queries)} images ({kinds[GOOD]} good, {bad} anomalous: {anomalies or 'none'}) of {shapes} shapes"
+    anomalous = len(queries) - kinds[GOOD]
+    return (
+        f"{len(queries)} images ({kinds[GOOD]} good, {anomalous} anomalous: {anomalies or 'none'}) of {shapes} shapes"
+    )
 
 
 @dataclass(frozen=True)
 class _Annotations:
-    """Files of a folder of annotations, of which one JSON and two masks can belong to an image."""
+    """Index of a folder of annotations; one JSON and two masks can belong to an image."""
 
     folder: Path
     names: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, folder: Path) -> "_Annotations":
+    def in_folder(cls, folder: Path) -> "_Annotations":
         return cls(folder, {path.name for path in folder.iterdir()} if folder.is_dir() else set())
 
-    def path(self, *candidates: str) -> Path | None:
+    def first_existing(self, *candidates: str) -> Path | None:
         return next((self.folder / name for name in candidates if name in self.names), None)
 
-    def query(self, image: Path, shape_id: str, kind: str, references: Path) -> QueryFile:
+    def sample(self, image: Path, shape_id: str, kind: str, reference_dir: Path) -> QuerySample:
         if kind == GOOD:
-            return QueryFile(image, shape_id, kind, references)
-        rest = image.stem.removeprefix("render_")
-        masks = (self.path(f"mask_{which}_{rest}.png") for which in ("new", "old"))
-        annotation = self.path(f"info_{rest}.json", f"{image.stem}.json")
-        return QueryFile(image, shape_id, kind, references, annotation, tuple(mask for mask in masks if mask))
+            return QuerySample(image, shape_id, kind, reference_dir)
+        suffix = image.stem.removeprefix("render_")
+        masks = (self.first_existing(f"mask_{which}_{suffix}.png") for which in ("new", "old"))
+        annotation = self.first_existing(f"info_{suffix}.json", f"{image.stem}.json")
+        return QuerySample(image, shape_id, kind, reference_dir, annotation, tuple(mask for mask in masks if mask))
 
 
-def _release(root: Path) -> Iterator[QueryFile]:
+def _find_in_release(root: Path) -> Iterator[QuerySample]:
     for folder in sorted(path for path in (root / "images").iterdir() if path.is_dir()):
-        annotations = _Annotations.of(root / "annotations" / folder.name)
+        annotations = _Annotations.in_folder(root / "annotations" / folder.name)
         for image in image_files(folder):
             tokens = image.stem.split("_")
             if len(tokens) < 2 or not tokens[1]:
@@ -162,13 +165,13 @@ def _release(root: Path) -> Iterator[QueryFile]:
             kind = GOOD
             if "anomaly" in image.stem:
                 kind = image.stem.partition("anomaly")[2].strip("_") or UNNAMED
-            yield annotations.query(image, shape_id, kind, root / "shapes" / f"shape_{shape_id}" / "mv_images")
+            yield annotations.sample(image, shape_id, kind, root / "shapes" / f"shape_{shape_id}" / "mv_images")
 
 
-def _first_release(root: Path) -> Iterator[QueryFile]:
+def _find_in_first_release(root: Path) -> Iterator[QuerySample]:
     for folder in _folders(root / "normals"):
         for image in _images(folder):
-            yield QueryFile(image, folder.name, GOOD, folder / "rendered_mesh")
+            yield QuerySample(image, folder.name, GOOD, folder / "rendered_mesh")
     for folder in _folders(root / "anomalies"):
         shape_id, _, kind = folder.name.removeprefix("A").partition("_")
         if not folder.name.startswith("A") or not shape_id:
@@ -176,10 +179,10 @@ def _first_release(root: Path) -> Iterator[QueryFile]:
             raise ValueError(msg)
         if kind in {str(number + 1) for number in range(len(ANOMALY_TYPES))}:
             kind = ANOMALY_TYPES[int(kind) - 1]
-        annotations = _Annotations.of(folder / "annotation")
+        annotations = _Annotations.in_folder(folder / "annotation")
         for image in _images(folder):
-            references = root / "normals" / shape_id / "rendered_mesh"
-            yield annotations.query(image, shape_id, kind or UNNAMED, references)
+            reference_dir = root / "normals" / shape_id / "rendered_mesh"
+            yield annotations.sample(image, shape_id, kind or UNNAMED, reference_dir)
 
 
 def _folders(folder: Path) -> list[Path]:

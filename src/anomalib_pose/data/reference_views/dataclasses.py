@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""anomalib's image items and batches with reference views of the object's shape and a box around its defect."""
+"""Items and batches of queries: anomalib's, with reference views of the shape and a box around the defect."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from anomalib.data import ImageBatch, ImageItem
 from anomalib.data.dataclasses.numpy import NumpyImageBatch, NumpyImageItem
 from torch import Tensor
 
-from anomalib_pose.data.posed.dataclasses import stacked_fields
+from anomalib_pose.data.batches import stack_fields
 
 
 @dataclass
 class NumpyViewItem(NumpyImageItem):
-    """A ``ViewItem`` of numpy arrays; the fields have the meaning and shapes they have there."""
+    """A ``ViewItem`` of numpy arrays, with the same fields and shapes."""
 
     reference_images: np.ndarray | None = None
     reference_xyz: np.ndarray | None = None
@@ -29,7 +29,7 @@ class NumpyViewItem(NumpyImageItem):
 
 @dataclass
 class NumpyViewBatch(NumpyImageBatch):
-    """A ``ViewBatch`` of numpy arrays; the fields have the meaning and shapes they have there."""
+    """A ``ViewBatch`` of numpy arrays, with the same fields and shapes."""
 
     item_class: ClassVar[type[NumpyViewItem]] = NumpyViewItem
 
@@ -45,19 +45,20 @@ class NumpyViewBatch(NumpyImageBatch):
 
 @dataclass
 class ViewItem(ImageItem):
-    """A query with views of the shape it should have; every further field may be missing.
+    """A query with reference views of its defect-free shape; each of the fields below may be None.
 
     Args:
         reference_images: views of the shape (n, 3, 256, 256), RGB in [0, 1].
-        reference_xyz: positions on the shape that the cells of each view see (n, 32, 32, 3), -1 where there is none.
-        box: box around the defect (4,): middle x, middle y, width, height, as shares of ``image``; zeros if the
+        reference_xyz: position on the shape in each cell of each view (n, 32, 32, 3), in the shape's frame; -1 in
+            cells without the shape.
+        box: box around the defect (4,): center x, center y, width, height, as fractions of ``image``; zeros if the
             query is good.
         pair_images: two views of the shape (2, 3, 256, 256), in training.
-        pair_points: points of the shape that both of them see (m, 2, 2), int64: for each point its (row, column) in
-            the first and in the second of ``pair_images``.
+        pair_points: points of the shape visible in both (m, 2, 2), int64: for each point its (row, column) in the
+            first and in the second of ``pair_images``.
         shape_id: name of the shape.
-        pred_box: box that a model found (4,), as ``box``.
-        boxed_query: ``image`` with the true box and the one found drawn in (3, H, W).
+        pred_box: box that a model predicted (4,), as ``box``.
+        boxed_query: ``image`` with the true and the predicted box drawn in (3, H, W).
     """
 
     numpy_class: ClassVar[type[NumpyViewItem]] = NumpyViewItem
@@ -74,16 +75,16 @@ class ViewItem(ImageItem):
 
 @dataclass
 class ViewBatch(ImageBatch):
-    """A batch of ``ViewItem``; every field has a leading dimension B, or is None.
+    """A batch of ``ViewItem``; each field has a leading dimension B, or is None.
 
     Args:
         reference_images: views of the shapes (B, n, 3, 256, 256).
-        reference_xyz: positions that their cells see (B, n, 32, 32, 3).
+        reference_xyz: positions on the shapes in the views' cells (B, n, 32, 32, 3).
         box: boxes around defects (B, 4).
         pair_images: two views of each shape (B, 2, 3, 256, 256).
-        pair_points: points that both see (B, m, 2, 2).
+        pair_points: points visible in both (B, m, 2, 2).
         shape_id: names of the shapes, a list of B.
-        pred_box: boxes that a model found (B, 4).
+        pred_box: boxes that a model predicted (B, 4).
         boxed_query: ``image`` with boxes drawn in (B, 3, H, W).
     """
 
@@ -101,7 +102,7 @@ class ViewBatch(ImageBatch):
 
     @classmethod
     def collate(cls, items: Sequence[ViewItem]) -> "ViewBatch":
-        """Batch of items; a field that not every item has is None. Images are not resized.
+        """Stack items; a field that is None in any item is None in the batch. Images are not resized.
 
         Args:
             items: items with images of one size and equal numbers of views.
@@ -109,4 +110,4 @@ class ViewBatch(ImageBatch):
         Raises:
             ValueError: if image sizes differ.
         """
-        return cls(**stacked_fields(items))
+        return cls(**stack_fields(items))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries with reference views of their shapes."""
+"""Data set of queries with reference views of their shapes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,39 +15,45 @@ from torchvision.tv_tensors import Image, Mask
 
 from anomalib_pose.data.images import check_mask_size, read_image, read_mask
 from anomalib_pose.data.posed.transforms_json import read_json
-from anomalib_pose.data.reference_views.broken_chairs_files import BOX_UNIT, GOOD, QueryFile
+from anomalib_pose.data.reference_views.broken_chairs_files import BOX_UNIT, GOOD, QuerySample
 from anomalib_pose.data.reference_views.dataclasses import ViewBatch, ViewItem
 from anomalib_pose.data.reference_views.files import (
     Correspondences,
-    ReferenceFile,
+    ReferenceViewFile,
     find_reference_views,
     read_views,
     spread_views,
 )
-from anomalib_pose.data.reference_views.queries import QUERY_SIZE, cropped, resized
-from anomalib_pose.data.reference_views.query_crops import box_in_crop, choose_crop, mirrored_box, random_light
+from anomalib_pose.data.reference_views.queries import QUERY_SIZE, enlarge_crop, resize_square
+from anomalib_pose.data.reference_views.query_crops import (
+    box_in_crop,
+    choose_crop,
+    jitter_brightness_contrast,
+    mirror_box,
+)
 from anomalib_pose.geometry import farthest_point_sampling
 from anomalib_pose.render.reference_views import IMAGE_SIZE
 
 PAIR_POINTS = 32
-_FLIP_SHARE, _LIGHT_SHARE = 0.5, 0.2
+"""Points that both views of a training pair see."""
+_FLIP_PROBABILITY, _LIGHT_PROBABILITY = 0.5, 0.2
 
 
-class ViewDataset(AnomalibDataset):
-    """Square queries on white, each with views of the shape it should show.
+class ReferenceViewDataset(AnomalibDataset):
+    """Square queries on white, each with reference views of its defect-free shape.
 
-    What is random in training is drawn from PyTorch's generator, which every worker of a loader has its own of;
-    otherwise the same index gives the same item.
+    In training, random numbers come from PyTorch's generator, of which each worker of a loader has its own. Otherwise
+    the same index gives the same item.
 
     Args:
-        queries: what the data set holds. Items are in the order of the image paths as strings, as anomalib has it.
-        split: which part of the data these are.
-        views: reference views of an item.
-        training: random views, a random part of the query, and a pair of views with the same points; otherwise views
-            spread over all, and the query's middle.
-        flip: in training, exchange left and right of half the queries.
+        queries: queries with their files. anomalib orders the items by their image paths as strings.
+        split: part of the data set that the queries form.
+        views: number of reference views of an item.
+        training: whether to take random views, a random crop of the query, and a pair of views with common points;
+            otherwise views are spread over all views of the shape, and the crop is central.
+        flip: in training, mirror half of the queries left to right.
         light: in training, change brightness and contrast of a fifth of the queries.
-        augmentations: anomalib sets a model's resizing here; image and mask follow it.
+        augmentations: resizing of a model, set by anomalib; image and mask follow it.
 
     Raises:
         ValueError: if there is no query.
@@ -55,7 +61,7 @@ class ViewDataset(AnomalibDataset):
 
     def __init__(
         self,
-        queries: Sequence[QueryFile],
+        queries: Sequence[QuerySample],
         split: Split,
         views: int,
         *,
@@ -84,29 +90,29 @@ class ViewDataset(AnomalibDataset):
             for query in queries
         ]
         table = DataFrame(rows)
-        whole = all(query.mask_paths or query.kind == GOOD for query in queries)
-        table.attrs["task"] = "segmentation" if whole else "classification"
+        has_masks = all(query.mask_paths or query.kind == GOOD for query in queries)
+        table.attrs["task"] = "segmentation" if has_masks else "classification"
         self.samples = table
 
     def __getitem__(self, index: int) -> ViewItem:
-        """Item with image (3, 256, 256), views, box, and a pair of views in training.
+        """Return an item with image (3, 256, 256), reference views, box, and in training a pair of views.
 
         Raises:
-            FileNotFoundError: if a file is missing.
-            ValueError: if a file cannot be read or does not fit; it is named.
+            FileNotFoundError: if a file does not exist.
+            ValueError: if a file cannot be read or has unexpected content; the message names it.
         """
         row = self.samples.iloc[index]
-        query: QueryFile = row["query"]
+        query: QuerySample = row["query"]
         image, _ = read_image(query.image_path)
         _check_square(query.image_path, image)
-        mask = self._mask(query, image)
-        image, mask, box = self._shown(resized(image, QUERY_SIZE), mask, _read_box(query))
+        mask = self._read_gt_mask(query, image)
+        image, mask, box = self._crop(resize_square(image, QUERY_SIZE), mask, _read_box(query))
         if self.augmentations is not None:
-            # a resizing moves neither the box, which is in shares, nor what the image shows
+            # Resizing does not change the box, which is in fractions of the image.
             image, mask = self.augmentations(Image(image), Mask(mask))
-        files = find_reference_views(query.references)
-        images, xyz = read_views(self._chosen(files))
-        pair_images, pair_points = self._pair(files, query) if self.training else (None, None)
+        files = find_reference_views(query.reference_dir)
+        images, xyz = read_views(self._select_views(files))
+        pair_images, pair_points = self._read_pair(files, query) if self.training else (None, None)
         return ViewItem(
             image=Image(image),
             gt_mask=Mask(mask > 0) if self.samples.attrs["task"] == "segmentation" else None,
@@ -121,64 +127,64 @@ class ViewDataset(AnomalibDataset):
             shape_id=query.shape_id,
         )
 
-    def _shown(self, image: Tensor, mask: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, mask and box (middle and size in shares) of the part that is shown."""
+    def _crop(self, image: Tensor, mask: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Crop and augment image, mask and box; return the box as center and size in fractions of the crop."""
         top, left = choose_crop(box, random=self.training)
-        image, mask = cropped(image, top, left), cropped(mask[None], top, left, nearest=True)[0]
-        shown = torch.zeros(4) if box is None else box_in_crop(box, top, left)
-        if self.training and self.flip and float(torch.rand(())) < _FLIP_SHARE:
+        image, mask = enlarge_crop(image, top, left), enlarge_crop(mask[None], top, left, nearest=True)[0]
+        crop_box = torch.zeros(4) if box is None else box_in_crop(box, top, left)
+        if self.training and self.flip and float(torch.rand(())) < _FLIP_PROBABILITY:
             image, mask = image.flip(-1), mask.flip(-1)
-            shown = shown if box is None else mirrored_box(shown)
-        if self.training and self.light and float(torch.rand(())) < _LIGHT_SHARE:
-            image = random_light(image)
-        return image, mask, shown
+            crop_box = crop_box if box is None else mirror_box(crop_box)
+        if self.training and self.light and float(torch.rand(())) < _LIGHT_PROBABILITY:
+            image = jitter_brightness_contrast(image)
+        return image, mask, crop_box
 
-    def _chosen(self, files: list[ReferenceFile]) -> list[ReferenceFile]:
-        """Distinct views: random in training, otherwise spread over all in their order."""
+    def _select_views(self, files: list[ReferenceViewFile]) -> list[ReferenceViewFile]:
+        """Select distinct views: random ones in training, otherwise views spread over all, in their order."""
         if not self.training:
             return spread_views(files, self.views)
         order = torch.randperm(len(files)).tolist()
         return spread_views([files[i] for i in order], self.views)
 
-    def _pair(self, files: list[ReferenceFile], query: QueryFile) -> tuple[Tensor, Tensor]:
-        """Two random views (2, 3, 256, 256) and points that both see (32, 2, 2)."""
+    def _read_pair(self, files: list[ReferenceViewFile], query: QuerySample) -> tuple[Tensor, Tensor]:
+        """Read two random views (2, 3, 256, 256), and (row, column) of common points in both (32, 2, 2)."""
         order = torch.randperm(len(files)).tolist()
-        read = {order[0]: files[order[0]].correspondences()}
+        correspondences = {order[0]: files[order[0]].correspondences()}
         for i, first in enumerate(order):
             for second in order[:i] + order[i + 1 :]:
                 for number in (first, second):
-                    if number not in read:
-                        read[number] = files[number].correspondences()
-                points = _common_points(read[first], read[second])
+                    if number not in correspondences:
+                        correspondences[number] = files[number].correspondences()
+                points = _common_points(correspondences[first], correspondences[second])
                 if len(points) >= PAIR_POINTS:
                     points = points[farthest_point_sampling(points[:, 0], PAIR_POINTS)]
                     return torch.stack([files[first].image(), files[second].image()]), points
-        msg = f"No two views in {query.references} see {PAIR_POINTS} common points: draw more views of the shape."
+        msg = f"No two views in {query.reference_dir} see {PAIR_POINTS} common points: render more views of the shape."
         raise ValueError(msg)
 
-    def _mask(self, query: QueryFile, image: Tensor) -> Tensor:
-        """What the masks mark together (256, 256), zeros where there are none."""
+    def _read_gt_mask(self, query: QuerySample, image: Tensor) -> Tensor:
+        """Read the union of the query's masks (256, 256); zeros if it has none."""
         mask = torch.zeros(image.shape[-2:])
         for path in query.mask_paths:
             check_mask_size(path, query.image_path)
             mask = torch.maximum(mask, (read_mask(path) > 0).float())
-        return resized(mask[None], QUERY_SIZE, nearest=True)[0]
+        return resize_square(mask[None], QUERY_SIZE, nearest=True)[0]
 
     @property
     def collate_fn(self) -> Callable:
-        """Collation to a ``ViewBatch``."""
+        """Function that collates items to a ``ViewBatch``."""
         return ViewBatch.collate
 
 
 def _common_points(first: Correspondences, second: Correspondences) -> Tensor:
-    """(row, column) in both views (n, 2, 2) of the points that both see inside the picture."""
+    """Return (row, column) in both views (n, 2, 2) of the points visible inside both images."""
     both = torch.stack([first.pixels, second.pixels], 1)
     inside = ((both >= 0) & (both < IMAGE_SIZE)).all(-1).all(-1)
     return both[inside & first.visible & second.visible]
 
 
-def _read_box(query: QueryFile) -> Tensor | None:
-    """Box (x_min, y_min, x_max, y_max) in pixels of the 256 x 256 query, cut at its border; None for good ones."""
+def _read_box(query: QuerySample) -> Tensor | None:
+    """Read a box (x_min, y_min, x_max, y_max) in pixels of the 256 x 256 query, clipped; None for a good query."""
     if query.annotation_path is None:
         return None
     stored: Any = read_json(query.annotation_path).get("2d_bbox")

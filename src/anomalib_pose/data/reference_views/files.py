@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the reference views of Looking3D's layout: ``<id>_<distance>_<azimuth>_<elevation>`` with four suffixes.
+"""Readers of reference views in Looking3D's layout: ``<id>_<distance>_<azimuth>_<elevation>`` with four suffixes.
 
 Each view has ``.png`` (gray), ``.json`` (camera), ``_depth.npy`` (metric depth) and ``.npy`` (correspondences).
 """
@@ -13,9 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
-from anomalib_pose.data.images import image_size, read_image
+from anomalib_pose.data.images import image_size, read_image, resize_bicubic
 from anomalib_pose.data.posed.transforms_json import read_json, read_pose
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render.reference_views import GRID_SIZE, IMAGE_SIZE
@@ -32,7 +31,7 @@ _UNREADABLE = (
     zipfile.BadZipFile,
 )
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
-# The published files hold arrays of a class of trimesh's, which are plain arrays otherwise.
+# The published files hold arrays of a trimesh class, whose content is that of plain arrays.
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -44,13 +43,13 @@ _ALLOWED = {
 
 @dataclass(frozen=True)
 class Correspondences:
-    """What a reference view knows of the surface.
+    """Correspondences between a reference view and the surface of its shape.
 
     Args:
         pixels: (n, 2) int64, (row, column) of points on the surface, the same points in every view of a shape; they
             may lie outside the image.
-        visible: (n,) bool, which of the points the view sees.
-        xyz: (32, 32, 3) float32, position on the surface seen in each cell, -1 where none is known.
+        visible: (n,) bool, whether the point is visible in the view.
+        xyz: (32, 32, 3) float32, position on the surface in each cell, in the shape's frame; -1 where it is unknown.
     """
 
     pixels: Tensor
@@ -59,34 +58,35 @@ class Correspondences:
 
 
 @dataclass(frozen=True)
-class ReferenceFile:
-    """One view on the disk.
+class ReferenceViewFile:
+    """Files of one reference view.
 
     Args:
-        image_path: the picture; the other files lie beside it.
-        shape: id of the shape in the files' names.
-        distance: of the camera from the origin.
-        azimuth: of the camera, degrees in [0, 360).
-        elevation: of the camera, degrees.
+        image_path: the image; the other files lie beside it.
+        shape_id: name of the shape, from the files' names.
+        distance: distance of the camera from the origin.
+        azimuth: azimuth of the camera, degrees in [0, 360).
+        elevation: elevation of the camera, degrees.
     """
 
     image_path: Path
-    shape: str
+    shape_id: str
     distance: float
     azimuth: float
     elevation: float
 
     @property
     def correspondences_path(self) -> Path:
-        """File of the correspondences: ``.npz`` where there is one, else ``.npy``."""
+        """File of the correspondences: the ``.npz`` if it exists, else the ``.npy``."""
         archive = self.image_path.with_suffix(".npz")
         return archive if archive.is_file() else self.image_path.with_suffix(".npy")
 
     def image(self) -> Tensor:
-        """Picture (3, 256, 256) in [0, 1].
+        """Read the image (3, 256, 256), RGB in [0, 1]; another size is resized.
 
         Raises:
-            ValueError: if it cannot be read, or is no square.
+            FileNotFoundError: if the file does not exist.
+            ValueError: if the image cannot be read, or is not square.
         """
         image, _ = read_image(self.image_path)
         height, width = image.shape[-2:]
@@ -96,26 +96,23 @@ class ReferenceFile:
                 "anomalib-pose render-views."
             )
             raise ValueError(msg)
-        if image.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE):
-            return image
-        size = (IMAGE_SIZE, IMAGE_SIZE)
-        return F.interpolate(image[None], size, mode="bicubic", align_corners=False, antialias=True)[0].clamp(0, 1)
+        return resize_bicubic(image, IMAGE_SIZE)
 
     def correspondences(self) -> Correspondences:
-        """Points on the surface and the grid of positions.
+        """Read the points on the surface and the grid of positions.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it holds something else.
+            FileNotFoundError: if the file does not exist.
+            ValueError: if it does not hold correspondences.
         """
         return read_correspondences(self.correspondences_path)
 
     def camera(self) -> Camera:
-        """The camera, float64, for the picture as it is stored.
+        """Read the camera, float64, for the image at its stored size.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it holds something else.
+            FileNotFoundError: if the file does not exist.
+            ValueError: if it does not hold a camera.
         """
         path = self.image_path.with_suffix(".json")
         content = read_json(path)
@@ -128,79 +125,79 @@ class ReferenceFile:
         return Camera(pose, intrinsics, *image_size(self.image_path))
 
 
-def find_reference_views(folder: Path) -> list[ReferenceFile]:
-    """Views in a folder by elevation, distance and azimuth; of views from one place the first name stays.
+def find_reference_views(folder: Path) -> list[ReferenceViewFile]:
+    """List the views in a folder, sorted by elevation, distance and azimuth; of equal cameras the first name is kept.
 
     Published sets have azimuth 0 and azimuth 360, which are the same view.
 
     Raises:
-        FileNotFoundError: if there is no such folder, no view in it, or a view without correspondences.
-        ValueError: if a picture's name is another, or there are views of several shapes.
+        FileNotFoundError: if the folder does not exist or has no view, or a view has no correspondences.
+        ValueError: if an image's name has another form, or there are views of several shapes.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    pictures = sorted(folder / name for name in names if name.endswith(".png"))
-    if not pictures:
+    images = sorted(folder / name for name in names if name.endswith(".png"))
+    if not images:
         msg = f"There are no reference views <id>_<distance>_<azimuth>_<elevation>.png in {folder}."
         raise FileNotFoundError(msg)
-    views: dict[tuple[float, float, float], ReferenceFile] = {}
-    for path in pictures:
-        view = _parsed(path)
+    views: dict[tuple[float, float, float], ReferenceViewFile] = {}
+    for path in images:
+        view = _parse_name(path)
         if not {f"{path.stem}.npy", f"{path.stem}.npz"} & names:
             msg = f"The reference view {path} has no correspondences: expected {path.with_suffix('.npy')}."
             raise FileNotFoundError(msg)
         views.setdefault((view.elevation, view.distance, view.azimuth), view)
-    shapes = sorted({view.shape for view in views.values()})
+    shapes = sorted({view.shape_id for view in views.values()})
     if len(shapes) > 1:
         msg = f"The reference views in {folder} should be of one shape, their names begin with {', '.join(shapes)}."
         raise ValueError(msg)
     return [views[key] for key in sorted(views)]
 
 
-def spread_views(files: list[ReferenceFile], count: int) -> list[ReferenceFile]:
-    """Views that are spread over all, in their order.
+def spread_views(files: list[ReferenceViewFile], count: int) -> list[ReferenceViewFile]:
+    """Select views that are spread evenly over a list, in its order.
 
     Args:
         files: the views of one shape.
-        count: how many to take.
+        count: number of views to select.
 
     Raises:
-        ValueError: if there are not as many.
+        ValueError: if ``count`` is below 1 or above the number of views.
     """
     if not 1 <= count <= len(files):
         folder = files[0].image_path.parent if files else "the folder"
         msg = (
-            f"{folder} has {len(files)} different views, {count} are asked for: draw more with "
+            f"{folder} has {len(files)} different views, {count} are asked for: render more with "
             "anomalib-pose render-views, or ask for fewer."
         )
         raise ValueError(msg)
     return [files[i * len(files) // count] for i in range(count)]
 
 
-def read_views(files: list[ReferenceFile]) -> tuple[Tensor, Tensor]:
-    """Pictures (n, 3, 256, 256) in [0, 1] and positions on the shape (n, 32, 32, 3), -1 where none is known.
+def read_views(files: list[ReferenceViewFile]) -> tuple[Tensor, Tensor]:
+    """Read images (n, 3, 256, 256) in [0, 1], and positions on the shape (n, 32, 32, 3), -1 where they are unknown.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if a file cannot be read; it is named.
+        FileNotFoundError: if a file does not exist.
+        ValueError: if a file cannot be read; the message names it.
     """
     images = torch.stack([file.image() for file in files])
     return images, torch.stack([file.correspondences().xyz for file in files])
 
 
 def read_correspondences(path: Path) -> Correspondences:
-    """Read a view's correspondences, from ``.npz``, or from a pickled dictionary of arrays in ``.npy``.
+    """Read a view's correspondences from an ``.npz``, or from a pickled dictionary of arrays in an ``.npy``.
 
-    Pickles are read without running anything they name: arrays are all they may hold.
+    The reader of pickles accepts arrays only, and runs no code that a file names.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it does not hold correspondences.
     """
     if not path.is_file():
         msg = f"There is no file {path} with the correspondences of a reference view."
         raise FileNotFoundError(msg)
     try:
-        content = _archive(path) if path.suffix == ".npz" else _dictionary(path)
+        content = _read_archive(path) if path.suffix == ".npz" else _read_pickled_dictionary(path)
     except _UNREADABLE as error:
         msg = (
             f"{path} cannot be read as correspondences ({error}): copy it again, or write it with "
@@ -223,18 +220,18 @@ def read_correspondences(path: Path) -> Correspondences:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickler that knows numpy's arrays and nothing else."""
+    """Unpickler that loads numpy's arrays only."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            msg = f"it names {module}.{name}, which is no array and is not loaded"
+            msg = f"it names {module}.{name}, which is not an array and is not loaded"
             raise pickle.UnpicklingError(msg)
         return _ALLOWED[module, name]
 
 
-def _dictionary(path: Path) -> dict[str, Any]:
+def _read_pickled_dictionary(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        dtype = _header(file)
+        dtype = _read_header(file)
         if not dtype.hasobject:
             msg = f"expected a pickled dictionary, found an array of {dtype}"
             raise ValueError(msg)
@@ -246,25 +243,25 @@ def _dictionary(path: Path) -> dict[str, Any]:
     return content
 
 
-def _header(file: BinaryIO) -> np.dtype:
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+def _read_header(file: BinaryIO) -> np.dtype:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(file)
-    if version not in read:
+    if version not in readers:
         msg = f"expected version 1 or 2 of numpy's format, found {version}"
         raise ValueError(msg)
-    return read[version](file)[2]
+    return readers[version](file)[2]
 
 
-def _archive(path: Path) -> dict[str, Any]:
+def _read_archive(path: Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as archive:
         return {key: archive[key] for key in archive.files}
 
 
-def _parsed(path: Path) -> ReferenceFile:
-    shape, *fields = path.stem.rsplit("_", 3)
+def _parse_name(path: Path) -> ReferenceViewFile:
+    shape_id, *fields = path.stem.rsplit("_", 3)
     try:
         distance, azimuth, elevation = (float(field) for field in fields)
     except ValueError as error:
         msg = f"A reference view is named <id>_<distance>_<azimuth>_<elevation>.png, in degrees, found {path}."
         raise ValueError(msg) from error
-    return ReferenceFile(path, shape, distance, azimuth % 360, elevation)
+    return ReferenceViewFile(path, shape_id, distance, azimuth % 360, elevation)

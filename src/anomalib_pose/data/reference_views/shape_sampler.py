@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which a training sees queries."""
+"""Sampler that keeps queries of one shape together."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,11 +8,11 @@ from torch.utils.data import Sampler
 
 
 class ShapeSampler(Sampler[int]):
-    """Every item once in random order, but several items of one shape after the other.
+    """Sampler that yields each item once: random runs of items of one shape, in random order.
 
     Args:
         shapes: name of each item's shape.
-        together: items of a shape that follow each other; fewer where a shape has no more left.
+        together: length of a run; the last run of a shape may be shorter.
 
     Raises:
         ValueError: if ``together`` is below 1.
@@ -20,7 +20,7 @@ class ShapeSampler(Sampler[int]):
 
     def __init__(self, shapes: Sequence[str], together: int) -> None:
         if together < 1:
-            msg = f"The number of queries of a shape that follow each other should be 1 or more, got {together}."
+            msg = f"The number of queries of one shape in a run should be 1 or more, got {together}."
             raise ValueError(msg)
         self.together = together
         self.members: dict[str, list[int]] = {}

@@ -18,7 +18,8 @@ from anomalib.visualization import ImageVisualizer
 from torch import Tensor
 
 from anomalib_pose.compare import FeatureExtractor
-from anomalib_pose.data.posed.dataclasses import PoseBatch, widened
+from anomalib_pose.data.batches import convert_batch
+from anomalib_pose.data.posed.dataclasses import PoseBatch
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.checkpoint_keys import rename_old_keys
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
@@ -137,7 +138,7 @@ class PoseMixin(DetectorExportMixin):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Convert a stock ``ImageBatch`` to a ``PoseBatch``, which has fields for the reference and the pose."""
         del dataloader_idx
-        return widened(batch, PoseBatch)
+        return convert_batch(batch, PoseBatch)
 
     def training_step(self, batch: PoseBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Collect the posed views of one batch.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_pose.data import ViewBatch
-from anomalib_pose.data.posed.dataclasses import widened
+from anomalib_pose.data.batches import convert_batch
 from anomalib_pose.models.components.metrics import AUROC
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
 from anomalib_pose.models.looking3d.drawing import draw_boxes
@@ -187,7 +187,7 @@ class Looking3D(ReferenceExportMixin, TwoLossTraining, AnomalibModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turn a stock ``ImageBatch`` into a ``ViewBatch``, so that there is room for the box."""
         del dataloader_idx
-        return widened(batch, ViewBatch)
+        return convert_batch(batch, ViewBatch)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What a checkpoint holds was trained."""

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from anomalib_pose.data.images import square_margins
 from anomalib_pose.data.reference_views.queries import (
     CROP_MARGIN,
     CROP_SIZE,
     QUERY_SIZE,
     evaluation_view,
     read_query,
-    square_margins,
 )
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape, anomaly_map
 

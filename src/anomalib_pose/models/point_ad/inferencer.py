@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anomalib_pose.data.images import read_image
-from anomalib_pose.data.point_cloud.files import naming, read_xyz
+from anomalib_pose.data.point_cloud.files import name_file_in_errors, read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organized
 from anomalib_pose.models.point_ad.aggregation import CloudGrid, object_scores
@@ -100,7 +100,7 @@ class PointADInferencer:
         """
         path = Path(xyz)
         cells, image = read_xyz(path), None if rgb is None else read_image(Path(rgb))[0]
-        with naming(path):
+        with name_file_in_errors(path):
             points, photograph, _ = isolate_object(cells, image, seed=self.seed)
             cloud = render_organized(points, self.settings, rgb=photograph)
         return self.predict_views(cloud)

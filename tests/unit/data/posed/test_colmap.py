@@ -20,7 +20,7 @@ IMAGES = {
 }
 CAMERAS = {1: ("PINHOLE", 40, 30, (50.0, 44.0, 21.0, 13.5)), 2: ("SIMPLE_PINHOLE", 20, 24, (31.0, 9.0, 12.5))}
 POINTS = np.array([[0.1, 0.2, 0.3], [-0.4, 0.1, 0.5], [0.3, -0.6, -0.2]])
-COLoRS = np.array([[255, 0, 51], [102, 204, 0], [7, 8, 9]])
+COLORS = np.array([[255, 0, 51], [102, 204, 0], [7, 8, 9]])
 
 
 def _rotation(quaternion):
@@ -58,7 +58,7 @@ def _text_model(folder, images=None, cameras=None, digits=17):
         lines += [f"{number} {values} {camera} {name}", "12.5 3.5 -1"]
     (folder / "images.txt").write_text("\n".join(lines) + "\n")
     lines = [
-        f"{9 - i} " + " ".join(map(str, [*p, *c])) + " 0.5" for i, (p, c) in enumerate(zip(POINTS, COLoRS, strict=True))
+        f"{9 - i} " + " ".join(map(str, [*p, *c])) + " 0.5" for i, (p, c) in enumerate(zip(POINTS, COLORS, strict=True))
     ]
     (folder / "points3D.txt").write_text("\n".join(lines) + "\n")
     return folder
@@ -128,7 +128,7 @@ def test_a_binary_model_is_read_as_its_text(root, before_rigs):
 def test_points_come_with_their_colors(root):
     positions, colors = read_colmap_points(root / "sparse" / "0")
     np.testing.assert_array_equal(positions, POINTS[::-1])
-    np.testing.assert_allclose(colors, COLoRS[::-1] / 255)
+    np.testing.assert_allclose(colors, COLORS[::-1] / 255)
     (root / "sparse" / "0" / "points3D.txt").write_text("")
     positions, colors = read_colmap_points(root / "sparse" / "0")
     assert positions.shape == colors.shape == (0, 3)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from anomalib_pose.data import BrokenChairs, ViewBatch
 from anomalib_pose.data.reference_views.broken_chairs_files import ANOMALY_TYPES, find_queries, split_queries
-from anomalib_pose.data.reference_views.dataset import PAIR_POINTS, ViewDataset
+from anomalib_pose.data.reference_views.dataset import PAIR_POINTS, ReferenceViewDataset
 from anomalib_pose.data.reference_views.files import find_reference_views
 from anomalib_pose.data.reference_views.shape_sampler import ShapeSampler
 
@@ -349,7 +349,7 @@ def test_a_model_may_ask_for_another_size(root: Path) -> None:
 
     data = datamodule(root).test_data
     plain = data[1]
-    assert isinstance(data, ViewDataset)
+    assert isinstance(data, ReferenceViewDataset)
     data.augmentations = Resize((64, 64), antialias=True)
     item = data[1]
     assert item.image.shape == (3, 64, 64)

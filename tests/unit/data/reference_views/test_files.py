@@ -119,7 +119,7 @@ def test_pickles_run_nothing(tmp_path: Path) -> None:
     mark = tmp_path / "was_here"
     table = {"pxy": Intruder(mark), "is_visible": np.ones(1, bool), "xyz": np.zeros((32, 32, 3))}
     np.save(tmp_path / "bad.npy", np.array(table, dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="is no array and is not loaded"):
+    with pytest.raises(ValueError, match="is not an array and is not loaded"):
         read_correspondences(tmp_path / "bad.npy")
     assert not mark.exists()
     np.load(tmp_path / "bad.npy", allow_pickle=True)

@@ -48,7 +48,7 @@ def test_holes_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     (tmp_path / "one.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     with caplog.at_level(logging.INFO, "anomalib_pose"):
         read_mesh(tmp_path / "one.obj")
-        assert "1 faces, which leave holes" in caplog.text
+        assert "1 faces, and the surface has holes" in caplog.text
         caplog.clear()
         read_mesh(box_file(tmp_path / "box.stl"))
         assert "12 faces." in caplog.text
@@ -59,7 +59,7 @@ def test_what_is_no_mesh_is_named(tmp_path: Path) -> None:
     files = {
         "empty.obj": ("", "no faces|cannot be read"),
         "points.obj": ("v 0 0 0\nv 1 0 0\n", "no faces|cannot be read"),
-        "nan.obj": ("v 0 0 0\nv nan 0 0\nv 0 1 0\nf 1 2 3\n", "no finite numbers"),
+        "nan.obj": ("v 0 0 0\nv nan 0 0\nv 0 1 0\nf 1 2 3\n", "not finite numbers"),
         "point.obj": ("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "same point|no faces"),
         "junk.glb": ("this is no mesh", "cannot be read as a mesh"),
         "junk.ply": ("this is no mesh", "cannot be read as a mesh"),

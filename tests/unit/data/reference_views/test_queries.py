@@ -10,11 +10,11 @@ from PIL import Image
 
 from anomalib_pose.data.reference_views.queries import evaluation_view, query_on_white, read_query, square_query
 from anomalib_pose.data.reference_views.query_crops import (
+    box_fraction,
     box_in_crop,
     choose_crop,
-    mirrored_box,
-    random_light,
-    shown_share,
+    jitter_brightness_contrast,
+    mirror_box,
 )
 
 
@@ -70,7 +70,7 @@ def test_photographs_are_read_with_transparency_or_mask(tmp_path: Path) -> None:
     expected[:, 20:40, 30:50] = torch.from_numpy(pixels[20:40, 30:50]).permute(2, 0, 1) / 255
     torch.testing.assert_close(read_query(tmp_path / "alpha.png"), expected)
     torch.testing.assert_close(read_query(tmp_path / "plain.png", tmp_path / "mask.png"), expected)
-    with pytest.raises(ValueError, match=r"plain.png is no query.*give a mask"):
+    with pytest.raises(ValueError, match=r"plain.png cannot be used as a query.*give a mask"):
         read_query(tmp_path / "plain.png")
     with pytest.raises(FileNotFoundError, match=r"none.png"):
         read_query(tmp_path / "none.png")
@@ -113,18 +113,18 @@ def test_boxes_follow_the_crop() -> None:
     assert box_in_crop(torch.tensor([0.0, 60, 40, 88]), 0, 10).tolist() == pytest.approx(
         [15 / 224, 74 / 224, 30 / 224, 28 / 224]
     )
-    assert shown_share(torch.tensor([0.0, 60, 40, 88]), 0, 10) == pytest.approx(0.75)
-    assert shown_share(torch.tensor([0.0, 60, 10, 88]), 0, 10) == 0
-    assert mirrored_box(torch.tensor([0.25, 0.3, 0.1, 0.2])).tolist() == pytest.approx([0.75, 0.3, 0.1, 0.2])
+    assert box_fraction(torch.tensor([0.0, 60, 40, 88]), 0, 10) == pytest.approx(0.75)
+    assert box_fraction(torch.tensor([0.0, 60, 10, 88]), 0, 10) == 0
+    assert mirror_box(torch.tensor([0.25, 0.3, 0.1, 0.2])).tolist() == pytest.approx([0.75, 0.3, 0.1, 0.2])
 
 
 def test_no_box_is_lost() -> None:
     """A box in the corner is in the shown part always, in evaluation also, though the middle leaves it out."""
     corner = torch.tensor([250.0, 251.0, 256.0, 256.0])
-    assert shown_share(corner, 16, 16) == 0
+    assert box_fraction(corner, 16, 16) == 0
     assert choose_crop(corner, random=False) == (32, 32)
     torch.manual_seed(0)
-    shares = [shown_share(corner, *choose_crop(corner, random=True)) for _ in range(50)]
+    shares = [box_fraction(corner, *choose_crop(corner, random=True)) for _ in range(50)]
     assert min(shares) >= 0.25
     left = torch.tensor([0.0, 120.0, 4.0, 130.0])
     assert choose_crop(left, random=False)[1] == 0
@@ -145,7 +145,7 @@ def test_light_changes_the_object_alone_and_by_so_much() -> None:
     image = torch.ones(3, 8, 8)
     image[:, 2:6, 2:6] = torch.linspace(0.1, 0.6, 48).reshape(3, 4, 4)
     torch.manual_seed(0)
-    found = [random_light(image) for _ in range(200)]
+    found = [jitter_brightness_contrast(image) for _ in range(200)]
     for changed in found:
         assert bool((changed[:, 0] == 1).all())
         y, x = changed[:, 2:6, 2:6].flatten(), image[:, 2:6, 2:6].flatten()

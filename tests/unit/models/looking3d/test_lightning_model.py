@@ -284,7 +284,7 @@ def test_photographs_from_files_are_seen_on_white(network, own_reference, tmp_pa
     torch.testing.assert_close(batch.pred_score, truth.pred_score, rtol=0, atol=1e-5)
     torch.testing.assert_close(batch.anomaly_map.squeeze(), truth.anomaly_map.squeeze(), rtol=0, atol=1e-5)
     Image.fromarray(rgba[:3].permute(1, 2, 0).numpy()).save(folder / "chair.png")
-    with pytest.raises(ValueError, match=r"chair\.png is no query: The background should be white"):
+    with pytest.raises(ValueError, match=r"chair\.png cannot be used as a query: The background should be white"):
         make_engine(tmp_path / "two").predict(network, data_path=folder)
     monkeypatch.setattr(network, "mask_dir", str(tmp_path / "masks"))
     with pytest.raises(FileNotFoundError, match=r"none of .*chair\.png at .*masks"):

@@ -61,7 +61,7 @@ def test_masks_of_photographs_lie_in_a_folder(tmp_path):
     for folder in ("photographs", "masks"):
         (tmp_path / folder).mkdir()
     Image.fromarray(gray).save(photograph)
-    with pytest.raises(ValueError, match=r"part\.jpg is no query: The background should be white"):
+    with pytest.raises(ValueError, match=r"part\.jpg cannot be used as a query: The background should be white"):
         read_photograph(photograph)
     with pytest.raises(FileNotFoundError, match=r"mask of every photograph.* of .*part\.jpg at .*part\.png"):
         read_photograph(photograph, tmp_path / "masks")
