@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers whose size fitting decides."""
+"""Buffers of a size that the fit determines."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 
 def resize_buffers(module: nn.Module, names: Iterable[str], state_dict: Mapping[str, Any], prefix: str) -> None:
-    """Give buffers the size and the dtype that a checkpoint has for them; PyTorch loads into tensors of its size only.
+    """Resize buffers to the shapes and dtypes of a state dict, because PyTorch only loads tensors of equal size.
 
-    For a module's ``_load_from_state_dict``. What is missing, or has another number of dimensions, is left as it is, so
-    that PyTorch reports it.
+    Call it in ``_load_from_state_dict`` of a module. Buffers that the state dict lacks, or has with another number of
+    dimensions, stay unchanged, so that PyTorch reports them.
 
     Args:
-        module: has the buffers.
-        names: of the buffers.
-        state_dict: the checkpoint.
-        prefix: of the module's names in the checkpoint.
+        module: owner of the buffers.
+        names: names of the buffers.
+        state_dict: state dict to be loaded.
+        prefix: prefix of the names of this module in the state dict.
     """
     for name in names:
         loaded, own = state_dict.get(prefix + name), getattr(module, name)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The panels that anomalib's visualizer draws of our batch fields which are images.
+"""Panels of anomalib's image visualizer for the batch fields of this package.
 
-anomalib looks a field's function up by name in one of its own modules, so it is put there. Nothing of anomalib is
-imported before it is needed: the plug-in calls this in the middle of anomalib's own import.
+anomalib looks up the function of a field by its name in a module of its own, so ``register_panels`` adds functions to
+that module. This module imports anomalib only when needed, because the plug-in calls it while anomalib is being
+imported.
 """
 
 import importlib
@@ -11,28 +12,28 @@ from typing import Any
 
 HOST = "anomalib.visualization.image.functional"
 PANELS = ("reference", "boxed_query", "photograph", "view_sheet", "scored_cloud")
-"""The view the query is compared with; the query with the box that was found in it; a cloud's photograph as the model
-saw it, its views with heat, and itself in the colors of its scores."""
+"""Batch fields with images: the reference of a query; the query with its predicted box; and, of a point cloud, the
+photograph at the model's size, the views with heat maps, and the cloud in the colors of its scores."""
 
 
 def visualize_panel(image: Any) -> Any:
-    """Draw a batch field as anomalib draws images.
+    """Draw a batch field like an image of anomalib.
 
     Args:
-        image: Image (3, H, W) in [0, 1] as a tensor, or what ``visualize_image`` of anomalib takes.
+        image: tensor (3, H, W) in [0, 1], or another image that anomalib's ``visualize_image`` accepts.
 
     Returns:
-        The image as ``PIL.Image.Image``.
+        The drawn ``PIL.Image.Image``.
     """
     functional = importlib.import_module(HOST)
     if hasattr(image, "clamp"):
-        # beyond [0, 1] the conversion to bytes would wrap around
+        # The conversion to bytes wraps around outside [0, 1].
         image = image.detach().clamp(0, 1)
     return functional.visualize_image(image)
 
 
 def register_panels() -> None:
-    """Make the visualizer know our fields, if its module is imported."""
+    """Add a function for each field in ``PANELS`` to the visualizer, if its module is imported."""
     functional = sys.modules.get(HOST)
     for name in PANELS if functional is not None else ():
         if not hasattr(functional, f"visualize_{name}"):

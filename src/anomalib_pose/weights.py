@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of weights: read without running anything that they may hold, written whole or not at all."""
+"""Weight files: reading runs no code from the file, writing is atomic."""
 
 import os
 import zipfile
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 def misfits(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
-    """Names that only one of two state dicts has, or whose shapes differ, in order.
+    """List the names that only one of two state dicts has, or whose shapes differ, in alphabetical order.
 
     Args:
         own: state dict of a network.
-        weights: that should fit it.
+        weights: state dict to be loaded into it.
     """
     return sorted(
         name
@@ -25,24 +25,24 @@ def misfits(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
     )
 
 
-def read_weights(path: str | Path, wanted: str) -> Any:
-    """What a ``.safetensors`` file, or one of ``torch.save``, holds, on the CPU.
+def read_weights(path: str | Path, expected: str) -> Any:
+    """Read a ``.safetensors`` file or a file of ``torch.save``, on the CPU.
 
     Args:
-        path: the file.
-        wanted: what it should hold, for messages.
+        path: file to read.
+        expected: description of the expected content, for messages.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is of another format, or holds more than tensors in dicts and lists.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file has another format, or contains more than tensors in dicts and lists.
     """
     path = Path(path)
     if not path.is_file():
-        msg = f"Expected {wanted} in a file, found none at {path}."
+        msg = f"Expected {expected} in a file, found none at {path}."
         raise FileNotFoundError(msg)
     if is_torchscript(path):
         msg = (
-            f"{path} should hold {wanted} as tensors, but is a TorchScript program, which is not run here. If you "
+            f"{path} should hold {expected} as tensors, but is a TorchScript program, which is never run. If you "
             "trust it, save its weights yourself: "
             f"torch.save(torch.jit.load({path.name!r}, 'cpu').state_dict(), 'weights.pt')."
         )
@@ -53,38 +53,38 @@ def read_weights(path: str | Path, wanted: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # the bytes of another file can be read as anything, and raise anything
+    except Exception as error:  # files of other formats can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"{path} should hold {wanted} as tensors, which torch.load(weights_only=True) reads, but: {reason}"
+        msg = f"{path} should hold {expected} as tensors, which torch.load(weights_only=True) reads, but: {reason}"
         raise ValueError(msg) from error
 
 
-def read_state_dict(path: str | Path, wanted: str, owner: str) -> dict[str, Tensor]:
-    """The state dict that a file holds, bare or under ``"state_dict"``.
+def read_state_dict(path: str | Path, expected: str, owner: str) -> dict[str, Tensor]:
+    """Read the state dict of a file, at the top level or under ``"state_dict"``.
 
     Args:
-        path: the file.
-        wanted: what it should hold, for messages.
-        owner: whose state dict that is, for messages.
+        path: file to read.
+        expected: description of the expected content, for messages.
+        owner: name of the network with this state dict, for messages.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file contains something else.
     """
-    weights = read_weights(path, wanted)
+    weights = read_weights(path, expected)
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        msg = f"{path} should hold a state dict of {owner}, found {type(weights).__name__} of something else."
+        msg = f"{path} should hold a state dict of {owner}, found a {type(weights).__name__} with other content."
         raise ValueError(msg)
     return dict(weights)
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive that carries code beside its tensors.
+    """Return whether a file is an archive with code beside its tensors.
 
     Args:
-        path: the file.
+        path: file to examine.
     """
     if not zipfile.is_zipfile(path):
         return False
@@ -93,10 +93,10 @@ def is_torchscript(path: Path) -> bool:
 
 
 def write_weights(path: str | Path, content: dict[str, Any]) -> Path:
-    """Write tensors by ``torch.save``; the file is there whole or not at all.
+    """Write tensors with ``torch.save``. The file is complete or does not exist.
 
     Args:
-        path: file to write; its folder is made.
+        path: file to write; its folder is created.
         content: tensors in dicts and lists.
     """
     path = Path(path)

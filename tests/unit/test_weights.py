@@ -9,19 +9,19 @@ from anomalib_pose import weights as module
 from anomalib_pose.weights import is_torchscript, misfits, read_state_dict, read_weights, write_weights
 
 
-def test_misfits_are_named_in_order():
+def test_misfits_are_listed_in_order():
     own = {"a": torch.zeros(1), "b": torch.zeros(2), "d": torch.zeros(1)}
     assert misfits(own, {"b": torch.zeros(3), "a": torch.ones(1), "c": torch.zeros(1)}) == ["b", "c", "d"]
     assert misfits(own, dict(own)) == []
 
 
-def test_what_is_written_comes_back(tmp_path):
+def test_written_weights_are_read_back(tmp_path):
     path = write_weights(tmp_path / "new" / "weights.pt", {"part": {"a": torch.arange(3)}})
     assert torch.equal(read_weights(path, "weights")["part"]["a"], torch.arange(3))
     assert [file.name for file in path.parent.iterdir()] == ["weights.pt"]
 
 
-def test_an_interrupted_file_leaves_the_old_one(tmp_path, monkeypatch):
+def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = write_weights(tmp_path / "weights.pt", {"a": torch.zeros(1)})
 
     def stop(content, target):
@@ -35,7 +35,7 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["weights.pt"]
 
 
-def test_safetensors_are_read_and_other_files_of_that_name_refused(tmp_path):
+def test_safetensors_are_read_and_other_content_with_that_suffix_is_refused(tmp_path):
     save_file({"a": torch.arange(3.0)}, tmp_path / "weights.safetensors")
     assert torch.equal(read_weights(tmp_path / "weights.safetensors", "weights")["a"], torch.arange(3.0))
     (tmp_path / "bad.safetensors").write_bytes(b"text")
@@ -44,17 +44,19 @@ def test_safetensors_are_read_and_other_files_of_that_name_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [{"a": torch.arange(3)}, {"state_dict": {"a": torch.arange(3)}, "epoch": 1}])
-def test_a_state_dict_is_found_bare_and_in_a_checkpoint(tmp_path, content):
+def test_state_dict_is_read_from_the_top_level_and_from_a_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "weights.pt")
-    found = read_state_dict(tmp_path / "weights.pt", "prompts", "PointAD")
-    assert list(found) == ["a"]
-    assert torch.equal(found["a"], torch.arange(3))
+    state_dict = read_state_dict(tmp_path / "weights.pt", "prompts", "PointAD")
+    assert list(state_dict) == ["a"]
+    assert torch.equal(state_dict["a"], torch.arange(3))
 
 
 @pytest.mark.parametrize("content", [[1], {"a": 1}, {"state_dict": {"a": "b"}}])
-def test_what_is_no_state_dict_is_refused(tmp_path, content):
+def test_content_other_than_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"weights\.pt should hold a state dict of PointAD, found (list|dict)"):
+    with pytest.raises(
+        ValueError, match=r"weights\.pt should hold a state dict of PointAD, found a (list|dict) with other content"
+    ):
         read_state_dict(tmp_path / "weights.pt", "prompts", "PointAD")
 
 
@@ -65,7 +67,7 @@ class Unsafe:
         Unsafe.ran = True
 
 
-def test_nothing_that_a_file_holds_is_run(tmp_path):
+def test_no_code_of_a_file_is_run(tmp_path):
     unsafe = Unsafe()
     unsafe.value = 1
     torch.save({"a": unsafe}, tmp_path / "unsafe.pt")
@@ -81,7 +83,7 @@ def test_nothing_that_a_file_holds_is_run(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(40)])
-def test_other_files_are_refused(tmp_path, content):
+def test_other_formats_are_refused(tmp_path, content):
     (tmp_path / "bad.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.pt should hold prompts"):
         read_weights(tmp_path / "bad.pt", "prompts")

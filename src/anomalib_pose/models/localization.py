@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fitted object used only to find the cameras of photographs."""
+"""Camera poses of photographs from a fitted scene model, without anomaly detection."""
 
 import logging
 import time
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 Photograph = str | Path | Tensor
 
-_DOUBTFUL = 0.5
+_LOW_CONFIDENCE = 0.5
 
 
 @overload
@@ -53,31 +53,31 @@ def estimate_pose(
     intrinsics: Tensor | None = None,
     foreground: Any = None,
 ) -> PoseEstimate | list[PoseEstimate]:
-    """Find the camera of a photograph of a fitted object, or of several photographs.
+    """Estimate the camera pose of one photograph of a fitted object, or of several photographs.
 
-    Photographs larger than the training views are searched at their size, which the confidence was calibrated at; the
-    camera that is returned is that of the photograph as it was given. A pose that was not found is an estimate of low
-    confidence.
+    Photographs larger than the training views are resized to the size of the training views, for which the confidence
+    is calibrated. The returned camera belongs to the photograph at its original size. If the pose search fails, the
+    result is an estimate with a low confidence.
 
     Args:
-        model: fitted ``SplatPose``, ``OmniposeAD`` or ``PIAD``, or the path to a checkpoint of one, which is read anew
-            at each call.
-        image: file, or RGB (3, H, W) in [0, 1]; or a sequence of these, or a batch (B, 3, H, W). A file's transparency
-            serves as mask of the object.
-        intrinsics: K (3, 3) in pixels of the photograph, whose first pixel's center is at (0.5, 0.5); None for the
-            training views', scaled to the photograph's size.
-        foreground: mask of the object, a file or (H, W) in [0, 1]; or one for each of several photographs. None where
-            there is none: an object on white is cut out anyway if it was trained on white.
+        model: fitted ``SplatPose``, ``OmniposeAD`` or ``PIAD``, or the path to its checkpoint. Each call reads the
+            checkpoint again.
+        image: file, or RGB (3, H, W) in [0, 1]; or a sequence of these, or a batch (B, 3, H, W). The transparency of a
+            file is the mask of the object.
+        intrinsics: K (3, 3) in pixels of the photograph; the center of the first pixel is at (0.5, 0.5). None for the
+            intrinsics of the training views, scaled to the size of the photograph.
+        foreground: mask of the object, a file or (H, W) in [0, 1]; for several photographs, a sequence of masks. None
+            for no mask; an object on white is then segmented if the training views are on white.
 
     Returns:
-        The estimate, with OpenCV camera axes and ``p_world = camera_to_world @ p_camera``; a list of them for several
-        photographs.
+        The estimate, with OpenCV camera axes and ``p_world = camera_to_world @ p_camera``; a list of estimates for
+        several photographs.
 
     Raises:
-        FileNotFoundError: if a file is not there.
-        TypeError: if the model is no scene model.
-        ValueError: if the model is not fitted, the checkpoint is another model's, a file cannot be read, sizes differ,
-            or the intrinsics are unknown because the photograph has another aspect than the training views.
+        FileNotFoundError: if a file does not exist.
+        TypeError: if the model is not a scene model.
+        ValueError: if the model is not fitted, the checkpoint belongs to another model, a file cannot be read, sizes
+            differ, or ``intrinsics`` is None and the aspect ratio differs from that of the training views.
     """
     fitted = load_fitted(model) if isinstance(model, str | Path) else model
     if not isinstance(fitted, PoseMixin):
@@ -89,42 +89,43 @@ def estimate_pose(
     images = list(image)
     masks = [None] * len(images) if foreground is None else list(foreground)
     if len(masks) != len(images):
-        msg = f"Expected a mask for each of the {len(images)} photographs, got {len(masks)}."
+        msg = f"Expected one mask per photograph, got {len(masks)} masks for {len(images)} photographs."
         raise ValueError(msg)
-    return [_estimate(fitted, one, intrinsics, mask) for one, mask in zip(images, masks, strict=True)]
+    return [_estimate(fitted, photograph, intrinsics, mask) for photograph, mask in zip(images, masks, strict=True)]
 
 
 def load_fitted(path: str | Path, name: str = "", **settings: Any) -> PoseMixin:
-    """A fitted scene model from its checkpoint, of which tensors and plain settings alone are read.
+    """Load a fitted scene model from its checkpoint. Only tensors and plain settings are read.
 
     Args:
         path: checkpoint that anomalib wrote.
-        name: of the model's class; empty for what the checkpoint says.
-        settings: arguments of the model that replace the checkpoint's.
+        name: class name of the model; empty for the name in the checkpoint.
+        settings: arguments of the model that replace those in the checkpoint.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is no checkpoint, that of another model, or of a model that was not fitted.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not a checkpoint, or the checkpoint of another model or of an unfitted model.
     """
     with anomalib_safe_globals():
         checkpoint = read_weights(path, "a checkpoint of a scene model")
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         msg = f"{path} should be a checkpoint that `anomalib train` wrote, but has no state_dict."
         raise ValueError(msg)
-    found = checkpoint.get(MODEL_KEY, name)
-    if found not in scene_models() or name not in ("", found):
-        wanted = name or f"one of {', '.join(scene_models())}"
-        msg = f"{path} should be a checkpoint of {wanted}, but says that it is of {found or 'none of them'}."
+    model_name = checkpoint.get(MODEL_KEY, name)
+    if model_name not in scene_models() or name not in ("", model_name):
+        expected = name or f"one of {', '.join(scene_models())}"
+        actual = f"belongs to {model_name}" if model_name else "names no model"
+        msg = f"{path} should be a checkpoint of {expected}, but {actual}."
         raise ValueError(msg)
     try:
-        model = load_model(found).load_from_checkpoint(path, map_location="cpu", **settings)
-    except RuntimeError as error:  # what load_state_dict raises; it lists hundreds of names
+        model = load_model(model_name).load_from_checkpoint(path, map_location="cpu", **settings)
+    except RuntimeError as error:  # load_state_dict lists hundreds of names; the last line is enough
         reason = str(error).splitlines()[-1].strip()
-        msg = f"{path} does not fit this version of {found}, fit the object again: {reason}"
+        msg = f"{path} does not match this version of {model_name}; fit the object again: {reason}"
         raise ValueError(msg) from error
     model.model.estimator.load()
     if not len(model.model.bank):
-        msg = f"{path} holds a {found} that was not fitted: give the checkpoint that its training ended with."
+        msg = f"{path} holds an unfitted {model_name}: give the checkpoint from the end of its training."
         raise ValueError(msg)
     return model.eval()
 
@@ -135,33 +136,35 @@ def _estimate(
     detector = model.model
     image, mask = _read(photograph, foreground)
     height, width = image.shape[-2:]
-    trained_height, trained_width = detector.image_size.tolist()
+    training_height, training_width = detector.image_size.tolist()
     if not len(detector.bank):
         msg = f"The {type(model).__name__} is not fitted: train it first, or give its checkpoint."
         raise ValueError(msg)
     if intrinsics is None:
-        _check_aspect((width, height), (trained_width, trained_height), photograph)
-        intrinsics = resize_intrinsics(detector.intrinsics.cpu(), trained_width, trained_height, width, height)
+        _check_aspect((width, height), (training_width, training_height), photograph)
+        intrinsics = resize_intrinsics(detector.intrinsics.cpu(), training_width, training_height, width, height)
     elif intrinsics.shape != (3, 3) or not bool((intrinsics.diagonal() > 0).all()):
         msg = f"The intrinsics K should be (3, 3) with focal lengths above 0, got {intrinsics.tolist()}."
         raise ValueError(msg)
     if foreground is not None and mask is not None and bool(detector.white_background):
         image = over_white(image, mask)
-    scale = min(1.0, max(trained_width, trained_height) / max(width, height))
+    scale = min(1.0, max(training_width, training_height) / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    image, mask, small = resize_image_mask_K(image, mask, intrinsics.to(image), *size)
+    image, mask, scaled_intrinsics = resize_image_mask_K(image, mask, intrinsics.to(image), *size)
     device = detector.intrinsics.device
     with test_time_grad():
-        estimate, _ = detector.estimate(image.to(device), small.to(device), None if mask is None else mask.to(device))
+        mask = None if mask is None else mask.to(device)
+        estimate, _ = detector.estimate(image.to(device), scaled_intrinsics.to(device), mask)
     return replace(estimate, camera=estimate.camera.resized(width, height))
 
 
 def _read(photograph: Photograph, foreground: Photograph | None) -> tuple[Tensor, Tensor | None]:
-    """RGB (3, H, W) and mask (H, W), on the CPU."""
+    """Return RGB (3, H, W) and the mask (H, W) or None, on the CPU."""
     if isinstance(photograph, Tensor):
         image, alpha = photograph.detach().cpu().float().clone(), None
         if image.ndim != 3 or len(image) != 3 or not bool(((image >= 0) & (image <= 1)).all()):
-            msg = f"An image should be RGB (3, H, W) in [0, 1], got {tuple(image.shape)} with other values or channels."
+            values = f"in [{image.min():g}, {image.max():g}]" if image.numel() else "without values"
+            msg = f"An image should be RGB (3, H, W) in [0, 1], got {tuple(image.shape)} {values}."
             raise ValueError(msg)
     else:
         image, alpha = read_image(Path(photograph))
@@ -179,30 +182,30 @@ def _read(photograph: Photograph, foreground: Photograph | None) -> tuple[Tensor
     return image, mask if alpha is None else mask * alpha
 
 
-def _check_aspect(size: tuple[int, int], trained: tuple[int, int], photograph: Photograph) -> None:
-    # Rounding of a small size changes its aspect by up to a pixel, which is no other camera.
-    if abs(size[0] * trained[1] / (size[1] * trained[0]) - 1) > 1 / min(trained):
+def _check_aspect(size: tuple[int, int], training_size: tuple[int, int], photograph: Photograph) -> None:
+    # Rounding of a small size changes the aspect ratio by up to one pixel; the camera is still the same.
+    if abs(size[0] * training_size[1] / (size[1] * training_size[0]) - 1) > 1 / min(training_size):
         name = "The image" if isinstance(photograph, Tensor) else str(photograph)
         msg = (
-            f"{name} is {size[0]} x {size[1]}, which has not the aspect of the training views ({trained[0]} x "
-            f"{trained[1]}), so their intrinsics say nothing of it: give its own intrinsics."
+            f"{name} is {size[0]} x {size[1]}, but the training views are {training_size[0]} x {training_size[1]}: "
+            "their intrinsics do not apply to another aspect ratio. Give the intrinsics of the photograph."
         )
         raise ValueError(msg)
 
 
 @dataclass(frozen=True)
 class LocalizedFile:
-    """What is written of one photograph.
+    """Estimate of one photograph, as written to JSON.
 
     Args:
-        file: its path.
+        file: path of the photograph.
         camera_to_world: estimated pose (4, 4), OpenCV axes.
         K: intrinsics (3, 3) in pixels.
-        width: in pixels.
-        height: in pixels.
-        confidence: in [0, 1].
+        width: width in pixels.
+        height: height in pixels.
+        confidence: confidence of the pose, in [0, 1].
         residual: see ``PoseEstimate``.
-        seconds: that the search took, reading included.
+        seconds: duration of reading and pose search.
     """
 
     file: str
@@ -224,47 +227,48 @@ def localize(
     *,
     progress: bool = True,
 ) -> list[LocalizedFile]:
-    """Find the cameras of all photographs of a folder, and write them as JSON; what was found is logged in one line.
+    """Estimate the camera poses of all photographs of a folder, write them as JSON and log a summary.
 
     Args:
-        model: fitted.
-        data: photograph, or folder with photographs directly in it.
-        output: file to write; it is there whole or not at all.
-        masks: folder with a mask of every photograph's object, white on black, of the photograph's name but ``.png``;
-            None if there are none.
-        intrinsics: K (3, 3) of all photographs; None for the training views'.
-        progress: show a bar.
+        model: fitted scene model.
+        data: photograph, or folder that directly contains photographs.
+        output: file to write. It is complete or does not exist.
+        masks: folder with one mask per photograph, the object white on black, named like the photograph with the suffix
+            ``.png``; None for no masks.
+        intrinsics: K (3, 3) of all photographs; None for the intrinsics of the training views.
+        progress: show a progress bar.
 
     Raises:
-        FileNotFoundError: if there is no photograph, or a mask is missing.
+        FileNotFoundError: if there are no photographs, or a mask is missing.
         ValueError: if a file cannot be read; see ``estimate_pose``.
     """
     pairs = _photographs(Path(data), None if masks is None else Path(masks))
-    found = list(_localized(model, track(pairs, "Localizing", disable=not progress), intrinsics))
+    estimates = list(_localize_files(model, track(pairs, "Localizing", disable=not progress), intrinsics))
     content = {
         "model": type(model).__name__,
         "convention": "OpenCV axes; p_world = camera_to_world @ p_camera; (0.5, 0.5) is the first pixel's center",
-        "images": [asdict(one) for one in found],
+        "images": [asdict(estimate) for estimate in estimates],
     }
     write_json(Path(output), content)
-    _log(model, found, output)
-    return found
+    _log_summary(model, estimates, output)
+    return estimates
 
 
-def _log(model: PoseMixin, found: Sequence[LocalizedFile], output: str | Path) -> None:
-    doubtful = sum(one.confidence < _DOUBTFUL for one in found)
+def _log_summary(model: PoseMixin, estimates: Sequence[LocalizedFile], output: str | Path) -> None:
+    low_confidence = sum(estimate.confidence < _LOW_CONFIDENCE for estimate in estimates)
     advice = ""
-    if doubtful and model.model.estimator.feature_localizer is None:
-        advice = " To look for them by features too, give a matcher and the file of its weights."
-    if doubtful and model.model.bank.rolls == 1:
-        advice += " If the camera was turned about its optical axis, set rolls to 12."
+    if low_confidence and model.model.estimator.feature_localizer is None:
+        advice = " For feature matching, give a matcher and the file of its weights."
+    if low_confidence and model.model.bank.rolls == 1:
+        advice += " For photographs at any in-plane rotation, set rolls to 12."
     logger.info(
-        "Localized %d photographs in %.1f s, %d of them doubtful (confidence below %g): %s.%s",
-        len(found), sum(one.seconds for one in found), doubtful, _DOUBTFUL, output, advice,
+        "Localized %d photographs in %.1f s, %d of them with a confidence below %g: %s.%s",
+        len(estimates), sum(estimate.seconds for estimate in estimates), low_confidence, _LOW_CONFIDENCE, output,
+        advice,
     )  # fmt: skip
 
 
-def _localized(
+def _localize_files(
     model: PoseMixin, pairs: Iterable[tuple[Path, Path | None]], intrinsics: Tensor | None
 ) -> Iterator[LocalizedFile]:
     for path, mask in pairs:
@@ -284,10 +288,10 @@ def _localized(
 
 
 def _photographs(data: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
-    """Photographs with their masks; all exist and look like images, so that a long run does not end halfway."""
+    """List photographs with their masks. All files are checked first, so that a long run does not fail halfway."""
     files = image_files(data) if data.is_dir() else [data]
     if not files or not files[0].is_file():
-        msg = f"There are no photographs at {data}: expected a file, or a folder of {', '.join(SUFFIXES)}."
+        msg = f"There are no photographs at {data}: expected a file, or a folder with {', '.join(SUFFIXES)} files."
         raise FileNotFoundError(msg)
     if masks is None:
         for path in files:
@@ -297,8 +301,8 @@ def _photographs(data: Path, masks: Path | None) -> list[tuple[Path, Path | None
     missing = [(path, mask) for path, mask in pairs if not mask.is_file()]
     if missing:
         msg = (
-            f"{masks} should have a mask of every photograph: {len(missing)} of {len(pairs)} are missing, the first "
-            f"of them that of {missing[0][0]} at {missing[0][1]}."
+            f"{masks} should have one mask per photograph, but {len(missing)} of {len(pairs)} are missing. The first "
+            f"is {missing[0][1]} for {missing[0][0]}."
         )
         raise FileNotFoundError(msg)
     for path, mask in pairs:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Pose estimation of photographs with a fitted toy."""
+
 import json
 import math
 from pathlib import Path
@@ -29,12 +31,12 @@ def checkpoint(model, tmp_path_factory) -> Path:
 
 
 def photograph(camera: Camera) -> tuple[torch.Tensor, torch.Tensor]:
-    """The toy on white, and its mask."""
+    """Render the toy on white, with its mask."""
     output = make_toy().render(camera, torch.ones(3))
     return output.rgb.permute(2, 0, 1).clamp(0, 1), (output.alpha > 0.5).float()
 
 
-def seen_from(index: int, width: int = SIZE, height: int = SIZE) -> Camera:
+def true_camera(index: int, width: int = SIZE, height: int = SIZE) -> Camera:
     return Camera.from_fov(TRUTH[index], 0.7, width, height)
 
 
@@ -44,66 +46,66 @@ def save(path: Path, image: torch.Tensor) -> Path:
     return path
 
 
-def is_found(estimate, index: int) -> bool:
+def is_localized(estimate, index: int) -> bool:
     angle, distance = pose_error(estimate.camera.camera_to_world, TRUTH[index])
     return math.degrees(angle) < 0.5 and float(distance) < 0.07 and estimate.confidence > 0.7
 
 
-def test_an_image_and_several(model):
-    images = [photograph(seen_from(index))[0] for index in (4, 7)]
-    assert is_found(estimate_pose(model, images[0]), 4)
+def test_one_image_and_several_images_are_localized(model):
+    images = [photograph(true_camera(index))[0] for index in (4, 7)]
+    assert is_localized(estimate_pose(model, images[0]), 4)
     both = estimate_pose(model, torch.stack(images))
-    assert is_found(both[0], 4)
-    assert is_found(both[1], 7)
+    assert is_localized(both[0], 4)
+    assert is_localized(both[1], 7)
 
 
-def test_a_checkpoint_is_a_model_and_a_file_an_image(model, checkpoint, tmp_path):
-    file = save(tmp_path / "a.png", photograph(seen_from(4))[0])
+def test_checkpoint_and_image_file_are_accepted(model, checkpoint, tmp_path):
+    file = save(tmp_path / "a.png", photograph(true_camera(4))[0])
     from_file = estimate_pose(str(checkpoint), file)
-    assert is_found(from_file, 4)
+    assert is_localized(from_file, 4)
     torch.testing.assert_close(
         from_file.camera.camera_to_world, estimate_pose(model, [file])[0].camera.camera_to_world, rtol=0, atol=0
     )
 
 
-def test_a_large_photograph_gives_its_own_camera(model):
-    """Three times the training views' size: K is the large image's, and its renders are small ones."""
-    camera = seen_from(4, 3 * SIZE, 3 * SIZE)
+def test_large_photograph_gets_the_camera_of_its_own_size(model):
+    """Three times the size of the training views: the pose search runs at their size, K belongs to the large image."""
+    camera = true_camera(4, 3 * SIZE, 3 * SIZE)
     estimate = estimate_pose(model, photograph(camera)[0])
     assert (estimate.camera.width, estimate.camera.height) == (3 * SIZE, 3 * SIZE)
     torch.testing.assert_close(estimate.camera.K, camera.K)
-    assert is_found(estimate, 4)
+    assert is_localized(estimate, 4)
 
 
-def test_intrinsics_of_another_camera(model):
-    """An off-center photograph that the training views' intrinsics do not fit."""
+def test_another_aspect_ratio_needs_intrinsics(model):
+    """The principal point is off center, so the intrinsics of the training views do not apply."""
     pose = TRUTH[4]
     K = torch.tensor([[100.0, 0, 50], [0, 100, 34], [0, 0, 1]])
     image, _ = photograph(Camera(pose, K, 96, 64))
-    with pytest.raises(ValueError, match="96 x 64, which has not the aspect of the training views"):
+    with pytest.raises(ValueError, match=r"96 x 64, but the training views are 64 x 64: .* another aspect ratio"):
         estimate_pose(model, image)
-    assert is_found(estimate_pose(model, image, K), 4)
+    assert is_localized(estimate_pose(model, image, K), 4)
 
 
-def test_a_mask_cuts_the_object_out(model, tmp_path):
-    """In front of its own negative the toy is found with its mask alone."""
-    image, mask = photograph(seen_from(4))
+def test_mask_or_transparency_separates_the_object_from_clutter(model, tmp_path):
+    """In front of its own negative, the toy is localized only with a mask."""
+    image, mask = photograph(true_camera(4))
     cluttered = torch.where(mask > 0, image, 1 - image.roll(20, -1).flip(1))
-    assert not is_found(estimate_pose(model, cluttered), 4)
-    assert is_found(estimate_pose(model, cluttered, foreground=mask), 4)
+    assert not is_localized(estimate_pose(model, cluttered), 4)
+    assert is_localized(estimate_pose(model, cluttered, foreground=mask), 4)
     files = save(tmp_path / "a.png", cluttered), save(tmp_path / "mask.png", mask)
-    assert is_found(estimate_pose(model, files[0], foreground=files[1]), 4)
+    assert is_localized(estimate_pose(model, files[0], foreground=files[1]), 4)
     transparent = torch.cat([cluttered, mask[None]])
-    assert is_found(estimate_pose(model, save(tmp_path / "b.png", transparent)), 4)
+    assert is_localized(estimate_pose(model, save(tmp_path / "b.png", transparent)), 4)
 
 
-def test_mistakes_of_the_caller_are_named(model, tmp_path):
-    image, mask = photograph(seen_from(4))
-    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+def test_wrong_arguments_are_refused(model, tmp_path):
+    image, mask = photograph(true_camera(4))
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got \(3, 64, 64\) in \["):
         estimate_pose(model, image * 255)
     with pytest.raises(ValueError, match="size of its image"):
         estimate_pose(model, image, foreground=mask[1:])
-    with pytest.raises(ValueError, match="each of the 2 photographs, got 1"):
+    with pytest.raises(ValueError, match="one mask per photograph, got 1 masks for 2"):
         estimate_pose(model, [image, image], foreground=[mask])
     with pytest.raises(ValueError, match="focal lengths above 0"):
         estimate_pose(model, image, torch.zeros(3, 3))
@@ -115,11 +117,11 @@ def test_mistakes_of_the_caller_are_named(model, tmp_path):
         estimate_pose(tmp_path / "none.ckpt", image)
 
 
-def test_only_the_right_checkpoint_is_loaded(checkpoint, tmp_path):
+def test_checkpoint_of_another_or_an_unfitted_model_is_refused(checkpoint, tmp_path):
     assert type(load_fitted(checkpoint)) is SplatPose
-    with pytest.raises(ValueError, match="checkpoint of PIAD, but says that it is of SplatPose"):
+    with pytest.raises(ValueError, match="checkpoint of PIAD, but belongs to SplatPose"):
         load_fitted(checkpoint, "PIAD")
-    with pytest.raises(ValueError, match="was not fitted"):
+    with pytest.raises(ValueError, match="holds an unfitted SplatPose"):
         load_fitted(save_checkpoint(SplatPose(), tmp_path / "empty.ckpt"))
     torch.save({"weights": torch.zeros(1)}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="has no state_dict"):
@@ -127,39 +129,39 @@ def test_only_the_right_checkpoint_is_loaded(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     del content["anomalib_pose_model"]
     torch.save(content, tmp_path / "unnamed.ckpt")
-    with pytest.raises(ValueError, match="of none of them"):
+    with pytest.raises(ValueError, match="but names no model"):
         load_fitted(tmp_path / "unnamed.ckpt")
     assert len(load_fitted(tmp_path / "unnamed.ckpt", "SplatPose").model.bank)
     del content["state_dict"]["model.bank.center"]
     torch.save(content, tmp_path / "old.ckpt")
-    with pytest.raises(ValueError, match=r"does not fit this version of SplatPose.*bank\.center"):
+    with pytest.raises(ValueError, match=r"does not match this version of SplatPose.*bank\.center"):
         load_fitted(tmp_path / "old.ckpt", "SplatPose")
 
 
-def test_a_checkpoint_holds_no_matcher(tmp_path):
-    """Its weights are read from their file, and another matcher, or none, can be chosen for a fitted object."""
-    given = make_fitted(matcher="xfeat", matcher_weights=str(tmp_path / "none.pth"))
-    path = save_checkpoint(given, tmp_path / "model.ckpt")
+def test_checkpoint_contains_no_matcher(tmp_path):
+    """The weights of the matcher come from their file; a fitted model can be loaded with another matcher or none."""
+    model_with_matcher = make_fitted(matcher="xfeat", matcher_weights=str(tmp_path / "none.pth"))
+    path = save_checkpoint(model_with_matcher, tmp_path / "model.ckpt")
     assert torch.load(path, weights_only=True)["state_dict"].keys() == make_fitted().state_dict().keys()
     with pytest.raises(FileNotFoundError, match=r"'xfeat' as matcher_weights in a file, found none at .*none\.pth"):
         load_fitted(path)
     assert load_fitted(path, matcher="", matcher_weights="").model.estimator.feature_localizer is None
 
 
-def test_the_search_can_be_set_anew(checkpoint, tmp_path):
-    """Held a quarter turn away from the training views."""
-    turned = photograph(seen_from(4))[0].rot90(1, (1, 2))
+def test_in_plane_rotation_needs_rolls_which_loading_can_set(checkpoint, tmp_path):
+    """The photograph is rotated by 90 degrees against the training views."""
+    rotated = photograph(true_camera(4))[0].rot90(1, (1, 2))
     truth = TRUTH[4].clone()
     truth[:3, :3] = TRUTH[4, :3, :3] @ torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     errors = []
     for rolls in (1, 12):
-        estimate = estimate_pose(load_fitted(checkpoint, rolls=rolls, starts=1), turned)
+        estimate = estimate_pose(load_fitted(checkpoint, rolls=rolls, starts=1), rotated)
         errors.append(math.degrees(pose_error(estimate.camera.camera_to_world, truth)[0]))
     assert errors[0] > 10
     assert errors[1] < 0.5
 
 
-def test_a_checkpoint_runs_nothing(tmp_path):
+def test_loading_a_checkpoint_runs_no_code(tmp_path):
     class Trap:
         def __reduce__(self):
             return Path.touch, (tmp_path / "sprung",)
@@ -173,42 +175,42 @@ def test_a_checkpoint_runs_nothing(tmp_path):
 def test_piad_localizes_too(tmp_path):
     path = save_checkpoint(make_fitted(PIAD), tmp_path / "model.ckpt")
     assert type(load_fitted(path)) is PIAD
-    assert is_found(estimate_pose(path, photograph(seen_from(7))[0]), 7)
+    assert is_localized(estimate_pose(path, photograph(true_camera(7))[0]), 7)
 
 
-def test_a_folder_becomes_a_file_of_cameras(model, tmp_path, caplog):
+def test_folder_of_photographs_becomes_a_json_file_of_cameras(model, tmp_path, caplog):
     photos, masks = tmp_path / "photos", tmp_path / "masks"
     photos.mkdir()
     masks.mkdir()
     for index in (4, 7):
-        image, mask = photograph(seen_from(index))
+        image, mask = photograph(true_camera(index))
         save(photos / f"{index}.png", image)
         save(masks / f"{index}.png", mask)
     caplog.set_level("INFO")
     localize(model, photos, tmp_path / "out" / "poses.json", masks, progress=False)
     assert "Localized 2 photographs" in caplog.text
-    assert "0 of them doubtful" in caplog.text
+    assert "0 of them with a confidence below 0.5" in caplog.text
     content = json.loads((tmp_path / "out" / "poses.json").read_text())
     assert content["model"] == "SplatPose"
-    assert [Path(one["file"]).name for one in content["images"]] == ["4.png", "7.png"]
-    for one, index in zip(content["images"], (4, 7), strict=True):
-        angle, _ = pose_error(torch.tensor(one["camera_to_world"]), TRUTH[index])
+    assert [Path(entry["file"]).name for entry in content["images"]] == ["4.png", "7.png"]
+    for entry, index in zip(content["images"], (4, 7), strict=True):
+        angle, _ = pose_error(torch.tensor(entry["camera_to_world"]), TRUTH[index])
         assert math.degrees(angle) < 0.3
-        torch.testing.assert_close(torch.tensor(one["K"]), seen_from(index).K)
-        assert (one["width"], one["height"]) == (SIZE, SIZE)
-        assert one["confidence"] > 0.7
-        assert one["seconds"] > 0
+        torch.testing.assert_close(torch.tensor(entry["K"]), true_camera(index).K)
+        assert (entry["width"], entry["height"]) == (SIZE, SIZE)
+        assert entry["confidence"] > 0.7
+        assert entry["seconds"] > 0
 
 
-def test_what_was_not_found_is_said_with_advice(model, tmp_path, caplog):
+def test_low_confidence_is_logged_with_advice(model, tmp_path, caplog):
     save(tmp_path / "a.png", torch.ones(3, SIZE, SIZE))
     caplog.set_level("INFO")
     localize(model, tmp_path / "a.png", tmp_path / "poses.json", progress=False)
-    for said in ("1 of them doubtful", "give a matcher", "set rolls to 12"):
-        assert said in caplog.text
+    for part in ("1 of them with a confidence below 0.5", "give a matcher", "set rolls to 12"):
+        assert part in caplog.text
 
 
-def test_what_cannot_be_localized_leaves_no_file(model, tmp_path):
+def test_failed_localization_leaves_no_file(model, tmp_path):
     photos, masks, output = tmp_path / "photos", tmp_path / "masks", tmp_path / "poses.json"
     photos.mkdir()
     masks.mkdir()
@@ -216,7 +218,7 @@ def test_what_cannot_be_localized_leaves_no_file(model, tmp_path):
         localize(model, photos, output, progress=False)
     with pytest.raises(FileNotFoundError, match="no photographs"):
         localize(model, tmp_path / "none.png", output, progress=False)
-    save(photos / "a.png", photograph(seen_from(4))[0])
+    save(photos / "a.png", photograph(true_camera(4))[0])
     with pytest.raises(FileNotFoundError, match=r"1 of 1 are missing.*a\.png"):
         localize(model, photos, output, masks, progress=False)
     save(masks / "a.png", torch.ones(SIZE, SIZE - 1))
@@ -229,5 +231,5 @@ def test_what_cannot_be_localized_leaves_no_file(model, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_it_is_a_public_name():
+def test_estimate_pose_is_a_public_name():
     assert anomalib_pose.estimate_pose is estimate_pose

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the models that are made of Gaussians fit them."""
+"""Fit of the models whose scene is made of Gaussians."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from anomalib_pose.scene import FitSettings, GaussianScene, fit_gaussians
 
 
 class GaussianFit:
-    """Fits the detector's Gaussians in place.
+    """Fit of a Gaussian scene in place.
 
     Args:
-        settings: the recipe.
-        checkpoint: file that an interrupted fit continues from, or None.
+        settings: settings of the fit.
+        checkpoint: file from which an interrupted fit continues, or None.
         rasterizer: see ``GaussianScene``.
-        progress: show a bar.
+        progress: show a progress bar.
         decompose: see ``fit_gaussians``.
     """
 
@@ -44,10 +44,10 @@ class GaussianFit:
         foreground: Tensor | None,
         held_out: tuple[int, ...],
     ) -> float:
-        """Fit and return the PSNR on the held-out views in dB.
+        """Fit the scene and return the PSNR on the held-out views in dB.
 
         Raises:
-            TypeError: if the scene is not made of Gaussians.
+            TypeError: if the scene is not a ``GaussianScene``.
         """
         if not isinstance(scene, GaussianScene):
             msg = f"A GaussianFit fits a GaussianScene, got a {type(scene).__name__}."

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pose errors as metrics, for test sets whose true cameras are known; image metrics that know what they need."""
+"""Metrics of the pose error against true cameras, and image metrics that need normal and anomalous queries."""
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from anomalib import metrics
@@ -20,7 +20,7 @@ _FIELDS = ("estimated_camera_to_world", "camera_to_world")
 
 
 class _MedianMetric(Metric):
-    """Keeps one number a query and reports the median."""
+    """Median of one number per query."""
 
     full_state_update = False
     errors: list[Tensor]
@@ -30,7 +30,7 @@ class _MedianMetric(Metric):
         self.add_state("errors", default=[], dist_reduce_fx="cat")
 
     def compute(self) -> Tensor:
-        """Median over the queries seen."""
+        """Return the median over the queries."""
         errors = torch.cat(list(self.errors)) if isinstance(self.errors, list) else self.errors
         return errors.quantile(0.5)
 
@@ -59,7 +59,7 @@ class _DistanceMetric(_MedianMetric):
 
 class _PosesWithinOneDegree(_AngleMetric):
     def compute(self) -> Tensor:
-        """Share of the queries whose orientation is right within one degree."""
+        """Return the share of queries with an orientation error below one degree."""
         errors = torch.cat(list(self.errors)) if isinstance(self.errors, list) else self.errors
         return (errors < 1).float().mean()
 
@@ -77,48 +77,57 @@ class MedianCentreError(AnomalibMetric, _DistanceMetric):
 
 
 class PosesWithinOneDegree(AnomalibMetric, _PosesWithinOneDegree):
-    """Share of the queries whose orientation is right within one degree."""
+    """Share of queries with an orientation error below one degree."""
 
     default_fields = _FIELDS
 
 
 class _NeedsBothClasses(Metric):
-    """An image metric that is not a number where all queries are good, or all are defective.
+    """Image metric that is NaN if all queries are normal, or all are anomalous.
 
-    The stock metrics say 0 there, which reads like the worst detector that there is.
+    The stock metrics return 0 then, which reads like the worst possible detector.
     """
 
     name: str
-    labels_seen: Tensor
+    label_counts: Tensor
+    _reported: ClassVar[set[tuple[int, int]]] = set()
+    """Counts of normal and anomalous queries that were logged since the last reset of a metric: one line for all."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.add_state("labels_seen", default=torch.zeros(2), dist_reduce_fx="sum")
+        self.add_state("label_counts", default=torch.zeros(2), dist_reduce_fx="sum")
 
     def update(self, batch: Batch, *args: Any, **kwargs: Any) -> None:
         """Add the scores of a batch.
 
         Args:
             batch: queries with scores and labels.
-            args: for the stock metric.
-            kwargs: for the stock metric.
+            args: arguments of the stock metric.
+            kwargs: arguments of the stock metric.
         """
         super().update(batch, *args, **kwargs)
         labels = getattr(batch, "gt_label", None)
         if labels is not None:
             anomalous = labels.bool().sum()
-            self.labels_seen += torch.stack([len(labels) - anomalous, anomalous]).to(self.labels_seen)
+            self.label_counts += torch.stack([len(labels) - anomalous, anomalous]).to(self.label_counts)
 
     def compute(self) -> Tensor:
-        """The stock metric, or NaN without queries of both classes."""
-        good, anomalous = self.labels_seen.long().tolist()
-        if not good or not anomalous:
+        """Return the stock metric, or NaN without queries of both classes."""
+        normal, anomalous = self.label_counts.long().tolist()
+        if normal and anomalous:
+            return super().compute()
+        if (normal, anomalous) not in self._reported:
+            self._reported.add((normal, anomalous))
             logger.warning(
-                "%s is not a number: it needs good and anomalous queries, the test set has %d and %d.",
-                self.name, good, anomalous,
+                "%s and other image metrics are NaN: they need normal and anomalous queries, got %d normal and %d "
+                "anomalous.", self.name, normal, anomalous,
             )  # fmt: skip
-            return torch.tensor(float("nan"), device=self.labels_seen.device)
-        return super().compute()
+        return torch.tensor(float("nan"), device=self.label_counts.device)
+
+    def reset(self) -> None:
+        """Discard the scores of all batches."""
+        self._reported.clear()
+        super().reset()
 
 
 class AUROC(_NeedsBothClasses, metrics.AUROC):
