@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.data import CloudBatch, MVTec3DRendered
 from anomalib_pose.models.point_ad.aggregation import object_scores
+from anomalib_pose.models.point_ad.cloud_grid import grid_of
 from anomalib_pose.models.point_ad.mutual import MutualScorer, MutualSettings
-from anomalib_pose.models.point_ad.visualizer import grid_of
 
 TENSORFLOW: dict[str, Any] = {"pad_type": "same", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -95,7 +95,7 @@ def measure(setting: Setting, batches: list[Any], features: KeptFeatures) -> dic
         scorer.collect(batches, torch.device("cpu"), progress=False)
         found = []
         for batch in batches:
-            (scores,) = scorer.view_scores(batch)
+            (scores,) = scorer.score_images(batch)
             found.append(object_scores(scores, grid_of(batch, 0), setting.smoothing, setting.top_fraction))
         seconds = time.perf_counter() - start - (features.seconds - before)
         maps = torch.stack([each.point_map for each in found])

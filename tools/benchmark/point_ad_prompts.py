@@ -23,7 +23,7 @@ from torch.nn import functional
 from anomalib_pose.models.point_ad.losses import CloudTargets, hybrid_loss
 from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.scorer import ClipFeatures
-from anomalib_pose.models.point_ad.text import TextTower, direction, ends
+from anomalib_pose.models.point_ad.text import TextTower, direction, end_positions
 from anomalib_pose.models.point_ad.training import prompt_loss, prompt_optimizer
 
 
@@ -81,7 +81,7 @@ def main() -> None:
 
     def whole_text() -> None:
         tokens = torch.cat([prompts.tokens(text), padding], 1)
-        text(tokens, ends(prompts.ids), prompts.deep).sum().backward()
+        text(tokens, end_positions(prompts.ids), prompts.deep).sum().backward()
 
     def losses() -> None:
         hybrid_loss(features, fixed, targets).total.backward()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the blocks of both towers compute, from their weights alone.
+"""Attention and feed-forward of CLIP's transformer blocks, computed from the blocks' weights.
 
-open_clip's blocks take tokens in an order that has changed between its versions, and no values in place of queries.
+open_clip's own blocks cannot be called: the order of their tokens differs between versions (length first in 2.24, batch
+first in 3.x), and they do not accept values in place of queries.
 """
 
 from collections.abc import Iterable
@@ -12,26 +13,29 @@ from torch.nn import functional
 
 
 def check_blocks(blocks: Iterable[nn.Module], tower: str) -> nn.ModuleList:
-    """The blocks of a tower, if they are of the kind that is computed here.
+    """Return the blocks of a tower if they have plain multi-head attention.
 
     Args:
         blocks: residual attention blocks of open_clip.
-        tower: its name, for the message.
+        tower: name of the tower, for the message.
 
     Raises:
-        ValueError: if a block has other parts.
+        ValueError: if a block has another kind of attention.
     """
-    found = nn.ModuleList(blocks)
-    for block in found:
+    checked = nn.ModuleList(blocks)
+    for block in checked:
         attention = getattr(block, "attn", None)
         if not isinstance(attention, nn.MultiheadAttention) or attention.in_proj_weight is None:
-            msg = f"PointAD needs blocks of plain multi-head attention, which those of CLIP's {tower} tower are not."
+            msg = (
+                f"PointAD needs blocks of plain multi-head attention, but the {tower} tower of this CLIP has other "
+                "blocks. Use a CLIP built like OpenAI's."
+            )
             raise ValueError(msg)
-    return found
+    return checked
 
 
 def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a block's attention makes of normalized tokens, each (b, heads, n, width of a head).
+    """Normalize tokens and project them to queries, keys and values, each (b, heads, n, w / heads).
 
     Args:
         block: of open_clip.
@@ -44,21 +48,23 @@ def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend(block: Any, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """What attention adds to the tokens (b, n, w).
+    r"""Compute the attention output that is added to the tokens (b, n, w).
+
+    .. math:: \operatorname{proj}\big(\operatorname{softmax}(q k^T / \sqrt{w / heads})\, v\big)
 
     Args:
         block: of open_clip.
-        q: queries (b, heads, n, width of a head).
+        q: queries (b, heads, n, w / heads).
         k: keys of the same shape.
         v: values of the same shape.
-        causal: let a token see itself and those before it alone.
+        causal: let a token attend only to itself and to earlier tokens.
     """
     mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return block.ls_1(block.attn.out_proj(mixed.transpose(1, 2).flatten(2)))
 
 
 def feed_forward(block: Any, x: Tensor) -> Tensor:
-    """Tokens and what the block's perceptron adds to them (b, n, w).
+    """Add the output of the block's perceptron to the tokens (b, n, w).
 
     Args:
         block: of open_clip.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ways to score views by CLIP: learned prompts, and WinCLIP's prompts without training."""
+"""Scores of views by CLIP: with learned prompts, or with WinCLIP's prompts and without training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,24 +9,24 @@ from torch import Tensor, nn
 
 from anomalib_pose.models.point_ad.checkpoint import Prompts, load_prompts, prompts_of, read_prompts
 from anomalib_pose.models.point_ad.clip import Clip, load_clip
+from anomalib_pose.models.point_ad.image_scores import ImageScores
 from anomalib_pose.models.point_ad.losses import HybridLoss
 from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.scorer import ClipScorer
 from anomalib_pose.models.point_ad.text import direction, ensemble_features
 from anomalib_pose.models.point_ad.training import FeatureCache, cloud_targets, prompt_loss
-from anomalib_pose.models.point_ad.types import ViewScores
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """Which CLIP looks at the images.
+    """Choice of CLIP, and of the images that it scores.
 
     Args:
         model: see ``load_clip``.
         pretrained: see ``load_clip``; empty for random weights.
-        vv_blocks: number of last blocks whose values attend to values; 0 for 19 of 24, or the same share.
-        fuse_rgb: look at photographs too, where there are some.
-        seed: of what is random.
+        vv_blocks: number of last blocks with value-to-value attention; 0 for 19 of 24, or the same fraction.
+        fuse_rgb: score photographs too, where a cloud has one.
+        seed: of random weights and of the prompts' initial values.
 
     Raises:
         ValueError: if vv_blocks is negative.
@@ -39,7 +39,7 @@ class ClipSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the number before anything is read."""
+        """Check the number before any file is read."""
         if self.vv_blocks < 0:
             msg = f"vv_blocks should be 0 or more, got {self.vv_blocks}."
             raise ValueError(msg)
@@ -47,30 +47,28 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """What is learned, and how; see ``PromptLearner`` and ``hybrid_loss``.
+    """Source and sizes of the prompts; see ``PromptLearner`` and ``hybrid_loss``.
 
     Args:
-        path: file with learned prompts, whose sizes then count; empty to learn them.
-        prompt_length: learned words of each text.
-        deep_sets: blocks of the text tower that read learned tokens.
-        deep_length: learned tokens that each of them reads.
-        half_precision_prompts: let these tokens pass through half precision.
-        paper_losses: compute the loss as published.
+        path: file of learned prompts, which has its own sizes; empty to learn prompts.
+        prompt_length: learned embeddings of each text.
+        deep_sets: number of blocks of the text tower with learned tokens.
+        deep_length: learned tokens of each of these blocks.
+        paper: compute the loss and round the deep tokens as published.
     """
 
     path: str = ""
     prompt_length: int = 12
     deep_sets: int = 8
     deep_length: int = 4
-    half_precision_prompts: bool = False
-    paper_losses: bool = False
+    paper: bool = False
 
 
 class ClipViewScorer(nn.Module):
-    """Scores views by CLIP, which is read when it is first needed, or by ``load``.
+    """Scores views by CLIP. CLIP is read by ``load``, or when it is first needed.
 
     Args:
-        settings: which CLIP.
+        settings: choice of CLIP.
     """
 
     clip: Clip | None
@@ -82,7 +80,7 @@ class ClipViewScorer(nn.Module):
         self._directions: dict[str, Tensor] = {}
 
     def load(self) -> Clip:
-        """CLIP, read now if it was not before; see ``load_clip`` for what it raises."""
+        """Return CLIP; read it at the first call. For errors see ``load_clip``."""
         if self.clip is None:
             settings = self.settings
             self.clip = load_clip(settings.model, settings.pretrained or None, seed=settings.seed)
@@ -94,54 +92,54 @@ class ClipViewScorer(nn.Module):
         return ClipScorer(self.load().vision, self.settings.vv_blocks or None)
 
     def word(self, category: str) -> str:
-        """What the texts call an object.
+        """Return the word for an object in the texts.
 
         Args:
-            category: name of the kind of object, or empty for any.
+            category: of the object; empty for any.
         """
         raise NotImplementedError
 
     def text_features(self, word: str) -> Tensor:
-        """Unit features (2, d) of what is normal and what is not.
+        """Compute unit features (2, d) of the normal and of the abnormal text.
 
         Args:
-            word: what the texts call an object.
+            word: for the object in the texts.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def direction(self, category: str = "") -> Tensor:
-        """The vector that scores a kind of object; see ``text.direction``.
+        """Return the vector (d,) that scores objects of a category; see ``text.direction``.
 
         Args:
-            category: name of the kind, or empty for any.
+            category: of the object; empty for any.
         """
         word = self.word(category)
         if word not in self._directions:
             self._directions[word] = direction(self.text_features(word))
         return self._directions[word]
 
-    def view_scores(self, batch: Any) -> list[ViewScores]:
-        """Scores of clouds, each by itself.
+    def score_images(self, batch: Any) -> list[ImageScores]:
+        """Score the images of each cloud of a batch.
 
         Args:
             batch: a ``CloudBatch``.
         """
         scorer = self.scorer
-        kinds = getattr(batch, "category", None) or [""] * len(batch.views)
-        found = []
-        for index, (views, kind) in enumerate(zip(batch.views, kinds, strict=True)):
+        categories = getattr(batch, "category", None) or [""] * len(batch.views)
+        scores = []
+        for index, (views, category) in enumerate(zip(batch.views, categories, strict=True)):
             photograph = batch.image[index] if self.settings.fuse_rgb and bool(batch.has_rgb[index]) else None
-            found.append(scorer(views, photograph, self.direction(kind).to(views.device)))
-        return found
+            scores.append(scorer(views, photograph, self.direction(category).to(views.device)))
+        return scores
 
 
 class EnsembleScorer(ClipViewScorer):
     """Scores views by WinCLIP's prompts, without training.
 
     Args:
-        settings: which CLIP.
-        object_word: what objects are called in the texts; empty for each cloud's own kind.
+        settings: choice of CLIP.
+        object_word: word for objects in the texts; empty for the category of each cloud.
     """
 
     def __init__(self, settings: ClipSettings, object_word: str = "") -> None:
@@ -149,28 +147,28 @@ class EnsembleScorer(ClipViewScorer):
         self.object_word = object_word
 
     def word(self, category: str) -> str:
-        """The given word, the name of the kind, or "object".
+        """Return ``object_word``, else the category, else "object".
 
         Args:
-            category: name of the kind of object, or empty for any.
+            category: of the object; empty for any.
         """
         return self.object_word or category or "object"
 
     def text_features(self, word: str) -> Tensor:
-        """Unit features (2, d) of what is normal and what is not.
+        """Compute unit features (2, d) of the normal and of the abnormal texts.
 
         Args:
-            word: what the texts call an object.
+            word: for the object in the texts.
         """
         return ensemble_features(self.load().text, word)
 
 
 class PromptScorer(ClipViewScorer):
-    """Scores views by prompts that are learned, or read from a file when CLIP is.
+    """Scores views by prompts that are learned, or read from a file together with CLIP.
 
     Args:
-        settings: which CLIP.
-        prompts: what is learned, and how.
+        settings: choice of CLIP.
+        prompts: source and sizes of the prompts.
     """
 
     prompts: PromptLearner | None
@@ -180,11 +178,11 @@ class PromptScorer(ClipViewScorer):
         self.prompt_settings = prompts or PromptSettings()
         self.prompts = None
         self.learned = False
-        self._given: Prompts | None = None
+        self._adopted: Prompts | None = None
         self._cache: FeatureCache | None = None
 
     def load(self) -> Clip:
-        """CLIP and prompts, read now if they were not before.
+        """Return CLIP; read CLIP and prompts at the first call.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -192,34 +190,34 @@ class PromptScorer(ClipViewScorer):
         """
         return self._ready()[0]
 
-    def adopt(self, given: Prompts) -> None:
-        """Go on with learned prompts.
+    def adopt(self, prompts: Prompts) -> None:
+        """Continue with learned prompts in place of the present ones.
 
         Args:
-            given: the prompts; they are checked when CLIP is there.
+            prompts: learned prompts; they are checked as soon as CLIP is read.
 
         Raises:
-            ValueError: if they were learned for another CLIP.
+            ValueError: if the prompts were learned for another CLIP.
         """
-        self._given, self.prompts = Prompts(*(part.cpu() for part in given)), None
+        self._adopted, self.prompts = Prompts(*(part.cpu() for part in prompts)), None
         self._directions.clear()
         if self.clip is not None:
             self.load()
 
     def learned_prompts(self) -> Prompts | None:
-        """Prompts to keep, or None if nothing is learned."""
+        """Return the prompts to save; None if no prompts are learned."""
         if self.prompts is None or self.clip is None:
-            return self._given
+            return self._adopted
         return prompts_of(self.prompts, self.clip.text) if self.learned else None
 
     def loss(self, batch: Any) -> HybridLoss:
-        """Loss of a training step; features of a cloud are computed the first time that it comes.
+        """Compute the loss of a training step. The features of each cloud are computed once and cached.
 
         Args:
             batch: a ``CloudBatch`` with labels, masks and paths.
 
         Raises:
-            ValueError: if it has none.
+            ValueError: if labels, masks or pixels are missing.
         """
         clip, prompts = self._ready()
         targets = cloud_targets(batch)
@@ -227,26 +225,26 @@ class PromptScorer(ClipViewScorer):
         features = self._cache.of(batch.image_path, batch.views)
         self._directions.clear()
         self.learned = True
-        return prompt_loss(clip.text, prompts, features, targets, paper_losses=self.prompt_settings.paper_losses)
+        return prompt_loss(clip.text, prompts, features, targets, paper=self.prompt_settings.paper)
 
     def forget_features(self) -> None:
-        """Free the memory of the features that training needs."""
+        """Free the memory of the cached features."""
         self._cache = None
 
     def word(self, category: str) -> str:
-        """Learned prompts name no kind of object.
+        """Return an empty word: learned prompts do not name the object.
 
         Args:
-            category: is not used.
+            category: not used.
         """
         del category
         return ""
 
     def text_features(self, word: str) -> Tensor:
-        """Unit features (2, d) of what is normal and what is not.
+        """Compute unit features (2, d) of the normal and of the abnormal text.
 
         Args:
-            word: is not used.
+            word: not used.
 
         Raises:
             ValueError: if the prompts are not learned yet.
@@ -255,30 +253,30 @@ class PromptScorer(ClipViewScorer):
         clip, prompts = self._ready()
         if not self.learned:
             msg = (
-                "The prompts are not learned yet: train first and give --ckpt_path, give --model.prompt_path, or use "
+                "The prompts are not learned yet. Train first and give --ckpt_path, give --model.prompt_path, or use "
                 "--model.scoring ensemble, which needs no training."
             )
             raise ValueError(msg)
         return prompts(clip.text)
 
     def _ready(self) -> tuple[Clip, PromptLearner]:
-        """CLIP and prompts; those that are given have sizes of their own."""
+        """Return CLIP and the prompts; read or create them at the first call."""
         clip = super().load()
         if self.prompts is None:
-            settings, given = self.prompt_settings, self._given
-            if given is None and settings.path:
-                given = read_prompts(settings.path)
-            sizes = (settings.prompt_length, settings.deep_sets, settings.deep_length)
-            if given is not None:
-                sizes = (len(given.normal), *given.deep.shape[:2])
-            prompts = PromptLearner(
-                clip.text,
-                *sizes,
-                half_precision_prompts=settings.half_precision_prompts,
-                seed=self.settings.seed,
-            )
-            if given is not None:
-                load_prompts(prompts, given, clip.text)
-            self.prompts = prompts.to(clip.text.positional_embedding.device)
-            self.learned = given is not None
+            learned = self._adopted
+            if learned is None and self.prompt_settings.path:
+                learned = read_prompts(self.prompt_settings.path)
+            self.prompts = self._make_prompts(clip, learned)
+            self.learned = learned is not None
         return clip, self.prompts
+
+    def _make_prompts(self, clip: Clip, learned: Prompts | None) -> PromptLearner:
+        """Create the prompts of the settings, or of the sizes and with the values of learned ones."""
+        settings = self.prompt_settings
+        sizes = (settings.prompt_length, settings.deep_sets, settings.deep_length)
+        if learned is not None:
+            sizes = (len(learned.normal), *learned.deep.shape[:2])
+        prompts = PromptLearner(clip.text, *sizes, paper=settings.paper, seed=self.settings.seed)
+        if learned is not None:
+            load_prompts(prompts, learned, clip.text)
+        return prompts.to(clip.text.positional_embedding.device)

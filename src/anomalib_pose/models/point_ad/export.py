@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of PointAD that sees one image at a time, as a graph: what is left for the host is the mean over points."""
+"""Export of the scoring of single images as a graph; the host combines the scores of images to scores of clouds."""
 
 import copy
 import json
@@ -16,18 +16,18 @@ from anomalib_pose.data.files import write_json
 from anomalib_pose.deploy import ExportedDetector
 from anomalib_pose.models.components.export_mixin import FeedForwardExportMixin
 from anomalib_pose.models.point_ad.clip_scorers import ClipViewScorer
-from anomalib_pose.models.point_ad.scorer import ClipScorer, abnormality
+from anomalib_pose.models.point_ad.scorer import ClipScorer, abnormal_probability
 
 
 @dataclass(frozen=True)
 class Aggregation:
-    """How the host makes scores of clouds from those of images; a .json beside the exported graph holds it.
+    """Options by which the host combines scores of images to scores of clouds; a .json beside the graph.
 
     Args:
         smoothing: see ``PointAD``.
         top_fraction: see ``PointAD``.
         fuse_rgb: see ``PointAD``.
-        threshold: score above which an object is defective, or None if nothing was validated.
+        threshold: score above which an object is defective; None without a validation.
     """
 
     smoothing: float
@@ -52,7 +52,7 @@ class Aggregation:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it holds something else.
+            ValueError: if the file holds something else.
         """
         path = model.with_suffix(".json")
         if not path.is_file():
@@ -65,8 +65,8 @@ class Aggregation:
             raise ValueError(msg) from error
 
 
-class ViewGraph(nn.Module):
-    """Images in, scores and maps of their patches out; the texts are one constant vector.
+class ExportableImageScorer(nn.Module):
+    """Scores images and their patches; the texts are one constant vector.
 
     Args:
         scorer: with its image tower; copied.
@@ -82,29 +82,30 @@ class ViewGraph(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the images, which this graph does not resize."""
+        """Side of the images in pixels; the graph does not resize."""
         return self.scorer.vision.image_size
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """How abnormal images (n,) and their patches (n, p, p) are, as ``pred_score`` and ``anomaly_map``.
+        """Score images (n,) as ``pred_score`` and their patches (n, p, p) as ``anomaly_map``.
 
         Args:
             images: RGB (n, 3, image_size, image_size) in [0, 1].
         """
-        score, patches = abnormality(self.scorer.encode(self.scorer.vision.normalize(images)), self.direction)
+        features = self.scorer.encode(self.scorer.vision.normalize(images))
+        score, patches = abnormal_probability(features, self.direction)
         return InferenceBatch(pred_score=score, anomaly_map=patches)
 
 
-class ExportedViews(ExportedDetector):
-    """The graph as anomalib exports it, and beside it what the host needs to know.
+class ExportedImageScorer(ExportedDetector):
+    """Writes the graph as anomalib does, and the options of the host beside it.
 
     Args:
-        graph: of single images.
-        aggregation: for the host.
-        images: images that an OpenVINO graph takes at once.
+        graph: scores single images.
+        aggregation: options of the host.
+        images: batch size of an OpenVINO graph.
     """
 
-    def __init__(self, graph: ViewGraph, aggregation: Aggregation, images: int = 1) -> None:
+    def __init__(self, graph: ExportableImageScorer, aggregation: Aggregation, images: int = 1) -> None:
         super().__init__(graph, None)
         self.aggregation = aggregation
         self.images = images
@@ -117,16 +118,16 @@ class ExportedViews(ExportedDetector):
         input_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> Path:
-        """Write ``weights/onnx/<name>.onnx``, which takes any number of images, and ``<name>.json``.
+        """Write ``weights/onnx/<name>.onnx``, for any batch size, and ``<name>.json``.
 
         Args:
-            export_root: folder that ``weights/onnx`` is made in.
+            export_root: parent folder of ``weights/onnx``.
             model_file_name: name without suffix.
             input_size: CLIP's, or None for the same.
             kwargs: of ``torch.onnx.export``.
 
         Raises:
-            ValueError: if another size is asked for.
+            ValueError: if ``input_size`` is another size.
         """
         path = super().to_onnx(export_root, model_file_name, self._checked(input_size), **kwargs)
         self.aggregation.write(path)
@@ -143,14 +144,14 @@ class ExportedViews(ExportedDetector):
         """Write ``weights/openvino/<name>.xml``, ``.bin`` and ``.json``.
 
         Args:
-            export_root: folder that ``weights/openvino`` is made in.
+            export_root: parent folder of ``weights/openvino``.
             model_file_name: name without suffix.
             input_size: CLIP's, or None for the same.
             compression_type: None for single precision, FP16, or INT8 for weights in eight bits.
             kwargs: see anomalib's ``to_openvino``.
 
         Raises:
-            ValueError: if another size is asked for, or activations in eight bits.
+            ValueError: if ``input_size`` is another size, or the compression has activations in eight bits.
         """
         if compression_type not in {None, CompressionType.FP16, CompressionType.INT8}:
             msg = f"CLIP's activations need more than eight bits: use FP16 or INT8 (weights), got {compression_type}."
@@ -162,7 +163,7 @@ class ExportedViews(ExportedDetector):
         return path
 
     def _checked(self, input_size: tuple[int, int] | None) -> tuple[int, int]:
-        """The one size that the graph knows."""
+        """Return CLIP's size; raise if another one is given."""
         side = self.image_size
         if input_size is not None and tuple(input_size) != (side, side):
             msg = f"This CLIP takes images of {side} x {side} pixels, got input_size {input_size}."
@@ -170,7 +171,7 @@ class ExportedViews(ExportedDetector):
         return side, side
 
 
-class ViewExportMixin(FeedForwardExportMixin):
+class ImageScorerExportMixin(FeedForwardExportMixin):
     """Export of a model whose ``self.model`` may be a ``ClipViewScorer``."""
 
     graph_settings = ("images", "category")
@@ -181,7 +182,7 @@ class ViewExportMixin(FeedForwardExportMixin):
     fuse_rgb: bool
 
     def clip_scorer(self) -> ClipViewScorer:
-        """What scores single images.
+        """Return the scorer of single images.
 
         Raises:
             ValueError: for mutual scoring.
@@ -189,20 +190,20 @@ class ViewExportMixin(FeedForwardExportMixin):
         if isinstance(self.model, ClipViewScorer):
             return self.model
         msg = (
-            "Mutual scoring compares the views of a whole set of clouds: there is no graph of a single image that "
-            "could be called or exported."
+            "Mutual scoring compares the views of a whole set of clouds. It has no graph of a single image that "
+            "could be called or exported: use --model.scoring prompts or ensemble."
         )
         raise ValueError(msg)
 
-    def feed_forward(self, images: int = 1, category: str = "") -> ExportedViews:
-        """The graph of single images, texts baked in.
+    def feed_forward(self, images: int = 1, category: str = "") -> ExportedImageScorer:
+        """Build the graph of single images, with constant texts.
 
         Args:
-            images: images that an OpenVINO graph takes at once; 1 for anomalib's inferencer, or all of a cloud's.
-            category: kind of object that the ensemble's texts name; empty for any. Learned prompts name none.
+            images: batch size of an OpenVINO graph; 1 for anomalib's inferencer, or the number of a cloud's images.
+            category: of the objects, for the ensemble's texts; empty for any. Learned prompts do not name the object.
 
         Raises:
-            ValueError: for mutual scoring, if prompts are not learned, or there are no images.
+            ValueError: if scoring is mutual, prompts are not learned, or ``images`` is below 1.
         """
         if images < 1:
             msg = f"images should be 1 or more, got {images}."
@@ -212,13 +213,14 @@ class ViewExportMixin(FeedForwardExportMixin):
         aggregation = Aggregation(
             self.smoothing, self.top_fraction, self.fuse_rgb, None if math.isnan(threshold) else threshold
         )
-        return ExportedViews(ViewGraph(scorer.scorer, scorer.direction(category)), aggregation, images)
+        graph = ExportableImageScorer(scorer.scorer, scorer.direction(category))
+        return ExportedImageScorer(graph, aggregation, images)
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Write the graph as ``weights/torch/<name>.pt``, which takes images of CLIP's size.
 
         Args:
-            export_root: folder that ``weights/torch`` is made in.
+            export_root: parent folder of ``weights/torch``.
             model_file_name: name without suffix.
         """
         return self.feed_forward().to_torch(export_root, model_file_name)

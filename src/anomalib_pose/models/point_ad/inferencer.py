@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of clouds by an exported graph: views are drawn here, the graph scores them, points take their mean."""
+"""Scores of clouds by an exported graph: render views, score them by the graph, average their scores on the points."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +12,23 @@ from anomalib_pose.data.images import read_image
 from anomalib_pose.data.point_cloud.files import name_file_in_errors, read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organized
-from anomalib_pose.models.point_ad.aggregation import CloudGrid, object_scores
-from anomalib_pose.models.point_ad.drawing import write_scored_cloud
+from anomalib_pose.models.point_ad.aggregation import object_scores
+from anomalib_pose.models.point_ad.cloud_grid import CloudGrid
 from anomalib_pose.models.point_ad.export import Aggregation
-from anomalib_pose.models.point_ad.types import ViewScores
-from anomalib_pose.models.point_ad.vision import resized
+from anomalib_pose.models.point_ad.image_scores import ImageScores
+from anomalib_pose.models.point_ad.pictures import write_scored_cloud
+from anomalib_pose.models.point_ad.vision import resize_bicubic
 
 
 @dataclass(frozen=True)
 class CloudPrediction:
-    """What was found in one cloud.
+    """Scores of one cloud.
 
     Args:
         score: of the object, in [0, 1].
-        defective: whether the score is above the threshold, or None if there is no threshold.
+        defective: whether the score is above the threshold; None without a threshold.
         point_map: scores of the grid's cells (s, s).
-        points: positions of the cells (s, s, 3).
+        points: positions of the cells (s, s, 3), in the unit of the recording.
         valid: cells that hold a point (s, s).
     """
 
@@ -47,19 +48,19 @@ class CloudPrediction:
 
 
 class PointADInferencer:
-    """Scores clouds by what ``anomalib export --model PointAD`` wrote, through OpenVINO; CLIP itself is not needed.
+    """Scores clouds by a graph of ``anomalib export --model PointAD``, through OpenVINO and without CLIP.
 
     Args:
         path: ``model.xml`` or ``model.onnx``, with ``model.json`` beside it.
-        settings: how views are drawn, as when the model was validated; None for nine views of 336 pixels.
+        settings: of the rendering, as at the model's validation; None for nine views of 336 pixels.
         device: OpenVINO's name of the device.
-        seed: makes the search for the plane that objects lie on repeatable.
+        seed: of the search for the plane under the object.
         precision: OpenVINO's ``INFERENCE_PRECISION_HINT``. Scores in ``"f32"`` are those of the model; ``"bf16"`` is
-            faster for CLIP on CPUs that have such instructions, and is what OpenVINO itself would choose there.
+            faster on CPUs with BF16 instructions, where OpenVINO's own default is BF16.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a graph of PointAD's.
+        FileNotFoundError: if a file does not exist.
+        ValueError: if the graph is not one of PointAD.
     """
 
     def __init__(
@@ -80,23 +81,23 @@ class PointADInferencer:
         self.settings = settings or RenderSettings()
         self.seed = seed
         self._graph = openvino.Core().compile_model(path, device, {"INFERENCE_PRECISION_HINT": precision})
-        count, _, height, _ = self._graph.input(0).get_partial_shape()
+        batch_size, _, height, _ = self._graph.input(0).get_partial_shape()
         if not {"pred_score", "anomaly_map"} <= {name for output in self._graph.outputs for name in output.names}:
-            msg = f"{path} should give pred_score and anomaly_map, as PointAD's exported graphs do."
+            msg = f"{path} should have the outputs pred_score and anomaly_map, as PointAD's exported graphs do."
             raise ValueError(msg)
-        self._count = count.get_length() if count.is_static else 0
+        self._batch_size = batch_size.get_length() if batch_size.is_static else 0
         self._size: int = height.get_length()
 
     def predict(self, xyz: str | Path, rgb: str | Path | None = None) -> CloudPrediction:
-        """Scores of a recording as MVTec 3D-AD has them: an object on a plane.
+        """Score a recording in MVTec 3D-AD's form: an object on a plane.
 
         Args:
             xyz: organized cloud in meters, a .tiff.
-            rgb: its photograph, or None if there is none.
+            rgb: photograph of the object; None if there is no photograph.
 
         Raises:
-            FileNotFoundError: if a file is missing.
-            ValueError: if a file cannot be read, sizes differ, or nothing but the plane is there.
+            FileNotFoundError: if a file does not exist.
+            ValueError: if a file cannot be read, sizes differ, or the recording shows only the plane.
         """
         path = Path(xyz)
         cells, image = read_xyz(path), None if rgb is None else read_image(Path(rgb))[0]
@@ -106,32 +107,32 @@ class PointADInferencer:
         return self.predict_views(cloud)
 
     def predict_views(self, cloud: RenderedCloud) -> CloudPrediction:
-        """Scores of a cloud whose views are drawn.
+        """Score a cloud whose views are rendered.
 
         Args:
-            cloud: with views, and a photograph if it is to count.
+            cloud: with views, and a photograph if it is to contribute.
         """
         fused = self.aggregation.fuse_rgb and cloud.rgb is not None
         images = torch.cat([cloud.views, cloud.rgb[None]]) if fused and cloud.rgb is not None else cloud.views
-        scores, maps = self._scored(resized(images.float() / 255, self._size))
+        scores, maps = self._score_images(resize_bicubic(images.float() / 255, self._size))
         count = len(cloud.views)
         photograph = (maps[count], scores[count]) if fused else (None, None)
-        found = object_scores(
-            ViewScores(maps[:count], scores[:count], *photograph),
+        result = object_scores(
+            ImageScores(maps[:count], scores[:count], *photograph),
             CloudGrid(cloud.points, cloud.valid, cloud.organized, cloud.pixels, cloud.visible),
             self.aggregation.smoothing,
             self.aggregation.top_fraction,
         )
-        score, threshold = float(found.score), self.aggregation.threshold
+        score, threshold = float(result.score), self.aggregation.threshold
         defective = None if threshold is None else score > threshold
-        return CloudPrediction(score, defective, found.point_map, cloud.points, cloud.valid)
+        return CloudPrediction(score, defective, result.point_map, cloud.points, cloud.valid)
 
-    def _scored(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (n,) and maps (n, p, p); the last call is filled up with copies of an image."""
+    def _score_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute scores (n,) and maps (n, p, p); copies of an image fill up the last batch."""
         scores, maps = [], []
-        for part in images.split(self._count or len(images)):
-            missing = max(0, self._count - len(part))
-            found = self._graph(torch.cat([part, part[:1].expand(missing, -1, -1, -1)]).numpy())
-            scores.append(np.asarray(found["pred_score"])[: len(part)])
-            maps.append(np.asarray(found["anomaly_map"])[: len(part)])
+        for part in images.split(self._batch_size or len(images)):
+            missing = max(0, self._batch_size - len(part))
+            outputs = self._graph(torch.cat([part, part[:1].expand(missing, -1, -1, -1)]).numpy())
+            scores.append(np.asarray(outputs["pred_score"])[: len(part)])
+            maps.append(np.asarray(outputs["anomaly_map"])[: len(part)])
         return torch.from_numpy(np.concatenate(scores)), torch.from_numpy(np.concatenate(maps))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hybrid loss of PointAD: views and points, each as a whole and place by place (section 3.3)."""
+"""PointAD's hybrid loss: a global and a local term for views, and the same for points (section 3.3)."""
 
 from typing import NamedTuple
 
@@ -12,10 +12,11 @@ from anomalib_pose.render.back_projection import back_project
 
 _EPSILON = 1e-5
 _FOCUS = 2
+"""Exponent gamma of the focal loss."""
 
 
 class CloudTargets(NamedTuple):
-    """What is known of the B objects that a loss is computed on; n = cells of the grid of points.
+    """Ground truth of B objects, and the visibility of their points; n cells of the grid of points.
 
     Args:
         labels: whether the object is defective (B,).
@@ -23,7 +24,7 @@ class CloudTargets(NamedTuple):
         points: cells whose point is defective (B, n).
         valid: cells that hold a point (B, n).
         pixels: row and column of each point in each view (B, v, n, 2).
-        visible: whether the view counts for the point (B, v, n).
+        visible: whether the view contributes to the point (B, v, n).
     """
 
     labels: Tensor
@@ -35,13 +36,13 @@ class CloudTargets(NamedTuple):
 
 
 class HybridLoss(NamedTuple):
-    """The four terms, which count alike.
+    """The four terms of the loss; all have weight 1.
 
     Args:
-        views_local: of the pixels of the views.
-        views_global: of the views as a whole.
-        points_local: of the points.
-        points_global: of the objects as a whole.
+        views_local: focal and dice losses of the views' pixels.
+        views_global: cross-entropy of whole views.
+        points_local: dice losses of the points.
+        points_global: cross-entropy of whole objects.
     """
 
     views_local: Tensor
@@ -51,23 +52,21 @@ class HybridLoss(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """Their sum."""
+        """Sum of the four terms."""
         return torch.stack(list(self)).sum()
 
 
-def hybrid_loss(
-    features: ClipFeatures, direction: Tensor, targets: CloudTargets, *, paper_losses: bool = False
-) -> HybridLoss:
-    """Loss of B objects. Gradients flow to the direction, and through it to the texts.
+def hybrid_loss(features: ClipFeatures, direction: Tensor, targets: CloudTargets, *, paper: bool = False) -> HybridLoss:
+    """Compute the loss of B objects. Gradients flow to the direction, and through it to the texts.
 
-    As published, the loss of whole objects averages views of different objects, and cells without a point count as
-    normal points that are predicted wrongly. Both is corrected unless asked for.
+    The published program averages views of different objects in the loss of whole objects, and counts cells without a
+    point as normal points with a wrong prediction. Both are corrected here, unless ``paper`` is true.
 
     Args:
         features: of the views: cls (B, v, d), patches (B, v, p * p, d).
         direction: see ``text.direction`` (d,).
-        targets: what is known of the objects.
-        paper_losses: compute it as published.
+        targets: ground truth of the objects.
+        paper: compute the loss as published.
     """
     cls, patches = features.to(direction.dtype)
     logits = cls @ direction
@@ -78,50 +77,50 @@ def hybrid_loss(
     maps = maps.view(count, views, size, size)
     masks = targets.view_masks.to(maps.dtype)
     view_labels = targets.view_masks.flatten(2).any(-1).to(logits.dtype)
-    # the published code takes the rows of all views in the order of the objects for an order of the views
-    objects = logits.reshape(views, count).mean(0) if paper_losses else logits.mean(1)
+    # the published program regroups the object-major rows as if they were view-major
+    objects = logits.reshape(views, count).mean(0) if paper else logits.mean(1)
     return HybridLoss(
         focal(maps, masks) + both_dice(maps.flatten(0, 1).flatten(1), masks.flatten(0, 1).flatten(1)),
         functional.binary_cross_entropy_with_logits(logits, view_labels),
-        points_loss(maps, targets, paper_losses=paper_losses),
+        points_loss(maps, targets, paper=paper),
         functional.binary_cross_entropy_with_logits(objects, targets.labels.to(logits.dtype)),
     )
 
 
-def points_loss(maps: Tensor, targets: CloudTargets, *, paper_losses: bool) -> Tensor:
-    """Dice losses of the points' probabilities of being abnormal and of being normal.
+def points_loss(maps: Tensor, targets: CloudTargets, *, paper: bool) -> Tensor:
+    """Compute the dice losses of the points' abnormal and normal probabilities; a scalar.
 
     Args:
-        maps: probabilities of the views' pixels (B, v, s, s).
-        targets: what is known of the objects.
-        paper_losses: let cells without a point count as normal ones.
+        maps: abnormal probabilities of the views' pixels (B, v, s, s).
+        targets: ground truth of the objects.
+        paper: count cells without a point as normal points, as published.
     """
-    given = zip(maps, targets.pixels, targets.visible, strict=True)
-    abnormal = torch.stack([back_project(one, pixels, visible) for one, pixels, visible in given])
-    seen = targets.visible.any(1)
+    objects = zip(maps, targets.pixels, targets.visible, strict=True)
+    abnormal = torch.stack([back_project(view_maps, pixels, visible) for view_maps, pixels, visible in objects])
+    visible_anywhere = targets.visible.any(1)
     defective = targets.points.to(maps.dtype)
     normal_target = 1 - defective
-    if not paper_losses:
+    if not paper:
         valid = targets.valid.to(maps.dtype)
         defective, normal_target = defective * valid, normal_target * valid
-    return dice(abnormal, defective) + dice(seen.to(maps.dtype) - abnormal, normal_target)
+    return dice(abnormal, defective) + dice(visible_anywhere.to(maps.dtype) - abnormal, normal_target)
 
 
 def focal(probability: Tensor, target: Tensor) -> Tensor:
-    """Focal loss of two classes, which weighs what is predicted well already less; a scalar.
+    r"""Compute the two-class focal loss :math:`-(1 - p_t)^2 \log p_t`, mean over all elements; a scalar.
 
     Args:
         probability: of the second class, any shape.
-        target: 1 where it is the second class, else 0, of the same shape.
+        target: 1 where the second class is true, else 0, of the same shape.
     """
-    # the true class counts with 1 - epsilon, the other with epsilon
-    share = target.clamp(_EPSILON, 1 - _EPSILON)
-    right = share * probability + (1 - share) * (1 - probability) + _EPSILON
-    return -((1 - right) ** _FOCUS * right.log()).mean()
+    # smoothed labels, as published: the true class has weight 1 - epsilon, the other class epsilon
+    weight = target.clamp(_EPSILON, 1 - _EPSILON)
+    true_probability = weight * probability + (1 - weight) * (1 - probability) + _EPSILON
+    return -((1 - true_probability) ** _FOCUS * true_probability.log()).mean()
 
 
 def dice(probability: Tensor, target: Tensor) -> Tensor:
-    """Dice loss, the mean over samples; a scalar.
+    r"""Compute the dice loss :math:`1 - (2 \sum p t + 1) / (\sum p + \sum t + 1)`, mean over samples; a scalar.
 
     Args:
         probability: of each place (b, n).
@@ -132,10 +131,10 @@ def dice(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def both_dice(probability: Tensor, target: Tensor) -> Tensor:
-    """Dice losses of what is abnormal and of what is normal; a scalar.
+    """Add the dice losses of the abnormal and of the normal class; a scalar.
 
     Args:
         probability: of each place to be abnormal (b, n).
-        target: 1 where it is, else 0 (b, n).
+        target: 1 where the place is abnormal, else 0 (b, n).
     """
     return dice(probability, target) + dice(1 - probability, 1 - target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of clouds: of objects, of all cells, and of those that hold a point."""
+"""Metrics of clouds: of objects, of all cells of the grid, and of the cells that hold a point."""
 
 from anomalib import metrics as stock
 from anomalib.metrics import AnomalibMetric, Evaluator
@@ -10,7 +10,7 @@ from torchmetrics.classification import BinaryAUROC
 from anomalib_pose.models.components.metrics import AUPR, AUROC, F1Score
 
 
-class _AmongPoints(BinaryAUROC):
+class _ForegroundBinaryAUROC(BinaryAUROC):
     """AUROC of the cells that hold a point."""
 
     def update(
@@ -22,28 +22,28 @@ class _AmongPoints(BinaryAUROC):
         """Add maps.
 
         Args:
-            values: scores of the cells, in [0, 1]: others would be squeezed batch by batch.
+            values: scores of the cells in [0, 1]; torchmetrics squeezes other values batch by batch.
             truth: defective cells.
             valid: cells that hold a point.
         """
-        counted = valid.bool()
-        super().update(values[counted], truth[counted].int())
+        foreground = valid.bool()
+        super().update(values[foreground], truth[foreground].int())
 
 
-class ForegroundAUROC(AnomalibMetric, _AmongPoints):
-    """AUROC over cells that hold a point.
+class ForegroundAUROC(AnomalibMetric, _ForegroundBinaryAUROC):
+    """AUROC over the cells that hold a point.
 
-    Over all cells, as papers report it, most are background at 0, which every detector gets right.
+    Papers report the AUROC over all cells. Most of these are background with score 0, which every detector gets right.
     """
 
     default_fields = ("point_scores", "gt_mask", "valid")
 
 
 def cloud_evaluator() -> Evaluator:
-    """Of objects AUROC and average precision, of cells AUROC over all and over those with a point, and AUPRO.
+    """Create the metrics: AUROC, average precision and F1 of objects; AUROC, foreground AUROC, AUPRO and F1 of cells.
 
-    They read the scores before normalization, which cuts off what is far from the threshold: what ties then counts
-    for neither side.
+    All but F1 read scores before normalization. Normalization clips scores far from the threshold, and clipped scores
+    tie.
     """
     image, pixel = ["object_score", "gt_label"], ["point_scores", "gt_mask"]
     return Evaluator(

@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learned prompts: two texts whose words are found by training (PointAD, section 3.1)."""
+"""Learnable prompts: two texts with trained word embeddings (PointAD, section 3.1)."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_pose.models.point_ad.text import TextTower, ends
+from anomalib_pose.models.point_ad.text import TextTower, end_positions
 
 _WORDS = ("object.", "damaged object.")
-"""What follows the learned words of the normal and of the abnormal text."""
+"""Words after the learned embeddings of the normal and of the abnormal text."""
 
 
 class PromptLearner(nn.Module):
-    """Learned words before "object." and "damaged object.", and learned tokens inside the text tower.
+    """Learned embeddings before "object." and "damaged object.", and learned tokens inside the text tower.
 
-    Its state holds the learned tokens alone: 43,008 numbers for ViT-L with the published sizes.
+    The state dict holds only the learned tokens: 43,008 numbers for ViT-L with the published sizes.
 
     Args:
-        text: tower that the prompts are for; it is not kept.
-        prompt_length: learned words of each text.
-        deep_sets: blocks, from the second on, that read learned tokens on entry.
-        deep_length: learned tokens that such a block reads, at the places after the start token.
-        half_precision_prompts: let the tokens of blocks pass through half precision, as the published code does.
-        seed: of the first values.
+        text: text tower that the prompts are for; the learner keeps no reference to it.
+        prompt_length: learned embeddings of each text.
+        deep_sets: number of blocks, from the second on, with learned tokens at their input.
+        deep_length: learned tokens of each of these blocks; they follow the start token.
+        paper: round the deep tokens to half precision, as the published program does.
+        seed: of the initial values.
 
     Raises:
-        ValueError: if the tower has too few blocks or places.
+        ValueError: if the tower has too few blocks or positions.
     """
 
     ids: Tensor
@@ -37,7 +37,7 @@ class PromptLearner(nn.Module):
         deep_sets: int = 8,
         deep_length: int = 4,
         *,
-        half_precision_prompts: bool = False,
+        paper: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class PromptLearner(nn.Module):
         if prompt_length < 1 or not 1 <= deep_length <= prompt_length:
             msg = f"deep_length should be between 1 and prompt_length, got {deep_length} and {prompt_length}."
             raise ValueError(msg)
-        self.half_precision_prompts = half_precision_prompts
+        self.paper = paper
         ids = text.tokenize([" ".join(["X"] * prompt_length + [words]) for words in _WORDS])
         self.register_buffer("ids", ids, persistent=False)
         generator = torch.Generator().manual_seed(seed)
@@ -60,20 +60,20 @@ class PromptLearner(nn.Module):
         self.deep = noise(deep_sets, deep_length, text.width)
 
     def tokens(self, text: TextTower) -> Tensor:
-        """Embeddings of both texts (2, n, w), without positions.
+        """Compose the embeddings of both texts (2, n, w), without positions.
 
         Args:
-            text: tower that the prompts are for.
+            text: text tower that the prompts are for.
         """
         fixed = text.embed(self.ids)
         learned = torch.stack([self.normal, self.abnormal])
         return torch.cat([fixed[:, :1], learned, fixed[:, 1 + learned.shape[1] :]], 1)
 
     def forward(self, text: TextTower) -> Tensor:
-        """Unit features (2, d) of the normal and the abnormal text.
+        """Compute unit features (2, d) of the normal and of the abnormal text.
 
         Args:
-            text: tower that the prompts are for.
+            text: text tower that the prompts are for.
         """
-        deep = self.deep.half().to(self.deep.dtype) if self.half_precision_prompts else self.deep
-        return functional.normalize(text(self.tokens(text), ends(self.ids), deep), dim=-1)
+        deep = self.deep.half().to(self.deep.dtype) if self.paper else self.deep
+        return functional.normalize(text(self.tokens(text), end_positions(self.ids), deep), dim=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of views by CLIP's features and one direction."""
+"""Anomaly scores of images from CLIP's features and one direction in their space."""
 
 from typing import NamedTuple
 
@@ -7,37 +7,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_pose.models.point_ad.types import ViewScores
+from anomalib_pose.models.point_ad.image_scores import ImageScores
 from anomalib_pose.models.point_ad.vision import VisionTower
 
 
 class ClipFeatures(NamedTuple):
-    """Unit features of images, of any leading shape.
+    """Unit features of images, with any leading shape.
 
     Args:
-        cls: of the images as a whole (..., d).
-        patches: of their patches (..., p * p, d), row by row.
+        cls: features of whole images (..., d).
+        patches: features of patches (..., p * p, d), row by row.
     """
 
     cls: Tensor
     patches: Tensor
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> "ClipFeatures":
-        """The same in another precision.
+        """Convert both parts to another precision and move them to another device.
 
         Args:
             dtype: of both parts.
-            device: to move to, or None to stay.
+            device: target device; None for the present one.
         """
         return ClipFeatures(*(part.to(device or part.device, dtype) for part in self))
 
 
 class ClipScorer(nn.Module):
-    """Features of images, and how abnormal they are by a direction.
+    """Scores images by the direction between the features of an abnormal and a normal text.
 
     Args:
         vision: image tower.
-        vv_blocks: number of last blocks whose values attend to values; None for 19 of 24, or the same share.
+        vv_blocks: number of last blocks with value-to-value attention; None for 19 of 24, or the same fraction.
 
     Raises:
         ValueError: if the tower has fewer blocks.
@@ -46,45 +46,46 @@ class ClipScorer(nn.Module):
     def __init__(self, vision: VisionTower, vv_blocks: int | None = None) -> None:
         super().__init__()
         self.vision = vision
-        self.vv_blocks = vision.second_path(vv_blocks)
+        self.vv_blocks = vision.count_vv_blocks(vv_blocks)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> ClipFeatures:
-        """Features of images; they depend on nothing that is trained and can be kept, in half precision too.
+        """Compute unit features of images. They depend on nothing that is trained, so that they can be cached.
 
         Args:
             images: square, RGB (b, 3, s, s) in [0, 1].
         """
-        return self.encode(self.vision.prepare(images))
+        return self.encode(self.vision.preprocess(images))
 
-    def encode(self, prepared: Tensor) -> ClipFeatures:
-        """Features of images that are prepared already.
+    def encode(self, preprocessed: Tensor) -> ClipFeatures:
+        """Compute unit features of preprocessed images.
 
         Args:
-            prepared: as ``VisionTower.prepare`` makes them.
+            preprocessed: output of ``VisionTower.preprocess``.
         """
-        return ClipFeatures(*(functional.normalize(part, dim=-1) for part in self.vision(prepared, self.vv_blocks)))
+        features = self.vision(preprocessed, self.vv_blocks)
+        return ClipFeatures(*(functional.normalize(part, dim=-1) for part in features))
 
-    def score(self, views: ClipFeatures, photograph: ClipFeatures | None, direction: Tensor) -> ViewScores:
-        """How abnormal views are, their patches, and the photograph.
+    def score(self, views: ClipFeatures, photograph: ClipFeatures | None, direction: Tensor) -> ImageScores:
+        """Score the images of one cloud from their features.
 
         Args:
             views: features of v views.
-            photograph: features of one photograph, without a leading dimension, or None.
+            photograph: features of one photograph, without a leading dimension; None if there is no photograph.
             direction: see ``text.direction`` (d,).
         """
-        scores, maps = abnormality(views, direction)
+        view_scores, view_maps = abnormal_probability(views, direction)
         if photograph is None:
-            return ViewScores(maps, scores)
-        photograph_score, photograph_map = abnormality(photograph, direction)
-        return ViewScores(maps, scores, photograph_map, photograph_score)
+            return ImageScores(view_maps, view_scores)
+        photograph_score, photograph_map = abnormal_probability(photograph, direction)
+        return ImageScores(view_maps, view_scores, photograph_map, photograph_score)
 
-    def forward(self, views: Tensor, photograph: Tensor | None, direction: Tensor) -> ViewScores:
-        """Scores of one object; all of its images pass the tower at once.
+    def forward(self, views: Tensor, photograph: Tensor | None, direction: Tensor) -> ImageScores:
+        """Score the images of one cloud, all in one pass through the tower.
 
         Args:
             views: RGB (v, 3, s, s) in [0, 1].
-            photograph: RGB (3, s, s) in [0, 1], or None.
+            photograph: RGB (3, s, s) in [0, 1]; None if there is no photograph.
             direction: see ``text.direction`` (d,).
         """
         if photograph is None:
@@ -93,8 +94,8 @@ class ClipScorer(nn.Module):
         return self.score(ClipFeatures(cls[:-1], patches[:-1]), ClipFeatures(cls[-1], patches[-1]), direction)
 
 
-def abnormality(features: ClipFeatures, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities that images (...) and their patches (..., p, p) are abnormal.
+def abnormal_probability(features: ClipFeatures, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the probabilities that images (...) and their patches (..., p, p) are abnormal.
 
     Args:
         features: of the images.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP's text tower, run no further than the end of the text, with room for learned tokens."""
+"""CLIP's text tower with optional learned tokens, evaluated only up to the end of the text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,23 +11,24 @@ from torch.nn import functional
 from anomalib_pose.models.point_ad.attention import attend, check_blocks, feed_forward, queries_keys_values
 
 TEMPERATURE = 0.07
-"""That cosines of images and texts are divided by."""
+"""Divides the cosines of images and texts (PointAD, section 3.1)."""
 
 _VOCABULARY = 49408
-"""Of the tokenizer that comes with open_clip."""
+"""Number of tokens of OpenAI's tokenizer, the one in open_clip."""
 
 
 class TextTower(nn.Module):
-    """Features of texts.
+    """CLIP's text transformer.
 
-    A token sees those before it alone, and a text is read from its end token: what follows the end changes nothing and
-    is left out.
+    Attention is causal, and the feature of a text is read at its end token. Tokens after the end therefore change
+    nothing and are left out.
 
     Args:
-        clip: model of open_clip; its parts are used, not copied.
+        clip: model of open_clip; its parts are shared, not copied.
 
     Raises:
-        ValueError: if its texts are read in another way, or by another tokenizer.
+        ValueError: if attention is not causal, the feature is not read at the end token, or the tokenizer is not
+            OpenAI's.
     """
 
     positional_embedding: Tensor
@@ -36,67 +37,73 @@ class TextTower(nn.Module):
     def __init__(self, clip: Any) -> None:
         super().__init__()
         if getattr(clip, "attn_mask", None) is None or getattr(clip, "text_pool_type", "argmax") != "argmax":
-            msg = "PointAD needs a text tower that reads from left to right up to an end token: this CLIP's does not."
+            msg = (
+                "PointAD needs a text tower that reads from left to right up to an end token, which this CLIP does "
+                "not have. Use a CLIP built like OpenAI's."
+            )
             raise ValueError(msg)
         self.token_embedding, self.ln_final = clip.token_embedding, clip.ln_final
         if self.token_embedding.num_embeddings != _VOCABULARY:
-            found = self.token_embedding.num_embeddings
-            msg = f"PointAD needs a CLIP with OpenAI's tokenizer of {_VOCABULARY} tokens, this one's knows {found}."
+            msg = (
+                f"PointAD needs a CLIP with OpenAI's tokenizer of {_VOCABULARY} tokens, but this CLIP's tokenizer has "
+                f"{self.token_embedding.num_embeddings}."
+            )
             raise ValueError(msg)
         self.positional_embedding, self.text_projection = clip.positional_embedding, clip.text_projection
         self.blocks = check_blocks(clip.transformer.resblocks, "text")
         self.width: int = self.token_embedding.embedding_dim
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Numbers of the texts' tokens (b, n), up to the end of the longest text; 0 after a text's end.
+        """Convert texts to token numbers (b, n), n up to the end of the longest text; 0 after the end of a text.
 
         Args:
             texts: b texts.
 
         Raises:
-            ValueError: if a text is longer than the tower can read.
+            ValueError: if a text has more tokens than the tower's context.
         """
         from open_clip import tokenize
 
-        length = len(self.positional_embedding)
-        ids = tokenize(list(texts), context_length=length + 1)
-        used = int(ends(ids).max()) + 1
-        if used > length:
-            msg = f"This CLIP reads {length} tokens, and a text has more: {max(texts, key=len)!r}."
+        context = len(self.positional_embedding)
+        ids = tokenize(list(texts), context_length=context + 1)
+        length = int(end_positions(ids).max()) + 1
+        if length > context:
+            msg = f"The text {max(texts, key=len)!r} is too long: this CLIP reads {context} tokens."
             raise ValueError(msg)
-        return ids[:, :used]
+        return ids[:, :length]
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings of tokens (b, n, w), without positions.
+        """Look up the embeddings of tokens (b, n, w), without positions.
 
         Args:
-            ids: numbers of tokens (b, n).
+            ids: token numbers (b, n).
         """
         return self.token_embedding(ids)
 
     def states(self, tokens: Tensor, deep: Tensor | None = None) -> list[Tensor]:
-        """Tokens after each block (b, n, w).
+        """Compute the tokens after each block, a list of (b, n, w).
 
         Args:
             tokens: embeddings (b, n, w) without positions.
-            deep: tokens (k, m, w) that take the places 1..m on entry of the blocks 2..k + 1, or None.
+            deep: learned tokens (k, m, w). Those of row i replace the tokens at positions 1..m at the input of block
+                i + 2 (blocks count from 1). None for no replacement.
         """
         x = tokens + self.positional_embedding[: tokens.shape[1]]
-        found = []
+        states = []
         for number, block in enumerate(self.blocks):
             if deep is not None and 1 <= number <= len(deep):
-                placed = deep[number - 1].expand(len(x), -1, -1)
-                x = torch.cat([x[:, :1], placed, x[:, 1 + placed.shape[1] :]], 1)
+                replacement = deep[number - 1].expand(len(x), -1, -1)
+                x = torch.cat([x[:, :1], replacement, x[:, 1 + replacement.shape[1] :]], 1)
             x = feed_forward(block, x + attend(block, *queries_keys_values(block, x), causal=True))
-            found.append(x)
-        return found
+            states.append(x)
+        return states
 
     def forward(self, tokens: Tensor, end: Tensor, deep: Tensor | None = None) -> Tensor:
-        """Features of the texts (b, d), not of unit length.
+        """Compute text features (b, d), not normalized.
 
         Args:
             tokens: embeddings (b, n, w) without positions.
-            end: places of the end tokens (b,).
+            end: positions of the end tokens (b,).
             deep: see ``states``.
         """
         last = self.ln_final(self.states(tokens, deep)[-1][torch.arange(len(tokens)), end])
@@ -107,42 +114,46 @@ class TextTower(nn.Module):
         return last @ self.text_projection
 
     def encode(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
-        """Features of texts as they stand (b, d), not of unit length.
+        """Compute the features of plain texts (b, d), not normalized.
 
         Args:
             texts: b texts.
-            batch_size: texts that pass the tower at once.
+            batch_size: texts in one pass through the tower.
         """
         ids = self.tokenize(texts).to(self.positional_embedding.device)
-        return torch.cat([self(self.embed(part), ends(part)) for part in ids.split(batch_size)])
+        return torch.cat([self(self.embed(part), end_positions(part)) for part in ids.split(batch_size)])
 
 
-def ends(ids: Tensor) -> Tensor:
-    """Places of the end tokens (b,), which have the highest number.
+def end_positions(ids: Tensor) -> Tensor:
+    """Return the positions of the end tokens (b,). The end token has the highest number.
 
     Args:
-        ids: numbers of tokens (b, n).
+        ids: token numbers (b, n).
     """
     return ids.argmax(-1)
 
 
 def direction(text: Tensor) -> Tensor:
-    """The one vector (d,) that the scores of a feature f need: sigmoid(f . direction) (PointAD, section 3.1).
+    r"""Combine two text features into one vector (d,) that scores image features (PointAD, section 3.1).
 
-    It is what the softmax over the cosines with both texts, divided by CLIP's temperature, says of the second.
+    The softmax over the cosines with both texts, divided by the temperature :math:`\tau`, equals
+
+    .. math:: P(abnormal \mid f) = \sigma(f \cdot (t_{abnormal} - t_{normal}) / \tau)
+
+    and this function returns the vector that :math:`f` is multiplied by.
 
     Args:
-        text: unit features (2, d) of what is normal and what is not.
+        text: unit features (2, d) of the normal and of the abnormal text.
     """
     return (text[1] - text[0]) / TEMPERATURE
 
 
 @torch.no_grad()
 def ensemble_features(text: TextTower, category: str = "object") -> Tensor:
-    """Unit features (2, d) of what is normal and what is not, as the mean of WinCLIP's prompts; nothing is learned.
+    """Average the features of WinCLIP's prompts to unit features (2, d): normal, abnormal. Nothing is trained.
 
     Args:
-        text: tower.
+        text: text tower.
         category: word for the object.
     """
     from anomalib.models.image.winclip.prompting import create_prompt_ensemble

@@ -6,26 +6,19 @@ from typing import Any
 import torch
 from anomalib.visualization import ImageVisualizer
 
-from anomalib_pose.models.point_ad.aggregation import CloudGrid
-from anomalib_pose.models.point_ad.drawing import draw_scored_cloud, draw_view_sheet
+from anomalib_pose.models.point_ad.cloud_grid import grid_of
+from anomalib_pose.models.point_ad.pictures import render_scored_cloud, render_view_sheet
 
 FIELDS = ("photograph", "gt_mask", "view_sheet", "scored_cloud")
-"""The photograph, or a view, as the model saw it; the true mask; all views with heat; the colored cloud."""
+"""Photograph, or one view, as the model reads it; true mask; all views with scores as heat; cloud in score colors."""
 OVERLAYS = (("photograph", ("anomaly_map",)),)
 
 
-def grid_of(batch: Any, index: int) -> CloudGrid:
-    """Where the views show the cells of one cloud of a ``CloudBatch``."""
-    return CloudGrid(
-        batch.points[index], batch.valid[index], bool(batch.organized[index]), batch.pixels[index], batch.visible[index]
-    )
-
-
 class CloudVisualizer(ImageVisualizer):
-    """Draws clouds by their scores as they are when all callbacks before it are done: normalized, if they are.
+    """Writes pictures of clouds by their scores after all earlier callbacks: normalized, if a callback normalizes.
 
     Args:
-        arguments: of ``ImageVisualizer``; without any, its pictures have ``FIELDS`` and the map over the photograph.
+        arguments: of ``ImageVisualizer``; the default pictures have ``FIELDS`` and the map over the photograph.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -39,7 +32,7 @@ class CloudVisualizer(ImageVisualizer):
         """Add the pictures to the batch, and write them.
 
         Args:
-            trainer: gives the folder of results.
+            trainer: knows the folder of results.
             pl_module: not used.
             outputs: not used.
             batch: a ``CloudBatch`` with maps.
@@ -50,7 +43,7 @@ class CloudVisualizer(ImageVisualizer):
         grids = [grid_of(batch, index) for index in range(len(maps))]
         batch.update(
             photograph=batch.image,
-            view_sheet=torch.stack([draw_view_sheet(*each) for each in zip(batch.views, grids, maps, strict=True)]),
-            scored_cloud=torch.stack([draw_scored_cloud(*each) for each in zip(grids, maps, strict=True)]),
+            view_sheet=torch.stack([render_view_sheet(*cloud) for cloud in zip(batch.views, grids, maps, strict=True)]),
+            scored_cloud=torch.stack([render_scored_cloud(*cloud) for cloud in zip(grids, maps, strict=True)]),
         )
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)

@@ -94,7 +94,7 @@ def golden(shared):
 @pytest.fixture
 def golden_prompts(golden, golden_clip) -> PromptLearner:
     arrays = golden("text")
-    prompts = PromptLearner(golden_clip.text, deep_sets=2, half_precision_prompts=True)
+    prompts = PromptLearner(golden_clip.text, deep_sets=2, paper=True)
     prompts.load_state_dict(
         {
             name: torch.from_numpy(arrays[array])

@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from anomalib_pose.models.point_ad.aggregation import CloudGrid, object_scores, peak, point_map, smooth
-from anomalib_pose.models.point_ad.types import ViewScores
+from anomalib_pose.models.point_ad.aggregation import object_scores, peak, point_map, smooth
+from anomalib_pose.models.point_ad.cloud_grid import CloudGrid
+from anomalib_pose.models.point_ad.image_scores import ImageScores
 
 SIZE = 64
 
@@ -33,18 +34,18 @@ def golden_grid(arrays, index):
 def view_scores(arrays, index):
     """Scores of an object's three views as the reference found them: its first patch is the class token."""
     probabilities = arrays["maps"]["patch_prob"][3 * index : 3 * index + 3, 1:, 1].reshape(3, 8, 8)
-    return ViewScores(probabilities, arrays["maps"]["view_prob"][3 * index : 3 * index + 3, 1])
+    return ImageScores(probabilities, arrays["maps"]["view_prob"][3 * index : 3 * index + 3, 1])
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_maps_and_scores_of_the_reference(golden, index):
     expected = {name: values[index] for name, values in golden["score"].items()}
     grid, scores = golden_grid(golden, index), view_scores(golden, index)
-    torch.testing.assert_close(point_map(scores.maps, grid), expected["point_map_unsmoothed"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(point_map(scores.view_maps, grid), expected["point_map_unsmoothed"], atol=1e-5, rtol=0)
     found = object_scores(scores, grid)
     torch.testing.assert_close(found.point_map, expected["point_map"], atol=1e-5, rtol=0)
     torch.testing.assert_close(found.score, expected["point_score"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(scores.scores.mean(), expected["mean_view_prob"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.view_scores.mean(), expected["mean_view_prob"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -72,8 +73,8 @@ def random_scores(seed=1, views=3, patches=4, photograph=True):
     g = torch.Generator().manual_seed(seed)
     maps, scores = torch.rand(views, patches, patches, generator=g), torch.rand(views, generator=g)
     if not photograph:
-        return ViewScores(maps, scores)
-    return ViewScores(maps, scores, torch.rand(patches, patches, generator=g), torch.rand((), generator=g))
+        return ImageScores(maps, scores)
+    return ImageScores(maps, scores, torch.rand(patches, patches, generator=g), torch.rand((), generator=g))
 
 
 def enlarged(patches, size):
@@ -87,17 +88,17 @@ def test_fusion_smooths_each_map_and_their_mean():
     def blurred(values):
         return gaussian_filter(values.numpy().astype(np.float64), 1.5)
 
-    cloud = blurred(point_map(scores.maps, grid))
+    cloud = blurred(point_map(scores.view_maps, grid))
     photograph = blurred(enlarged(scores.photograph_map, 12))
     fused = gaussian_filter((cloud + photograph) / 2, 1.5)
     np.testing.assert_allclose(found.point_map.numpy(), fused, atol=1e-6)
-    published = fused.max() + (float(scores.photograph_score) + float(scores.scores.mean())) / 2
+    published = fused.max() + (float(scores.photograph_score) + float(scores.view_scores.mean())) / 2
     assert float(found.score) == pytest.approx(published / 2, abs=1e-6)
 
 
 def test_cells_without_a_point_are_zero_before_smoothing():
     grid, scores = random_grid(), random_scores()
-    found = point_map(scores.maps, grid)
+    found = point_map(scores.view_maps, grid)
     assert not found[~grid.valid].any()
     assert found[grid.valid].all()
 

@@ -15,9 +15,9 @@ from anomalib_pose.data import CloudBatch
 from anomalib_pose.models import PointAD
 from anomalib_pose.models.point_ad.aggregation import object_scores
 from anomalib_pose.models.point_ad.checkpoint import write_prompts
+from anomalib_pose.models.point_ad.cloud_grid import grid_of
 from anomalib_pose.models.point_ad.scorer import ClipScorer
 from anomalib_pose.models.point_ad.text import direction, ensemble_features
-from anomalib_pose.models.point_ad.visualizer import grid_of
 
 RATE = 0.02  # the small CLIP's texts move little
 
@@ -127,7 +127,7 @@ def test_training_goes_on_from_a_checkpoint(trained, make_clip, make_clouds, tmp
 
 def test_prompts_that_are_not_learned_are_told(make_clip, make_clouds, tmp_path):
     for run in ("test", "predict"):
-        with pytest.raises(ValueError, match="not learned yet: train first"):
+        with pytest.raises(ValueError, match=r"not learned yet\. Train first"):
             getattr(make_engine(tmp_path), run)(make_clip(visualizer=False), datamodule=make_clouds())
 
 
@@ -159,9 +159,9 @@ def test_single_images_are_scored_by_forward(trained, make_clip):
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     found = model(images)
     truth = ClipScorer(model.model.clip.vision)(images, None, model.model.direction())
-    torch.testing.assert_close(found.pred_score, truth.scores)
+    torch.testing.assert_close(found.pred_score, truth.view_scores)
     torch.testing.assert_close(
-        found.anomaly_map, functional.interpolate(truth.maps[:, None], (96, 96), mode="bilinear")
+        found.anomaly_map, functional.interpolate(truth.view_maps[:, None], (96, 96), mode="bilinear")
     )
 
 
@@ -172,7 +172,7 @@ def test_making_a_model_reads_nothing(monkeypatch):
 
 
 def test_a_checkpoint_of_another_scoring_is_refused(trained, make_clip, make_clouds, tmp_path):
-    with pytest.raises(ValueError, match="checkpoint is of scoring 'prompts', this model's is 'ensemble'"):
+    with pytest.raises(ValueError, match="checkpoint has scoring 'prompts', but this model has 'ensemble'"):
         make_engine(tmp_path).predict(
             make_clip("ensemble", visualizer=False), datamodule=make_clouds(), ckpt_path=str(trained[2])
         )

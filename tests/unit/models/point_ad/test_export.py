@@ -15,7 +15,7 @@ from anomalib_pose.deploy import ExportedDetector
 from anomalib_pose.models import PointAD
 from anomalib_pose.models.point_ad import PointADInferencer
 from anomalib_pose.models.point_ad.checkpoint import write_prompts
-from anomalib_pose.models.point_ad.export import ViewGraph
+from anomalib_pose.models.point_ad.export import ExportableImageScorer
 from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.scorer import ClipScorer
 from anomalib_pose.scene.ply_table import read_ply_vertices
@@ -29,9 +29,11 @@ def scorer(small) -> ClipScorer:
 
 
 @pytest.fixture
-def graph(scorer) -> ViewGraph:
+def graph(scorer) -> ExportableImageScorer:
     # longer than random texts make it, so that scores differ
-    return ViewGraph(scorer, 10 * normalize(torch.randn(48, generator=torch.Generator().manual_seed(0)), dim=0))
+    return ExportableImageScorer(
+        scorer, 10 * normalize(torch.randn(48, generator=torch.Generator().manual_seed(0)), dim=0)
+    )
 
 
 def views(count: int) -> torch.Tensor:
@@ -44,8 +46,8 @@ def views(count: int) -> torch.Tensor:
 def test_the_graph_is_the_scorer(graph, scorer):
     expected = scorer(views(3), None, graph.direction)
     found = graph(views(3))
-    torch.testing.assert_close(found.pred_score, expected.scores)
-    torch.testing.assert_close(found.anomaly_map, expected.maps)
+    torch.testing.assert_close(found.pred_score, expected.view_scores)
+    torch.testing.assert_close(found.anomaly_map, expected.view_maps)
     assert graph.image_size == 64
     assert not any(value.requires_grad for value in graph.parameters())
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from anomalib_pose.models.point_ad.losses import CloudTargets, both_dice, dice, focal
-from anomalib_pose.models.point_ad.scorer import ClipFeatures, ClipScorer, abnormality
-from anomalib_pose.models.point_ad.text import direction, ends
+from anomalib_pose.models.point_ad.scorer import ClipFeatures, ClipScorer, abnormal_probability
+from anomalib_pose.models.point_ad.text import direction, end_positions
 from anomalib_pose.models.point_ad.training import prompt_loss
 from anomalib_pose.render.back_projection import back_project
 
@@ -36,7 +36,7 @@ def golden_direction(golden) -> torch.Tensor:
 
 def test_the_paths_of_the_image_tower(golden, golden_clip):
     arrays, vision = golden("visual"), golden_clip.vision
-    prepared = vision.prepare(images(arrays["images"]))
+    prepared = vision.preprocess(images(arrays["images"]))
     close(prepared[0], arrays["images_normalised_0"], 1e-6)
     with torch.no_grad():
         paths = list(vision.paths(prepared[:2], 2))
@@ -53,7 +53,7 @@ def test_the_paths_of_the_image_tower(golden, golden_clip):
 def test_features(golden, golden_clip):
     arrays, vision = golden("visual"), golden_clip.vision
     with torch.no_grad():
-        cls, patches = vision(vision.prepare(images(arrays["images"])), 2)
+        cls, patches = vision(vision.preprocess(images(arrays["images"])), 2)
     close(cls, arrays["cls"], FEATURES)
     close(cls, arrays["plain_cls"], FEATURES)
     close(patches, arrays["patch_4"][:, 1:], FEATURES)
@@ -62,16 +62,16 @@ def test_features(golden, golden_clip):
 def test_prompts(golden, golden_clip, golden_prompts):
     arrays, text = golden("text"), golden_clip.text
     assert np.array_equal(golden_prompts.ids, arrays["token_ids"][:, :17])
-    assert np.array_equal(ends(golden_prompts.ids), arrays["end_positions"])
+    assert np.array_equal(end_positions(golden_prompts.ids), arrays["end_positions"])
     tokens = golden_prompts.tokens(text)
     close(tokens, arrays["prompt_embeddings"], 0)
     deep = golden_prompts.deep.half().float()
     for number, found in enumerate(text.states(tokens, deep), start=1):
         close(found, arrays[f"block{number}"], FEATURES)
-    close(text(tokens, ends(golden_prompts.ids), deep), arrays["text_raw"], FEATURES)
+    close(text(tokens, end_positions(golden_prompts.ids), deep), arrays["text_raw"], FEATURES)
     close(golden_prompts(text), arrays["text"], FEATURES)
     close(direction(golden_prompts(text)), arrays["direction"], 1e-4)
-    golden_prompts.half_precision_prompts = False
+    golden_prompts.paper = False
     close(golden_prompts(text), arrays["text_NOHALF"], FEATURES)
     assert np.abs(arrays["text_NOHALF"] - arrays["text"]).max() > FEATURES
 
@@ -79,7 +79,7 @@ def test_prompts(golden, golden_clip, golden_prompts):
 def test_maps(golden, scorer, golden_direction):
     arrays = golden("maps")
     features = scorer.features(images(golden("visual")["images"]))
-    scores, maps = abnormality(features, golden_direction)
+    scores, maps = abnormal_probability(features, golden_direction)
     close(scores, arrays["view_prob"][:, 1], PROBABILITIES)
     close((features.cls @ golden_direction), arrays["view_logits"][:, 1] - arrays["view_logits"][:, 0], 1e-4)
     close(maps.flatten(1), arrays["patch_prob"][:, 1:, 1], PROBABILITIES)
@@ -120,7 +120,7 @@ def test_losses_and_gradients(golden, golden_clip, golden_prompts, scorer, paper
     features = scorer.features(images(arrays["images"]))
     features = ClipFeatures(features.cls.view(2, 3, -1), features.patches.view(2, 3, 64, -1))
 
-    loss = prompt_loss(golden_clip.text, golden_prompts, features, given, paper_losses=paper)
+    loss = prompt_loss(golden_clip.text, golden_prompts, features, given, paper=paper)
     close(loss.views_local, arrays["loss_2d_local"], LOSSES)
     close(loss.views_global, arrays["loss_2d_global"], LOSSES)
     close(loss.points_local, arrays[f"loss_3d_local{suffix}"], LOSSES)
@@ -128,8 +128,8 @@ def test_losses_and_gradients(golden, golden_clip, golden_prompts, scorer, paper
     close(loss.total, arrays[f"loss_total{suffix}"], 2 * LOSSES)
 
     # the gradients of the corrected form are those without rounding
-    golden_prompts.half_precision_prompts = paper
-    prompt_loss(golden_clip.text, golden_prompts, features, given, paper_losses=paper).total.backward()
+    golden_prompts.paper = paper
+    prompt_loss(golden_clip.text, golden_prompts, features, given, paper=paper).total.backward()
     close(golden_prompts.normal.grad, arrays[f"grad_ctx_pos{suffix}"], 2e-5)
     close(golden_prompts.abnormal.grad, arrays[f"grad_ctx_neg{suffix}"], 2e-5)
     close(golden_prompts.deep.grad, arrays[f"grad_deep_tokens{suffix}"], 5e-4 if paper else 2e-5)
@@ -143,8 +143,8 @@ def test_points_and_scores(golden, scorer, golden_direction):
     for number, views in enumerate(images(losses["images"]).unflatten(0, (2, 3))):
         photograph = ClipFeatures(photographs.cls[number], photographs.patches[number])
         found = scorer.score(scorer.features(views), photograph, golden_direction)
-        close(found.scores.mean(), arrays["mean_view_prob"][number], LOSSES)
-        maps = functional.interpolate(found.maps[:, None], (64, 64), mode="bilinear", align_corners=False)[:, 0]
+        close(found.view_scores.mean(), arrays["mean_view_prob"][number], LOSSES)
+        maps = functional.interpolate(found.view_maps[:, None], (64, 64), mode="bilinear", align_corners=False)[:, 0]
         points = back_project(maps, given.pixels[number], given.visible[number])
         close(points.view(64, 64), arrays["point_map_unsmoothed"][number], PROBABILITIES)
         close(points.view(64, 64), losses["point_prob"][number, ..., 1], PROBABILITIES)

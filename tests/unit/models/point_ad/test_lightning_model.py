@@ -16,8 +16,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from anomalib_pose.data import CloudBatch
 from anomalib_pose.models import PointAD
 from anomalib_pose.models.point_ad.aggregation import object_scores
+from anomalib_pose.models.point_ad.cloud_grid import grid_of
 from anomalib_pose.models.point_ad.mutual import MutualScorer
-from anomalib_pose.models.point_ad.visualizer import grid_of
 from anomalib_pose.scene.ply_table import read_ply_vertices
 
 
@@ -47,7 +47,7 @@ def test_scores_are_those_of_the_parts(predicted, make_clouds, make_mutual):
     scorer.collect(loaded, torch.device("cpu"), progress=False)
     assert len(batches) == len(loaded) == 7
     for found, batch in zip(batches, loaded, strict=True):
-        expected = object_scores(scorer.view_scores(batch)[0], grid_of(batch, 0))
+        expected = object_scores(scorer.score_images(batch)[0], grid_of(batch, 0))
         assert isinstance(found, CloudBatch)
         torch.testing.assert_close(found.pred_score[0], expected.score)
         torch.testing.assert_close(found.anomaly_map.squeeze(), expected.point_map)
@@ -147,7 +147,7 @@ def test_training_is_skipped_and_a_checkpoint_is_left(make_clouds, make_mutual, 
 
 
 def test_images_without_views_are_refused(make_mutual):
-    with pytest.raises(ValueError, match="these images bring none: use MVTec3DRendered"):
+    with pytest.raises(ValueError, match=r"but this batch has none\. Use MVTec3DRendered"):
         make_mutual().test_step(ImageBatch(image=torch.rand(1, 3, 8, 8)))
 
 

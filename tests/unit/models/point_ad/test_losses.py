@@ -93,7 +93,7 @@ def by_hand(features: ClipFeatures, direction: torch.Tensor, targets: CloudTarge
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_term_is_what_its_definition_says(paper, seed):
     features, direction, targets = sample(seed)
-    found = hybrid_loss(features, direction, targets, paper_losses=paper)
+    found = hybrid_loss(features, direction, targets, paper=paper)
     expected = by_hand(features, direction, targets, paper)
     torch.testing.assert_close(torch.stack(list(found)), torch.tensor(expected, dtype=torch.float64))
     assert found.total.item() == pytest.approx(sum(expected))
@@ -104,9 +104,7 @@ def test_every_term_is_what_its_definition_says(paper, seed):
 def test_the_direction_gets_the_gradient(paper):
     features, direction, targets = sample()
     direction.requires_grad_()
-    torch.autograd.gradcheck(
-        lambda d: tuple(hybrid_loss(features, d, targets, paper_losses=paper)), direction, atol=1e-7
-    )
+    torch.autograd.gradcheck(lambda d: tuple(hybrid_loss(features, d, targets, paper=paper)), direction, atol=1e-7)
 
 
 def test_what_the_published_form_gets_wrong():
@@ -116,7 +114,7 @@ def test_what_the_published_form_gets_wrong():
     patches = direction.expand_as(features.patches) * 100
     targets = targets._replace(points=targets.valid, visible=targets.valid[:, None].expand_as(targets.visible))
     for paper in (False, True):
-        loss = hybrid_loss(ClipFeatures(features.cls, patches), direction, targets, paper_losses=paper).points_local
+        loss = hybrid_loss(ClipFeatures(features.cls, patches), direction, targets, paper=paper).points_local
         assert (loss.item() > 0.1) == paper
 
 

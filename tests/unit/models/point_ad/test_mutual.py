@@ -7,7 +7,8 @@ from torch import nn
 
 from anomalib_pose.compare.mutual import mutual_maps
 from anomalib_pose.data import CloudBatch
-from anomalib_pose.models.point_ad.mutual import MutualScorer, MutualSettings, shown_pixels
+from anomalib_pose.models.point_ad.cloud_grid import pixels_with_points
+from anomalib_pose.models.point_ad.mutual import MutualScorer, MutualSettings
 
 VIEWS, SIZE, CLOUDS = 3, 8, 5
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ def layers_of(images):
 def collected(settings, given):
     scorer = MutualScorer(Features(), settings)
     scorer.collect(given, CPU, progress=False)
-    return [scores for batch in given for scores in scorer.view_scores(batch)]
+    return [scores for batch in given for scores in scorer.score_images(batch)]
 
 
 def test_each_view_is_compared_with_the_same_view_of_the_others():
@@ -60,8 +61,8 @@ def test_each_view_is_compared_with_the_same_view_of_the_others():
     for view in range(VIEWS):
         expected = mutual_maps(layers_of(views[:, view]))
         for cloud in range(CLOUDS):
-            torch.testing.assert_close(found[cloud].maps[view], expected[cloud])
-            torch.testing.assert_close(found[cloud].scores[view], expected[cloud].max())
+            torch.testing.assert_close(found[cloud].view_maps[view], expected[cloud])
+            torch.testing.assert_close(found[cloud].view_scores[view], expected[cloud].max())
     photographs = mutual_maps(layers_of(images))
     for cloud in range(CLOUDS):
         torch.testing.assert_close(found[cloud].photograph_map, photographs[cloud])
@@ -92,8 +93,8 @@ def test_foreground_is_what_shows_points():
         for (row, column), seen in zip(pixels[cloud].tolist(), visible[cloud].tolist(), strict=True):
             shown[cloud, row, column] |= seen
     expected = mutual_maps(layers_of(views[:, 1]), shown)
-    torch.testing.assert_close(torch.stack([scores.maps[1] for scores in found]), expected)
-    assert torch.equal(shown_pixels(pixels, visible, SIZE), shown)
+    torch.testing.assert_close(torch.stack([scores.view_maps[1] for scores in found]), expected)
+    assert torch.equal(pixels_with_points(pixels, visible, SIZE), shown)
     images, valid = (torch.cat([getattr(batch, name) for batch in given]) for name in ("image", "valid"))
     photographs = mutual_maps(layers_of(images), valid)
     torch.testing.assert_close(torch.stack([scores.photograph_map for scores in found]), photographs)
@@ -104,10 +105,12 @@ def test_centering_leaves_out_what_all_patches_of_a_view_have():
     plain = collected(MutualSettings(centered=False), given)
     centered = collected(MutualSettings(), given)
     for before, after in zip(plain, centered, strict=True):
-        for one, other in zip([*before.maps, before.photograph_map], [*after.maps, after.photograph_map], strict=True):
+        for one, other in zip(
+            [*before.view_maps, before.photograph_map], [*after.view_maps, after.photograph_map], strict=True
+        ):
             counted = one[one > 0]
             torch.testing.assert_close(other, (one - counted.median()).clamp_min(0))
-        torch.testing.assert_close(after.scores, after.maps.amax((1, 2)))
+        torch.testing.assert_close(after.view_scores, after.view_maps.amax((1, 2)))
         torch.testing.assert_close(after.photograph_score, after.photograph_map.max())
 
 
@@ -120,7 +123,7 @@ def test_kinds_of_objects_are_not_compared_with_each_other():
     found = collected(PLAIN, [both[0], both[2], both[1], both[3]])
     alone = [*collected(PLAIN, batches()), *collected(PLAIN, batches(seed=7))]
     for index, place in enumerate((0, 1, 5, 6, 2, 3, 4, 7, 8, 9)):
-        assert torch.equal(found[index].maps, alone[place].maps)
+        assert torch.equal(found[index].view_maps, alone[place].view_maps)
         assert torch.equal(found[index].photograph_map, alone[place].photograph_map)
     both[3].category = ["kind 0", "kind 0", "lonely"]
     with pytest.raises(ValueError, match=r"two or more, got 1 of 'lonely'"):
@@ -131,12 +134,12 @@ def test_the_same_set_is_scored_once():
     given, content = batches(), ["the set"]
     scorer = MutualScorer(Features(), PLAIN)
     scorer.collect(given, CPU, content=content, progress=False)
-    first = scorer.view_scores(given[0])[0].maps
+    first = scorer.score_images(given[0])[0].view_maps
     scorer.collect(None, CPU, content=["the set"], progress=False)
-    assert torch.equal(scorer.view_scores(given[0])[0].maps, first)
+    assert torch.equal(scorer.score_images(given[0])[0].view_maps, first)
     others = batches(seed=1)
     scorer.collect(others, CPU, content=["another"], progress=False)
-    assert not torch.equal(scorer.view_scores(others[0])[0].maps, first)
+    assert not torch.equal(scorer.score_images(others[0])[0].view_maps, first)
 
 
 def test_what_cannot_be_compared_is_refused(caplog):
@@ -144,12 +147,12 @@ def test_what_cannot_be_compared_is_refused(caplog):
     given = batches()
     with pytest.raises(ValueError, match="needs two or more, got 0"):
         scorer.collect([], CPU, progress=False)
-    with pytest.raises(ValueError, match="has 2 views and those before it 3"):
+    with pytest.raises(ValueError, match="has 2 views, but earlier clouds have 3"):
         given[1].views = given[1].views[:, :2]
         scorer.collect(given, CPU, progress=False)
-    with pytest.raises(ValueError, match="these images bring none"):
+    with pytest.raises(ValueError, match="but this batch has none"):
         scorer.collect([CloudBatch(image=torch.rand(1, 3, 8, 8))], CPU, progress=False)
     with pytest.raises(ValueError, match=r"not 0\.png"):
-        scorer.view_scores(batches()[0])
+        scorer.score_images(batches()[0])
     scorer.collect(batches(), CPU, progress=False)
     assert "transductive: they depend on all 5 clouds" in caplog.text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts are read up to their ends alone; prompts are learned tokens at their places; the ensemble is WinCLIP's."""
+"""Texts are read up to their ends only; prompts are learned tokens at their places; the ensemble is WinCLIP's."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from anomalib.models.image.winclip.prompting import create_prompt_ensemble
 from torch.nn import functional
 
 from anomalib_pose.models.point_ad.prompts import PromptLearner
-from anomalib_pose.models.point_ad.text import direction, ends, ensemble_features
+from anomalib_pose.models.point_ad.text import direction, end_positions, ensemble_features
 
 
 def test_what_follows_the_end_changes_nothing(small):
@@ -17,10 +17,10 @@ def test_what_follows_the_end_changes_nothing(small):
     assert tokens.shape[1] == 17
     padding = torch.randn(2, 60, text.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        whole = text(torch.cat([tokens, padding], 1), ends(prompts.ids), prompts.deep)
-        short = text(tokens, ends(prompts.ids), prompts.deep)
+        whole = text(torch.cat([tokens, padding], 1), end_positions(prompts.ids), prompts.deep)
+        short = text(tokens, end_positions(prompts.ids), prompts.deep)
     torch.testing.assert_close(whole, short, rtol=0, atol=2e-6)
-    assert ends(prompts.ids).tolist() == [15, 16]
+    assert end_positions(prompts.ids).tolist() == [15, 16]
 
 
 def test_learned_tokens_stand_where_they_should(small):
@@ -61,7 +61,7 @@ def test_prompts_are_seeded(small):
 
 
 def test_half_precision_is_an_option(small):
-    exact, rounded = (PromptLearner(small.text, deep_sets=2, half_precision_prompts=half) for half in (False, True))
+    exact, rounded = (PromptLearner(small.text, deep_sets=2, paper=half) for half in (False, True))
     difference = (exact(small.text) - rounded(small.text)).abs().max()
     assert 0 < difference < 1e-3
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_prompts_that_do_not_fit(small):
         PromptLearner(small.text)
     with pytest.raises(ValueError, match="between 1 and prompt_length, got 4 and 3"):
         PromptLearner(small.text, prompt_length=3, deep_sets=1)
-    with pytest.raises(ValueError, match="reads 77 tokens, and a text has more"):
+    with pytest.raises(ValueError, match="is too long: this CLIP reads 77 tokens"):
         PromptLearner(small.text, prompt_length=75, deep_sets=1)
     with pytest.raises(ValueError, match="reads 77 tokens"):
         small.text.encode(["bagel " * 76])

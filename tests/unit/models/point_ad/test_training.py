@@ -78,7 +78,7 @@ def test_the_same_seed_learns_the_same(small):
         optimizer = prompt_optimizer(prompts)
         for _ in range(2):
             optimizer.zero_grad()
-            prompt_loss(small.text, prompts, features, targets, paper_losses=True).total.backward()
+            prompt_loss(small.text, prompts, features, targets, paper=True).total.backward()
             optimizer.step()
         found.append(prompts.deep.detach().clone())
     assert torch.equal(*found)

@@ -52,7 +52,7 @@ def test_the_second_path_is_as_long_as_published(small):
     try:
         for count, expected in blocks.items():
             vision.blocks = nn.ModuleList([own[0]] * count)
-            assert vision.second_path(None) == expected
+            assert vision.count_vv_blocks(None) == expected
     finally:
         vision.blocks = own
     for wrong in (0, 5):
@@ -67,12 +67,12 @@ def test_images_of_another_size_are_resized(small):
         (0.5 + 0.4 * torch.sin((torch.arange(size) + 0.5) / size * 20)).expand(1, 3, size, size) for size in (192, 64)
     )
     truth = vision.normalize(exact)
-    assert torch.equal(vision.prepare(exact), truth)
-    assert (vision.prepare(large) - truth)[..., 2:-2].abs().max() < 0.02
+    assert torch.equal(vision.preprocess(exact), truth)
+    assert (vision.preprocess(large) - truth)[..., 2:-2].abs().max() < 0.02
     # a pattern finer than the small image's pixels becomes gray, not another pattern
     fine = (torch.arange(192)[:, None] + torch.arange(192)).remainder(2).float().expand(1, 3, 192, 192)
     gray = vision.normalize(torch.full((1, 3, 64, 64), 0.5))
-    assert (vision.prepare(fine) - gray)[..., 2:-2, 2:-2].abs().max() < 0.2
+    assert (vision.preprocess(fine) - gray)[..., 2:-2, 2:-2].abs().max() < 0.2
     torch.testing.assert_close(truth[0, :, 0, 0], (exact[0, :, 0, 0] - vision.mean[:, 0, 0]) / vision.std[:, 0, 0])
 
 
@@ -85,14 +85,14 @@ def test_scores_are_the_softmax_over_both_texts(small):
     features = scorer.features(torch.cat([views, photograph[None]]))
     scores = torch.softmax(features.cls @ text.T / 0.07, -1)[:, 1]
     maps = torch.softmax(features.patches @ text.T / 0.07, -1)[..., 1]
-    torch.testing.assert_close(found.scores, scores[:3])
+    torch.testing.assert_close(found.view_scores, scores[:3])
     torch.testing.assert_close(found.photograph_score, scores[3])
-    torch.testing.assert_close(found.maps[1, 2, 5], maps[1, 2 * 8 + 5])
+    torch.testing.assert_close(found.view_maps[1, 2, 5], maps[1, 2 * 8 + 5])
     torch.testing.assert_close(found.photograph_map.flatten(), maps[3])
     alone = scorer(views, None, direction(text))
     assert alone.photograph_map is None
     assert alone.photograph_score is None
-    torch.testing.assert_close(alone.scores, found.scores)
+    torch.testing.assert_close(alone.view_scores, found.view_scores)
 
 
 def test_features_are_cached_once_and_say_the_same(small, monkeypatch):
@@ -113,5 +113,5 @@ def test_features_are_cached_once_and_say_the_same(small, monkeypatch):
     for number in range(2):
         kept = scorer.score(ClipFeatures(first.cls[number], first.patches[number]), None, d)
         fresh = scorer(views[number], None, d)
-        torch.testing.assert_close(kept.scores, fresh.scores, rtol=0, atol=1e-3)
-        torch.testing.assert_close(kept.maps, fresh.maps, rtol=0, atol=1e-3)
+        torch.testing.assert_close(kept.view_scores, fresh.view_scores, rtol=0, atol=1e-3)
+        torch.testing.assert_close(kept.view_maps, fresh.view_maps, rtol=0, atol=1e-3)

@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organized, render_unorganized
-from anomalib_pose.models.point_ad.aggregation import CloudGrid
-from anomalib_pose.models.point_ad.drawing import draw_scored_cloud, draw_view_sheet, heat_colors, write_scored_cloud
+from anomalib_pose.models.point_ad.cloud_grid import CloudGrid
+from anomalib_pose.models.point_ad.pictures import (
+    heat_colors,
+    render_scored_cloud,
+    render_view_sheet,
+    write_scored_cloud,
+)
 
 SIZE = 40
 
@@ -47,7 +52,7 @@ def test_the_hot_half_of_the_cloud_is_red(organized):
         points = xyz[xyz[..., 2] > 0]
         cloud = render_unorganized(points, torch.zeros(len(points), dtype=torch.bool), RenderSettings(size=SIZE))
         values = 0.2 + 0.6 * (cloud.points[..., 0] > 0)
-    picture = draw_scored_cloud(grid_of(cloud), values)
+    picture = render_scored_cloud(grid_of(cloud), values)
     assert picture.shape == (3, SIZE, SIZE)
     hot, cold = hot_and_cold(picture)
     assert min(len(hot), len(cold)) > 100
@@ -59,7 +64,7 @@ def test_the_hot_half_of_the_cloud_is_red(organized):
 def test_each_view_has_its_heat_and_keeps_its_background():
     xyz, values = bowl()
     cloud = render_organized(xyz, RenderSettings.of_views(5, SIZE))
-    sheet = draw_view_sheet(cloud.views / 255, grid_of(cloud), values)
+    sheet = render_view_sheet(cloud.views / 255, grid_of(cloud), values)
     assert sheet.shape == (3, 3 * (SIZE + 1) + 1, 3 * (SIZE + 1) + 1)
     for index in range(5):
         top, left = (1 + (SIZE + 1) * place for place in divmod(index, 3))
