@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export of a fitted scene model as a feed-forward detector."""
+"""ONNX and OpenVINO export of the models; scene models are exported as a feed-forward detector."""
 
 import copy
 import dataclasses
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class FeedForwardExportMixin:
-    """ONNX and OpenVINO export of a model by the graph that its ``feed_forward`` builds."""
+    """ONNX and OpenVINO export of the graph that the model's ``feed_forward`` builds."""
 
     graph_settings: ClassVar[tuple[str, ...]]
-    """Arguments of ``feed_forward`` that a user gives among those of the export."""
+    """Names of the arguments of ``feed_forward`` that the export accepts too."""
     feed_forward: Callable[..., ExportedDetector]
 
     def to_onnx(
@@ -43,13 +43,13 @@ class FeedForwardExportMixin:
         input_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> Path:
-        """Write the graph as ONNX.
+        """Export the graph as ONNX.
 
         Args:
-            export_root: folder that ``weights/onnx`` is made in.
-            model_file_name: name without suffix.
-            input_size: fixed (height, width) of the images, or None for what the graph takes.
-            kwargs: ``graph_settings``, and arguments of ``torch.onnx.export``.
+            export_root: folder in which ``weights/onnx`` is created.
+            model_file_name: file name without suffix.
+            input_size: fixed (height, width) of the images, or None for the sizes that the graph accepts.
+            kwargs: arguments in ``graph_settings``, and arguments of ``torch.onnx.export``.
         """
         settings, kwargs = self._split(kwargs)
         return self.feed_forward(**settings).to_onnx(export_root, model_file_name, input_size, **kwargs)
@@ -63,28 +63,29 @@ class FeedForwardExportMixin:
         onnx_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Path:
-        """Write the graph as OpenVINO model.
+        """Export the graph as an OpenVINO model.
 
         Args:
-            export_root: folder that ``weights/openvino`` is made in.
-            model_file_name: name without suffix.
-            input_size: fixed (height, width) of the images, or None for what the graph takes.
+            export_root: folder in which ``weights/openvino`` is created.
+            model_file_name: file name without suffix.
+            input_size: fixed (height, width) of the images, or None for the sizes that the graph accepts.
             compression_type: None for single precision; see anomalib's ``CompressionType``.
-            onnx_kwargs: ``graph_settings``, and arguments of ``torch.onnx.export``.
+            onnx_kwargs: arguments in ``graph_settings``, and arguments of ``torch.onnx.export``.
             kwargs: see anomalib's ``to_openvino``.
         """
         settings, onnx_kwargs = self._split(onnx_kwargs or {})
-        return self.feed_forward(**settings, **self._measured_on(kwargs.get("datamodule"))).to_openvino(
+        graph = self.feed_forward(**settings, **self._validation_arguments(kwargs.get("datamodule")))
+        return graph.to_openvino(
             export_root, model_file_name, input_size, compression_type, onnx_kwargs=onnx_kwargs, **kwargs
         )
 
-    def _measured_on(self, datamodule: AnomalibDataModule | None) -> dict[str, Any]:
-        """What data that come with an export are to ``feed_forward``: nothing, unless a model says so."""
+    def _validation_arguments(self, datamodule: AnomalibDataModule | None) -> dict[str, Any]:
+        """Return the arguments of ``feed_forward`` for the datamodule of an export; none by default."""
         del datamodule
         return {}
 
     def _split(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What ``feed_forward`` takes, and the rest."""
+        """Split arguments into those of ``feed_forward`` and all others."""
         settings = {name: value for name, value in kwargs.items() if name in self.graph_settings}
         return settings, {name: value for name, value in kwargs.items() if name not in settings}
 
@@ -96,45 +97,44 @@ class DetectorExportMixin(FeedForwardExportMixin):
     model: SceneDetector
     post_processor: Any
 
-    def _measured_on(self, datamodule: AnomalibDataModule | None) -> dict[str, Any]:
-        """Thresholds are measured on data that are given."""
+    def _validation_arguments(self, datamodule: AnomalibDataModule | None) -> dict[str, Any]:
+        """Pass the datamodule on: the thresholds of the detector are calibrated on it."""
         return {"datamodule": datamodule}
 
     def feed_forward(
         self, *, datamodule: AnomalibDataModule | None = None, progress: bool = True, **settings: Any
     ) -> ExportedDetector:
-        """Build the detector that is exported, calibrated on the views that the fit left out.
+        """Build the detector for export, calibrated on the views that were held out from the fit.
 
         Args:
-            datamodule: has good and defective images to validate with, on which thresholds are measured; None to carry
-                the model's over.
-            progress: show bars.
+            datamodule: validation data with normal and anomalous images, to calibrate thresholds; None to transfer the
+                thresholds of the model.
+            progress: show progress bars.
             settings: fields of ``DetectorSettings`` that differ from its defaults.
 
         Raises:
-            ValueError: if the model is not fitted, if its comparison cannot be exported, or if the bank would be larger
-                than allowed.
+            ValueError: if the model is not fitted, its comparison cannot be exported, or the bank exceeds its limit.
         """
         if "steps" in settings:
-            settings["steps"] = tuple(settings["steps"])  # a list on the command line
-        model, chosen = self.model, DetectorSettings(**settings)
+            settings["steps"] = tuple(settings["steps"])  # the command line passes a list
+        model, detector_settings = self.model, DetectorSettings(**settings)
         if not len(model.bank):
-            msg = "Nothing is fitted that could be exported: train the model first, or give its checkpoint."
+            msg = "The model is not fitted and cannot be exported: train it first, or give its checkpoint."
             raise ValueError(msg)
         if model.comparison.memory is not None and bool(model.comparison.memory.trust.any()):
             logger.warning(
-                "The model's memory has a share of at least %.2f in its maps and %.2f in its scores and is not "
-                "exported: the detector will be worse than the model.", *model.comparison.memory.trust.tolist()
+                "The patch memory has a mixing weight of at least %.2f in maps and %.2f in scores and is not exported: "
+                "the detector will be worse than the model.", *model.comparison.memory.trust.tolist()
             )  # fmt: skip
         height, width = model.image_size.tolist()
-        # Gaussians are drawn as they are; views that are warped are those that the model compares with
-        scene = model.reference if rasterized_scene(model.rendered, chosen) is None else model.rendered
+        # Gaussians are rasterized without corrections. Warped views are the corrected references of the model.
+        scene = model.reference if rasterized_scene(model.rendered, detector_settings) is None else model.rendered
         detector = build_detector(
             scene,
             model.bank.poses,
             Camera(torch.eye(4).to(model.intrinsics), model.intrinsics, width, height),
-            self._resized_comparator(chosen),
-            chosen,
+            self._resized_comparator(detector_settings),
+            detector_settings,
             white_background=bool(model.white_background),
             nearby=model.nearby,
             relight=model.comparison.relight,
@@ -146,14 +146,15 @@ class DetectorExportMixin(FeedForwardExportMixin):
             detector.calibrate(views, copy.deepcopy(surface).cpu() if surface.fitted else None)
         else:
             logger.warning("No views were held out from the fit: the exported detector is not calibrated.")
-        return ExportedDetector(detector, self._thresholds(detector, views, chosen.seed, datamodule, progress))
+        post_processor = self._detector_post_processor(detector, views, detector_settings.seed, datamodule, progress)
+        return ExportedDetector(detector, post_processor)
 
-    def _resized_comparator(self, chosen: DetectorSettings) -> Comparator:
-        """A copy of the model's comparator for windows of the detector's size."""
-        size = chosen.sizes(drawn=rasterized_scene(self.model.rendered, chosen) is not None)[1]
+    def _resized_comparator(self, settings: DetectorSettings) -> Comparator:
+        """Return a copy of the model's comparator for windows of the detector's size."""
+        size = settings.sizes(drawn=rasterized_scene(self.model.rendered, settings) is not None)[1]
         return self.model.comparison.comparator.resized(size)
 
-    def _thresholds(
+    def _detector_post_processor(
         self,
         detector: FeedForwardDetector,
         views: Tensor,
@@ -161,38 +162,39 @@ class DetectorExportMixin(FeedForwardExportMixin):
         datamodule: AnomalibDataModule | None,
         progress: bool,
     ) -> Any:
-        """The post-processor on the detector's scale."""
+        """Return a copy of the post-processor on the detector's scale, or None without one."""
         if not self.post_processor:
             return None
         if datamodule is not None:
             datamodule.setup()
-            batches = track(datamodule.val_dataloader(), "Measuring thresholds", disable=not progress)
+            batches = track(datamodule.val_dataloader(), "Calibrating thresholds", disable=not progress)
             try:
                 return calibrate_thresholds(copy.deepcopy(self.post_processor).cpu(), detector, batches)
             except ValueError as error:
-                logger.warning("%s The model's are carried over.", error)
+                logger.warning("%s The thresholds of the model are transferred.", error)
         if not len(views):
             return copy.deepcopy(self.post_processor).cpu()
-        return self._carried_over(detector, views, seed, progress)
+        return self._transfer_post_processor(detector, views, seed, progress)
 
-    def _carried_over(self, detector: FeedForwardDetector, views: Tensor, seed: int, progress: bool) -> Any:
-        """The post-processor on the detector's scale, by scores of both paths on good and damaged views."""
+    def _transfer_post_processor(self, detector: FeedForwardDetector, views: Tensor, seed: int, progress: bool) -> Any:
+        """Transfer the post-processor by the scores of model and detector on normal views and synthetic defects."""
         images = torch.cat([views, add_synthetic_defects(views, seed)])
         device = self.model.intrinsics.device
-        theirs: list[tuple[Tensor, Tensor]] = []
-        ours: list[tuple[Tensor, Tensor]] = []
-        for image in track(images, "Carrying the thresholds over", disable=not progress):
+        model_outputs: list[tuple[Tensor, Tensor]] = []
+        detector_outputs: list[tuple[Tensor, Tensor]] = []
+        for image in track(images, "Transferring thresholds", disable=not progress):
             with torch.inference_mode(mode=False), torch.enable_grad():
-                full = self.model(image[None].to(device))
+                prediction = self.model(image[None].to(device))
             with torch.no_grad():
-                fast = detector(image[None])
-            theirs.append((full.pred_score.cpu(), full.anomaly_map.flatten().cpu()))
-            ours.append((fast.pred_score, fast.anomaly_map.flatten()))
-        (their_scores, their_maps), (our_scores, our_maps) = (zip(*each, strict=True) for each in (theirs, ours))
-        line = ScoreLine(torch.cat(their_scores), torch.cat(our_scores))
-        near = line.inliers.nonzero().flatten().tolist()
-        pixels = ScoreMap(
-            torch.cat([their_maps[index] for index in near]), torch.cat([our_maps[index] for index in near])
+                output = detector(image[None])
+            model_outputs.append((prediction.pred_score.cpu(), prediction.anomaly_map.flatten().cpu()))
+            detector_outputs.append((output.pred_score, output.anomaly_map.flatten()))
+        model_scores, model_maps = zip(*model_outputs, strict=True)
+        detector_scores, detector_maps = zip(*detector_outputs, strict=True)
+        image_line = ScoreLine(torch.cat(model_scores), torch.cat(detector_scores))
+        inliers = image_line.inliers.nonzero().flatten().tolist()
+        pixel_map = ScoreMap(
+            torch.cat([model_maps[index] for index in inliers]), torch.cat([detector_maps[index] for index in inliers])
         )
-        good = torch.cat(their_scores[: len(views)])
-        return transfer_thresholds(self.post_processor, line, pixels, good).cpu()
+        normal_scores = torch.cat(model_scores[: len(views)])
+        return transfer_thresholds(self.post_processor, image_line, pixel_map, normal_scores).cpu()

@@ -29,25 +29,25 @@ class Exporter(DetectorExportMixin):
         self.model.bank.build(self.model.rendered, CAMERAS)
 
 
-def test_maps_are_smoothed_as_far_on_the_object_as_the_models():
+def test_blur_covers_the_same_part_of_the_object_as_in_the_model():
     exporter = Exporter(crop_size=256, blur_sigma=4.0)
     for settings, sigma in (({"size": 64}, 1.0), ({"size": 64, "drawn_size": 128}, 2.0), ({"drawn": False}, 4.0)):
-        found = exporter.feed_forward(views=4, progress=False, **settings).model.comparator
-        assert found.blur_sigma == pytest.approx(sigma)
+        comparator = exporter.feed_forward(views=4, progress=False, **settings).model.comparator
+        assert comparator.blur_sigma == pytest.approx(sigma)
     assert exporter.model.comparison.comparator.blur_sigma == 4.0
 
 
 def views(poses: torch.Tensor, *, damage: bool) -> torch.Tensor:
-    """Photographs of the toy; damaged, with a blot in the middle of each."""
+    """Photographs of the toy; with ``damage``, each has a black square in its center."""
     images = [make_toy().render(CAMERAS[0].with_pose(pose), torch.ones(3)).rgb.permute(2, 0, 1) for pose in poses]
-    shown = torch.stack(images).clamp(0, 1)
+    photographs = torch.stack(images).clamp(0, 1)
     if damage:
-        shown[:, :, 28:36, 28:36] = 0
-    return shown
+        photographs[:, :, 28:36, 28:36] = 0
+    return photographs
 
 
 def validation(*, damage: tuple[bool, ...]) -> SimpleNamespace:
-    """What a datamodule validates with, a batch of three for each."""
+    """A datamodule with one validation batch of three images per entry of ``damage``."""
     batches = []
     for damaged in damage:
         images = views(view_sphere(3, 3.0, 0.9, 0.1), damage=damaged)
@@ -57,7 +57,7 @@ def validation(*, damage: tuple[bool, ...]) -> SimpleNamespace:
     return SimpleNamespace(setup=lambda: None, val_dataloader=lambda: batches)
 
 
-def test_thresholds_are_measured_on_data_that_have_both_kinds_and_else_carried_over(caplog):
+def test_thresholds_are_calibrated_on_data_with_both_classes_and_otherwise_transferred(caplog):
     exporter = Exporter()
     exporter.model.calibration_views = (views(CAMERAS.camera_to_world[1::2], damage=False) * 255).to(torch.uint8)
     exporter.post_processor = PostProcessor()
@@ -66,16 +66,17 @@ def test_thresholds_are_measured_on_data_that_have_both_kinds_and_else_carried_o
     learned = copy.deepcopy(exporter.post_processor.state_dict())
     options = {"views": 12, "size": SIZE, "progress": False}
     both = validation(damage=(False, True))
-    measured = exporter.feed_forward(datamodule=both, **options)
+    calibrated = exporter.feed_forward(datamodule=both, **options)
     for batch in both.val_dataloader():
         with torch.no_grad():
-            found = measured(batch.image)
-        assert torch.equal(found.pred_label, batch.gt_label)
+            output = calibrated(batch.image)
+        assert torch.equal(output.pred_label, batch.gt_label)
     with caplog.at_level(logging.WARNING):
-        good = exporter.feed_forward(datamodule=validation(damage=(False,)), **options)
+        without_defects = exporter.feed_forward(datamodule=validation(damage=(False,)), **options)
     assert "got 3 normal and 0 defective ones." in caplog.text
-    carried = exporter.feed_forward(**options).post_processor.image_threshold
-    assert good.post_processor.image_threshold == carried != measured.post_processor.image_threshold
+    transferred = exporter.feed_forward(**options).post_processor.image_threshold
+    assert without_defects.post_processor.image_threshold == transferred
+    assert transferred != calibrated.post_processor.image_threshold
     assert all(
         torch.equal(value, exporter.post_processor.state_dict()[name])
         for name, value in learned.items()
