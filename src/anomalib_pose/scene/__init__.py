@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An object that can be rendered, and how it is fitted to posed images."""
+"""Scenes: fitted objects that can be rendered, and their fits to posed images."""
 
 from anomalib_pose.scene.fit import FitResult, FitSettings, fit_gaussians
 from anomalib_pose.scene.foreground import white_foreground

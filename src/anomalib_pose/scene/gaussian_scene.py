@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An object made of 3D Gaussians."""
+"""A scene of 3D Gaussians."""
 
 import math
 from dataclasses import replace
@@ -15,22 +15,23 @@ from anomalib_pose.render import Gaussians, Rasterizer, RenderOutput, make_raste
 
 RAW_NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
 COLORS = 3
-"""Channels of ``sh`` that are color; as many more hold the reflectance, where it was fitted."""
-_ROBUST_SHARE = 0.98
+"""Number of color channels of ``sh``; a scene with reflectance has as many more."""
+
+_EXTENT_QUANTILE = 0.98
 
 
 class GaussianScene(nn.Module):
-    """A fitted object made of Gaussians, kept as buffers of any count (Kerbl et al. 2023, section 4).
+    """A fitted object of N Gaussians, stored as buffers of any count (Kerbl et al. 2023, section 4).
 
-    Buffers, raw; ``activated`` gives what is drawn:
+    Buffers, raw; ``activated`` returns the values for a rasterizer:
         means (N, 3) world frame; quats (N, 4) wxyz, any length; log_scales (N, 3); logit_opacities (N,);
-        sh (N, K, 3) spherical harmonics coefficients of the color, K = (sh_degree + 1)², or (N, K, 6) with those of
-        the reflectance after them; counts (2,): how many Gaussians do for small images and for larger ones, 0 where
-        that is not known (``arrange``).
+        sh (N, K, 3) spherical harmonics coefficients of the color, K = (sh_degree + 1)², or (N, K, 6) with the
+        coefficients of the reflectance in the last three channels; counts (2,): number of Gaussians that small and
+        larger images need, 0 if unknown (``sort_by_contribution``).
 
     Args:
-        sh_degree: degree 0..3 of the colors. The pose refinement of SplatPose needs 0, where color does not depend on
-            the direction of view.
+        sh_degree: degree 0..3 of the colors. The pose refinement of SplatPose needs 0, where the color does not depend
+            on the viewing direction.
         rasterizer: ``"auto"``, ``"cpu"`` or ``"gsplat"``; ``"auto"`` follows the device of the buffers.
     """
 
@@ -52,7 +53,7 @@ class GaussianScene(nn.Module):
 
     @staticmethod
     def shapes(count: int, sh_degree: int, channels: int = COLORS) -> dict[str, tuple[int, ...]]:
-        """Shapes of the raw tensors of ``count`` Gaussians; ``channels`` is 6 with reflectance."""
+        """Return the shapes of the raw tensors of ``count`` Gaussians; ``channels`` is 6 with reflectance."""
         return {
             "means": (count, 3),
             "quats": (count, 4),
@@ -62,10 +63,13 @@ class GaussianScene(nn.Module):
         }
 
     def set_raw(self, raw: dict[str, Tensor]) -> None:
-        """Take over raw tensors, named as the buffers, of any count, with reflectance or without.
+        """Replace all Gaussians.
+
+        Args:
+            raw: raw tensors by the name of their buffer, of any count, with or without reflectance.
 
         Raises:
-            ValueError: if one is missing, has a wrong shape, or is not finite.
+            ValueError: if a tensor is missing, has a wrong shape, or is not finite.
         """
         if set(raw) != set(RAW_NAMES):
             msg = f"A GaussianScene consists of {', '.join(RAW_NAMES)}, got {', '.join(sorted(raw))}."
@@ -80,7 +84,7 @@ class GaussianScene(nn.Module):
         self.counts = torch.zeros_like(self.counts)
 
     def first(self, count: int) -> "GaussianScene":
-        """The first so many Gaussians, not copied; see ``arrange``."""
+        """Return a scene of the first ``count`` Gaussians, which share memory; see ``sort_by_contribution``."""
         scene = GaussianScene(self.sh_degree, self.rasterizer_name)
         scene.rasterizer = self.rasterizer
         for name in RAW_NAMES:
@@ -93,20 +97,20 @@ class GaussianScene(nn.Module):
 
     @property
     def raw(self) -> dict[str, Tensor]:
-        """The raw tensors by name."""
+        """Raw tensors by name."""
         return {name: getattr(self, name) for name in RAW_NAMES}
 
     def activated(self) -> Gaussians:
-        """The Gaussians as a rasterizer takes them, in their colors."""
+        """Return the Gaussians for a rasterizer, in their colors."""
         return activate(self.raw, self.sh_degree)
 
     @property
     def reflective(self) -> bool:
-        """Whether it was fitted with its reflectance, too."""
+        """Whether the scene holds the reflectance besides the colors."""
         return bool(self.sh.shape[2] > COLORS)
 
     def render(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
-        """Images of the object; differentiable in the cameras' poses.
+        """Render images of the object; differentiable in the cameras' poses.
 
         Args:
             cameras: one camera, or C of them, on any device.
@@ -115,26 +119,26 @@ class GaussianScene(nn.Module):
         Raises:
             ValueError: if the scene has not been fitted.
         """
-        return self._draw(self.activated(), cameras, background)
+        return self._rasterize(self.activated(), cameras, background)
 
     def render_reflectance(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
-        """Images of what the object reflects, where it was fitted with that; see ``render``.
+        """Render images of the object's reflectance; see ``render``.
 
         Args:
             cameras: one camera, or C of them, on any device.
-            background: reflectance (3,) of what is behind the object; black if None.
+            background: reflectance (3,) of the background; black if None.
 
         Raises:
-            ValueError: if the scene has not been fitted, or without its reflectance.
+            ValueError: if the scene has not been fitted, or was fitted without its reflectance.
         """
         if not self.reflective:
-            msg = "This scene holds colors alone: fit it with FitSettings(reflectance=True)."
+            msg = "This scene holds colors alone. Fit it with FitSettings(reflectance=True)."
             raise ValueError(msg)
-        return self._draw(replace(self.activated(), colors=self.sh[..., COLORS:]), cameras, background)
+        return self._rasterize(replace(self.activated(), colors=self.sh[..., COLORS:]), cameras, background)
 
-    def _draw(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None) -> RenderOutput:
+    def _rasterize(self, gaussians: Gaussians, cameras: Camera, background: Tensor | None) -> RenderOutput:
         if not len(self):
-            msg = "This scene holds no Gaussians: fit it, load a checkpoint, or read a .ply first."
+            msg = "This scene holds no Gaussians. Fit it, load a checkpoint, or read a .ply first."
             raise ValueError(msg)
         if self.rasterizer is None:
             self.rasterizer = scene_rasterizer(self.rasterizer_name, self.means.device)
@@ -153,16 +157,16 @@ class GaussianScene(nn.Module):
         if not len(self):
             return 0.0
         distance = (self._opaque_means() - self.center).norm(dim=-1)
-        return float(distance.quantile(_ROBUST_SHARE)) if len(distance) < 2**24 else float(distance.max())
+        return float(distance.quantile(_EXTENT_QUANTILE)) if len(distance) < 2**24 else float(distance.max())
 
     def _opaque_means(self) -> Tensor:
         opaque = self.means[self.logit_opacities > 0]
         return opaque if len(opaque) else self.means
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Let a checkpoint decide how many Gaussians there are, and how their colors depend on the direction.
+        """Take the number of Gaussians and the degree of their colors from the checkpoint.
 
-        Older ones know of no counts.
+        Checkpoints of earlier versions have no ``counts``.
         """
         state_dict.setdefault(prefix + "counts", torch.zeros_like(self.counts))
         resize_buffers(self, RAW_NAMES, state_dict, prefix)
@@ -171,13 +175,13 @@ class GaussianScene(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "GaussianScene":
-        """Moving to another device asks for the rasterizer of that device."""
+        """Drop the rasterizer, which belongs to the old device."""
         self.rasterizer = None
         return super()._apply(*args, **kwargs)
 
 
 def activate(raw: dict[str, Tensor], sh_degree: int) -> Gaussians:
-    """Gaussians to draw in their colors from raw tensors: scales through exp, opacities through the sigmoid."""
+    """Convert raw tensors to Gaussians in their colors: exp of the log-scales, sigmoid of the logit-opacities."""
     return Gaussians(
         raw["means"],
         raw["quats"],
@@ -189,7 +193,7 @@ def activate(raw: dict[str, Tensor], sh_degree: int) -> Gaussians:
 
 
 def scene_rasterizer(name: str, device: torch.device) -> Rasterizer:
-    """Rasterizer for tensors on a device: with ``"auto"``, the CPU's own on a CPU and gsplat on CUDA."""
+    """Return the rasterizer of a name; ``"auto"`` is the CPU rasterizer for a CPU device and gsplat for CUDA."""
     if name != "auto":
         return make_rasterizer(name)
     return make_rasterizer("gsplat" if device.type == "cuda" else "cpu")

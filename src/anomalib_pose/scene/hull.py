@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the object is, from cameras and masks alone: its ball and its visual hull."""
+"""Location of the object from cameras and masks alone: bounding ball, visual hull, bounding box."""
 
 import logging
 
@@ -12,18 +12,18 @@ from anomalib_pose.geometry import Camera, viewed_point
 
 logger = logging.getLogger(__name__)
 
-_MIN_SURFACE = 50
+_MIN_SURFACE_VOXELS = 50
 _BOX_CELLS = 64
 
 
 def ball_of_cameras(cameras: Camera) -> tuple[Float[Tensor, "3"], float]:
-    """Center and radius of what the cameras look at.
+    """Return the center and the radius of the ball that the cameras look at.
 
-    The center is the point nearest to all optical axes (least squares), the radius that of the largest ball around it
-    that the nearest camera still sees whole.
+    The center is the point nearest to all optical axes (least squares). Each camera has a largest ball around the
+    center that fits into its image. The radius is the median of these balls' radii.
 
     Args:
-        cameras: C of them.
+        cameras: C cameras.
     """
     center, _ = viewed_point(cameras)
     half_size = cameras.K.new_tensor([cameras.width, cameras.height]) / 2
@@ -39,17 +39,18 @@ def carve(
     grid: Float[Tensor, "n 3"],
     tolerance: float = 0.03,
 ) -> Bool[Tensor, " n"]:
-    """Which points belong to the visual hull.
+    """Return which points belong to the visual hull.
 
-    A point does if all but a share ``tolerance`` of the views that have it in the frame show it inside the mask.
+    A point belongs to the hull if at least ``1 - tolerance`` of the views with the point in the frame have it inside
+    the mask, and more than 0.3 of all views have it in the frame.
 
     Args:
-        cameras: C of them.
+        cameras: C cameras.
         foreground: masks of the object, in [0, 1].
         grid: points, world frame.
-        tolerance: share of views that may disagree, for masks that are not perfect.
+        tolerance: fraction of the views that may disagree, for imperfect masks.
     """
-    seen, inside = torch.zeros(len(grid), device=grid.device), torch.zeros(len(grid), device=grid.device)
+    in_frame, in_mask = torch.zeros(len(grid), device=grid.device), torch.zeros(len(grid), device=grid.device)
     size = grid.new_tensor([cameras.width, cameras.height])
     for index in range(len(cameras)):
         uv, depth = cameras[index].project(grid)
@@ -57,13 +58,13 @@ def carve(
         sampled = F.grid_sample(
             foreground[index][None, None], (2 * uv / size - 1)[None, None], mode="nearest", align_corners=False
         )
-        seen += visible
-        inside += visible * (sampled[0, 0, 0] > 0.5)
-    return (seen > 0.3 * len(cameras)) & (inside >= (1 - tolerance) * seen)
+        in_frame += visible
+        in_mask += visible * (sampled[0, 0, 0] > 0.5)
+    return (in_frame > 0.3 * len(cameras)) & (in_mask >= (1 - tolerance) * in_frame)
 
 
 def grid_points(center: Float[Tensor, "3"], radius: float, resolution: int) -> Float[Tensor, "n 3"]:
-    """Centers of a cube's voxels, the last axis running fastest.
+    """Return the centers of a cube's voxels; the last axis varies fastest.
 
     Args:
         center: of the cube.
@@ -82,12 +83,12 @@ def visual_hull(
     resolution: int = 64,
     tolerance: float = 0.03,
 ) -> tuple[Float[Tensor, "n 3"], float] | None:
-    """Surface voxels of the visual hull, and the voxels' side; None if the masks leave nothing or no surface.
+    """Return the centers of the visual hull's surface voxels, and the side of a voxel; None if the hull is too small.
 
     Args:
-        cameras: C of them.
+        cameras: C cameras.
         foreground: masks of the object, in [0, 1].
-        center: middle of the voxel grid, world frame.
+        center: center of the voxel grid, world frame.
         radius: half its side, scene units.
         resolution: voxels along a side.
         tolerance: see ``carve``.
@@ -96,8 +97,8 @@ def visual_hull(
     hull = carve(cameras, foreground, grid, tolerance).reshape(resolution, resolution, resolution)
     outside = F.max_pool3d((~hull).float()[None, None], 3, 1, 1)[0, 0] > 0
     surface = grid[(hull & outside).reshape(-1)]
-    if len(surface) < _MIN_SURFACE:
-        logger.info("The masks carve away everything but %d voxels; starting from random points instead.", len(surface))
+    if len(surface) < _MIN_SURFACE_VOXELS:
+        logger.info("The visual hull has only %d surface voxels. The fit starts from random points.", len(surface))
         return None
     return surface, 2 * radius / resolution
 
@@ -105,13 +106,15 @@ def visual_hull(
 def object_box(
     cameras: Camera, foreground: Tensor | None
 ) -> tuple[Bool[Tensor, "a b c"], Float[Tensor, "3"], Float[Tensor, "3"]]:
-    """Cells that may hold the object, cut to their box, and the box's corners, world frame.
-
-    The cells are those of the visual hull and their neighbors, or all that the cameras look at without masks.
+    """Return the box of the object.
 
     Args:
-        cameras: C of them.
+        cameras: C cameras.
         foreground: masks (C, H, W), or None.
+
+    Returns:
+        Which cells of the box may contain the object, and the box's lower and upper corner, world frame. The cells are
+        those of the visual hull and their neighbors. Without masks they are all cells that the cameras look at.
     """
     center, radius = ball_of_cameras(cameras)
     side = 2 * radius / _BOX_CELLS
@@ -121,7 +124,7 @@ def object_box(
         if bool(carved.any()):
             hull = F.max_pool3d(carved.float()[None, None], 3, 1, 1)[0, 0] > 0
         else:
-            logger.info("The masks carve everything away; fitting all that the cameras look at instead.")
+            logger.info("The visual hull is empty. The fit uses the whole region that the cameras look at.")
     cells = hull.nonzero()
     first, last = cells.amin(0), cells.amax(0) + 1
     lower = center - radius + first * side
@@ -135,15 +138,15 @@ def colors_of_points(
     images: Float[Tensor, "c 3 h w"],
     max_views: int = 24,
 ) -> Float[Tensor, "n 3"]:
-    """Mean color of the pixels that points fall on, over some views; occlusion is not looked at.
+    """Return the mean color at the projections of points, without regard to occlusion.
 
     Args:
         points: world frame.
-        cameras: C of them.
+        cameras: C cameras.
         images: RGB in [0, 1].
-        max_views: views used, spread evenly.
+        max_views: number of views, spread evenly.
     """
-    total, weight = torch.zeros_like(points), points.new_zeros(len(points), 1)
+    color_sum, view_count = torch.zeros_like(points), points.new_zeros(len(points), 1)
     size = points.new_tensor([cameras.width, cameras.height])
     for index in range(0, len(cameras), max(1, len(cameras) // max_views)):
         uv, depth = cameras[index].project(points)
@@ -151,6 +154,6 @@ def colors_of_points(
         sampled = F.grid_sample(
             images[index][None], (2 * uv / size - 1)[None, None], mode="bilinear", align_corners=False
         )
-        total += visible * sampled[0, :, 0].T
-        weight += visible
-    return total / weight.clamp_min(1)
+        color_sum += visible * sampled[0, :, 0].T
+        view_count += visible
+    return color_sum / view_count.clamp_min(1)

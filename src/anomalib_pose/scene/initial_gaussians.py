@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Gaussians that a fit starts from."""
+"""Initial points and Gaussians of a fit."""
 
 import math
 
@@ -24,14 +24,14 @@ def initial_points(
     settings: FitSettings,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
-    """Points and colors on the visual hull, or random ones in the ball's cube.
+    """Sample N points on the visual hull with their colors, or random points in the ball's bounding cube.
 
     Args:
         images: RGB in [0, 1].
-        cameras: C of them.
+        cameras: C cameras of the images.
         foreground: masks, or None.
-        ball: center (3,) and radius of what the cameras look at.
-        settings: number of points and how to choose them.
+        ball: center (3,) and radius of the region that the cameras look at; see ``ball_of_cameras``.
+        settings: number of points, and where they lie.
         generator: CPU generator.
     """
     center, radius = ball
@@ -42,12 +42,12 @@ def initial_points(
     if hull is None:
         cube = 2 * torch.rand(count, 3, generator=generator) - 1
         points = center + radius * cube.to(center)
-        dark = settings.density == "adaptive"
-        return points, torch.full_like(points, 0.02 if dark else 0.5)
+        brightness = 0.02 if settings.density == "adaptive" else 0.5
+        return points, torch.full_like(points, brightness)
     surface, side = hull
-    chosen = torch.randint(len(surface), (count,), generator=generator).to(center.device)
+    voxels = torch.randint(len(surface), (count,), generator=generator).to(center.device)
     jitter = (torch.rand(count, 3, generator=generator) - 0.5).to(center)
-    points = surface[chosen] + side * jitter
+    points = surface[voxels] + side * jitter
     return points, colors_of_points(points, cameras, images)
 
 
@@ -58,14 +58,16 @@ def gaussians_at(
     sh_degree: int,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Raw round Gaussians at points, as large as the distance to their three nearest neighbors.
+    """Create raw, isotropic Gaussians at points.
+
+    Their scale is the root mean square distance to the three nearest neighbors.
 
     Args:
         points: centers, world frame.
-        colors: RGB in [0, 1] (N, 3), or (N, 6) with what the points reflect.
-        opacity: of all of them.
-        sh_degree: degree of the colors; higher coefficients begin at zero.
-        generator: CPU generator, for the orientations.
+        colors: RGB in [0, 1] (N, 3), or (N, 6) with the reflectance in the last three channels.
+        opacity: of all Gaussians.
+        sh_degree: spherical harmonics degree of the colors; higher coefficients start at zero.
+        generator: CPU generator of the orientations.
     """
     count = len(points)
     positions = points.detach().cpu().double().numpy()

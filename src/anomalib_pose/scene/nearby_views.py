@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renderings with what photographs from nearby show beyond them, and what none of those shows."""
+"""Correction of renderings with the residuals of nearby training views, and view support of rendered pixels."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,31 +14,40 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.render import RenderOutput
 from anomalib_pose.scene.protocol import Scene
 
-_LEVELS = 127  # of a difference in [-1, 1]; half of one is less than what a photograph of 8 bits resolves
+_RESIDUAL_LEVELS = 127  # int8 steps of a residual in [-1, 1]; half a step is below the resolution of 8-bit photographs
 _OPAQUE = 0.5
-_MARGIN = 2  # pixels around the object that are kept
-_SAME_POSE = 1e-5
-DEPTH_TOLERANCE = 0.03  # of the depth; what is farther apart is another surface
-WEIGHT_OFFSET = 1e-4  # keeps a view from the very direction from having all the weight
+_MARGIN = 2  # pixels around the object that are stored
+_SAME_POSE = 1e-5  # largest difference of the matrix entries of two equal poses
+
+DEPTH_TOLERANCE = 0.03
+"""Largest relative depth difference of two points on one surface."""
+
+WEIGHT_OFFSET = 1e-4
+"""Added to a view's angular distance, so that a view from exactly the camera's direction does not get all weight."""
 
 
 class NearbyViews(nn.Module):
-    """What photographs show beyond the renderings of a scene at their poses, to be added where a camera is near.
+    """Residuals of training views, which correct renderings from nearby cameras.
 
-    A fitted scene is softer than photographs, and its gloss is a mean over directions. From a camera nearby the same is
-    missing: the surface points that a rendering shows are looked up in the differences between the nearest photographs
-    and their renderings, where those see the same surface, and the mean, weighted by nearness of the direction, is
-    added (image-based rendering; Debevec et al. 1996 do the same with a model's texture).
+    The residual of a training view is its photograph minus the rendering at its pose. A fitted scene is less sharp than
+    the photographs, and its gloss is a mean over directions. From a nearby camera the same detail is missing. The
+    correction of a rendering therefore has three steps. It projects the rendered surface points into the nearest
+    training views. It reads their residuals where the view shows the same surface. It adds the mean residual, weighted
+    by the similarity of the viewing directions. This is image-based rendering; Debevec et al. 1996 do the same with a
+    model's texture.
 
-    They also tell where a rendering is not to be trusted: where none of them shows what it shows
-    (``support_residual``).
+    The training views also measure the support of a rendering: a color that none of them shows at a surface point has
+    no view support (``support_residual``).
 
-    Buffers: photographs (V, 3, h, w) in steps of 1 / 255, of the part of the images that shows the object; differences
-    (V, 3, h, w) in steps of 1 / 127; depths (V, h, w), 0 where the object is not; camera_to_world (V, 4, 4); intrinsics
-    (V, 3, 3) of that part; center (3,).
+    Buffers, for V views cropped to the object: photographs (V, 3, h, w) in steps of 1 / 255, or empty; differences
+    (V, 3, h, w), the residuals in steps of 1 / 127; depths (V, h, w), 0 beside the object; camera_to_world (V, 4, 4);
+    intrinsics (V, 3, 3) of the crop; center (3,) of the object, world frame.
 
     Args:
-        count: photographs that a rendering is corrected by.
+        count: number of training views that correct a rendering.
+
+    Raises:
+        ValueError: if ``count`` is below 1.
     """
 
     photographs: Tensor
@@ -51,7 +60,7 @@ class NearbyViews(nn.Module):
     def __init__(self, count: int) -> None:
         super().__init__()
         if count < 1:
-            msg = f"A rendering is corrected by one photograph or more, got count={count}."
+            msg = f"count, the number of views that correct a rendering, should be 1 or more, got count={count}."
             raise ValueError(msg)
         self.count = count
         self.register_buffer("photographs", torch.zeros(0, 3, 1, 1, dtype=torch.uint8))
@@ -62,135 +71,142 @@ class NearbyViews(nn.Module):
         self.register_buffer("center", torch.zeros(3))
 
     def __len__(self) -> int:
-        """Number of photographs."""
+        """Number of training views."""
         return len(self.differences)
 
     @property
     def has_photographs(self) -> bool:
-        """Whether photographs are kept that ``support_residual`` can ask."""
+        """Whether the photographs are stored, which ``support_residual`` needs."""
         return len(self.photographs) > 0
 
     @torch.no_grad()
     def store_residuals(
         self, scene: Scene, images: Float[Tensor, "c 3 h w"], cameras: Camera, *, keep_photographs: bool = False
     ) -> None:
-        """Keep what photographs show beyond the scene.
+        """Store the residuals of training views.
 
         Args:
-            scene: fitted to them.
-            images: RGB in [0, 1], over white where the foreground is known.
-            cameras: C of them.
-            keep_photographs: keep what ``support_residual`` needs, too.
+            scene: the scene, fitted to these views.
+            images: RGB in [0, 1], over white if the foreground is known.
+            cameras: C cameras of the images.
+            keep_photographs: store the photographs too, which ``support_residual`` needs.
         """
-        differences, depths = [], []
+        residuals, depths = [], []
         for index, image in enumerate(images):
-            output = scene.render(cameras[index], torch.ones(3).to(image))
-            opaque = output.alpha > _OPAQUE
-            beyond = (image - output.rgb.permute(2, 0, 1).clamp(0, 1)) * opaque
-            differences.append((beyond * _LEVELS).round().to(torch.int8))
-            depths.append(torch.where(opaque, output.depth, 0).half())
-        shown = torch.stack(depths)
-        rows, columns = (_extent((shown > 0).any(0).any(axis)) for axis in (1, 0))
-        kept = images if keep_photographs else images[:0]
-        self.photographs = (kept[..., rows, columns] * 255).round().to(torch.uint8)
-        self.differences = torch.stack(differences)[..., rows, columns].contiguous()
-        self.depths = shown[..., rows, columns].contiguous()
+            rendering = scene.render(cameras[index], torch.ones(3).to(image))
+            opaque = rendering.alpha > _OPAQUE
+            residual = (image - rendering.rgb.permute(2, 0, 1).clamp(0, 1)) * opaque
+            residuals.append((residual * _RESIDUAL_LEVELS).round().to(torch.int8))
+            depths.append(torch.where(opaque, rendering.depth, 0).half())
+        all_depths = torch.stack(depths)
+        rows, columns = (_occupied_range((all_depths > 0).any(0).any(axis)) for axis in (1, 0))
+        photographs = images if keep_photographs else images[:0]
+        self.photographs = (photographs[..., rows, columns] * 255).round().to(torch.uint8)
+        self.differences = torch.stack(residuals)[..., rows, columns].contiguous()
+        self.depths = all_depths[..., rows, columns].contiguous()
         self.camera_to_world, self.intrinsics = cameras.camera_to_world.clone(), cameras.K.clone()
         self.intrinsics[:, :2, 2] -= self.intrinsics.new_tensor([columns.start, rows.start])
         self.center = scene.center.clone()
 
     @torch.no_grad()
     def correct_rendering(self, output: RenderOutput, camera: Camera) -> RenderOutput:
-        """A rendering with what the nearest photographs show beyond theirs.
+        """Add the residuals of the nearest training views to a rendering.
 
-        A photograph from the very pose is left out: what is measured on good views that were fitted is to hold for
-        queries.
+        A training view at exactly the camera's pose does not take part. The correction of a fitted view then has the
+        same quality as the correction of a query, so statistics of normal views hold for queries.
 
         Args:
-            output: color (H, W, 3), depth and alpha (H, W) as the camera sees the scene.
+            output: the camera's rendering: color (H, W, 3), depth (H, W) and alpha (H, W).
             camera: one camera.
         """
-        shown = output.alpha > _OPAQUE
-        if not bool(shown.any()):
+        opaque = output.alpha > _OPAQUE
+        if not bool(opaque.any()):
             return output
-        points = camera.unproject(output.depth)[shown]
-        total, weights = points.new_zeros(3, len(points)), points.new_full((len(points),), 1e-6)
-        for index, away in self._nearest(camera):
-            difference, seen = self._look_up(index, points)
-            weight = seen / (away + WEIGHT_OFFSET)
-            total += weight * difference
-            weights += weight
+        points = camera.unproject(output.depth)[opaque]
+        residual_sum, weight_sum = points.new_zeros(3, len(points)), points.new_full((len(points),), 1e-6)
+        for index, angular_distance in self._nearest(camera):
+            residuals, visible = self._sample_residuals(index, points)
+            weight = visible / (angular_distance + WEIGHT_OFFSET)
+            residual_sum += weight * residuals
+            weight_sum += weight
         rgb = output.rgb.clone()
-        rgb[shown] += output.alpha[shown][:, None] * (total / weights).T
+        rgb[opaque] += output.alpha[opaque][:, None] * (residual_sum / weight_sum).T
         return replace(output, rgb=rgb)
 
     @torch.no_grad()
     def support_residual(self, output: RenderOutput, camera: Camera) -> Float[Tensor, "h w"]:
-        """How far from a rendering's colors the nearest photographs are, at the surface points that it shows.
+        """Return how much each rendered color differs from the nearest training views at the same surface point.
 
-        That of the photograph that is nearest in color counts, in its channel that differs most: from the others the
-        point may be hidden, or show gloss. What a scene shows in mid-air, none of them shows. 0 beside the object,
-        and everywhere without photographs.
+        The difference is the largest over the color channels, and the smallest over the nearest views: in the other
+        views the point may be hidden or glossy. Fog that the scene renders in mid-air has a large residual in all
+        views, which marks it as unsupported.
 
         Args:
-            output: color (H, W, 3), depth and alpha (H, W) as the camera sees the scene.
+            output: the camera's rendering: color (H, W, 3), depth (H, W) and alpha (H, W).
             camera: one camera.
+
+        Returns:
+            Residuals in [0, 1]; 0 beside the object, and everywhere if no photographs are stored.
         """
-        shown, found = output.alpha > _OPAQUE, torch.zeros_like(output.alpha)
+        opaque, residual = output.alpha > _OPAQUE, torch.zeros_like(output.alpha)
         nearest = self._nearest(camera) if self.has_photographs else []
-        if nearest and bool(shown.any()):
-            points = camera.unproject(output.depth)[shown]
-            colors = output.rgb[shown].T
-            away = [(self._photographed(index, points) - colors).abs().amax(0) for index, _ in nearest]
-            found[shown] = torch.stack(away).amin(0)
-        return found
+        if nearest and bool(opaque.any()):
+            points = camera.unproject(output.depth)[opaque]
+            colors = output.rgb[opaque].T
+            view_residuals = [(self._sample_colors(index, points) - colors).abs().amax(0) for index, _ in nearest]
+            residual[opaque] = torch.stack(view_residuals).amin(0)
+        return residual
 
     def residual_image(self, index: int) -> Float[Tensor, "3 h w"]:
-        """What a photograph shows beyond its rendering, as parts of a color's range."""
-        return self.differences[index].float() / _LEVELS
+        """Return the residual of one training view, in [-1, 1]."""
+        return self.differences[index].float() / _RESIDUAL_LEVELS
 
-    def _photographed(self, index: int, points: Float[Tensor, "n 3"]) -> Float[Tensor, "3 n"]:
-        """Colors of a photograph where it would show surface points."""
-        places, _ = self._places(index, points)
+    def _sample_colors(self, index: int, points: Float[Tensor, "n 3"]) -> Float[Tensor, "3 n"]:
+        """Sample the colors of one photograph at the projections of surface points."""
+        grid, _ = self._project(index, points)
         photograph = self.photographs[index][None].to(points) / 255
-        return F.grid_sample(photograph, places, padding_mode="border", align_corners=False)[0, :, 0]
+        return F.grid_sample(photograph, grid, padding_mode="border", align_corners=False)[0, :, 0]
 
-    def _places(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "1 1 n 2"], Float[Tensor, " n"]]:
-        """Where a photograph would show surface points, from -1 to 1 in both axes, and their depths."""
+    def _sample_residuals(
+        self, index: int, points: Float[Tensor, "n 3"]
+    ) -> tuple[Float[Tensor, "3 n"], Float[Tensor, " n"]]:
+        """Sample the residuals of one view at surface points; return them and 1 for each visible point, else 0."""
+        grid, depth = self._project(index, points)
+        residuals = F.grid_sample(self.residual_image(index)[None].to(points), grid, align_corners=False)
+        view_depth = F.grid_sample(self.depths[index][None, None].to(points), grid, "nearest", align_corners=False)
+        view_depth = view_depth[0, 0, 0]
+        visible = (view_depth > 0) & ((depth - view_depth).abs() < DEPTH_TOLERANCE * depth)
+        return residuals[0, :, 0], visible.to(points)
+
+    def _project(
+        self, index: int, points: Float[Tensor, "n 3"]
+    ) -> tuple[Float[Tensor, "1 1 n 2"], Float[Tensor, " n"]]:
+        """Project points into one view; return ``grid_sample`` coordinates in [-1, 1] and depths."""
         height, width = self.depths.shape[-2:]
-        view = Camera(self.camera_to_world[index], self.intrinsics[index], width, height)
-        uv, depth = view.project(points)
+        view_camera = Camera(self.camera_to_world[index], self.intrinsics[index], width, height)
+        uv, depth = view_camera.project(points)
         return (2 * uv / uv.new_tensor([width, height]) - 1)[None, None], depth
 
     def _nearest(self, camera: Camera) -> list[tuple[int, float]]:
-        """Photographs from the most similar directions, the nearest first, and one minus the cosine between them."""
-        mine, theirs = camera.center - self.center, self.camera_to_world[:, :3, 3] - self.center
-        away = 1 - F.normalize(theirs, dim=1) @ F.normalize(mine, dim=0)
-        same = (self.camera_to_world - camera.camera_to_world).abs().flatten(1).amax(1) < _SAME_POSE
-        away, order = torch.where(same, torch.inf, away).sort(stable=True)
-        count = min(self.count, len(self) - int(same.sum()))
-        return list(zip(order[:count].tolist(), away[:count].tolist(), strict=True))
-
-    def _look_up(self, index: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "3 n"], Float[Tensor, " n"]]:
-        """Differences of a photograph at surface points, and 1 where it shows them."""
-        places, depth = self._places(index, points)
-        difference = F.grid_sample(self.residual_image(index)[None].to(points), places, align_corners=False)
-        surface = F.grid_sample(self.depths[index][None, None].to(points), places, "nearest", align_corners=False)
-        surface = surface[0, 0, 0]
-        same = (surface > 0) & ((depth - surface).abs() < DEPTH_TOLERANCE * depth)
-        return difference[0, :, 0], same.to(points)
+        """Return the indices of the views from the most similar directions, with one minus the cosine of the angle."""
+        camera_offset, view_offsets = camera.center - self.center, self.camera_to_world[:, :3, 3] - self.center
+        angular_distance = 1 - F.normalize(view_offsets, dim=1) @ F.normalize(camera_offset, dim=0)
+        same_pose = (self.camera_to_world - camera.camera_to_world).abs().flatten(1).amax(1) < _SAME_POSE
+        angular_distance, order = torch.where(same_pose, torch.inf, angular_distance).sort(stable=True)
+        count = min(self.count, len(self) - int(same_pose.sum()))
+        return list(zip(order[:count].tolist(), angular_distance[:count].tolist(), strict=True))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Let a checkpoint decide how many photographs there are, and of which size.
+        """Take the number and the size of the views from the checkpoint.
 
         Raises:
-            ValueError: if it holds none, and all it should hold is to be loaded.
+            ValueError: if the loading is strict and the checkpoint holds no views.
         """
         strict = args[1]
         if strict and prefix + "differences" not in state_dict:
             msg = (
-                "The checkpoint holds no photographs to correct renderings by: it was fitted with nearby_views 0, "
-                "or by a version without them. Fit the model anew, or load the checkpoint with nearby_views: 0."
+                "The checkpoint holds no training views that correct renderings: it was fitted with nearby_views: 0, "
+                "or by a version without them. Fit the model again, or load the checkpoint with nearby_views: 0."
             )
             raise ValueError(msg)
         resize_buffers(
@@ -199,21 +215,21 @@ class NearbyViews(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _extent(occupied: Bool[Tensor, " n"]) -> slice:
-    """From the first to the last that is occupied, with a margin; all if none is."""
-    found = occupied.nonzero().flatten().tolist()
-    if not found:
+def _occupied_range(occupied: Bool[Tensor, " n"]) -> slice:
+    """Return the range from the first to the last occupied element, with a margin; all elements if none is occupied."""
+    indices = occupied.nonzero().flatten().tolist()
+    if not indices:
         return slice(0, len(occupied))
-    return slice(max(0, found[0] - _MARGIN), min(len(occupied), found[-1] + 1 + _MARGIN))
+    return slice(max(0, indices[0] - _MARGIN), min(len(occupied), indices[-1] + 1 + _MARGIN))
 
 
 @dataclass(frozen=True)
 class CorrectedScene:
-    """A scene whose renderings have what photographs from nearby show beyond them.
+    """A scene whose renderings are corrected with the residuals of nearby training views.
 
     Args:
         scene: the fitted object.
-        nearby: the photographs.
+        nearby: the training views.
     """
 
     scene: Scene
@@ -230,9 +246,9 @@ class CorrectedScene:
         return self.scene.extent
 
     def render(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
-        """Images of the object; see ``Scene``."""
+        """Render corrected images of the object; see ``Scene``."""
         output = self.scene.render(cameras, background)
         if not cameras.batch_shape:
             return self.nearby.correct_rendering(output, cameras)
-        single = [self.nearby.correct_rendering(output[index], cameras[index]) for index in range(len(cameras))]
-        return replace(output, rgb=torch.stack([one.rgb for one in single]))
+        corrected = [self.nearby.correct_rendering(output[index], cameras[index]) for index in range(len(cameras))]
+        return replace(output, rgb=torch.stack([rendering.rgb for rendering in corrected]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainable Gaussians together with their optimizer, whose number may change while it runs."""
+"""Trainable Gaussians with their optimizer; the number of Gaussians may change between steps."""
 
 import copy
 from typing import Any
@@ -12,16 +12,16 @@ from anomalib_pose.render import Gaussians
 from anomalib_pose.scene.gaussian_scene import RAW_NAMES, activate
 
 _ADAM_EPSILON = 1e-15
-_HIGHER_SH = 1 / 20  # Kerbl et al.'s rate for the view-dependent coefficients, relative to the constant one's
+_HIGHER_SH_RATE = 1 / 20  # Kerbl et al.'s rate of the view-dependent coefficients, relative to the constant one's
 
 
 class GaussianParameters:
-    """Raw Gaussians (see ``GaussianScene``) as leaves of autograd, with one Adam group each.
+    """Raw Gaussians (see ``GaussianScene``) as leaf tensors, with one Adam parameter group per tensor.
 
     Args:
-        raw: raw tensors named as the buffers of ``GaussianScene``.
-        learning_rates: one for each of them.
-        sh_degree: degree of the colors.
+        raw: raw tensors by the name of ``GaussianScene``'s buffers.
+        learning_rates: by the same names.
+        sh_degree: spherical harmonics degree of the colors.
     """
 
     def __init__(self, raw: dict[str, Tensor], learning_rates: dict[str, float], sh_degree: int) -> None:
@@ -37,30 +37,30 @@ class GaussianParameters:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.raw["means"].device
 
     def activated(self) -> Gaussians:
-        """The Gaussians as a rasterizer takes them."""
+        """Return the Gaussians for a rasterizer."""
         return activate(self.raw, self.sh_degree)
 
     def step(self, decay: dict[str, float]) -> None:
-        """One step of Adam with learning rates times ``decay``, and clear the gradients."""
+        """Take one step of Adam with learning rates times ``decay``, and clear the gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rates[group["name"]] * decay[group["name"]]
         higher = self.raw["sh"].detach()[:, 1:]
         before = higher.clone()
         self.optimizer.step()
-        # Adam's step is proportional to its rate, so going back a part of the way is the lower rate.
-        higher.lerp_(before, 1 - _HIGHER_SH)
+        # Adam's step is proportional to its rate, so undoing a fraction of the step equals a lower rate.
+        higher.lerp_(before, 1 - _HIGHER_SH_RATE)
         self.optimizer.zero_grad(set_to_none=True)
 
     def keep(self, mask: Bool[Tensor, " n"]) -> None:
-        """Drop all others."""
+        """Keep the Gaussians in a mask and drop the rest."""
         self._rebuild(lambda _, tensor: tensor[mask], lambda tensor: tensor[mask])
 
     def append(self, added: dict[str, Tensor]) -> None:
-        """Add Gaussians, whose moments begin at zero."""
+        """Add Gaussians with zero moments."""
         count = len(added["means"])
         self._rebuild(
             lambda name, tensor: torch.cat([tensor, added[name]]),
@@ -69,11 +69,11 @@ class GaussianParameters:
 
     @torch.no_grad()
     def overwrite(self, indices: Int[Tensor, " k"], values: dict[str, Tensor]) -> None:
-        """Replace Gaussians in place, with moments back at zero.
+        """Replace Gaussians in place and reset their moments to zero.
 
         Args:
-            indices: which ones.
-            values: raw tensors of the names that change.
+            indices: of the Gaussians.
+            values: new raw tensors by name; absent names keep their values.
         """
         for name, value in values.items():
             self.raw[name][indices] = value
@@ -100,7 +100,7 @@ class GaussianParameters:
             self.raw[name] = new
 
     def state_dict(self) -> dict[str, Any]:
-        """Raw tensors and Adam's state."""
+        """Return the raw tensors and Adam's state."""
         return {
             "raw": {name: tensor.detach() for name, tensor in self.raw.items()},
             "adam": self.optimizer.state_dict()["state"],
@@ -110,10 +110,11 @@ class GaussianParameters:
     def from_state(
         cls, state: dict[str, Any], learning_rates: dict[str, float], sh_degree: int, device: torch.device
     ) -> "GaussianParameters":
-        """Continue where ``state_dict`` was taken."""
+        """Restore the parameters from ``state_dict``."""
         raw = {name: tensor.to(device) for name, tensor in state["raw"].items()}
         parameters = cls(raw, learning_rates, sh_degree)
-        whole = parameters.optimizer.state_dict()
-        whole["state"] = copy.deepcopy(state["adam"])  # loading shares tensors of the right device
-        parameters.optimizer.load_state_dict(whole)
+        optimizer_state = parameters.optimizer.state_dict()
+        # The optimizer would share tensors that are on its device already.
+        optimizer_state["state"] = copy.deepcopy(state["adam"])
+        parameters.optimizer.load_state_dict(optimizer_state)
         return parameters

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussians in the .ply layout that splat viewers read: raw values, one float32 column each."""
+"""Reading and writing of Gaussians as .ply files in the layout of splat viewers: raw values in float32 columns."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from anomalib_pose.scene.ply_table import read_ply_vertices, write_ply_vertices
 
 
 def _columns(coefficients: int) -> list[str]:
-    """Names of the columns in the order of the original 3D Gaussian splatting files."""
+    """Return the column names in the order of the original 3D Gaussian splatting files."""
     rest = 3 * (coefficients - 1)
     return [
         *("x", "y", "z", "nx", "ny", "nz"),
@@ -27,12 +27,12 @@ def _columns(coefficients: int) -> list[str]:
 def save_ply(scene: GaussianScene, path: str | Path) -> None:
     """Write a scene as a binary little-endian .ply.
 
-    Higher coefficients lie channel by channel (all of red, then green, then blue), as every viewer expects them.
-    The layout has no place for reflectance, which is left out.
+    Higher coefficients are stored channel by channel (all of red, then green, then blue), as viewers expect. The layout
+    has no columns for the reflectance, so the file does not contain it.
 
     Args:
-        scene: what to write.
-        path: the file; written under a temporary name and renamed.
+        scene: the Gaussians.
+        path: the file; it is written under a temporary name and then renamed.
     """
     path = Path(path)
     count, coefficients = scene.sh.shape[:2]
@@ -56,15 +56,15 @@ def save_ply(scene: GaussianScene, path: str | Path) -> None:
 
 
 def load_ply(path: str | Path, rasterizer: str = "auto") -> GaussianScene:
-    """Read Gaussians from a .ply that any trainer of 3D Gaussian splatting wrote.
+    """Read Gaussians from a .ply file of any 3D Gaussian splatting program.
 
     Args:
         path: the file.
         rasterizer: see ``GaussianScene``.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a .ply of Gaussians, or is cut short.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a .ply file of Gaussians, or is truncated.
     """
     table = read_ply_vertices(Path(path))
     names = table.dtype.names or ()
@@ -75,8 +75,8 @@ def load_ply(path: str | Path, rasterizer: str = "auto") -> GaussianScene:
         msg = f"{path} holds no Gaussians: missing columns {missing}, {coefficients} coefficients a channel."
         raise ValueError(msg)
 
-    def stack(*wanted: str) -> Tensor:
-        return torch.from_numpy(np.stack([table[name].astype(np.float32) for name in wanted], 1))
+    def stack(*columns: str) -> Tensor:
+        return torch.from_numpy(np.stack([table[name].astype(np.float32) for name in columns], 1))
 
     higher = stack(*(f"f_rest_{i}" for i in range(rest))) if rest else torch.zeros(len(table), 0)
     higher = higher.reshape(len(table), 3, coefficients - 1).transpose(1, 2)

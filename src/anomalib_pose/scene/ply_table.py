@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vertices of a .ply file as a table, whatever they are."""
+"""Reading and writing of the vertices of .ply files as structured arrays."""
 
 import os
 from pathlib import Path
@@ -29,13 +29,13 @@ _ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
 def read_ply_vertices(path: Path) -> np.ndarray:
-    """Vertices of a .ply file, text or binary: a structured array with one field for each property.
+    """Read the vertices of a text or binary .ply file: a structured array with one field per property.
 
-    Other elements, as faces, are left out; vertices have to come first, as all programs write them.
+    The vertices must be the file's first element, as all programs write them. Other elements such as faces are ignored.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no .ply file with its vertices first, or is cut short.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a .ply file with vertices first, or is truncated.
     """
     if not path.is_file():
         msg = f"No .ply at {path}."
@@ -51,11 +51,11 @@ def read_ply_vertices(path: Path) -> np.ndarray:
 
 
 def write_ply_vertices(path: Path, table: np.ndarray) -> None:
-    """Write vertices as a binary little-endian .ply, under a temporary name that becomes the file's at the end.
+    """Write vertices as a binary little-endian .ply file.
 
     Args:
-        path: the file.
-        table: structured array; its fields are the properties.
+        path: the file; it is written under a temporary name and then renamed.
+        table: structured array with one field per property.
     """
     kinds = {kind: name for name, kind in reversed(_KINDS.items())}
     fields = [(name, table.dtype[name].str[1:]) for name in table.dtype.names or ()]
@@ -69,7 +69,7 @@ def write_ply_vertices(path: Path, table: np.ndarray) -> None:
 
 
 def _read_header(path: Path, head: bytes) -> tuple[str, int, np.dtype, int]:
-    """Format, number of vertices, their fields, and where the data begin."""
+    """Return the format, the number of vertices, their fields, and the offset of the data."""
     mark = head.find(b"end_header")
     end = head.find(b"\n", mark)
     if not head.startswith(b"ply") or mark < 0 or end < 0:
@@ -78,18 +78,18 @@ def _read_header(path: Path, head: bytes) -> tuple[str, int, np.dtype, int]:
     lines = [line.split() for line in head[:mark].decode("ascii", "replace").splitlines() if line.strip()]
     layout = next((line[1] for line in lines if line[0] == "format" and len(line) > 1), "")
     if layout not in _ORDERS:
-        msg = f"{path} has the format {layout!r}; known are {', '.join(_ORDERS)}."
+        msg = f"The format of {path} should be one of {', '.join(_ORDERS)}, got {layout!r}."
         raise ValueError(msg)
     elements = [number for number, line in enumerate(lines) if line[0] == "element"]
     first = lines[elements[0]] if elements else []
     if first[:2] != ["element", "vertex"] or len(first) != 3 or not first[2].isdigit():
-        msg = f"{path} should begin with its vertices, its first element is {' '.join(first) or 'none'}."
+        msg = f"The first element of {path} should be its vertices, got {' '.join(first) or 'none'}."
         raise ValueError(msg)
     stop = elements[1] if len(elements) > 1 else len(lines)
     properties = [line[1:] for line in lines[elements[0] : stop] if line[0] == "property"]
     unknown = sorted({entry[0] for entry in properties if len(entry) != 2 or entry[0] not in _KINDS})
     if unknown or not properties:
-        msg = f"{path} has vertex properties of types {unknown}; known are {sorted(_KINDS)}."
+        msg = f"The vertex properties of {path} should have types among {sorted(_KINDS)}, got {unknown}."
         raise ValueError(msg)
     try:
         dtype = np.dtype([(name, _ORDERS[layout] + _KINDS[kind]) for kind, name in properties])
@@ -100,18 +100,18 @@ def _read_header(path: Path, head: bytes) -> tuple[str, int, np.dtype, int]:
 
 
 def read_rows(path: Path, data: bytes, dtype: np.dtype, count: int, row: str, rows: str) -> np.ndarray:
-    """Rows of a text, one a line.
+    """Read rows of a text, one per line.
 
     Args:
         path: of the file, for messages.
         data: the text.
         dtype: fields of a row.
-        count: number of rows; what follows them is not read.
-        row: what a row is, for messages.
-        rows: what several are.
+        count: number of rows; later lines are ignored.
+        row: name of a row, for messages.
+        rows: plural of the name.
 
     Raises:
-        ValueError: if a line is no row, or there are fewer.
+        ValueError: if a line is not a row, or there are fewer than ``count``.
     """
     lines = data.decode("ascii", "replace").splitlines()[: max(count, 0)]
     try:

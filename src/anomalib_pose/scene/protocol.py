@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the layers above ask of a fitted object, however it is represented."""
+"""Protocols of a fitted object, which do not depend on its representation."""
 
 from typing import Protocol, TypeGuard, runtime_checkable
 
@@ -14,7 +14,7 @@ class Scene(Protocol):
     """A fitted object."""
 
     def render(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
-        """Images of the object.
+        """Render images of the object.
 
         Args:
             cameras: one camera, or C of them.
@@ -24,49 +24,49 @@ class Scene(Protocol):
 
     @property
     def center(self) -> Tensor:
-        """Middle of the object (3,), world frame."""
+        """Center of the object (3,), world frame."""
         ...
 
     @property
     def extent(self) -> float:
-        """Radius, in scene units, of a ball around the center that holds the object but for stray parts."""
+        """Radius, in scene units, of a ball around the center that contains the object without stray parts."""
         ...
 
 
 @runtime_checkable
 class ReflectiveScene(Scene, Protocol):
-    """A fitted object that may know what it reflects, whatever the light, besides how it looks."""
+    """A fitted object that can hold its reflectance, which does not depend on the light, besides its colors."""
 
     @property
     def reflective(self) -> bool:
-        """Whether it does."""
+        """Whether the scene holds the reflectance."""
         ...
 
     def render_reflectance(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
-        """Images of what the object reflects.
+        """Render images of the object's reflectance.
 
         Args:
             cameras: one camera, or C of them.
-            background: reflectance (3,) of what is behind the object; black if None.
+            background: reflectance (3,) of the background; black if None.
         """
         ...
 
 
 def is_reflective(scene: Scene) -> TypeGuard[ReflectiveScene]:
-    """Whether a scene can render what the object reflects."""
+    """Return whether a scene can render the object's reflectance."""
     return isinstance(scene, ReflectiveScene) and scene.reflective
 
 
 @runtime_checkable
 class PixelScene(Scene, Protocol):
-    """A fitted object whose pixels can be rendered one by one."""
+    """A fitted object that can render single pixels."""
 
     def render_pixels(self, camera: Camera, pixels: Tensor, background: Tensor) -> Tensor:
-        """Colors (N, 3) of some pixels; differentiable in the camera's pose.
+        """Render the colors (N, 3) of N pixels; differentiable in the camera's pose.
 
         Args:
             camera: one camera.
-            pixels: indices (N,) into the image's pixels, row by row.
+            pixels: indices (N,) of the image's pixels, row by row.
             background: color (3,) behind the object.
         """
         ...

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an object is fitted: every number of the recipe, and the two presets."""
+"""Settings of a fit of Gaussians, and the presets ``default`` and ``paper``."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,34 +18,37 @@ DensityName = Literal["relocate", "adaptive"]
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Recipe of a fit; the defaults are ours, ``paper`` is SplatPose's.
+    """Settings of a fit of Gaussians. The defaults are this package's own; ``paper`` returns SplatPose's.
 
     Args:
         steps: optimizer steps, one view each.
         max_gaussians: largest number of Gaussians.
-        initial_gaussians: number at the start.
-        sh_degree: degree of the colors; 0 in the paper, which bakes gloss into the object's surface.
-        reflectance: fit what the object reflects, whatever the light, as three more channels of the same Gaussians
-            (PIAD, where the paper has two scenes); a step takes twice the time.
-        initial: ``"hull"``: surface of the visual hull where masks are known, else random; ``"random"``.
-        initial_opacity: of every Gaussian at the start.
+        initial_gaussians: number of Gaussians at the start.
+        sh_degree: spherical harmonics degree of the colors; 0 in the paper, which bakes gloss into the surface.
+        reflectance: fit the object's reflectance, which does not depend on the light, as three more channels of the
+            same Gaussians. PIAD's paper fits a second scene instead. A step takes twice the time.
+        initial: ``"hull"``: surface of the visual hull if masks are known, else random points; ``"random"``.
+        initial_opacity: opacity of all Gaussians at the start.
         density: ``"relocate"`` (fixed budget) or ``"adaptive"`` (clone, split, prune, reset).
-        random_background: share of the steps that draw the background's color anew where the foreground is known, so
-            that no Gaussian can imitate the background; the other steps use white.
-        alpha_weight: weight of the mean alpha outside the foreground, where it is known.
-        crop: render the object's box only in nine steps of ten, where the foreground is known.
-        half_size_share: share of the steps, at the beginning, that use images of half the size.
-        ssim_weight: weight of 1 - SSIM in the loss, the rest is L1.
+        random_background: fraction of the steps with a random background color, if the foreground is known. It keeps
+            Gaussians from imitating the background. The other steps use white.
+        alpha_weight: weight of the mean alpha outside the foreground, if the foreground is known.
+        crop: render only the object's box in nine of ten steps, if the foreground is known.
+        half_size_share: fraction of the steps, at the beginning, that use images of half the size.
+        ssim_weight: weight of 1 - SSIM in the loss; L1 has the rest of the weight.
         opacity_weight: weight of the mean opacity, which lets unneeded Gaussians fade (MCMC, section 4).
-        scale_weight: weight of the mean size in units of the object's radius.
-        means_rate: Adam's rate of the centers in units of the object's radius.
-        means_decay: factor that the rate of the centers falls to, log-linearly.
-        other_decay: factor that all other rates fall to.
-        scales_rate: rate of the log-scales.
-        quats_rate: rate of the quaternions.
-        opacities_rate: rate of the logit-opacities.
-        sh_rate: rate of the constant color coefficients; higher ones get a twentieth.
-        seed: of everything random.
+        scale_weight: weight of the mean scale in units of the object's radius.
+        means_rate: Adam's learning rate of the centers, in units of the object's radius.
+        means_decay: factor on the rate of the centers at the last step; the decay is log-linear.
+        other_decay: factor on all other rates at the last step.
+        scales_rate: learning rate of the log-scales.
+        quats_rate: learning rate of the quaternions.
+        opacities_rate: learning rate of the logit-opacities.
+        sh_rate: learning rate of the constant color coefficients; higher coefficients get a twentieth of it.
+        seed: of all random numbers.
+
+    Raises:
+        ValueError: if a number is out of range, or ``initial`` or ``density`` is unknown.
     """
 
     steps: int = 3000
@@ -86,7 +89,7 @@ class FitSettings:
 
     @classmethod
     def paper(cls, steps: int = 30_000, seed: int = 0) -> "FitSettings":
-        """SplatPose's recipe: 100k random points, 30k steps, densification, white background, SH degree 0."""
+        """Build SplatPose's recipe: 100k random points, 30k steps, densification, white background, SH degree 0."""
         return cls(
             steps=steps,
             max_gaussians=1_000_000,
@@ -101,7 +104,7 @@ class FitSettings:
             half_size_share=0.0,
             opacity_weight=0.0,
             scale_weight=0.0,
-            # The rate is 1.6e-4 times the scene extent, which the fit multiplies in for "adaptive".
+            # The rate is 1.6e-4 times the scene extent. For "adaptive" the fit multiplies the rate by the extent.
             means_rate=1.6e-4,
             other_decay=1.0,
             scales_rate=5e-3,
@@ -126,7 +129,7 @@ class FitSettings:
             steps: optimizer steps.
             max_gaussians: largest number of Gaussians; the recipe ``"paper"`` ignores it.
             sh_degree: degree of the colors.
-            seed: of everything random.
+            seed: of all random numbers.
 
         Raises:
             ValueError: if the recipe is unknown.

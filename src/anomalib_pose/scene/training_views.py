@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rendering is compared with in one step of the fit."""
+"""Training views: posed images with their masks, prepared as targets of a fit."""
 
 from dataclasses import dataclass, replace
 
@@ -14,14 +14,14 @@ from anomalib_pose.scene.foreground import WHITE_TOLERANCE, boundary_band
 
 @dataclass(frozen=True)
 class TrainingView:
-    """One posed image, ready to be fitted.
+    """One posed image as the target of a fit.
 
     Args:
         camera: one camera.
-        image: RGB (H, W, 3), over white where ``foreground`` is known.
+        image: RGB (H, W, 3), over white if ``foreground`` is known.
         foreground: mask of the object (H, W), or None.
-        band: pixels (H, W) that may be covered partly or not at all, at the silhouette and where it is white inside of
-            it; None if ``foreground`` is.
+        band: mask (H, W) of pixels with an unknown coverage: at the silhouette, and white pixels inside it; None if
+            ``foreground`` is None.
     """
 
     camera: Camera
@@ -30,28 +30,28 @@ class TrainingView:
     band: Tensor | None
 
     def cropped(self, margin: int) -> "TrainingView":
-        """The object's box, widened by ``margin`` pixels; the whole view if the object is not in it."""
+        """Crop the view to the object's box, widened by ``margin`` pixels; a view without the object stays whole."""
         if self.foreground is None or not bool(self.foreground.any()):
             return self
         rows, columns = self.foreground.any(1).nonzero()[:, 0], self.foreground.any(0).nonzero()[:, 0]
         top, bottom = max(0, int(rows[0]) - margin), min(self.camera.height, int(rows[-1]) + 1 + margin)
         left, right = max(0, int(columns[0]) - margin), min(self.camera.width, int(columns[-1]) + 1 + margin)
-        shifted = self.camera.K.clone()
-        shifted[0, 2] -= left
-        shifted[1, 2] -= top
+        intrinsics = self.camera.K.clone()
+        intrinsics[0, 2] -= left
+        intrinsics[1, 2] -= top
         box = (slice(top, bottom), slice(left, right))
         return TrainingView(
-            replace(self.camera, K=shifted, width=right - left, height=bottom - top),
+            replace(self.camera, K=intrinsics, width=right - left, height=bottom - top),
             self.image[box].contiguous(),
             self.foreground[box].contiguous(),
             None if self.band is None else self.band[box].contiguous(),
         )
 
     def target(self, background: Tensor, alpha: Tensor) -> Float[Tensor, "h w 3"]:
-        """The image over another background than white.
+        """Return the image over a background color.
 
-        Where a pixel may be partly covered, nobody knows how much of it is background; there the rendering's own alpha
-        is taken, without a gradient, which is the same as comparing over white.
+        In the ``band`` the coverage of a pixel is unknown. There the target uses the rendering's own alpha without its
+        gradient, which equals a comparison over white.
 
         Args:
             background: color (3,).
@@ -59,10 +59,10 @@ class TrainingView:
         """
         if self.foreground is None:
             return self.image
-        covered = self.foreground
+        coverage = self.foreground
         if self.band is not None:
-            covered = torch.where(self.band > 0, alpha.detach(), covered)
-        return self.image + (1 - covered)[..., None] * (background - 1)
+            coverage = torch.where(self.band > 0, alpha.detach(), coverage)
+        return self.image + (1 - coverage)[..., None] * (background - 1)
 
 
 def make_training_views(
@@ -71,13 +71,13 @@ def make_training_views(
     foreground: Float[Tensor, "c h w"] | None,
     divisor: int = 1,
 ) -> list[TrainingView]:
-    """Views at the size of the images divided by ``divisor``.
+    """Prepare training views, at the size of the images divided by ``divisor``.
 
     Args:
-        images: RGB in [0, 1], over white where ``foreground`` is known.
-        cameras: C of them.
-        foreground: masks in [0, 1].
-        divisor: images and masks are averaged over squares of this side.
+        images: RGB in [0, 1], over white if ``foreground`` is known.
+        cameras: C cameras of the images.
+        foreground: masks in [0, 1], or None.
+        divisor: side in pixels of the squares that images and masks are averaged over.
     """
     if divisor > 1:
         height, width = images.shape[-2] // divisor, images.shape[-1] // divisor
@@ -91,7 +91,7 @@ def make_training_views(
         if foreground is not None:
             soft = foreground[index]
             mask = (soft > 0).to(soft) if bool(((soft > 0) & (soft < 1)).any()) else soft
-            # what is white inside the silhouette is a white part, or the background seen through a hole
+            # White pixels inside the silhouette show a white part, or the background through a hole.
             band = torch.maximum(boundary_band(mask), mask * (image > 1 - WHITE_TOLERANCE).all(0))
         views.append(TrainingView(cameras[index], image.permute(1, 2, 0).contiguous(), mask, band))
     return views

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling whether there are few views of an object, and what is done about it."""
+"""Coverage of the object by training views: whether the views are sparse, and the warning if they are."""
 
 import logging
 
@@ -10,11 +10,13 @@ from anomalib_pose.geometry import Camera, viewed_point
 
 logger = logging.getLogger(__name__)
 
-_FEW = 17.0  # degrees; with neighbors 13 apart an object was rendered well, 19 and 29 apart less and less
+_SPARSE_SPACING = 17.0  # degrees; renderings were good at a spacing of 13, and got worse at 19 and 29
 
 
 def median_view_spacing(cameras: Camera) -> float:
-    """Median angle in degrees from a camera to its nearest neighbor, seen from the point that all look at.
+    """Return the median angle in degrees between a camera and its nearest neighbor.
+
+    The angle is measured at the point that all cameras look at.
 
     Args:
         cameras: two or more.
@@ -25,35 +27,35 @@ def median_view_spacing(cameras: Camera) -> float:
 
 
 def has_sparse_views(cameras: Camera) -> bool:
-    """Whether views are so far apart that what lies between them is guessed."""
-    return len(cameras) < 2 or median_view_spacing(cameras) > _FEW
+    """Return whether the views are too far apart to constrain the object's appearance between them."""
+    return len(cameras) < 2 or median_view_spacing(cameras) > _SPARSE_SPACING
 
 
 def warn_about_sparse_views(
     cameras: Camera, *, masked: bool, attenuates_unsupported: bool, has_patch_memory: bool
 ) -> None:
-    """Log a warning about few views, with the path that is taken.
+    """Log a warning about sparse views and how the model handles them.
 
     Args:
         cameras: of the views.
         masked: whether the foreground is known.
-        attenuates_unsupported: whether references are held against the photographs that are nearest.
-        has_patch_memory: whether there is a memory of good views' patches.
+        attenuates_unsupported: whether the model attenuates anomalies in regions without view support.
+        has_patch_memory: whether the model has a patch memory.
     """
     if len(cameras) < 2:
-        logger.warning("One view is too few to know an object from: all other sides are guessed.")
+        logger.warning("One training view is too few: the views do not constrain the other sides of the object.")
         return
-    begin = "the hull of the masks" if masked else "random points in front of the cameras, for there are no masks"
-    confirmed = (
-        "what none of the nearest photographs shows of a reference counts less; " if attenuates_unsupported else ""
-    )
-    rest = (
-        "scores get the share of the memory of good patches that held-out views ask for"
+    start = "on the visual hull of the masks" if masked else "at random points, because there are no masks"
+    support = ""
+    if attenuates_unsupported:
+        support = " Anomalies in regions without view support are attenuated."
+    memory = (
+        " Held-out views set the mixing weight of the patch memory."
         if has_patch_memory
-        else "there is no memory of good patches to fall back on (it needs a backbone)"
+        else " There is no patch memory as a fallback; it needs a backbone."
     )
     logger.warning(
-        "%d views with a median of %.0f degrees between neighbors are few: what lies between them is guessed, and "
-        "small defects may be missed. The fit begins at %s; %s%s.",
-        len(cameras), median_view_spacing(cameras), begin, confirmed, rest,
+        "The %d training views are sparse: neighbors are %.0f degrees apart in the median. The object's appearance "
+        "between them is uncertain, and small defects may be missed. The fit starts %s.%s%s",
+        len(cameras), median_view_spacing(cameras), start, support, memory,
     )  # fmt: skip

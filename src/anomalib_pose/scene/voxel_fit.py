@@ -127,7 +127,7 @@ class _VoxelFitter(FitLoop):
         pixel = float(distance / cameras.K[:, 0, 0].median())
         longest = float((self.upper - self.lower).max())
         self.cell = max(settings.cell * pixel, longest / (settings.max_resolution - 1))
-        self.pixels = TrainingPixels.of(images, cameras, foreground)
+        self.pixels = TrainingPixels.from_views(images, cameras, foreground)
         self._lay(2 * self.cell, hull)
 
     def _points(self, cell: float) -> Float[Tensor, "x y z 3"]:
