@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pure maths on tensors: rigid motions, cameras, view lattices."""
+"""Geometry on tensors: rigid motions, cameras, view lattices, point sampling."""
 
 from anomalib_pose.geometry.camera import (
     Camera,

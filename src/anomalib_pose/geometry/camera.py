@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pinhole cameras, and the one function that resizes an image together with its intrinsics."""
+"""Pinhole cameras, and the resizing of images together with their intrinsics."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _OPENGL_TO_OPENCV = (1.0, -1.0, -1.0, 1.0)
 
 @dataclass(frozen=True)
 class Camera:
-    """One pinhole camera, or a batch of them that share an image size.
+    """One pinhole camera, or a batch of pinhole cameras of one image size.
 
     Convention:
         OpenCV axes (+x right, +y down, +z forward). ``p_world = camera_to_world @ p_camera``. The point (0.5, 0.5) is
@@ -52,14 +52,14 @@ class Camera:
 
     @classmethod
     def from_opengl(cls, camera_to_world: Float[Tensor, "*batch 4 4"], K: Tensor, width: int, height: int) -> "Camera":  # noqa: N803
-        """Camera from a pose with OpenGL axes (+y up, looking along -z), as Blender and NeRF files store it."""
+        """Create a camera from a pose with OpenGL axes (+y up, looking along -z), as in Blender and NeRF files."""
         return cls(camera_to_world * camera_to_world.new_tensor(_OPENGL_TO_OPENCV), K, width, height)
 
     @classmethod
     def from_fov(
         cls, camera_to_world: Float[Tensor, "*batch 4 4"], camera_angle_x: float, width: int, height: int
     ) -> "Camera":
-        """Camera with OpenCV axes, square pixels and a centered principal point.
+        """Create a camera with OpenCV axes, square pixels and a centered principal point.
 
         Args:
             camera_to_world: rigid motion (..., 4, 4).
@@ -71,7 +71,7 @@ class Camera:
             ValueError: if the field of view is outside (0, pi).
         """
         if not 0 < camera_angle_x < math.pi:
-            msg = f"camera_angle_x is a field of view in radians between 0 and pi, got {camera_angle_x}."
+            msg = f"camera_angle_x should be a field of view in radians between 0 and pi, got {camera_angle_x}."
             raise ValueError(msg)
         focal = 0.5 * width / math.tan(0.5 * camera_angle_x)
         intrinsics = camera_to_world.new_tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
@@ -79,14 +79,14 @@ class Camera:
 
     @classmethod
     def stack(cls, cameras: Sequence["Camera"]) -> "Camera":
-        """Batch of cameras along a new first dimension.
+        """Stack cameras along a new first dimension.
 
         Raises:
-            ValueError: if there is none, or if image sizes differ.
+            ValueError: if there is no camera, or if image sizes differ.
         """
         sizes = {(camera.width, camera.height) for camera in cameras}
         if len(sizes) != 1:
-            msg = f"Cameras of one image size can be stacked, got {sorted(sizes)}; resize them first."
+            msg = f"Cameras to stack should have one image size, got {sorted(sizes)}. Resize them first."
             raise ValueError(msg)
         width, height = sizes.pop()
         poses = torch.stack([camera.camera_to_world for camera in cameras])
@@ -99,7 +99,7 @@ class Camera:
 
     @property
     def viewmat(self) -> Tensor:
-        """World to camera (..., 4, 4)."""
+        """World-to-camera motion (..., 4, 4)."""
         return rigid_inverse(self.camera_to_world)
 
     @property
@@ -113,39 +113,41 @@ class Camera:
 
     @property
     def median_intrinsics(self) -> Float[Tensor, "3 3"]:
-        """Median K of a batch of cameras, entry by entry."""
-        # torch.median reads beyond tensors that are expanded, as intrinsics shared by all cameras are.
+        """Entrywise median of K over a batch of cameras."""
+        # torch.median reads beyond the memory of expanded tensors, such as intrinsics that all cameras share.
         return self.K.contiguous().median(0).values
 
     def __getitem__(self, index: int | slice | Tensor | list[int]) -> "Camera":
-        """Camera, or batch of cameras, at an index of the first batch dimension."""
+        """Return the camera, or batch of cameras, at an index of the first batch dimension."""
         return replace(self, camera_to_world=self.camera_to_world[index], K=self.K[index])
 
     def to(self, target: torch.device | torch.dtype | str) -> "Camera":
-        """The same camera on a device or in a dtype."""
+        """Return the camera on a device or in a dtype."""
         return replace(self, camera_to_world=self.camera_to_world.to(target), K=self.K.to(target))
 
     def batched(self) -> "Camera":
-        """The camera with exactly one leading dimension: itself if it has one."""
+        """Return the camera with exactly one leading dimension; a batch stays as it is."""
         if self.batch_shape:
             return self
         return replace(self, camera_to_world=self.camera_to_world[None], K=self.K[None])
 
     def with_pose(self, camera_to_world: Tensor) -> "Camera":
-        """The same intrinsics, expanded if needed, at other poses."""
+        """Return cameras with the same intrinsics, expanded if needed, at other poses."""
         intrinsics = self.K.expand(*camera_to_world.shape[:-2], 3, 3)
         return replace(self, camera_to_world=camera_to_world, K=intrinsics)
 
     def resized(self, width: int, height: int) -> "Camera":
-        """The same view sampled with another number of pixels."""
+        """Return the camera of the same view with another image size."""
         return replace(
             self, K=resize_intrinsics(self.K, self.width, self.height, width, height), width=width, height=height
         )
 
     def project(self, points: Float[Tensor, "n 3"]) -> tuple[Tensor, Tensor]:
-        """Pixel coordinates (..., n, 2) and depth along the optical axis (..., n) of points in the world frame.
+        """Project points of the world frame.
 
-        Points at depth 0 or behind the camera give coordinates without a meaning: look at the depth.
+        Returns:
+            Pixel coordinates (..., n, 2) and depth along the optical axis (..., n). Coordinates of points with a depth
+            of 0 or below have no meaning, so check the depth.
         """
         viewmat = self.viewmat
         in_camera = points @ viewmat[..., :3, :3].transpose(-1, -2) + viewmat[..., None, :3, 3]
@@ -153,10 +155,10 @@ class Camera:
         return homogeneous[..., :2] / homogeneous[..., 2:], in_camera[..., 2]
 
     def unproject(self, depth: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w 3"]:
-        """Points in the world frame that the pixels' centers show.
+        """Return the world points (..., h, w, 3) at the pixel centers of depth images.
 
         Args:
-            depth: along the optical axis, one image a camera, of the camera's size.
+            depth: along the optical axis; one image per camera, of the camera's size.
         """
         u = torch.arange(self.width, dtype=depth.dtype, device=depth.device) + 0.5
         v = torch.arange(self.height, dtype=depth.dtype, device=depth.device) + 0.5
@@ -169,20 +171,21 @@ class Camera:
 
 
 def viewed_point(cameras: Camera) -> tuple[Float[Tensor, "3"], Float[Tensor, " c"]]:
-    """The point nearest to all optical axes (least squares), and how far from each axis it lies.
+    """Return the point nearest to all optical axes (least squares), and its distance from each axis.
 
     Args:
-        cameras: C of them.
+        cameras: C cameras.
     """
-    axes, eyes = cameras.camera_to_world[:, :3, 2].double(), cameras.center.double()
+    axes, centers = cameras.camera_to_world[:, :3, 2].double(), cameras.center.double()
     identity = torch.eye(3, dtype=axes.dtype, device=axes.device)
-    across = identity - axes[:, :, None] * axes[:, None, :]
-    # Parallel axes leave the depth open; the small pull to the cameras' mean keeps the system solvable.
-    system = across.sum(0) + 1e-6 * len(axes) * identity
-    right = (across @ eyes[..., None]).sum(0)[:, 0] + 1e-6 * len(axes) * eyes.mean(0)
+    projections = identity - axes[:, :, None] * axes[:, None, :]  # onto the planes orthogonal to the axes
+    # Parallel axes do not determine the depth. The small regularization towards the cameras' mean keeps the system
+    # solvable.
+    system = projections.sum(0) + 1e-6 * len(axes) * identity
+    right = (projections @ centers[..., None]).sum(0)[:, 0] + 1e-6 * len(axes) * centers.mean(0)
     point = torch.linalg.solve(system, right)
-    off = (across @ (point - eyes)[..., None])[..., 0].norm(dim=-1)
-    return point.to(cameras.camera_to_world), off.to(cameras.camera_to_world)
+    distances = (projections @ (point - centers)[..., None])[..., 0].norm(dim=-1)
+    return point.to(cameras.camera_to_world), distances.to(cameras.camera_to_world)
 
 
 def resize_intrinsics(
@@ -192,13 +195,13 @@ def resize_intrinsics(
     width: int,
     height: int,
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Intrinsics of an image that was resized; with half-pixel centers both rows scale without an offset."""
+    """Return the intrinsics after a resize of the image. With half-pixel centers both rows scale without an offset."""
     scale = K.new_tensor([width / from_width, height / from_height, 1.0])
     return K * scale[:, None]
 
 
 def scale_focal_lengths(K: Float[Tensor, "*batch 3 3"], factor: float) -> Float[Tensor, "*batch 3 3"]:  # noqa: N803
-    """Intrinsics with both focal lengths multiplied by a factor; the principal point stays.
+    """Multiply both focal lengths by a factor; the principal point stays.
 
     Args:
         K: intrinsics in pixels, without skew.
@@ -218,8 +221,8 @@ def resize_image_mask_K(  # noqa: N802
 
     Args:
         image: image (C, H, W); resampled bilinearly with antialiasing.
-        mask: mask (H, W) or None; resampled with its nearest neighbors, so that a binary mask stays one.
-        K: intrinsics (3, 3) of the image as given.
+        mask: mask (H, W) or None; resampled by nearest neighbors, so that a binary mask stays binary.
+        K: intrinsics (3, 3) of the image before the resize.
         width: new width in pixels.
         height: new height in pixels.
     """
@@ -234,7 +237,7 @@ def resize_image_mask_K(  # noqa: N802
 
 
 def pose_error(estimate: Float[Tensor, "*batch 4 4"], truth: Float[Tensor, "*batch 4 4"]) -> tuple[Tensor, Tensor]:
-    """Rotation angle in radians and distance of the optical centers in scene units, between two camera poses."""
+    """Return the rotation angle in radians and the distance of the optical centers in scene units of two poses."""
     angle = rotation_angle(estimate[..., :3, :3], truth[..., :3, :3])
     return angle, (estimate[..., :3, 3] - truth[..., :3, 3]).norm(dim=-1)
 
@@ -242,13 +245,15 @@ def pose_error(estimate: Float[Tensor, "*batch 4 4"], truth: Float[Tensor, "*bat
 def projection_jacobian(
     x: Float[Tensor, "*n"], y: Float[Tensor, "*n"], inverse_depth: Float[Tensor, "*n"], dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Derivatives of the slopes of points by the tangent (v, omega) that moves them; times fx, fy those of the pixels.
+    """Return the derivatives of X / Z and Y / Z of points by the tangent (v, omega) that moves the points.
+
+    Multiplied by fx and fy they are the derivatives of the pixel coordinates.
 
     Args:
         x: X / Z in the camera's frame.
         y: Y / Z.
         inverse_depth: 1 / Z.
-        dim: where the six components are put.
+        dim: dimension of the six components in the results.
     """
     zero = torch.zeros_like(x)
     by_x = torch.stack([inverse_depth, zero, -x * inverse_depth, -x * y, 1 + x * x, -y], dim)

@@ -13,29 +13,29 @@ _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 def look_at(
     eye: Float[Tensor, "*batch 3"], target: Float[Tensor, "3"], up: Float[Tensor, "3"]
 ) -> Float[Tensor, "*batch 4 4"]:
-    """Camera-to-world poses (OpenCV axes) that look from ``eye`` to ``target`` with ``up`` upwards in the image.
+    """Return camera-to-world poses (OpenCV axes) that look from ``eye`` to ``target`` with ``up`` upwards in the image.
 
-    Where the line of sight is parallel to ``up``, another axis takes its place, so the pose is always rigid.
+    If the line of sight is parallel to ``up``, another axis replaces ``up``, so that the pose is always rigid.
 
     Args:
         eye: optical centers in the world frame.
-        target: the point on the optical axis.
-        up: the world's upward direction; need not be a unit vector.
+        target: point on the optical axis, world frame.
+        up: upward direction of the world, of any length.
 
     Raises:
-        ValueError: if a camera sits on its target.
+        ValueError: if an optical center equals the target.
     """
     forward = target - eye
     distance = forward.norm(dim=-1, keepdim=True)
     if bool((distance == 0).any()):
-        msg = f"A camera cannot look at the point it sits on: {target.tolist()}."
+        msg = f"The target of a camera should differ from its optical center, got {target.tolist()} for both."
         raise ValueError(msg)
     forward = forward / distance
     right = torch.linalg.cross(forward, up.expand_as(forward))
-    spare = torch.zeros_like(forward)
-    spare[..., int(up.abs().argmin())] = 1
+    fallback = torch.zeros_like(forward)
+    fallback[..., int(up.abs().argmin())] = 1
     parallel = right.norm(dim=-1, keepdim=True) < 1e-6 * up.norm()
-    right = torch.where(parallel, torch.linalg.cross(forward, spare), right)
+    right = torch.where(parallel, torch.linalg.cross(forward, fallback), right)
     right = right / right.norm(dim=-1, keepdim=True)
     down = torch.linalg.cross(forward, right)
     top = torch.stack([right, down, forward, eye], -1)
@@ -45,10 +45,10 @@ def look_at(
 
 
 def mad_lattice(radius: float) -> Float[Tensor, "210 4 4"]:
-    """The 210 training poses of MAD-Sim: 14 rings of 15 azimuths, all looking at the origin, z upwards.
+    """Return the 210 training poses of MAD-Sim: 14 rings of 15 azimuths that look at the origin with z upwards.
 
     Ring ``i // 15`` has the elevation ``85 - (170 / 13) (i // 15)`` degrees, view ``i % 15`` the azimuth
-    ``120 + (320 / 14) (i % 15)`` degrees: between 80 and 120 degrees there is no view.
+    ``120 + (320 / 14) (i % 15)`` degrees. There is no view between 80 and 120 degrees.
 
     Args:
         radius: distance of the cameras from the origin; 3.0, 3.5 or 4.0 in MAD.
@@ -67,7 +67,9 @@ def view_sphere(
     *,
     azimuth_offset: float = 0.0,
 ) -> Float[Tensor, "count 4 4"]:
-    """Poses spread evenly over a sphere, or a band of it, looking at the origin with z upwards (golden spiral).
+    """Return poses on a sphere, or a band of it, that look at the origin with z upwards.
+
+    The poses follow a golden spiral, which covers the sphere evenly.
 
     Args:
         count: number of poses.
@@ -92,7 +94,7 @@ def view_sphere(
 
 
 def _sphere_poses(elevation: Tensor, azimuth: Tensor, radius: float) -> Tensor:
-    """Poses without roll; the right-hand axis comes from the azimuth, so that the poles are no special case."""
+    """Return poses without roll. Their x axis follows from the azimuth, so the poles need no special case."""
     sin, cos = azimuth.sin(), azimuth.cos()
     outwards = torch.stack([elevation.cos() * cos, elevation.cos() * sin, elevation.sin()], -1)
     right = torch.stack([-sin, cos, torch.zeros_like(sin)], -1)

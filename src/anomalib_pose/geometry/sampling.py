@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing a few points that are spread over many."""
+"""Farthest point sampling."""
 
 import torch
 from jaxtyping import Int, Shaped
@@ -7,34 +7,36 @@ from torch import Tensor
 
 
 def farthest_point_sampling(points: Shaped[Tensor, "n d"], count: int, start: int = 0) -> Int[Tensor, " count"]:
-    """Indices of points of which each is as far as possible from those before it; the first of equals is taken.
+    """Select points such that each is as far as possible from the points selected before; return their indices.
+
+    Of several points at the same distance, the first is selected.
 
     Args:
-        points: n points in any number of dimensions; compared in their own precision, whole numbers exactly.
-        count: how many to choose.
-        start: index of the first one.
+        points: n points in any number of dimensions; distances have the points' precision, integers are exact.
+        count: number of points to select.
+        start: index of the first selected point.
 
     Raises:
-        ValueError: if there are not as many points, or ``start`` names none.
+        ValueError: if ``count`` is not in 1..n, or ``start`` is not the index of a point.
     """
     if not 1 <= count <= len(points) or not 0 <= start < len(points):
         msg = (
-            f"Of {len(points)} points, 1 to {len(points)} can be chosen, beginning with one of them; "
+            f"Of {len(points)} points, count should be 1 to {len(points)} and start 0 to {len(points) - 1}, "
             f"got count {count}, start {start}."
         )
         raise ValueError(msg)
-    # By products, not differences: no copy of all points in each step.
+    # Distances from inner products need no copy of all points in each step, unlike differences.
     points = points if points.is_floating_point() else points.double()
-    # Near the origin products lose little; whole numbers stay whole.
+    # Inner products near the origin lose little precision. The rounded mean keeps integers exact.
     points = points - points.mean(0).round()
     norms = points.square().sum(1)
-    chosen = torch.empty(count, dtype=torch.long)
+    selected = torch.empty(count, dtype=torch.long)
     squared = torch.full_like(norms, torch.inf)
     latest = start
     for i in range(count):
-        chosen[i] = latest
+        selected[i] = latest
         squared = torch.minimum(squared, norms + norms[latest] - 2 * (points @ points[latest]))
-        # a chosen point is not chosen again where others lie on it
+        # A selected point is not selected again if other points coincide with it.
         squared[latest] = -1
         latest = int(squared.argmax())
-    return chosen
+    return selected

@@ -2,26 +2,26 @@
 """Exponential and logarithm of rotations and rigid motions.
 
 Convention:
-    A tangent is ``(v, omega)``: translation first, rotation second, in radians. ``se3_exp(tangent) @ p`` moves ``p``.
-    All functions take any number of leading batch dimensions and keep dtype and device.
+    A tangent is ``(v, omega)``: translation first, rotation second, in radians. ``se3_exp(tangent) @ p`` moves the
+    point ``p``. All functions accept any number of leading batch dimensions and keep dtype and device.
 
-Every coefficient has a Taylor branch near zero. The argument of the closed form is replaced *before* ``torch.where``,
-so that the gradient of the branch that is not taken stays finite.
+Each coefficient has a Taylor series near zero. The argument of the closed form is replaced *before* ``torch.where``, so
+that the gradient of the unused branch stays finite.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Below this squared angle the Taylor series is used. With the terms kept, the truncation error there is below
-# float64 round-off, while the closed forms have not yet lost digits to cancellation that matter.
+# Largest squared angle of the Taylor series. Below it the series' truncation error is smaller than float64 round-off.
+# Above it the closed forms lose no significant digits to cancellation.
 _SMALL = 0.25
 _INVERSES = tuple(tuple(1 / ((2 * k + first) * (2 * k + first - 1)) for first in (1, 2, 3)) for k in range(8, 0, -1))
 _FACTORIALS = (1.0, 0.5, 1 / 6)
 
 
 def _series(squared_angle: Tensor) -> Tensor:
-    """Sums of ``(-x)^k / (2k + f)!`` for f = 1, 2, 3 along a last axis, by Horner's rule."""
+    """Return the sums of ``(-x)^k / (2k + f)!`` for f = 1, 2, 3 along a new last axis, by Horner's rule."""
     factors = (squared_angle[..., None, None] * squared_angle.new_tensor(_INVERSES)).unbind(-2)
     result = 1 - factors[0]
     for factor in factors[1:]:
@@ -30,7 +30,7 @@ def _series(squared_angle: Tensor) -> Tensor:
 
 
 def _coefficients(squared_angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``sin t / t``, ``(1 - cos t) / t^2`` and ``(t - sin t) / t^3`` from ``t^2``."""
+    """Return ``sin t / t``, ``(1 - cos t) / t^2`` and ``(t - sin t) / t^3`` for ``t^2``."""
     small = squared_angle < _SMALL
     near = torch.where(small, squared_angle, torch.zeros_like(squared_angle))
     far = torch.where(small, torch.ones_like(squared_angle), squared_angle)
@@ -42,14 +42,14 @@ def _coefficients(squared_angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def skew(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Matrix of the cross product: ``skew(a) @ b = a x b``."""
+    """Return the matrix of the cross product, with ``skew(a) @ b = a x b``."""
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
 
 
 def so3_exp(omega: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Rotation matrix of a rotation vector (Rodrigues).
+    """Return the rotation matrix of a rotation vector (Rodrigues).
 
     Args:
         omega: axis times angle, radians.
@@ -61,12 +61,12 @@ def so3_exp(omega: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
 
 
 def _quaternion(rotation: Tensor) -> Tensor:
-    """Unit quaternion (w, x, y, z), w >= 0, from the best conditioned of the four pivots."""
+    """Return the unit quaternion (w, x, y, z) with w >= 0, from the best conditioned of the four pivots."""
     diagonal = rotation.diagonal(dim1=-2, dim2=-1)
     trace = diagonal.sum(-1, keepdim=True)
     squares = torch.cat([1 + trace, 1 - trace + 2 * diagonal], -1)
     pivot = squares.argmax(-1)
-    # The symmetric matrix 4 q q^T; its row with the largest diagonal entry is q times the largest of its components.
+    # Row i of the symmetric matrix 4 q q^T is a multiple of q. The row of the largest diagonal entry is the most exact.
     difference = rotation - rotation.transpose(-1, -2)
     axis = torch.stack([difference[..., 2, 1], difference[..., 0, 2], difference[..., 1, 0]], -1)
     products = rotation + rotation.transpose(-1, -2)
@@ -80,10 +80,10 @@ def _quaternion(rotation: Tensor) -> Tensor:
 
 
 def so3_log(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
-    """Rotation vector of a rotation matrix, with an angle in [0, pi].
+    """Return the rotation vector of a rotation matrix, with an angle in [0, pi].
 
     Args:
-        rotation: rotation matrices; they are not checked.
+        rotation: rotation matrices; the function does not check them.
     """
     q = _quaternion(rotation)
     w, xyz = q[..., 0], q[..., 1:]
@@ -92,13 +92,13 @@ def so3_log(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
     safe = torch.where(small, torch.ones_like(squared), squared)
     norm = safe.sqrt()
     far = 2 * torch.atan2(norm, w) / norm
-    # asin(s)/s = 1 + s^2/6 + 3 s^4/40: exact to round-off below 1e-8
+    # asin(s) / s = 1 + s^2 / 6 + 3 s^4 / 40, which is exact to round-off for s^2 below 1e-8.
     near = 2 * (1 + squared / 6 + 3 * squared * squared / 40)
     return torch.where(small, near, far)[..., None] * xyz
 
 
 def se3_exp(tangent: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 4 4"]:
-    """Rigid motion of a tangent ``(v, omega)``: the matrix exponential of ``[[skew(omega), v], [0, 0]]``.
+    """Return the rigid motion of a tangent ``(v, omega)``: the matrix exponential of ``[[skew(omega), v], [0, 0]]``.
 
     Args:
         tangent: translation part in scene units, rotation part in radians.
@@ -117,17 +117,17 @@ def se3_exp(tangent: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 4 4"]:
 
 
 def se3_log(transform: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]:
-    """Tangent ``(v, omega)`` with ``se3_exp(tangent) = transform`` and ``|omega| <= pi``.
+    """Return the tangent ``(v, omega)`` with ``se3_exp(tangent) = transform`` and ``|omega| <= pi``.
 
     Args:
-        transform: rigid motions; they are not checked.
+        transform: rigid motions; the function does not check them.
     """
     omega = so3_log(transform[..., :3, :3])
     squared = (omega * omega).sum(-1)
     a, b, _ = _coefficients(squared)
     small = squared < _SMALL
     safe = torch.where(small, torch.ones_like(squared), squared)
-    # (1 - a / 2b) / t^2, and its series sum |B_2n| t^(2n-2) / (2n)!
+    # The factor is (1 - a / 2b) / t^2; its series is sum |B_2n| t^(2n-2) / (2n)!.
     near_squared = torch.where(small, squared, torch.zeros_like(squared))
     near = _bernoulli(near_squared)
     factor = torch.where(small, near, (1 - a / (2 * b)) / safe)
@@ -139,7 +139,7 @@ def se3_log(transform: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]
 
 
 def _bernoulli(squared: Tensor) -> Tensor:
-    """``sum_n |B_2n| / (2n)! x^(n-1)``: 1/12 + x/720 + x^2/30240 + ..."""
+    """Return ``sum_n |B_2n| / (2n)! x^(n-1)`` = 1/12 + x/720 + x^2/30240 + ..."""
     numbers = (
         1 / 12,
         1 / 720,
@@ -158,12 +158,12 @@ def _bernoulli(squared: Tensor) -> Tensor:
 
 
 def rigid_inverse(transform: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
-    """Inverse of a rigid motion by transposition: exact where a general inverse would lose digits."""
+    """Invert a rigid motion by transposition, which is exact where a general inverse loses digits."""
     rotation = transform[..., :3, :3].transpose(-1, -2)
     translation = -rotation @ transform[..., :3, 3:]
     return torch.cat([torch.cat([rotation, translation], -1), transform[..., 3:, :]], -2)
 
 
 def rotation_angle(first: Float[Tensor, "*batch 3 3"], second: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch"]:
-    """Angle in radians, in [0, pi], of the rotation that leads from one to the other."""
+    """Return the angle in radians, in [0, pi], of the relative rotation of two rotation matrices."""
     return so3_log(first.transpose(-1, -2) @ second).norm(dim=-1)

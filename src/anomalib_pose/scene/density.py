@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the number and place of Gaussians change while an object is fitted."""
+"""Density control: changes of the number and the positions of Gaussians during a fit."""
 
 import math
 from typing import Protocol, runtime_checkable
@@ -12,20 +12,20 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.scene.parameters import GaussianParameters
 
 _MAX_COPIES = 51
-_DEAD = 0.005
+_DEAD_OPACITY = 0.005
 
 
 def logit(probability: Tensor) -> Tensor:
-    """Inverse of the sigmoid."""
+    """Return the inverse of the sigmoid."""
     return torch.log(probability / (1 - probability))
 
 
 @runtime_checkable
 class DensityControl(Protocol):
-    """Called after the gradients of a step are known, and again after the step itself."""
+    """Changes Gaussians during a fit: called before each optimizer step, with gradients, and after it."""
 
     def before_step(self, parameters: GaussianParameters, camera: Camera, step: int) -> None:
-        """Look at the gradients."""
+        """Record the gradients of a step."""
         ...
 
     def after_step(self, parameters: GaussianParameters, step: int, generator: torch.Generator) -> None:
@@ -33,23 +33,23 @@ class DensityControl(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What has to be kept to continue later."""
+        """Return the state."""
         ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from ``state_dict``."""
+        """Restore the state of ``state_dict``."""
         ...
 
 
 def split_evenly(
     opacity: Float[Tensor, " k"], scale: Float[Tensor, "k 3"], copies: Tensor
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k 3"]]:
-    """Opacity and scale of ``copies`` equal Gaussians at one place that look like one (MCMC, equation 9).
+    """Return opacity and scale of equal Gaussians at one place that together look like one (MCMC, equation 9).
 
     Args:
-        opacity: of the one, in (0, 1).
-        scale: of the one, > 0.
-        copies: how many take its place (k,), 1 or more; capped at 51.
+        opacity: of K original Gaussians, in (0, 1).
+        scale: of the original Gaussians, > 0.
+        copies: number of copies (K,) that replace each original, 1 or more; capped at 51.
     """
     copies = copies.clamp(max=_MAX_COPIES)
     new_opacity = 1 - (1 - opacity).pow(1 / copies)
@@ -64,18 +64,18 @@ def split_evenly(
 
 
 class Relocation:
-    """A budget of Gaussians: dead ones move to where opaque ones are, and their number grows to a cap.
+    """Density control with a fixed budget: transparent Gaussians move to opaque ones, and the number grows to a cap.
 
-    After Kheradmand et al., "3D Gaussian Splatting as Markov Chain Monte Carlo" (2024), section 4: relocation and
-    growth that leave the image as it is, and noise on the centers of transparent Gaussians, so that they explore.
+    This follows Kheradmand et al., "3D Gaussian Splatting as Markov Chain Monte Carlo" (2024), section 4. Relocation
+    and growth do not change the image. Noise on the centers of transparent Gaussians makes them explore.
 
     Args:
         cap: largest number of Gaussians.
-        start: step of the first change.
-        stop: step after which only the noise goes on.
-        every: steps between changes.
-        growth: share by which the number grows at each change.
-        noise: size of the exploring noise, relative to a Gaussian's own size.
+        start: step of the first relocation.
+        stop: last step of relocation and noise.
+        every: steps between relocations.
+        growth: fraction by which the number grows at each relocation.
+        noise: size of the noise, relative to a Gaussian's own size.
     """
 
     def __init__(
@@ -85,64 +85,67 @@ class Relocation:
         self.growth, self.noise = growth, noise
 
     def before_step(self, parameters: GaussianParameters, camera: Camera, step: int) -> None:
-        """Gradients are not looked at."""
+        """Ignore the gradients."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing is kept between changes."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing is kept between changes."""
+        """Ignore the empty state."""
 
     @torch.no_grad()
     def after_step(self, parameters: GaussianParameters, step: int, generator: torch.Generator) -> None:
-        """Relocate and grow every ``every`` steps, and shake the transparent ones."""
+        """Relocate and grow every ``every`` steps, and add noise to transparent Gaussians in each step."""
         if step % self.every == 0 and self.start <= step <= self.stop:
             self._relocate(parameters, generator)
         if step <= self.stop:
-            self._shake(parameters, generator, 1 - step / (self.stop + 1))
+            self._add_noise(parameters, generator, 1 - step / (self.stop + 1))
 
     def _relocate(self, parameters: GaussianParameters, generator: torch.Generator) -> None:
+        """Replace dead Gaussians, and add new ones, by copies of Gaussians sampled by their opacity."""
         opacity = parameters.raw["logit_opacities"].sigmoid()
-        dead = (opacity <= _DEAD).nonzero()[:, 0]
+        dead = (opacity <= _DEAD_OPACITY).nonzero()[:, 0]
         growth = min(self.cap - len(parameters), int(self.growth * len(parameters)))
         count = len(dead) + max(0, growth)
-        alive = opacity.where(opacity > _DEAD, 0)
+        alive = opacity.where(opacity > _DEAD_OPACITY, 0)
         if count == 0 or not bool((alive > 0).any()):
             return
-        drawn = torch.multinomial(alive.cpu(), count, replacement=True, generator=generator).to(opacity.device)
-        sources, inverse, times = drawn.unique(return_inverse=True, return_counts=True)
-        new_opacity, new_scale = split_evenly(opacity[sources], parameters.raw["log_scales"][sources].exp(), times + 1)
-        changed = {"logit_opacities": logit(new_opacity.clamp(_DEAD, 1 - 1e-4)), "log_scales": new_scale.log()}
+        sampled = torch.multinomial(alive.cpu(), count, replacement=True, generator=generator).to(opacity.device)
+        sources, inverse, n_copies = sampled.unique(return_inverse=True, return_counts=True)
+        scales = parameters.raw["log_scales"][sources].exp()
+        new_opacity, new_scale = split_evenly(opacity[sources], scales, n_copies + 1)
+        changed = {"logit_opacities": logit(new_opacity.clamp(_DEAD_OPACITY, 1 - 1e-4)), "log_scales": new_scale.log()}
         parameters.overwrite(sources, changed)
         copies = {name: tensor.detach()[sources][inverse] for name, tensor in parameters.raw.items()}
         parameters.overwrite(dead, {name: tensor[: len(dead)] for name, tensor in copies.items()})
         if count > len(dead):
             parameters.append({name: tensor[len(dead) :] for name, tensor in copies.items()})
 
-    def _shake(self, parameters: GaussianParameters, generator: torch.Generator, fade: float) -> None:
+    def _add_noise(self, parameters: GaussianParameters, generator: torch.Generator, fade: float) -> None:
         opacity = parameters.raw["logit_opacities"].sigmoid()
-        transparent = torch.sigmoid(-100 * (opacity - _DEAD))
+        transparent = torch.sigmoid(-100 * (opacity - _DEAD_OPACITY))
         size = parameters.raw["log_scales"].exp().mean(1)
         noise = torch.randn(parameters.raw["means"].shape, generator=generator).to(opacity.device)
         parameters.raw["means"].add_(noise * (self.noise * fade * transparent * size)[:, None])
 
 
 class AdaptiveDensity:
-    """Clone, split, prune and opacity resets of the original recipe (Kerbl et al. 2023, section 5).
+    """Density control of Kerbl et al. (2023), section 5: clone, split, prune, and reset opacities.
 
-    The gradient on the screen is taken from the gradient of the center in the camera frame: a shift dx there moves the
-    pixel by f dx / z. The part that goes through the shape of the projected Gaussian is left out.
+    The gradient on the screen follows from the gradient of the center in the camera frame: a shift dx moves the
+    projection by f dx / z. The dependence of the projected shape on the center is neglected.
 
     Args:
-        extent: scene extent of the recipe, 1.1 times the largest distance of a camera from the cameras' mean.
+        extent: scene extent: 1.1 times the largest distance of a camera from the cameras' mean.
         start: first step of densification.
         stop: last step of densification and resets.
         every: steps between densifications.
         reset_every: steps between opacity resets.
-        threshold: mean gradient on the screen, in normalized device coordinates, above which a Gaussian is refined.
-        prune_opacity: Gaussians below are dropped.
-        cap: largest number of Gaussians; refinement stops there.
+        threshold: mean gradient on the screen, in normalized device coordinates, above which a Gaussian is cloned or
+            split.
+        prune_opacity: opacity below which Gaussians are removed.
+        cap: largest number of Gaussians; densification stops at this number.
     """
 
     def __init__(
@@ -162,16 +165,16 @@ class AdaptiveDensity:
         self._count = torch.zeros(0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Gradients summed since the last densification."""
+        """Return the sums of gradients since the last densification."""
         return {"sum": self._sum, "count": self._count}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from ``state_dict``."""
+        """Restore the state of ``state_dict``."""
         self._sum, self._count = state["sum"], state["count"]
 
     @torch.no_grad()
     def before_step(self, parameters: GaussianParameters, camera: Camera, step: int) -> None:
-        """Add this step's gradients on the screen."""
+        """Add the gradients on the screen of one step."""
         if step > self.stop:
             return
         if len(self._sum) != len(parameters):
@@ -186,13 +189,13 @@ class AdaptiveDensity:
         focal = camera.K.to(gradient)[[0, 1], [0, 1]]
         half_size = gradient.new_tensor([camera.width, camera.height]) / 2
         on_screen = (in_camera[:, :2] * depth[:, None] / focal * half_size).norm(dim=-1)
-        drawn = gradient.abs().sum(-1) > 0
-        self._sum += on_screen.where(drawn, 0)
-        self._count += drawn
+        rendered = gradient.abs().sum(-1) > 0
+        self._sum += on_screen.where(rendered, 0)
+        self._count += rendered
 
     @torch.no_grad()
     def after_step(self, parameters: GaussianParameters, step: int, generator: torch.Generator) -> None:
-        """Densify, prune and reset at their steps."""
+        """Densify, prune and reset opacities at their steps."""
         if step > self.stop:
             return
         if step > self.start and step % self.every == 0:
@@ -201,28 +204,29 @@ class AdaptiveDensity:
         if step % self.reset_every == 0 or step == self.start:
             ceiling = logit(torch.tensor(0.01, device=parameters.device))
             low = parameters.raw["logit_opacities"].detach().minimum(ceiling)
-            everything = torch.arange(len(parameters), device=parameters.device)
-            parameters.overwrite(everything, {"logit_opacities": low})
+            all_indices = torch.arange(len(parameters), device=parameters.device)
+            parameters.overwrite(all_indices, {"logit_opacities": low})
 
     def _densify(self, parameters: GaussianParameters, generator: torch.Generator) -> None:
+        """Clone small Gaussians and split large ones, where the mean gradient on the screen is large."""
         if len(self._sum) != len(parameters):
             return
         mean_gradient = self._sum / self._count.clamp_min(1)
-        wanted = mean_gradient > self.threshold
-        room = self.cap - len(parameters)
-        if int(wanted.sum()) > room:
-            wanted &= mean_gradient >= mean_gradient.topk(max(1, room)).values[-1]
-        if room <= 0 or not bool(wanted.any()):
+        selected = mean_gradient > self.threshold
+        capacity = self.cap - len(parameters)
+        if int(selected.sum()) > capacity:
+            selected &= mean_gradient >= mean_gradient.topk(max(1, capacity)).values[-1]
+        if capacity <= 0 or not bool(selected.any()):
             self._sum = torch.zeros(0)
             return
         large = parameters.raw["log_scales"].exp().amax(1) > 0.01 * self.extent
-        cloned = {name: tensor.detach()[wanted & ~large] for name, tensor in parameters.raw.items()}
-        split = {name: tensor.detach()[wanted & large].repeat(2, *[1] * (tensor.ndim - 1))
+        cloned = {name: tensor.detach()[selected & ~large] for name, tensor in parameters.raw.items()}
+        split = {name: tensor.detach()[selected & large].repeat(2, *[1] * (tensor.ndim - 1))
                  for name, tensor in parameters.raw.items()}  # fmt: skip
         noise = torch.randn(split["means"].shape, generator=generator).to(parameters.device)
         split["means"] = split["means"] + _rotate(split["quats"], noise * split["log_scales"].exp())
         split["log_scales"] = split["log_scales"] - math.log(1.6)
-        parameters.keep(~(wanted & large))
+        parameters.keep(~(selected & large))
         parameters.append(cloned)
         parameters.append(split)
         self._sum = torch.zeros(0)
@@ -237,7 +241,7 @@ class AdaptiveDensity:
 
 
 def _rotate(quats: Float[Tensor, "n 4"], vectors: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-    """Vectors turned by quaternions wxyz of any length."""
+    """Rotate vectors by quaternions wxyz of any length."""
     unit = torch.nn.functional.normalize(quats, dim=-1)
     scalar, axis = unit[:, :1], unit[:, 1:]
     twice = 2 * torch.linalg.cross(axis, vectors)

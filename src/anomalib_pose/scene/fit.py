@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fitting Gaussians to posed images."""
+"""Fit of Gaussians to posed images."""
 
 import logging
 import time
@@ -32,12 +32,12 @@ _CROP_MARGIN = 8
 
 @dataclass(frozen=True)
 class FitResult:
-    """A fitted object and how good it is.
+    """A fitted object with its quality.
 
     Args:
         scene: the object.
-        psnr: mean over the held-out views in dB, over white where the foreground is known; NaN without held-out views.
-        seconds: what the fit took, in this process.
+        psnr: mean over the held-out views in dB, over white if the foreground is known; NaN without held-out views.
+        seconds: duration of the fit in this process.
     """
 
     scene: GaussianScene
@@ -62,21 +62,21 @@ def fit_gaussians(
     """Fit Gaussians to an object.
 
     Args:
-        images: RGB in [0, 1]; over white where ``foreground`` is given.
+        images: RGB in [0, 1]; over white if ``foreground`` is given.
         cameras: C cameras of the images' size.
         foreground: masks of the object in [0, 1], or None if the background belongs to the scene.
-        settings: the recipe; our default if None.
-        points: initial points (N, 3) and their colors (N, 3), instead of what the settings choose.
-        held_out: indices of views that are not fitted but measure the PSNR.
-        checkpoint: file that is saved every 500 steps and on an interruption, continued from if it exists, and removed
-            when the fit is done.
-        progress: show a bar with step, PSNR of the last views, and number of Gaussians.
-        device: where to fit.
+        settings: the settings; the default recipe if None.
+        points: initial points (N, 3) and their colors (N, 3), which replace the settings' initial points.
+        held_out: indices of views that do not take part in the fit and measure the PSNR.
+        checkpoint: file that is saved every 500 steps and on an interruption. If the file exists, the fit continues
+            from it. The finished fit removes it.
+        progress: show a progress bar with step, PSNR of the last views, and number of Gaussians.
+        device: device of the fit.
         rasterizer: see ``GaussianScene``.
-        decompose: how images are taken to what they reflect, where the settings ask for that.
+        decompose: computes the reflectance of images, if the settings ask for reflectance.
 
     Raises:
-        ValueError: if shapes disagree, nothing is left to fit, or the checkpoint belongs to another fit.
+        ValueError: if shapes disagree, fewer than two views remain to fit, or the checkpoint belongs to another fit.
     """
     settings = settings or FitSettings()
     check_views(images, cameras, foreground, held_out)
@@ -98,7 +98,7 @@ def fit_gaussians(
 
 
 class _Fitter(FitLoop):
-    """Gaussians between the steps of their fit."""
+    """State of the fit of Gaussians."""
 
     def __init__(
         self,
@@ -117,9 +117,9 @@ class _Fitter(FitLoop):
         self.rasterizer_name = rasterizer
         self.rasterize = scene_rasterizer(rasterizer, images.device)
         self.generator = torch.Generator().manual_seed(settings.seed)
-        chosen = torch.tensor(fitted, device=images.device)
-        images, cameras = images[chosen], cameras[chosen]
-        foreground = None if foreground is None else foreground[chosen]
+        indices = torch.tensor(fitted, device=images.device)
+        images, cameras = images[indices], cameras[indices]
+        foreground = None if foreground is None else foreground[indices]
         self.views = make_training_views(images, cameras, foreground)
         self.half_views = make_training_views(images, cameras, foreground, 2) if settings.half_size_share else []
         self.crops: dict[tuple[int, bool], TrainingView] = {}
@@ -127,18 +127,19 @@ class _Fitter(FitLoop):
         center, self.radius = ball_of_cameras(cameras)
         if points is None:
             points = initial_points(images, cameras, foreground, (center, self.radius), settings, self.generator)
-        at, colors = points[0].to(images), points[1].to(images)
+        positions, colors = points[0].to(images), points[1].to(images)
         if settings.reflectance:
-            # the closed form does for a start: points have no neighbors, which a network would want to see
+            # Points have no neighboring pixels, which a network needs, so the closed form gives their reflectance.
             colors = torch.cat([colors, reflectance(colors.clamp(0, 1)[:, :, None, None])[..., 0, 0]], 1)
-        raw = gaussians_at(at, colors, settings.initial_opacity, settings.sh_degree, self.generator)
-        eyes = cameras.center
-        self.camera_extent = 1.1 * float((eyes - eyes.mean(0)).norm(dim=-1).max())
-        self.parameters = GaussianParameters(raw, self._rates(), settings.sh_degree)
-        self.density = self._density()
+        raw = gaussians_at(positions, colors, settings.initial_opacity, settings.sh_degree, self.generator)
+        centers = cameras.center
+        self.camera_extent = 1.1 * float((centers - centers.mean(0)).norm(dim=-1).max())
+        self.parameters = GaussianParameters(raw, self._learning_rates(), settings.sh_degree)
+        self.density = self._density_control()
         self.queue: list[int] = []
 
-    def _rates(self) -> dict[str, float]:
+    def _learning_rates(self) -> dict[str, float]:
+        """Return the learning rates of the raw tensors by name."""
         settings = self.settings
         unit = self.camera_extent if settings.density == "adaptive" else self.radius
         return {
@@ -149,14 +150,15 @@ class _Fitter(FitLoop):
             "sh": settings.sh_rate,
         }
 
-    def _density(self) -> DensityControl:
+    def _density_control(self) -> DensityControl:
         settings = self.settings
         if settings.density == "adaptive":
-            share = settings.steps / 30_000
-            return AdaptiveDensity(self.camera_extent, stop=int(15_000 * share), cap=settings.max_gaussians)
+            length = settings.steps / 30_000  # relative to the paper's fit
+            return AdaptiveDensity(self.camera_extent, stop=int(15_000 * length), cap=settings.max_gaussians)
         return Relocation(settings.max_gaussians, start=200, stop=int(0.8 * settings.steps))
 
     def _next_view(self) -> TrainingView:
+        """Return the next view of a random order, at the step's size and crop."""
         if not self.queue:
             self.queue = torch.randperm(len(self.views), generator=self.generator).tolist()
         index = self.queue.pop()
@@ -169,7 +171,7 @@ class _Fitter(FitLoop):
         return self.crops[index, half]
 
     def one_step(self) -> None:
-        """One view."""
+        """Fit one view."""
         settings = self.settings
         view = self._next_view()
         gaussians = self.parameters.activated()
@@ -180,9 +182,9 @@ class _Fitter(FitLoop):
             background = torch.rand(3, generator=self.generator).to(background)
         output = self.rasterize(gaussians, view.camera, background)
         target = view.target(background, output.alpha)
-        loss = self._photometric(output.rgb, target)
+        loss = self._photometric_loss(output.rgb, target)
         if settings.reflectance:
-            loss = loss + self._photometric(*self._reflected(gaussians, view.camera, target, background))
+            loss = loss + self._photometric_loss(*self._reflectance_pair(gaussians, view.camera, target, background))
         if settings.alpha_weight and view.foreground is not None:
             outside = (1 - view.foreground) * (1 - view.band)  # type: ignore[operator]
             loss = loss + settings.alpha_weight * (output.alpha * outside).mean()
@@ -196,29 +198,30 @@ class _Fitter(FitLoop):
         self.parameters.step(self._decay())
         self.density.after_step(self.parameters, self.step + 1, self.generator)
 
-    def _photometric(self, rendered: Tensor, target: Tensor) -> Tensor:
-        """L1 and SSIM of two images (H, W, 3), in the shares of the recipe."""
+    def _photometric_loss(self, rendered: Tensor, target: Tensor) -> Tensor:
+        """Return the weighted sum of L1 and 1 - SSIM of two images (H, W, 3)."""
         weight = self.settings.ssim_weight
         loss = (1 - weight) * (rendered - target).abs().mean()
         return loss + weight * (1 - ssim(rendered, target)) if weight else loss
 
-    def _reflected(
+    def _reflectance_pair(
         self, gaussians: Gaussians, camera: Camera, target: Tensor, background: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the Gaussians reflect as a camera sees them, and what the image to be fitted there does (H, W, 3)."""
-        drawn = replace(gaussians, colors=self.parameters.raw["sh"][..., COLORS:])
-        rendered = self.rasterize(drawn, camera, reflectance_of_color(background, self.decompose)).rgb
-        wanted = self.decompose(target.detach().permute(2, 0, 1)[None].contiguous())
-        return rendered, wanted[0].permute(1, 2, 0).contiguous()
+        """Return the rendered reflectance of the Gaussians and the reflectance of the target, both (H, W, 3)."""
+        reflective = replace(gaussians, colors=self.parameters.raw["sh"][..., COLORS:])
+        rendered = self.rasterize(reflective, camera, reflectance_of_color(background, self.decompose)).rgb
+        target_reflectance = self.decompose(target.detach().permute(2, 0, 1)[None].contiguous())
+        return rendered, target_reflectance[0].permute(1, 2, 0).contiguous()
 
     def _decay(self) -> dict[str, float]:
-        share = (self.step + 1) / self.settings.steps
-        decay = dict.fromkeys(RAW_NAMES, self.settings.other_decay**share)
-        decay["means"] = self.settings.means_decay**share
+        """Return the factors on the learning rates at this step by name."""
+        progress = (self.step + 1) / self.settings.steps
+        decay = dict.fromkeys(RAW_NAMES, self.settings.other_decay**progress)
+        decay["means"] = self.settings.means_decay**progress
         return decay
 
     def scene(self) -> GaussianScene:
-        """What has been fitted so far."""
+        """Return the scene in its current state."""
         scene = GaussianScene(self.settings.sh_degree, self.rasterizer_name)
         scene.set_raw(self.parameters.raw)
         return scene
@@ -229,7 +232,7 @@ class _Fitter(FitLoop):
         return f"{len(self.parameters)} Gaussians"
 
     def state(self) -> dict[str, Any]:
-        """What a fit continues from."""
+        """Return the state of the fit."""
         return {
             "queue": self.queue,
             "generator": self.generator.get_state(),
@@ -238,10 +241,12 @@ class _Fitter(FitLoop):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Restore the state of the fit."""
         self.queue = state["queue"]
         self.generator.set_state(state["generator"])
         self.parameters = GaussianParameters.from_state(
-            state["parameters"], self._rates(), self.settings.sh_degree, self.parameters.device
+            state["parameters"], self._learning_rates(), self.settings.sh_degree, self.parameters.device
         )
-        self.density.load_state_dict({k: v.to(self.parameters.device) for k, v in state["density"].items()})
+        self.density.load_state_dict(
+            {name: tensor.to(self.parameters.device) for name, tensor in state["density"].items()}
+        )

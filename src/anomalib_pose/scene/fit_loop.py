@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all fits share: checks, steps with a progress bar, checkpoints, the PSNR of held-out views."""
+"""Common parts of all fits: input checks, the loop with progress bar and checkpoints, PSNR of held-out views."""
 
 import contextlib
 import dataclasses
@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 
 _SAVE_EVERY = 500
 _PSNR_STEPS = 24
-_SHOW_EVERY = 20
+_UPDATE_EVERY = 20
 
 
 def check_views(images: Tensor, cameras: Camera, foreground: Tensor | None, held_out: tuple[int, ...]) -> None:
-    """Refuse what cannot be fitted.
+    """Check the input of a fit.
 
     Args:
         images: RGB (C, 3, H, W).
-        cameras: C of them.
+        cameras: C cameras of the images.
         foreground: masks (C, H, W), or None.
-        held_out: indices of views that are not fitted.
+        held_out: indices of the held-out views.
 
     Raises:
-        ValueError: if shapes disagree, poses are not finite, or fewer than two views are left.
+        ValueError: if shapes disagree, poses are not finite, or fewer than two views remain to fit.
     """
     count, _, height, width = images.shape
     if len(cameras.batched()) != count or (cameras.height, cameras.width) != (height, width):
@@ -57,14 +57,14 @@ def check_views(images: Tensor, cameras: Camera, foreground: Tensor | None, held
 
 @torch.no_grad()
 def held_out_psnr(scene: Scene, images: Tensor, cameras: Camera, indices: tuple[int, ...], *, white: bool) -> float:
-    """Mean PSNR in dB of the scene on some views, rendered over white or black; NaN if there are none.
+    """Return the mean PSNR in dB of the scene on held-out views; NaN without held-out views.
 
     Args:
         scene: a fitted scene.
         images: all images (C, 3, H, W).
         cameras: all cameras.
-        indices: which ones.
-        white: whether the background is white.
+        indices: of the held-out views.
+        white: render over white, else over black.
     """
     values = []
     background = torch.full((3,), float(white), device=images.device)
@@ -75,11 +75,11 @@ def held_out_psnr(scene: Scene, images: Tensor, cameras: Camera, indices: tuple[
 
 
 def fingerprint(images: Tensor, cameras: Camera, settings: Any) -> str:
-    """Tells a fit from one of other images or with other settings.
+    """Return a hash of the images, cameras and settings of a fit.
 
     Args:
         images: RGB (C, 3, H, W).
-        cameras: C of them.
+        cameras: C cameras of the images.
         settings: a dataclass.
     """
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
@@ -89,11 +89,11 @@ def fingerprint(images: Tensor, cameras: Camera, settings: Any) -> str:
 
 
 class FitLoop(ABC):
-    """Steps of a fit that can be interrupted and continued.
+    """A fit that can be interrupted and continued.
 
     Args:
-        steps: how many there are.
-        title: what the progress bar says.
+        steps: number of steps.
+        title: title of the progress bar.
     """
 
     fingerprint: str
@@ -106,27 +106,27 @@ class FitLoop(ABC):
 
     @abstractmethod
     def one_step(self) -> None:
-        """Do step number ``self.step``, which is counted afterwards."""
+        """Do step ``self.step``; the loop increments the number afterwards."""
 
     @property
     @abstractmethod
     def count(self) -> str:
-        """How large the scene is by now, in words."""
+        """Current size of the scene, for the progress bar."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What the fit continues from, besides the number of the step."""
+        """Return the state of the fit without the number of the step."""
 
     @abstractmethod
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Restore the state of the fit."""
 
     def run(self, checkpoint: Path | None, *, progress: bool) -> None:
-        """All steps that are left.
+        """Run the remaining steps.
 
         Args:
-            checkpoint: file that is saved now and then and on an interruption, and removed at the end; or None.
-            progress: show a bar.
+            checkpoint: file that is saved every 500 steps and on an interruption, and removed at the end; or None.
+            progress: show a progress bar.
 
         Raises:
             ValueError: if the checkpoint belongs to another fit.
@@ -138,7 +138,7 @@ class FitLoop(ABC):
                 while self.step < self.steps:
                     self.one_step()
                     self.step += 1
-                    if self.step % _SHOW_EVERY == 0 or self.step == self.steps:
+                    if self.step % _UPDATE_EVERY == 0 or self.step == self.steps:
                         update(self.step, self.recent_psnr, self.count)
                     if checkpoint is not None and self.step % _SAVE_EVERY == 0:
                         self._save(checkpoint)
@@ -146,14 +146,16 @@ class FitLoop(ABC):
                 if checkpoint is not None:
                     self._save(checkpoint)
                     logger.info(
-                        "Interrupted after %d steps; the same command continues from %s.", self.step, checkpoint
+                        "The fit was interrupted after %d steps. The same command continues from %s.",
+                        self.step,
+                        checkpoint,
                     )
                 raise
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
 
     def note_psnr(self, difference: Tensor) -> None:
-        """Add a step's color differences to the running PSNR."""
+        """Update the running PSNR with the color differences of one step."""
         psnr = float(-10 * difference.square().mean().clamp_min(1e-12).log10())
         weight = 1 / _PSNR_STEPS
         self.recent_psnr = (
@@ -170,13 +172,13 @@ class FitLoop(ABC):
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if state.get("fingerprint") != self.fingerprint:
             msg = (
-                f"{path} was left by a fit of other images or with other settings. Remove it to begin anew, "
-                "or name another checkpoint."
+                f"The checkpoint {path} belongs to a fit of other images or with other settings. Remove it to start "
+                "again, or name another checkpoint."
             )
             raise ValueError(msg)
         self.restore(state)
         self.step = state["step"]
-        logger.info("Continuing the fit from step %d, found in %s.", self.step, path)
+        logger.info("The fit continues from step %d of the checkpoint %s.", self.step, path)
 
 
 @contextlib.contextmanager

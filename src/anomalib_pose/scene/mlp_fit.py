@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fitting NeRF's two networks to posed images, with NeRF's schedule."""
+"""Fit of NeRF's two networks to posed images, with NeRF's schedule."""
 
 import logging
 import time
@@ -24,16 +24,19 @@ _DECAY_STEPS = 500_000
 
 @dataclass(frozen=True)
 class MlpFitSettings:
-    """Schedule of a radiance field's fit; the defaults are those that OmniposeAD uses.
+    """Settings of a radiance field's fit. The defaults are OmniposeAD's.
 
     Args:
         steps: optimizer steps.
-        rays: of a step, all from one image.
-        rate: Adam's rate, falling by a factor of ten in 500,000 steps.
-        center_steps: steps at the beginning that draw from the central half of the images alone.
-        samples: of the coarse network.
-        fine_samples: of the fine network.
-        seed: of everything random.
+        rays: rays per step, all from one image.
+        rate: Adam's learning rate, which falls by a factor of ten in 500,000 steps.
+        center_steps: steps at the beginning that sample rays from the central half of the images alone.
+        samples: samples of the coarse network per ray.
+        fine_samples: additional samples of the fine network per ray.
+        seed: of all random numbers.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
     steps: int = 200_000
@@ -63,10 +66,12 @@ def fit_mlp(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> tuple[MlpScene, float]:
-    """Fit a radiance field as OmniposeAD does (PAD, NeurIPS 2023); arguments and returns as in ``fit_voxels``.
+    """Fit a radiance field as OmniposeAD does (PAD, NeurIPS 2023).
+
+    Arguments and return values are those of ``fit_voxels``.
 
     Raises:
-        ValueError: if shapes disagree, nothing is left to fit, or the checkpoint belongs to another fit.
+        ValueError: if shapes disagree, fewer than two views remain to fit, or the checkpoint belongs to another fit.
     """
     settings = settings or MlpFitSettings()
     check_views(images, cameras, foreground, held_out)
@@ -86,7 +91,7 @@ def fit_mlp(
 
 
 class _MlpFitter(FitLoop):
-    """Two networks between the steps of their fit."""
+    """State of the fit of two networks."""
 
     def __init__(
         self, images: Tensor, cameras: Camera, box: tuple[Tensor, Tensor], settings: MlpFitSettings, *, white: bool
@@ -105,8 +110,8 @@ class _MlpFitter(FitLoop):
         self.scene.fitted = torch.tensor(data=True, device=images.device)
         self.optimizer = torch.optim.Adam(self.scene.parameters(), lr=settings.rate)
 
-    def _pixels(self) -> Tensor:
-        """Random pixels of one image, row by row."""
+    def _sample_pixels(self) -> Tensor:
+        """Sample random pixels of one image, as indices row by row."""
         height, width = self.images.shape[-2:]
         rows, columns = (0, height), (0, width)
         if self.step < self.settings.center_steps:
@@ -116,19 +121,20 @@ class _MlpFitter(FitLoop):
         return (v * width + u).to(self.images.device)
 
     def one_step(self) -> None:
-        """Rays of one view."""
+        """Fit random rays of one view."""
         index = int(torch.randint(len(self.images), (), generator=self.generator))
-        pixels = self._pixels()
+        pixels = self._sample_pixels()
         target = self.images[index].flatten(1).T[pixels]
-        first, second = (
+        rays = camera_rays(self.cameras[index], pixels)
+        coarse_residual, fine_residual = (
             rgb + (1 - alpha)[:, None] * self.background - target
-            for rgb, _, alpha in self.scene.draw(camera_rays(self.cameras[index], pixels), self.generator)
+            for rgb, _, alpha in self.scene.render_rays(rays, self.generator)
         )
         self.optimizer.zero_grad()
-        (first.square().mean() + second.square().mean()).backward()
+        (coarse_residual.square().mean() + fine_residual.square().mean()).backward()
         self.optimizer.param_groups[0]["lr"] = self.settings.rate * 0.1 ** (self.step / _DECAY_STEPS)
         self.optimizer.step()
-        self.note_psnr(second.detach())
+        self.note_psnr(fine_residual.detach())
 
     @property
     def count(self) -> str:
@@ -136,7 +142,7 @@ class _MlpFitter(FitLoop):
         return f"{sum(parameter.numel() for parameter in self.scene.parameters())} parameters"
 
     def state(self) -> dict[str, Any]:
-        """What a fit continues from."""
+        """Return the state of the fit."""
         return {
             "generator": self.generator.get_state(),
             "scene": self.scene.state_dict(),
@@ -144,7 +150,7 @@ class _MlpFitter(FitLoop):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Restore the state of the fit."""
         self.generator.set_state(state["generator"])
         self.scene.load_state_dict(state["scene"])
         self.optimizer.load_state_dict(state["optimizer"])

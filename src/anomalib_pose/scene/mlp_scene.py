@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An object as a radiance field in two multi-layer perceptrons (Mildenhall et al. 2020)."""
+"""A scene as a neural radiance field of two multi-layer perceptrons (NeRF, Mildenhall et al. 2020)."""
 
 import math
 
@@ -14,22 +14,22 @@ from anomalib_pose.render.volume import Rays, RenderedRays, box_interval, camera
 
 _WIDTH, _DEPTH, _SKIP = 256, 8, 4
 _POSITION_BANDS, _DIRECTION_BANDS = 10, 4
-_RAYS_AT_ONCE = 2048
+_RAYS_PER_CHUNK = 2048
 
 
 def encode(values: Float[Tensor, "n 3"], bands: int) -> Float[Tensor, "n c"]:
-    """Values with sines and cosines of their multiples by powers of two (section 5.1).
+    """Append the positional encoding: sines and cosines of the values times powers of two (section 5.1).
 
     Args:
         values: in about [-1, 1].
-        bands: number of powers.
+        bands: number of powers of two.
     """
     angles = values[:, None] * math.pi * 2.0 ** torch.arange(bands, device=values.device)[:, None]
     return torch.cat([values, angles.sin().flatten(1), angles.cos().flatten(1)], 1)
 
 
 class RadianceMlp(nn.Module):
-    """The network of NeRF: 8 layers of 256, the position again at the fifth, color after the direction (figure 7)."""
+    """NeRF's network (figure 7): 8 layers of 256, the position again after the fifth, the direction at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,11 +44,14 @@ class RadianceMlp(nn.Module):
     def forward(
         self, points: Float[Tensor, "m 3"], directions: Float[Tensor, "m 3"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m 3"]]:
-        """Density in units of the inverse of the points' own, and colors.
+        """Evaluate density and colors (M, 3) at M points.
 
         Args:
             points: in [-1, 1].
-            directions: of view, of length 1.
+            directions: viewing directions, of length 1.
+
+        Returns:
+            Density (M,), per unit of length of the points' coordinates, and colors in [0, 1].
         """
         encoded = encode(points, _POSITION_BANDS)
         hidden = encoded
@@ -56,19 +59,20 @@ class RadianceMlp(nn.Module):
             hidden = F.relu(layer(hidden))
             if number == _SKIP:
                 hidden = torch.cat([encoded, hidden], 1)
-        seen = torch.cat([self.feature(hidden), encode(directions, _DIRECTION_BANDS)], 1)
-        return F.relu(self.density(hidden))[:, 0], self.color(F.relu(self.view(seen))).sigmoid()
+        view_features = torch.cat([self.feature(hidden), encode(directions, _DIRECTION_BANDS)], 1)
+        return F.relu(self.density(hidden))[:, 0], self.color(F.relu(self.view(view_features))).sigmoid()
 
 
 class MlpScene(nn.Module):
-    """A fitted object as NeRF represents it: a coarse network that says where to look, and a fine one.
+    """A fitted object as two networks. The coarse network's weights place the samples of the fine network.
 
-    Slow without a GPU: a view of 100 pixels takes seconds. Near and far ends of the rays are where they enter and leave
-    a box around the object.
+    Rays start and end where they enter and leave a box around the object. Without a GPU the scene is slow: a view of
+    100 pixels takes seconds.
 
     Args:
-        samples: of the coarse network, a ray; 64 in the paper.
-        fine_samples: added where the coarse network found something; 128 in the paper, 64 in OmniposeAD's search.
+        samples: samples of the coarse network per ray; 64 in the paper.
+        fine_samples: samples per ray that are added where the coarse weights are large; 128 in the paper, 64 in
+            OmniposeAD's pose estimation.
     """
 
     lower: Tensor
@@ -85,7 +89,7 @@ class MlpScene(nn.Module):
 
     @property
     def center(self) -> Float[Tensor, "3"]:
-        """Middle of the box around the object, world frame."""
+        """Center of the box around the object, world frame."""
         return (self.lower + self.upper) / 2
 
     @property
@@ -93,12 +97,15 @@ class MlpScene(nn.Module):
         """Half the diagonal of the box, scene units."""
         return float((self.upper - self.lower).norm()) / 2
 
-    def draw(self, rays: Rays, generator: torch.Generator | None = None) -> tuple[RenderedRays, RenderedRays]:
-        """What the coarse and the fine network show: colors over black, expected distance times alpha, and alpha.
+    def render_rays(self, rays: Rays, generator: torch.Generator | None = None) -> tuple[RenderedRays, RenderedRays]:
+        """Render rays with the coarse and with the fine network.
 
         Args:
             rays: world frame.
-            generator: CPU generator that samples are shifted with; None for the middles of their intervals.
+            generator: CPU generator of the samples' offsets; None for the centers of their intervals.
+
+        Returns:
+            For each of the two networks: colors over black, expected distance times alpha, and alpha.
         """
         scale = (self.upper - self.lower).max() / 2
         local = Rays((rays.origins - self.center) / scale, rays.directions, rays.cosines)
@@ -106,22 +113,22 @@ class MlpScene(nn.Module):
         near, far = box_interval(local, -half, half)
         span = (far - near).clamp_min(0)
         count = len(near)
-        shift = torch.full((count, self.samples), 0.5, device=near.device)
+        offset = torch.full((count, self.samples), 0.5, device=near.device)
         if generator is not None:
-            shift = torch.rand(count, self.samples, generator=generator).to(near)
-        share = (torch.arange(self.samples, device=near.device) + shift) / self.samples
-        coarse, weights = self._along(self.coarse, local, near[:, None] + share * span[:, None], span, near)
+            offset = torch.rand(count, self.samples, generator=generator).to(near)
+        fraction = (torch.arange(self.samples, device=near.device) + offset) / self.samples
+        coarse, weights = self._composite(self.coarse, local, near[:, None] + fraction * span[:, None], span, near)
         with torch.no_grad():
-            more = _resample(share, weights, self.fine_samples, generator)
-            share = torch.cat([share, more], 1).sort(1).values
-        fine, _ = self._along(self.fine, local, near[:, None] + share * span[:, None], span, near)
+            fine_fraction = _resample(fraction, weights, self.fine_samples, generator)
+            fraction = torch.cat([fraction, fine_fraction], 1).sort(1).values
+        fine, _ = self._composite(self.fine, local, near[:, None] + fraction * span[:, None], span, near)
         return (coarse[0], coarse[1] * scale, coarse[2]), (fine[0], fine[1] * scale, fine[2])
 
     @staticmethod
-    def _along(
+    def _composite(
         network: RadianceMlp, rays: Rays, distance: Tensor, span: Tensor, near: Tensor
     ) -> tuple[RenderedRays, Tensor]:
-        """Composite one network's samples at distances (N, S); rays that miss the box get nothing."""
+        """Evaluate one network at distances (N, S) and composite the samples; rays that miss the box stay empty."""
         count, samples = distance.shape
         points = rays.origins[:, None] + distance[..., None] * rays.directions[:, None]
         directions = rays.directions[:, None].expand_as(points)
@@ -129,22 +136,22 @@ class MlpScene(nn.Module):
         ends = torch.cat([distance[:, 1:], (near + span)[:, None]], 1)
         length = (ends - distance).clamp_min(0) * (span > 0)[:, None]
         ray = torch.arange(count, device=near.device).repeat_interleave(samples)
-        rgb, along, alpha, weights = composite(density, colors, distance.flatten(), length.flatten(), ray, count)
-        return (rgb, along, alpha), weights.unflatten(0, (count, samples))
+        rgb, depth, alpha, weights = composite(density, colors, distance.flatten(), length.flatten(), ray, count)
+        return (rgb, depth, alpha), weights.unflatten(0, (count, samples))
 
     def render_pixels(self, camera: Camera, pixels: Tensor, background: Tensor) -> Float[Tensor, "n 3"]:
-        """Colors of some pixels; differentiable in the camera's pose.
+        """Render the colors of N pixels; differentiable in the camera's pose.
 
         Args:
             camera: one camera.
-            pixels: indices into the image's pixels, row by row.
+            pixels: indices (N,) of the image's pixels, row by row.
             background: color (3,) behind the object.
         """
-        _, (rgb, _, alpha) = self.draw(camera_rays(camera, pixels))
+        _, (rgb, _, alpha) = self.render_rays(camera_rays(camera, pixels))
         return rgb + (1 - alpha)[:, None] * background
 
     def render(self, cameras: Camera, background: Tensor | None = None) -> RenderOutput:
-        """Images of the object; differentiable in the cameras' poses.
+        """Render images of the object; differentiable in the cameras' poses.
 
         Args:
             cameras: one camera, or C of them, on any device.
@@ -154,29 +161,38 @@ class MlpScene(nn.Module):
             ValueError: if the scene has not been fitted.
         """
         if not bool(self.fitted):
-            msg = "This radiance field has not been fitted: fit it or load a checkpoint first."
+            msg = "This radiance field has not been fitted. Fit it or load a checkpoint first."
             raise ValueError(msg)
-        return render_rays(self._draw_in_parts, cameras.to(self.lower.device), background)
+        return render_rays(self._render_in_chunks, cameras.to(self.lower.device), background)
 
-    def _draw_in_parts(self, rays: Rays) -> RenderedRays:
-        parts = [self.draw(Rays(*some))[1] for some in zip(*(x.split(_RAYS_AT_ONCE) for x in rays), strict=True)]
-        rgb, distance, alpha = (torch.cat(part) for part in zip(*parts, strict=True))
+    def _render_in_chunks(self, rays: Rays) -> RenderedRays:
+        """Render rays with the fine network, a bounded number at a time."""
+        chunks = zip(*(values.split(_RAYS_PER_CHUNK) for values in rays), strict=True)
+        rendered = [self.render_rays(Rays(*chunk))[1] for chunk in chunks]
+        rgb, distance, alpha = (torch.cat(parts) for parts in zip(*rendered, strict=True))
         return rgb, distance, alpha
 
 
 def _resample(
-    share: Float[Tensor, "n s"], weights: Float[Tensor, "n s"], count: int, generator: torch.Generator | None
+    fraction: Float[Tensor, "n s"], weights: Float[Tensor, "n s"], count: int, generator: torch.Generator | None
 ) -> Float[Tensor, "n count"]:
-    """Places along the rays drawn from the coarse weights, by the inverse of their distribution (section 5.2)."""
-    middles = (share[:, 1:] + share[:, :-1]) / 2
+    """Sample positions along rays from the coarse weights, by the inverse of their distribution (section 5.2).
+
+    Args:
+        fraction: positions of the coarse samples, as fractions of the ray inside the box, ascending.
+        weights: compositing weights of the coarse samples.
+        count: number of new positions per ray.
+        generator: CPU generator; None for evenly spaced quantiles.
+    """
+    middles = (fraction[:, 1:] + fraction[:, :-1]) / 2
     inner = weights[:, 1:-1] + 1e-5
     distribution = torch.cumsum(inner / inner.sum(1, keepdim=True), 1)
     distribution = torch.cat([torch.zeros_like(distribution[:, :1]), distribution], 1)
-    wanted = (torch.arange(count) + 0.5).expand(len(share), count) / count
+    quantiles = (torch.arange(count) + 0.5).expand(len(fraction), count) / count
     if generator is not None:
-        wanted = torch.rand(len(share), count, generator=generator)
-    wanted = wanted.to(share).contiguous()
-    above = torch.searchsorted(distribution, wanted, right=True).clamp(1, distribution.shape[1] - 1)
+        quantiles = torch.rand(len(fraction), count, generator=generator)
+    quantiles = quantiles.to(fraction).contiguous()
+    above = torch.searchsorted(distribution, quantiles, right=True).clamp(1, distribution.shape[1] - 1)
     low, high = distribution.gather(1, above - 1), distribution.gather(1, above)
-    part = ((wanted - low) / (high - low).clamp_min(1e-5)).clamp(0, 1)
-    return torch.lerp(middles.gather(1, above - 1), middles.gather(1, above), part)
+    position = ((quantiles - low) / (high - low).clamp_min(1e-5)).clamp(0, 1)
+    return torch.lerp(middles.gather(1, above - 1), middles.gather(1, above), position)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fitting a voxel grid to posed images."""
+"""Fit of a sparse voxel grid to posed images."""
 
 import logging
 import time
@@ -21,28 +21,33 @@ from anomalib_pose.scene.voxel_scene import VoxelScene
 
 logger = logging.getLogger(__name__)
 
-_FIRST_DENSITY = -4.0  # with more, the hull's own surface takes the colors, and holes fill with fog
-_PRUNE_SHARE = 0.1  # of the steps, after which the fine grid knows what is seen
-_KEEP_DENSITY = 0.02  # optical depth of a cell below which a vertex is dropped
-_KEEP_LIGHT = 0.1  # light that a vertex gives off in all views together, below which it is dropped
-_MOST_PIXELS = 2_000_000
+_INITIAL_DENSITY = -4.0  # with a higher value the hull's surface takes the colors, and holes fill with fog
+_PRUNE_SHARE = 0.1  # fraction of the steps that the fine grid needs before invisible vertices can be pruned
+_MIN_DENSITY = 0.02  # optical depth of a cell below which a vertex is dropped
+_MIN_VISIBILITY = 0.1  # contribution of a vertex to the colors of all pixels below which the vertex is dropped
+_MAX_PIXELS = 2_000_000
+_PIXELS_PER_CHUNK = 65536
 
 
 @dataclass(frozen=True)
 class VoxelFitSettings:
-    """Recipe of a voxel grid's fit.
+    """Settings of a voxel grid's fit.
 
     Args:
         steps: optimizer steps.
-        rays: rays of a step.
-        cell: distance of the vertices, in pixels as seen from the median camera.
-        max_resolution: most vertices along a side; a finer grid is made coarser.
-        coarse_share: share of the steps on a grid of half the resolution, after which only what is seen is kept.
-        rate: Adam's rate, falling to a tenth of it.
-        random_background: share of the steps that draw the background's color anew where the foreground is known.
-        alpha_weight: weight of the mean alpha outside the foreground, where it is known.
+        rays: rays per step.
+        cell: distance of neighboring vertices, in pixels of a camera at the median distance.
+        max_resolution: largest number of vertices along a side; a larger grid gets larger cells.
+        coarse_share: fraction of the steps on a grid of half the resolution. The fine grid covers only coarse cells
+            with a visible and dense vertex.
+        rate: Adam's learning rate, which falls to a tenth.
+        random_background: fraction of the steps with a random background color, if the foreground is known.
+        alpha_weight: weight of the mean alpha outside the foreground, if the foreground is known.
         smoothness: weight of the squared differences between neighboring vertices.
-        seed: of everything random.
+        seed: of all random numbers.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
     steps: int = 3000
@@ -77,22 +82,22 @@ def fit_voxels(
 ) -> tuple[VoxelScene, float]:
     """Fit a sparse grid of density and color to an object.
 
-    The grid is laid around the visual hull where masks are known, else around what the cameras look at.
+    The grid covers the visual hull if masks are known, else the region that the cameras look at.
 
     Args:
-        images: RGB in [0, 1]; over white where ``foreground`` is given; their device is the one that is fitted on.
+        images: RGB in [0, 1]; over white if ``foreground`` is given; the fit runs on their device.
         cameras: C cameras of the images' size.
         foreground: masks of the object in [0, 1], or None if the background belongs to the scene.
-        settings: the recipe; our default if None.
-        held_out: indices of views that are not fitted but measure the PSNR.
+        settings: the settings; the defaults if None.
+        held_out: indices of views that do not take part in the fit and measure the PSNR.
         checkpoint: file that an interrupted fit continues from; see ``fit_gaussians``.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Returns:
-        the scene, and its mean PSNR in dB on the held-out views (NaN without any).
+        The scene, and its mean PSNR in dB on the held-out views; NaN without held-out views.
 
     Raises:
-        ValueError: if shapes disagree, nothing is left to fit, or the checkpoint belongs to another fit.
+        ValueError: if shapes disagree, fewer than two views remain to fit, or the checkpoint belongs to another fit.
     """
     settings = settings or VoxelFitSettings()
     check_views(images, cameras, foreground, held_out)
@@ -111,7 +116,7 @@ def fit_voxels(
 
 
 class _VoxelFitter(FitLoop):
-    """A grid between the steps of its fit."""
+    """State of the fit of a voxel grid."""
 
     def __init__(self, images: Tensor, cameras: Camera, foreground: Tensor | None, settings: VoxelFitSettings) -> None:
         super().__init__(settings.steps, "Fitting voxels")
@@ -128,86 +133,86 @@ class _VoxelFitter(FitLoop):
         longest = float((self.upper - self.lower).max())
         self.cell = max(settings.cell * pixel, longest / (settings.max_resolution - 1))
         self.pixels = TrainingPixels.from_views(images, cameras, foreground)
-        self._lay(2 * self.cell, hull)
+        self._init_grid(2 * self.cell, hull)
 
     def _points(self, cell: float) -> Float[Tensor, "x y z 3"]:
-        """Vertices of the grid, in cells."""
+        """Return the coordinates of all vertices of a grid, in cells."""
         counts = ((self.upper - self.lower) / cell).ceil().long() + 1
         ticks = [torch.arange(count, device=self.device) for count in counts.tolist()]
         return torch.stack(torch.meshgrid(*ticks, indexing="ij"), -1).float()
 
-    def _lay(self, cell: float, hull: Bool[Tensor, "a b c"]) -> None:
-        """Begin with all vertices in the hull, nearly transparent."""
+    def _init_grid(self, cell: float, hull: Bool[Tensor, "a b c"]) -> None:
+        """Start with all vertices in the hull, nearly transparent."""
         points = self._points(cell) * cell / (self.upper - self.lower)
         last = points.new_tensor(hull.shape) - 1
-        where = (points * (last + 1)).long().minimum(last.long())
-        kept = hull[tuple(where.unbind(-1))]
-        values = torch.zeros(int(kept.sum()), 4, device=self.device)
-        values[:, 0] = _FIRST_DENSITY
-        self._take(cell, kept, values)
+        hull_cells = (points * (last + 1)).long().minimum(last.long())
+        occupied = hull[tuple(hull_cells.unbind(-1))]
+        values = torch.zeros(int(occupied.sum()), 4, device=self.device)
+        values[:, 0] = _INITIAL_DENSITY
+        self._set_grid(cell, occupied, values)
 
-    def _take(self, cell: float, kept: Bool[Tensor, "x y z"], values: Tensor) -> None:
-        self.kept, self.current_cell = kept, cell
-        self.table, self.blocks = index_vertices(kept)
-        self.neighbors = [_neighbors(self.table, axis) for axis in range(3)]
+    def _set_grid(self, cell: float, occupied: Bool[Tensor, "x y z"], values: Tensor) -> None:
+        """Replace the grid and start a new optimizer."""
+        self.occupied, self.current_cell = occupied, cell
+        self.table, self.blocks = index_vertices(occupied)
+        self.neighbors = [_neighbor_pairs(self.table, axis) for axis in range(3)]
         self.values = values.detach().clone().requires_grad_()
         self.optimizer = torch.optim.Adam([self.values], lr=self.settings.rate, betas=(0.9, 0.99), eps=1e-15)
 
     def _voxels(self, values: Tensor) -> Voxels:
         return Voxels(self.lower, self.current_cell, self.table, self.blocks, values)
 
-    def _seen(self) -> Bool[Tensor, " v"]:
-        """Which vertices some view sees the color of: those that the sum of all colors depends on."""
-        total = torch.zeros_like(self.values)
-        every = max(1, len(self.pixels) // _MOST_PIXELS)
-        for some in torch.arange(0, len(self.pixels), every, device=self.device).split(65536):
-            colors, _, _ = render_voxels(self._voxels(self.values), self.pixels.rays(some), 1.0)
-            total += torch.autograd.grad(colors.sum(), self.values)[0]
-        return every * total[:, 1:].sum(1) > _KEEP_LIGHT
+    def _visible(self) -> Bool[Tensor, " v"]:
+        """Return which vertices are visible in some view, by the gradient of the sum of all colors."""
+        gradient = torch.zeros_like(self.values)
+        stride = max(1, len(self.pixels) // _MAX_PIXELS)
+        for chunk in torch.arange(0, len(self.pixels), stride, device=self.device).split(_PIXELS_PER_CHUNK):
+            colors, _, _ = render_voxels(self._voxels(self.values), self.pixels.rays(chunk), 1.0)
+            gradient += torch.autograd.grad(colors.sum(), self.values)[0]
+        return stride * gradient[:, 1:].sum(1) > _MIN_VISIBILITY
 
-    def _worth_keeping(self) -> Float[Tensor, "1 1 x y z"]:
-        """1 at the vertices that are seen and dense."""
-        seen = self._seen()
-        chosen = torch.zeros(self.kept.shape, device=self.device)
-        chosen[self.kept] = (seen & (F.softplus(self.values.detach()[:, 0]) > _KEEP_DENSITY)).float()
-        return chosen[None, None]
+    def _visible_and_dense(self) -> Float[Tensor, "1 1 x y z"]:
+        """Return 1 at the vertices that are visible and dense, else 0."""
+        visible = self._visible()
+        marks = torch.zeros(self.occupied.shape, device=self.device)
+        marks[self.occupied] = (visible & (F.softplus(self.values.detach()[:, 0]) > _MIN_DENSITY)).float()
+        return marks[None, None]
 
     def _refine(self) -> None:
-        """Halve the cells around what is seen and dense."""
-        chosen = self._worth_keeping()
+        """Halve the cells around visible and dense vertices, and drop the rest."""
+        marks = self._visible_and_dense()
         with torch.no_grad():
             points = self._points(self.cell) * (self.cell / self.current_cell)
-            last = torch.tensor(self.kept.shape, device=self.device) - 2
-            # cells with a vertex that is seen
-            wide = F.max_pool3d(chosen, 2, 1)[0, 0] > 0
-            kept = wide[tuple(points.long().minimum(last).unbind(-1))]
-            values, _ = interpolate(self._voxels(self.values), points[kept])
-        self._take(self.cell, kept, values)
+            last = torch.tensor(self.occupied.shape, device=self.device) - 2
+            occupied_cells = F.max_pool3d(marks, 2, 1)[0, 0] > 0  # cells with a marked vertex
+            occupied = occupied_cells[tuple(points.long().minimum(last).unbind(-1))]
+            values, _ = interpolate(self._voxels(self.values), points[occupied])
+        self._set_grid(self.cell, occupied, values)
 
     def _prune(self) -> None:
-        """Drop what no view sees, with what the optimizer knows of it; neighbors of what is seen stay."""
-        wide = F.max_pool3d(self._worth_keeping(), 3, 1, 1)[0, 0] > 0
-        rows = wide[self.kept]
+        """Drop the vertices that are not visible and dense, nor neighbors of such vertices; keep Adam's moments."""
+        near_marked = F.max_pool3d(self._visible_and_dense(), 3, 1, 1)[0, 0] > 0
+        rows = near_marked[self.occupied]
         moments = {
             name: moment[rows] if moment.ndim else moment for name, moment in self.optimizer.state[self.values].items()
         }
-        self._take(self.current_cell, self.kept & wide, self.values[rows])
+        self._set_grid(self.current_cell, self.occupied & near_marked, self.values[rows])
         self.optimizer.state[self.values] = moments
 
     def one_step(self) -> None:
-        """One batch of rays."""
+        """Fit one batch of random rays."""
         settings = self.settings
         if self.step == self.fine_from:
             self._refine()
         if self.step == self.prune_at:
             self._prune()
-        chosen = torch.randint(len(self.pixels), (settings.rays,), generator=self.generator).to(self.device)
+        indices = torch.randint(len(self.pixels), (settings.rays,), generator=self.generator).to(self.device)
         jitter = torch.rand(settings.rays, generator=self.generator).to(self.device)
-        colors, _, alpha = render_voxels(self._voxels(self.values), self.pixels.rays(chosen), 1.0, jitter)
+        colors, _, alpha = render_voxels(self._voxels(self.values), self.pixels.rays(indices), 1.0, jitter)
         background = torch.full((3,), float(self.white), device=self.device)
         if self.white and float(torch.rand((), generator=self.generator)) < settings.random_background:
             background = torch.rand(3, generator=self.generator).to(self.device)
-        target, outside = self.pixels.target(chosen, background, alpha)
+        target, outside = self.pixels.target(indices, background, alpha)
         difference = colors + (1 - alpha)[:, None] * background - target
         loss = difference.square().mean() + settings.alpha_weight * (outside * alpha).mean()
         if settings.smoothness and self.step % 4 == 0:
@@ -219,9 +224,9 @@ class _VoxelFitter(FitLoop):
         self.note_psnr(difference.detach())
 
     def _roughness(self) -> Tensor:
-        """Mean squared difference between neighbors, summed over channels."""
-        pairs = [self.values[here] - self.values[there] for here, there in self.neighbors]
-        return torch.stack([difference.square().sum(1).mean() for difference in pairs]).sum()
+        """Return the mean squared difference between neighboring vertices, summed over channels and axes."""
+        differences = [self.values[first] - self.values[second] for first, second in self.neighbors]
+        return torch.stack([difference.square().sum(1).mean() for difference in differences]).sum()
 
     @property
     def count(self) -> str:
@@ -229,30 +234,30 @@ class _VoxelFitter(FitLoop):
         return f"{len(self.values)} voxels"
 
     def scene(self) -> VoxelScene:
-        """What has been fitted so far."""
+        """Return the scene in its current state."""
         scene = VoxelScene()
-        scene.set_voxels(self.lower, self.current_cell, self.kept, self.values)
+        scene.set_voxels(self.lower, self.current_cell, self.occupied, self.values)
         return scene
 
     def state(self) -> dict[str, Any]:
-        """What a fit continues from."""
+        """Return the state of the fit."""
         return {
             "generator": self.generator.get_state(),
             "cell": self.current_cell,
-            "kept": self.kept,
+            "kept": self.occupied,
             "values": self.values.detach(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Restore the state of the fit."""
         self.generator.set_state(state["generator"])
-        self._take(state["cell"], state["kept"].to(self.device), state["values"].to(self.device))
+        self._set_grid(state["cell"], state["kept"].to(self.device), state["values"].to(self.device))
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _neighbors(table: Int[Tensor, "x y z"], axis: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Rows of kept vertices, and of those that come next along an axis."""
-    here, there = (table.narrow(axis, start, table.shape[axis] - 1) for start in (0, 1))
-    both = (here >= 0) & (there >= 0)
-    return here[both].long(), there[both].long()
+def _neighbor_pairs(table: Int[Tensor, "x y z"], axis: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Return the rows of each two occupied vertices that are neighbors along an axis."""
+    first, second = (table.narrow(axis, start, table.shape[axis] - 1) for start in (0, 1))
+    both_occupied = (first >= 0) & (second >= 0)
+    return first[both_occupied].long(), second[both_occupied].long()

@@ -92,17 +92,17 @@ def test_viewed_point_is_where_all_axes_meet() -> None:
     target = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
     poses = view_sphere(12, 3.0).double()
     poses[:, :3, 3] += target
-    point, off = viewed_point(Camera.from_fov(poses, 0.7, 64, 64))
+    point, distances = viewed_point(Camera.from_fov(poses, 0.7, 64, 64))
     torch.testing.assert_close(point, target, atol=1e-4, rtol=0)
-    assert off.max() < 1e-4
-    # Two axes that pass each other: the point is halfway, at half their distance from each.
+    assert distances.max() < 1e-4
+    # Two skew axes: the point is halfway between them, at half their distance from each.
     crossing = torch.eye(4).double().repeat(2, 1, 1)
     crossing[0, :3, 3] = torch.tensor([0.0, 0.5, -2.0])
     crossing[1, :3, :3] = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
     crossing[1, :3, 3] = torch.tensor([-2.0, -0.5, 0.0])
-    point, off = viewed_point(Camera.from_fov(crossing, 0.7, 64, 64))
+    point, distances = viewed_point(Camera.from_fov(crossing, 0.7, 64, 64))
     torch.testing.assert_close(point, torch.zeros(3).double(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(off, torch.full((2,), 0.5).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(distances, torch.full((2,), 0.5).double(), atol=1e-5, rtol=0)
 
 
 def test_pose_error() -> None:
@@ -125,20 +125,22 @@ def test_bad_cameras_are_refused(pose: tuple, intrinsics: tuple, size: tuple) ->
 
 
 def test_different_sizes_do_not_stack() -> None:
-    with pytest.raises(ValueError, match="resize them first"):
+    with pytest.raises(ValueError, match="Resize them first"):
         Camera.stack([camera_at([0] * 6), camera_at([0] * 6, width=65)])
 
 
 def test_a_scaled_focal_length_moves_points_from_the_principal_point() -> None:
     K = torch.tensor([[50.0, 0, 30], [0, 60, 20], [0, 0, 1]])
     point = torch.tensor([[0.2, -0.3, 2.0]])
-    before, after = (Camera(torch.eye(4), one, 64, 48).project(point)[0] for one in (K, scale_focal_lengths(K, 1.1)))
+    before, after = (
+        Camera(torch.eye(4), intrinsics, 64, 48).project(point)[0] for intrinsics in (K, scale_focal_lengths(K, 1.1))
+    )
     torch.testing.assert_close(after - K[:2, 2], 1.1 * (before - K[:2, 2]))
 
 
-def test_median_intrinsics_are_numpys_also_where_cameras_share_them() -> None:
-    one = Camera.from_fov(torch.eye(4), 0.7, 64, 48)
-    shared = one.with_pose(torch.eye(4).expand(24, 4, 4))
-    torch.testing.assert_close(shared.median_intrinsics, one.K)
-    several = Camera(torch.eye(4).expand(5, 4, 4), one.K * torch.tensor([1.0, 5, 2, 4, 3])[:, None, None], 64, 48)
+def test_median_intrinsics_equal_numpys_even_for_expanded_intrinsics() -> None:
+    camera = Camera.from_fov(torch.eye(4), 0.7, 64, 48)
+    shared = camera.with_pose(torch.eye(4).expand(24, 4, 4))
+    torch.testing.assert_close(shared.median_intrinsics, camera.K)
+    several = Camera(torch.eye(4).expand(5, 4, 4), camera.K * torch.tensor([1.0, 5, 2, 4, 3])[:, None, None], 64, 48)
     np.testing.assert_allclose(several.median_intrinsics.numpy(), np.median(several.K.numpy(), axis=0))

@@ -25,7 +25,7 @@ def test_mad_lattice_reproduces_the_published_angles() -> None:
         )
         x = torch.tensor([-math.sin(azimuth), math.cos(azimuth), 0.0])
         y = torch.linalg.cross(z, x)
-        # The files hold OpenGL axes [x y z]; ours have y and z turned around.
+        # The files hold OpenGL axes [x y z]. In OpenCV axes y and z have the opposite sign.
         torch.testing.assert_close(poses[i, :3], torch.stack([x, -y, -z, 3.5 * z], -1), atol=1e-6, rtol=0)
 
 
@@ -37,7 +37,7 @@ def test_view_sphere_is_even_and_looks_at_the_origin() -> None:
     torch.testing.assert_close(centers + 2 * poses[:, :3, 2], torch.zeros(500, 3), atol=1e-5, rtol=0)
     directions = centers / 2
     nearest = torch.acos((directions @ directions.T).fill_diagonal_(-1).clamp(-1, 1).amax(1))
-    # Each view owns 4 pi / 500 steradians; a hexagonal packing has neighbors 0.17 rad apart.
+    # Each view covers 4 pi / 500 steradians. Neighbors in a hexagonal packing are 0.17 rad apart.
     assert nearest.min() > 0.11
     assert nearest.max() < 0.2
 
@@ -48,14 +48,14 @@ def test_view_sphere_band() -> None:
     assert elevation.max() <= math.radians(60) + 1e-6
 
 
-def test_look_at_has_up_upwards_and_survives_the_pole() -> None:
+def test_look_at_has_up_upwards_also_at_the_pole() -> None:
     up = torch.tensor([0.0, 0.0, 1.0])
     eyes = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 3.0]])
     poses = look_at(eyes, torch.zeros(3), up)
     assert_rigid(poses)
     torch.testing.assert_close(poses[:, :3, 2], -eyes / eyes.norm(dim=1, keepdim=True))
     assert poses[0, 2, 1] < -0.8
-    with pytest.raises(ValueError, match="sits on"):
+    with pytest.raises(ValueError, match="differ from its optical center"):
         look_at(torch.zeros(3), torch.zeros(3), up)
 
 

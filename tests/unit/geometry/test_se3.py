@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Laws of the exponential and the logarithm, on both sides of the switch between series and closed form."""
+"""Properties of the exponential and the logarithm, on both sides of the switch between series and closed form."""
 
 import math
 

@@ -34,17 +34,17 @@ def one_step(parameters: GaussianParameters) -> None:
 
 @pytest.mark.parametrize("copies", [1, 2, 3, 7])
 def test_split_copies_look_like_one_along_a_ray(copies):
-    """N equal Gaussians behind each other have the profile's integral of the one they replace (MCMC, equation 9)."""
+    """N equal Gaussians on one ray have the same integral as the Gaussian that they replace (MCMC, equation 9)."""
     opacity, scale = torch.tensor([0.8]), torch.tensor([[0.3, 0.3, 0.3]])
     new_opacity, new_scale = split_evenly(opacity, scale, torch.tensor([copies]))
     x = torch.linspace(-4, 4, 4001, dtype=torch.float64)
-    one = 0.8 * torch.exp(-0.5 * (x / 0.3) ** 2)
-    many = 1 - (1 - new_opacity.double() * torch.exp(-0.5 * (x / new_scale[0, 0].double()) ** 2)) ** copies
-    assert abs(many.max() - 0.8) < 1e-6
-    assert abs(torch.trapezoid(many, x) / torch.trapezoid(one, x) - 1) < 1e-5
+    single = 0.8 * torch.exp(-0.5 * (x / 0.3) ** 2)
+    copied = 1 - (1 - new_opacity.double() * torch.exp(-0.5 * (x / new_scale[0, 0].double()) ** 2)) ** copies
+    assert abs(copied.max() - 0.8) < 1e-6
+    assert abs(torch.trapezoid(copied, x) / torch.trapezoid(single, x) - 1) < 1e-5
 
 
-def test_relocation_moves_the_dead_and_grows_to_the_cap():
+def test_relocation_moves_dead_gaussians_and_grows_to_the_cap():
     parameters = make_parameters(20)
     with torch.no_grad():
         parameters.raw["logit_opacities"][:5] = -8
@@ -58,7 +58,7 @@ def test_relocation_moves_the_dead_and_grows_to_the_cap():
     nearest = torch.cdist(parameters.raw["means"].detach()[:5], living).min(1).values
     assert nearest.max() < 1e-6
     assert torch.cdist(parameters.raw["means"].detach(), dead).min() > 0
-    one_step(parameters)  # the optimizer goes on with the new number
+    one_step(parameters)  # the optimizer accepts the new number
 
 
 def test_moments_follow_their_gaussians():
@@ -66,23 +66,23 @@ def test_moments_follow_their_gaussians():
     one_step(parameters)
     moments = parameters.optimizer.state[parameters.raw["means"]]["exp_avg"].clone()
     parameters.keep(torch.tensor([True, False, True, True, False, True]))
-    kept = parameters.optimizer.state[parameters.raw["means"]]["exp_avg"]
-    torch.testing.assert_close(kept, moments[[0, 2, 3, 5]])
+    remaining = parameters.optimizer.state[parameters.raw["means"]]["exp_avg"]
+    torch.testing.assert_close(remaining, moments[[0, 2, 3, 5]])
     parameters.append({name: tensor.detach()[:2] for name, tensor in parameters.raw.items()})
     grown = parameters.optimizer.state[parameters.raw["means"]]["exp_avg"]
     torch.testing.assert_close(grown, torch.cat([moments[[0, 2, 3, 5]], torch.zeros(2, 3)]))
 
 
-def test_higher_coefficients_move_a_twentieth():
+def test_higher_coefficients_have_a_twentieth_of_the_rate():
     parameters = make_parameters(4, sh_degree=1)
     before = parameters.raw["sh"].detach().clone()
     one_step(parameters)
-    moved = (parameters.raw["sh"].detach() - before).abs()
-    torch.testing.assert_close(moved[:, 0], torch.full((4, 3), 0.01), rtol=1e-3, atol=0)
-    torch.testing.assert_close(moved[:, 1:], torch.full((4, 3, 3), 0.0005), rtol=1e-2, atol=0)
+    change = (parameters.raw["sh"].detach() - before).abs()
+    torch.testing.assert_close(change[:, 0], torch.full((4, 3), 0.01), rtol=1e-3, atol=0)
+    torch.testing.assert_close(change[:, 1:], torch.full((4, 3, 3), 0.0005), rtol=1e-2, atol=0)
 
 
-def test_state_goes_through_a_dict():
+def test_the_optimizer_continues_from_its_state_dict():
     first = make_parameters(5)
     one_step(first)
     second = GaussianParameters.from_state(first.state_dict(), RATES, 0, torch.device("cpu"))

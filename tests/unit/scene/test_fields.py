@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Radiance fields: what a fit finds, how it is interrupted, what a checkpoint keeps."""
+"""Fits of radiance fields: quality, interruption, checkpoints."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ BRIEF = MlpFitSettings(steps=3, rays=64, samples=8, fine_samples=8, center_steps
 
 @pytest.fixture(scope="module")
 def posed():
-    """A known object, rendered: the truth that the fit has to find again."""
+    """Render the toy: images, cameras and rendering that a fit should reproduce."""
     truth = make_toy()
     cameras = Camera.from_fov(view_sphere(40, 3.0), 0.6, 48, 48)
     output = truth.render(cameras, torch.ones(3))
@@ -49,20 +49,20 @@ def fitted(posed):
     return fit_voxels(images, cameras, masks(output), QUICK, held_out=(3, 11), progress=False)
 
 
-def test_voxels_find_a_known_object(posed, fitted):
+def test_voxels_reproduce_the_toy(posed, fitted):
     _, cameras, output = posed
     scene, psnr = fitted
     assert psnr > 26
-    found = scene.render(cameras[3], torch.zeros(3))
-    assert (found.alpha - output.alpha[3]).abs().mean() < 0.03
+    rendering = scene.render(cameras[3], torch.zeros(3))
+    assert (rendering.alpha - output.alpha[3]).abs().mean() < 0.03
     opaque = output.alpha[3] > 0.99
-    assert (found.depth - output.depth[3])[opaque].abs().median() < 0.06  # two cells
+    assert (rendering.depth - output.depth[3])[opaque].abs().median() < 0.06  # two cells
     assert (scene.center - make_toy().center).norm() < 0.25  # of a body 1.6 long
     assert scene.extent == pytest.approx(make_toy().extent, rel=0.2)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_hole_is_left_empty(known):
+@pytest.mark.parametrize("hole_in_mask", [True, False])
+def test_a_hole_stays_empty(hole_in_mask):
     cameras = Camera.from_fov(view_sphere(60, 3.0), 0.75, 48, 48)
     output = make_ring().render(cameras, torch.ones(3))
     images = output.rgb.permute(0, 3, 1, 2).clamp(0, 1)
@@ -71,15 +71,16 @@ def test_a_hole_is_left_empty(known):
     hole = (closed > 0) & (torch.nn.functional.max_pool2d((output.alpha > 0.01).float(), 3, 1, 1) == 0)
     assert hole.sum() > 1000
     assert not open_masks[hole].any()
-    masks_given = open_masks if known else closed  # closed ones say that white is seen there, not of what
-    scene, _ = fit_voxels(images, cameras, masks_given, VoxelFitSettings(steps=400, rays=2048), progress=False)
-    found = scene.render(cameras)
-    assert found.alpha[hole].mean() < (0.02 if known else 0.1)
-    assert found.alpha[output.alpha > 0.99].mean() > 0.9
+    # Closed masks leave open whether white pixels show the object or the background.
+    foreground = open_masks if hole_in_mask else closed
+    scene, _ = fit_voxels(images, cameras, foreground, VoxelFitSettings(steps=400, rays=2048), progress=False)
+    rendering = scene.render(cameras)
+    assert rendering.alpha[hole].mean() < (0.02 if hole_in_mask else 0.1)
+    assert rendering.alpha[output.alpha > 0.99].mean() > 0.9
 
 
-def test_near_and_far_come_from_the_object(posed):
-    """The same object a hundred times as large and as far away is fitted as well."""
+def test_the_fit_does_not_depend_on_the_scene_unit(posed):
+    """The toy is a hundred times as large and as far away."""
     images, cameras, output = posed
     poses = cameras.camera_to_world.clone()
     poses[:, :3, 3] = 100 * poses[:, :3, 3] + torch.tensor([500.0, -200, 50])
@@ -96,7 +97,7 @@ def test_voxels_without_masks(posed):
     assert psnr > 22
 
 
-def test_single_pixels_are_those_of_the_image(posed, fitted):
+def test_single_pixels_equal_the_pixels_of_the_image(posed, fitted):
     _, cameras, _ = posed
     scene = fitted[0]
     assert isinstance(scene, PixelScene)
@@ -107,14 +108,14 @@ def test_single_pixels_are_those_of_the_image(posed, fitted):
     torch.testing.assert_close(scene.render_pixels(cameras[0], pixels, background), whole[pixels])
 
 
-def test_voxels_survive_a_checkpoint(posed, fitted, tmp_path):
+def test_a_reloaded_voxel_scene_renders_the_same(posed, fitted, tmp_path):
     _, cameras, _ = posed
     torch.save(fitted[0].state_dict(), tmp_path / "scene.pt")
     loaded = VoxelScene()
     loaded.load_state_dict(torch.load(tmp_path / "scene.pt", weights_only=True))
-    ours, theirs = loaded.render(cameras[1]), fitted[0].render(cameras[1])
-    assert torch.equal(ours.rgb, theirs.rgb)
-    assert torch.equal(ours.depth, theirs.depth)
+    reloaded, original = loaded.render(cameras[1]), fitted[0].render(cameras[1])
+    assert torch.equal(reloaded.rgb, original.rgb)
+    assert torch.equal(reloaded.depth, original.depth)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_voxels_survive_a_checkpoint(posed, fitted, tmp_path):
         (fit_mlp, mlp_fit._MlpFitter, MlpFitSettings(steps=6, rays=32, samples=8, fine_samples=8)),
     ],
 )
-def test_an_interrupted_fit_goes_on_to_the_same_end(fit, fitter, settings, posed, tmp_path, monkeypatch, caplog):
+def test_an_interrupted_fit_continues_to_the_same_scene(fit, fitter, settings, posed, tmp_path, monkeypatch, caplog):
     images, cameras, output = posed
     whole, _ = fit(images, cameras, masks(output), settings, progress=False)
     step, calls = fitter.one_step, []
@@ -149,7 +150,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_end(fit, fitter, settings, posed
 
 
 @pytest.mark.slow
-def test_a_network_learns_and_survives_a_checkpoint(posed):
+def test_a_network_improves_and_reloads_from_a_checkpoint(posed):
     images, cameras, output = posed
     mask = masks(output)
     _, before = fit_mlp(images, cameras, mask, BRIEF, held_out=(3,), progress=False)
@@ -163,30 +164,30 @@ def test_a_network_learns_and_survives_a_checkpoint(posed):
     assert torch.equal(loaded.render(cameras[1]).rgb, scene.render(cameras[1]).rgb)
 
 
-def test_the_network_has_as_many_parameters_as_nerf():
+def test_the_network_has_nerfs_number_of_parameters():
     assert sum(parameter.numel() for parameter in RadianceMlp().parameters()) == 595_844
 
 
-def test_encoding_is_that_of_the_paper():
+def test_the_encoding_equals_the_papers_formula():
     values = torch.tensor([[0.3, -0.7, 0.1]])
-    found = encode(values, 3)[0].tolist()
+    encoded = encode(values, 3)[0].tolist()
     expected = [0.3, -0.7, 0.1]
     for function in (math.sin, math.cos):
         expected += [function(2**band * math.pi * value) for band in range(3) for value in (0.3, -0.7, 0.1)]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(encoded, expected, atol=1e-5)
 
 
 def test_fine_samples_follow_the_coarse_weights():
-    share = ((torch.arange(16) + 0.5) / 16).expand(1, -1)
+    fraction = ((torch.arange(16) + 0.5) / 16).expand(1, -1)
     weights = torch.zeros(1, 16)
     weights[0, 4], weights[0, 11] = 0.75, 0.25
-    found = _resample(share, weights, 4000, torch.Generator().manual_seed(0))[0]
-    near, far = (found - share[0, 4]).abs() <= 1 / 32, (found - share[0, 11]).abs() <= 1 / 32
+    samples = _resample(fraction, weights, 4000, torch.Generator().manual_seed(0))[0]
+    near, far = (samples - fraction[0, 4]).abs() <= 1 / 32, (samples - fraction[0, 11]).abs() <= 1 / 32
     assert float((near | far).float().mean()) > 0.99
     assert float(near.float().mean()) == pytest.approx(0.75, abs=0.03)
 
 
-def test_the_box_holds_the_object_and_little_else(posed):
+def test_the_box_encloses_the_object_tightly(posed):
     _, cameras, output = posed
     _, lower, upper = object_box(cameras, masks(output))
     means = make_toy().means
@@ -194,7 +195,7 @@ def test_the_box_holds_the_object_and_little_else(posed):
     assert bool((upper - lower < 1.35 * (means.amax(0) - means.amin(0)) + 0.1).all())
 
 
-def test_what_cannot_be_fitted_is_refused(posed):
+def test_wrong_input_is_refused(posed):
     images, cameras, _ = posed
     with pytest.raises(ValueError, match="At least two views"):
         fit_voxels(images[:1], cameras[:1], progress=False)
@@ -204,5 +205,5 @@ def test_what_cannot_be_fitted_is_refused(posed):
         MlpFitSettings(samples=2)
     with pytest.raises(ValueError, match="holds no voxels"):
         VoxelScene().render(cameras)
-    with pytest.raises(ValueError, match="finite values for the 8 kept"):
+    with pytest.raises(ValueError, match="finite values for the 8 occupied"):
         VoxelScene().set_voxels(torch.zeros(3), 1.0, torch.ones(2, 2, 2, dtype=torch.bool), torch.zeros(7, 4))

@@ -16,14 +16,14 @@ QUICK = FitSettings(steps=250, max_gaussians=400, initial_gaussians=300, half_si
 
 @pytest.fixture(scope="module")
 def posed():
-    """A known object, rendered: the truth that the fit has to find again."""
+    """Render the toy: images, cameras and alpha that a fit should reproduce."""
     truth = make_toy()
     cameras = Camera.from_fov(view_sphere(40, 3.0), 0.6, 48, 48)
     output = truth.render(cameras, torch.ones(3))
     return output.rgb.permute(0, 3, 1, 2).clamp(0, 1), cameras, output.alpha
 
 
-def test_fit_finds_a_known_object(posed):
+def test_a_fit_reproduces_the_toy(posed):
     images, cameras, alpha = posed
     start = fit_gaussians(images, cameras, (alpha > 0.01).float(), FitSettings(**{**vars(QUICK), "steps": 1}),
                           held_out=(3, 11), progress=False)  # fmt: skip
@@ -31,24 +31,24 @@ def test_fit_finds_a_known_object(posed):
     assert result.psnr > 27
     assert result.psnr > start.psnr + 8
     output = result.scene.render(cameras[3], torch.zeros(3))
-    assert (output.alpha - alpha[3]).abs().mean() < 0.03  # not only the colors over white
+    assert (output.alpha - alpha[3]).abs().mean() < 0.03  # the alpha is right, not only the colors over white
 
 
-def test_reflectance_is_fitted_beside_the_colors(posed):
+def test_reflectance_is_fitted_together_with_the_colors(posed):
     images, cameras, alpha = posed
     settings = FitSettings(**{**vars(QUICK), "reflectance": True})
     result = fit_gaussians(images, cameras, (alpha > 0.01).float(), settings, held_out=(3, 11), progress=False)
-    wanted = reflectance(images)[[3, 11]]
-    behind = reflectance_of_color(torch.ones(3))
-    drawn = result.scene.render_reflectance(cameras[[3, 11]], behind).rgb.permute(0, 3, 1, 2)
-    inside = (alpha[[3, 11]] > 0.9)[:, None].expand_as(wanted)
-    error = (drawn - wanted)[inside].square().mean()
-    assert error < 0.2 * (wanted - behind[:, None, None])[inside].square().mean()
+    expected = reflectance(images)[[3, 11]]
+    background = reflectance_of_color(torch.ones(3))
+    rendered = result.scene.render_reflectance(cameras[[3, 11]], background).rgb.permute(0, 3, 1, 2)
+    inside = (alpha[[3, 11]] > 0.9)[:, None].expand_as(expected)
+    error = (rendered - expected)[inside].square().mean()
+    assert error < 0.2 * (expected - background[:, None, None])[inside].square().mean()
     assert error < 0.006  # 22 dB
     assert result.psnr > 27
 
 
-def test_same_seed_same_scene(posed):
+def test_equal_seeds_give_equal_scenes(posed):
     images, cameras, alpha = posed
     settings = FitSettings(steps=15, max_gaussians=120, initial_gaussians=100)
     first, second = (fit_gaussians(images, cameras, alpha, settings, progress=False).scene for _ in range(2))
@@ -56,17 +56,17 @@ def test_same_seed_same_scene(posed):
         torch.testing.assert_close(dict(second.named_buffers())[name], tensor, rtol=0, atol=0)
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_end(posed, tmp_path, monkeypatch, caplog):
+def test_an_interrupted_fit_continues_to_the_same_scene(posed, tmp_path, monkeypatch, caplog):
     images, cameras, alpha = posed
     settings = FitSettings(steps=30, max_gaussians=120, initial_gaussians=100)
     whole = fit_gaussians(images, cameras, alpha, settings, progress=False).scene
-    rasterize, calls = fit_module._Fitter.one_step, []
+    one_step, calls = fit_module._Fitter.one_step, []
 
     def interrupted(self):
         calls.append(1)
         if len(calls) == 13:
             raise KeyboardInterrupt
-        rasterize(self)
+        one_step(self)
 
     monkeypatch.setattr(fit_module._Fitter, "one_step", interrupted)
     path = tmp_path / "fit" / "car.pt"
@@ -111,8 +111,8 @@ def test_target_over_another_background_is_exact_where_coverage_is_known(posed):
     view = make_training_views(images[:1], cameras[:1], (alpha[:1] > 0.5).float())[0]
     background = torch.tensor([0.1, 0.6, 0.3])
     target = view.target(background, torch.zeros(48, 48))
-    sure = (view.band == 0) & (view.foreground == 0)
-    torch.testing.assert_close(target[sure], view.image[sure] + background - 1)
+    outside = (view.band == 0) & (view.foreground == 0)
+    torch.testing.assert_close(target[outside], view.image[outside] + background - 1)
     inside = (view.band == 0) & (view.foreground == 1)
     torch.testing.assert_close(target[inside], view.image[inside])
 
@@ -137,7 +137,7 @@ def test_crop_renders_the_same_pixels(posed):
         ({"nan": True}, "finite"),
     ],
 )
-def test_bad_input_is_named(posed, change, message):
+def test_wrong_input_is_refused(posed, change, message):
     images, cameras, _ = posed
     if "nan" in change:
         poses = cameras.camera_to_world.clone()
@@ -153,3 +153,5 @@ def test_settings_are_checked():
         FitSettings(steps=0)
     with pytest.raises(ValueError, match="density should be one of"):
         FitSettings(density="magic")
+    with pytest.raises(ValueError, match="recipe should be one of 'default', 'paper', got 'magic'"):
+        FitSettings.of("magic", 100, 100, 0, 0)

@@ -9,7 +9,7 @@ from sample_scenes import CAMERA, make_scene, with_reflectance
 
 
 @pytest.mark.parametrize("degree", [0, 1, 3])
-def test_a_checkpoint_of_another_count_and_degree_renders_the_same(degree):
+def test_a_scene_loads_a_checkpoint_of_another_count_and_degree(degree):
     scene = make_scene(40, degree)
     other = make_scene(7, 1, seed=1)
     other.load_state_dict(scene.state_dict())
@@ -21,14 +21,14 @@ def test_a_checkpoint_of_another_count_and_degree_renders_the_same(degree):
 def test_ply_round_trip(tmp_path, degree):
     scene = make_scene(12, degree)
     save_ply(scene, tmp_path / "object.ply")
-    again = load_ply(tmp_path / "object.ply", "cpu")
+    reloaded = load_ply(tmp_path / "object.ply", "cpu")
     for name, tensor in scene.named_buffers():
-        torch.testing.assert_close(dict(again.named_buffers())[name], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(dict(reloaded.named_buffers())[name], tensor, rtol=0, atol=0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["object.ply"]
 
 
-def test_ply_columns_lie_where_viewers_look(tmp_path):
-    """Read with struct alone, in the column order of the published files."""
+def test_ply_columns_have_the_order_of_viewers(tmp_path):
+    """The test reads with struct alone, in the column order of the published files."""
     scene = make_scene(3, 1)
     save_ply(scene, tmp_path / "object.ply")
     data = (tmp_path / "object.ply").read_bytes()
@@ -62,7 +62,7 @@ def test_broken_ply_files_are_refused(tmp_path):
         load_ply(tmp_path / "mesh.ply")
 
 
-def test_an_empty_scene_says_so():
+def test_rendering_an_empty_scene_is_refused():
     with pytest.raises(ValueError, match="holds no Gaussians"):
         GaussianScene(0, "cpu").render(CAMERA)
 
@@ -86,7 +86,7 @@ def test_center_and_extent_ignore_stray_parts():
 
 
 @pytest.mark.parametrize("degree", [0, 2])
-def test_reflectance_is_drawn_as_colors_are(degree):
+def test_reflectance_renders_like_colors(degree):
     plain = make_scene(40, degree)
     scene = with_reflectance(plain)
     colors = GaussianScene(degree, "cpu")
@@ -96,17 +96,17 @@ def test_reflectance_is_drawn_as_colors_are(degree):
     background = torch.tensor([0.9, 0.8, 0.7])
     torch.testing.assert_close(scene.render_reflectance(CAMERA, background).rgb, colors.render(CAMERA, background).rgb)
     torch.testing.assert_close(scene.render(CAMERA, background).rgb, plain.render(CAMERA, background).rgb)
-    again = make_scene(3, 1)
-    again.load_state_dict(scene.state_dict())
-    torch.testing.assert_close(again.render_reflectance(CAMERA).rgb, scene.render_reflectance(CAMERA).rgb)
+    reloaded = make_scene(3, 1)
+    reloaded.load_state_dict(scene.state_dict())
+    torch.testing.assert_close(reloaded.render_reflectance(CAMERA).rgb, scene.render_reflectance(CAMERA).rgb)
 
 
-def test_reflectance_that_was_not_fitted_is_refused():
+def test_rendering_a_missing_reflectance_is_refused():
     with pytest.raises(ValueError, match="holds colors alone"):
         make_scene(4, 0).render_reflectance(CAMERA)
 
 
-def test_ply_leaves_reflectance_out(tmp_path):
+def test_ply_files_do_not_contain_reflectance(tmp_path):
     plain = make_scene(12, 1)
     save_ply(with_reflectance(plain), tmp_path / "object.ply")
     torch.testing.assert_close(load_ply(tmp_path / "object.ply", "cpu").sh, plain.sh, rtol=0, atol=0)

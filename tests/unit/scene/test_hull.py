@@ -5,17 +5,17 @@ from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.scene.foreground import boundary_band, white_foreground
 from anomalib_pose.scene.hull import ball_of_cameras, colors_of_points, visual_hull
 
-CENTer = torch.tensor([0.2, -0.1, 0.3])
+CENTER = torch.tensor([0.2, -0.1, 0.3])
 
 
 def cameras_around(count: int = 24, radius: float = 3.0) -> Camera:
     poses = view_sphere(count, radius)
-    poses[:, :3, 3] += CENTer
+    poses[:, :3, 3] += CENTER
     return Camera.from_fov(poses, 0.7, 64, 64)
 
 
 def ball_masks(cameras: Camera, radius: float) -> torch.Tensor:
-    """Pixels whose ray passes a ball, from the ray's distance to its center."""
+    """Mark the pixels whose ray hits a ball, by the ray's distance from its center."""
     ticks = torch.arange(64) + 0.5
     v, u = torch.meshgrid(ticks, ticks, indexing="ij")
     masks = []
@@ -23,21 +23,21 @@ def ball_masks(cameras: Camera, radius: float) -> torch.Tensor:
         camera = cameras[index]
         rays = torch.stack([u, v, torch.ones_like(u)], -1) @ torch.linalg.inv(camera.K).T
         rays = torch.nn.functional.normalize(rays, dim=-1) @ camera.camera_to_world[:3, :3].T
-        offset = CENTer - camera.center
+        offset = CENTER - camera.center
         masks.append(((offset - (rays @ offset)[..., None] * rays).norm(dim=-1) < radius).float())
     return torch.stack(masks)
 
 
 def test_ball_of_cameras():
     center, radius = ball_of_cameras(cameras_around())
-    torch.testing.assert_close(center, CENTer, atol=1e-4, rtol=0)
+    torch.testing.assert_close(center, CENTER, atol=1e-4, rtol=0)
     assert abs(radius - 3 * torch.sin(torch.tensor(0.35)).item()) < 1e-3
 
 
-def test_hull_of_a_ball_is_its_surface():
+def test_surface_voxels_of_a_balls_hull_lie_on_the_ball():
     cameras = cameras_around(60)
-    surface, side = visual_hull(cameras, ball_masks(cameras, 0.6), CENTer, 1.0, resolution=48)
-    distance = (surface - CENTer).norm(dim=-1)
+    surface, side = visual_hull(cameras, ball_masks(cameras, 0.6), CENTER, 1.0, resolution=48)
+    distance = (surface - CENTER).norm(dim=-1)
     assert distance.min() > 0.6 - 2.5 * side
     assert distance.max() < 0.6 + 4 * side
     assert abs(distance.median() - 0.6) < 1.5 * side
@@ -45,14 +45,14 @@ def test_hull_of_a_ball_is_its_surface():
 
 def test_hull_of_empty_masks_is_none():
     cameras = cameras_around()
-    assert visual_hull(cameras, torch.zeros(24, 64, 64), CENTer, 1.0) is None
+    assert visual_hull(cameras, torch.zeros(24, 64, 64), CENTER, 1.0) is None
 
 
-def test_colors_of_points_are_those_of_their_pixels():
+def test_colors_of_points_equal_the_colors_of_their_pixels():
     cameras = cameras_around()
     images = torch.zeros(24, 3, 64, 64)
     images[:, 0], images[:, 2] = 0.25, 0.75
-    colors = colors_of_points(CENTer + 0.1 * torch.randn(5, 3), cameras, images)
+    colors = colors_of_points(CENTER + 0.1 * torch.randn(5, 3), cameras, images)
     torch.testing.assert_close(colors, torch.tensor([[0.25, 0.0, 0.75]]).expand(5, 3))
 
 

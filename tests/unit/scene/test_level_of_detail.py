@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scenes without the Gaussians that views hardly show."""
+"""Gaussians sorted by their contribution, and scenes of the first Gaussians."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ VIEWS = Camera.from_fov(view_sphere(12, 3.0, 1.2, -1.2), 0.7, 60, 48)
 
 
 def with_core(outer: GaussianScene, count: int = 300) -> GaussianScene:
-    """A body with transparent Gaussians in its middle, put first."""
+    """Put transparent Gaussians in the middle of an object, first in order."""
     generator = torch.Generator().manual_seed(1)
     core = {name: tensor[:count].clone() for name, tensor in outer.raw.items()}
     core["means"] = 0.05 * torch.randn(count, 3, generator=generator)
@@ -24,7 +24,7 @@ def with_core(outer: GaussianScene, count: int = 300) -> GaussianScene:
     return scene
 
 
-def weights_of(scene: GaussianScene) -> torch.Tensor:
+def contributions_of(scene: GaussianScene) -> torch.Tensor:
     rasterizer = make_rasterizer("cpu")
     return torch.stack(
         [gaussian_contributions(scene.activated(), rasterizer, VIEWS[index]) for index in range(12)]
@@ -32,35 +32,36 @@ def weights_of(scene: GaussianScene) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("reflects", [False, True])
-def test_what_no_view_shows_goes_to_the_end_and_images_stay(reflects):
+def test_invisible_gaussians_move_to_the_end_and_images_stay(reflects):
     scene = with_core(with_reflectance(make_toy()) if reflects else make_toy())
     before = scene.render(VIEWS, torch.ones(3)).rgb
-    weights, means = weights_of(scene), scene.means.clone()
+    contributions, means = contributions_of(scene), scene.means.clone()
     sort_by_contribution(scene, VIEWS)
     torch.testing.assert_close(scene.render(VIEWS, torch.ones(3)).rgb, before, atol=1e-5, rtol=0)
-    assert weights[:300].max() == 0 < weights[300:].median()
+    assert contributions[:300].max() == 0 < contributions[300:].median()
     assert set(map(tuple, scene.means[-300:].tolist())) == set(map(tuple, means[:300].tolist()))
-    found = weights_of(scene)
-    assert (found[:-1] >= found[1:] - 1e-4).all()
+    ordered = contributions_of(scene)
+    assert (ordered[:-1] >= ordered[1:] - 1e-4).all()
     small, large = scene.counts.tolist()
     assert small < large <= 1500
-    for count, left_out in ((small, 0.07), (large, 0.015)):
-        assert float(found[count:].sum() / found.sum()) <= left_out < float(found[count - 1 :].sum() / found.sum())
+    for count, omitted in ((small, 0.07), (large, 0.015)):
+        tails = (float(ordered[first:].sum() / ordered.sum()) for first in (count, count - 1))
+        assert next(tails) <= omitted < next(tails)
 
 
-def test_fewer_gaussians_show_nearly_the_same():
+def test_reduced_scenes_render_nearly_the_same_images():
     scene = with_core(make_toy())
     sort_by_contribution(scene, VIEWS)
     small, large = reduced_scene(scene, small=True), reduced_scene(scene, small=False)
     assert (len(small), len(large)) == tuple(scene.counts.tolist())
     assert torch.equal(large.means, scene.means[: len(large)])
     expected = scene.render(VIEWS, torch.ones(3)).rgb
-    found = [fewer.render(VIEWS, torch.ones(3)).rgb for fewer in (large, small)]
-    errors = [float((images - expected).square().mean().sqrt()) for images in found]
+    reduced_images = [reduced.render(VIEWS, torch.ones(3)).rgb for reduced in (large, small)]
+    errors = [float((images - expected).square().mean().sqrt()) for images in reduced_images]
     assert errors[0] < 0.01 < errors[1] < 0.1
 
 
-def test_where_nothing_is_known_all_are_drawn():
+def test_without_counts_the_whole_scene_is_rendered():
     scene = make_scene()
     assert reduced_scene(scene, small=True) is scene
     sort_by_contribution(scene, VIEWS)
@@ -75,7 +76,7 @@ def test_where_nothing_is_known_all_are_drawn():
     assert reduced_scene(other, small=True) is other
 
 
-def test_counts_are_in_checkpoints_and_older_ones_have_none():
+def test_counts_are_saved_and_older_checkpoints_load_without_them():
     scene, other = make_scene(), make_scene(seed=1)
     sort_by_contribution(scene, VIEWS)
     state = scene.state_dict()

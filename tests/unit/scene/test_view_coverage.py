@@ -9,7 +9,7 @@ from anomalib_pose.scene.view_coverage import has_sparse_views, median_view_spac
 
 
 def ring(count: int, step: float) -> Camera:
-    """Cameras on a circle about a point beside the origin, ``step`` degrees apart."""
+    """Place cameras on a circle about a point beside the origin, ``step`` degrees apart."""
     center = torch.tensor([5.0, -2.0, 1.0])
     angles = torch.deg2rad(step * torch.arange(count))
     eyes = center + 3 * torch.stack([angles.cos(), angles.sin(), torch.zeros(count)], 1)
@@ -18,24 +18,26 @@ def ring(count: int, step: float) -> Camera:
 
 
 @pytest.mark.parametrize("step", [3.0, 12.0, 40.0])
-def test_spacing_is_the_angle_between_neighbors(step):
+def test_median_view_spacing_is_the_angle_between_neighbors(step):
     assert median_view_spacing(ring(7, step)) == pytest.approx(step, abs=0.01)
 
 
-def test_views_far_apart_are_few():
+def test_views_far_apart_are_sparse():
     assert not has_sparse_views(ring(30, 12.0))
     assert has_sparse_views(ring(8, 45.0))
     assert has_sparse_views(ring(1, 1.0))
 
 
-def test_few_views_are_told_with_the_path_that_is_taken(caplog):
+def test_the_warning_names_how_the_model_handles_sparse_views(caplog):
     with caplog.at_level(logging.WARNING):
         warn_about_sparse_views(ring(8, 45.0), masked=True, attenuates_unsupported=True, has_patch_memory=True)
-        assert "8 views with a median of 45 degrees between neighbors are few" in caplog.text
-        assert "begins at the hull of the masks; what none of the nearest photographs shows" in caplog.text
-        assert "counts less; scores get the share" in caplog.text
+        assert "The 8 training views are sparse: neighbors are 45 degrees apart in the median" in caplog.text
+        assert (
+            "The fit starts on the visual hull of the masks. Anomalies in regions without view support" in caplog.text
+        )
+        assert "are attenuated. Held-out views set the mixing weight of the patch memory." in caplog.text
         caplog.clear()
         warn_about_sparse_views(ring(8, 45.0), masked=False, attenuates_unsupported=False, has_patch_memory=False)
-        assert "random points in front of the cameras, for there are no masks; there is no memory" in caplog.text
+        assert "at random points, because there are no masks. There is no patch memory" in caplog.text
         warn_about_sparse_views(ring(1, 1.0), masked=True, attenuates_unsupported=True, has_patch_memory=False)
-        assert "One view is too few" in caplog.text
+        assert "One training view is too few" in caplog.text
