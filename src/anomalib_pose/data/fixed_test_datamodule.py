@@ -19,7 +19,7 @@ class FixedTestDataModule(AnomalibDataModule):
         eval_batch_size: items in a batch of validation, test and prediction.
         num_workers: processes that load items.
         val_split_mode: items that set the thresholds, one of ``val_split_modes``.
-        val_split_ratio: share of the items that ``from_test`` and ``from_train`` take.
+        val_split_ratio: fraction of the items that ``from_test`` and ``from_train`` take.
         seed: makes the choice of these items repeatable.
 
     Raises:

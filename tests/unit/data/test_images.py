@@ -21,7 +21,7 @@ def test_an_rgb_image_is_read_as_it_is_stored(tmp_path):
     assert image_size(tmp_path / "a.png") == (7, 5)
 
 
-def test_alpha_is_composited_on_white_and_given(tmp_path):
+def test_alpha_is_composited_on_white_and_returned(tmp_path):
     pixels = np.zeros((1, 3, 4))
     pixels[0, :, 3] = [0, 51, 255]  # shares 0, 0.2 and 1
     pixels[0, :, 0] = 255
@@ -31,7 +31,7 @@ def test_alpha_is_composited_on_white_and_given(tmp_path):
     assert torch.allclose(image[1], torch.tensor([[1, 0.8, 0]]))
 
 
-def test_alpha_that_is_opaque_everywhere_says_nothing(tmp_path):
+def test_alpha_that_is_opaque_everywhere_is_ignored(tmp_path):
     image, alpha = read_image(_save(tmp_path / "a.png", np.full((2, 2, 4), 255)))
     assert alpha is None
     assert image.shape == (3, 2, 2)
@@ -105,7 +105,7 @@ def test_undistortion_follows_browns_formula():
     assert (true_x - x).abs().max() > 0.5
 
 
-def test_an_undistorted_mask_stays_binary_and_ends_with_the_photo():
+def test_an_undistorted_mask_stays_binary_and_is_0_outside_the_photo():
     K = torch.tensor([[20.0, 0, 10], [0, 20, 10], [0, 0, 1]])
     mask = undistort(torch.ones(1, 20, 20), K, (0.4, 0.0, 0.0, 0.0, 0.0), nearest=True)
     assert set(mask.unique().tolist()) == {0.0, 1.0}

@@ -37,7 +37,7 @@ class CloudDataModule(FixedTestDataModule):
         num_workers: processes that load clouds.
         val_split_mode: clouds that set the thresholds: ``same_as_test``, ``from_test`` (a part of the test set, which
             loses it) or ``from_train`` (a part of the training category, which loses it).
-        val_split_ratio: share of the clouds that ``from_test`` and ``from_train`` take.
+        val_split_ratio: fraction of the clouds that ``from_test`` and ``from_train`` take.
         seed: makes the choice of these clouds, and the search for the supporting plane of raw clouds, repeatable.
 
     Raises:

@@ -22,7 +22,7 @@ class PosedDataModule(FixedTestDataModule):
         num_workers: processes that load images.
         val_split_mode: images that set the thresholds: ``same_as_test``, ``from_test`` (a part of the test set, which
             loses it) or ``from_train`` (good images alone, which the training set loses).
-        val_split_ratio: share of the images that ``from_test`` and ``from_train`` take.
+        val_split_ratio: fraction of the images that ``from_test`` and ``from_train`` take.
         seed: makes the choice of these images repeatable.
 
     Raises:

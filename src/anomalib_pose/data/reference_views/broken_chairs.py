@@ -56,7 +56,7 @@ class BrokenChairs(FixedTestDataModule):
         num_workers: processes that load images.
         val_split_mode: images that set the thresholds: ``from_dir`` (the split ``val``, or the test set if there is
             no such split), ``same_as_test`` or ``from_test`` (a part of the test set, which loses it).
-        val_split_ratio: share of the test images that ``from_test`` takes.
+        val_split_ratio: fraction of the test images that ``from_test`` takes.
         seed: makes the choice of these images repeatable.
 
     Raises:

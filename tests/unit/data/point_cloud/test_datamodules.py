@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datamodules of rendered clouds: what items hold, who trains on what, and what is refused."""
+"""Datamodules of rendered clouds: content of items, training and test categories, caches, and errors."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ SIZE, RAW = 24, 60
 
 
 def recording(seed):
-    """A box on a table, its photograph, and a red spot on it: what a depth camera at 1 mm a cell sees."""
+    """Cloud of a depth camera at 1 mm a cell, photograph and mask of a box with a red spot on a table."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:RAW, :RAW] * 0.001
     top, left = rng.integers(15, 25, 2)
@@ -102,7 +102,7 @@ def test_items_hold_the_object_and_its_views(written):
     assert int(item.view_masks.sum()) > 0
 
 
-def test_batches_stack_and_come_apart(written):
+def test_batches_stack_items_and_are_split_again(written):
     batch = next(iter(mvtec(written, train_batch_size=3).train_dataloader()))
     assert type(batch) is CloudBatch
     assert batch.views.shape == (3, 9, 3, SIZE, SIZE)
@@ -144,7 +144,7 @@ def test_pictures_of_results_do_not_overwrite_each_other(written, tmp_path, monk
         assert len(names) == len(datamodule.test_data)
 
 
-def test_a_link_does_not_hide_the_training_category(root, tmp_path):
+def test_the_training_category_is_recognized_behind_a_link(root, tmp_path):
     (tmp_path / "link").symlink_to(root)
     with pytest.raises(ValueError, match="uses the labels"):
         MVTec3DRendered(root, "carrot", "carrot", tmp_path / "link")
@@ -153,10 +153,10 @@ def test_a_link_does_not_hide_the_training_category(root, tmp_path):
 
 
 def test_training_on_another_data_set(root, tmp_path):
-    other = shutil.copytree(root, tmp_path / "other")
-    datamodule = mvtec(root, "rest", "carrot", train_root=other)
+    other_root = shutil.copytree(root, tmp_path / "other")
+    datamodule = mvtec(root, "rest", "carrot", train_root=other_root)
     assert {item.category for item in datamodule.test_data} == {"bagel", "carrot", "tire"}
-    assert all(item.image_path.startswith(str(other)) for item in datamodule.train_data)
+    assert all(item.image_path.startswith(str(other_root)) for item in datamodule.train_data)
 
 
 def test_testing_alone_needs_no_training_category(written):
@@ -189,15 +189,15 @@ def test_validation_from_the_training_category(written):
     assert len(datamodule.test_data) == 4
 
 
-def test_a_cache_gives_the_same_and_spares_the_drawing(root, tmp_path, monkeypatch):
+def test_cached_clouds_equal_rendered_ones_and_are_not_rendered_again(root, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     plain, first = mvtec(root).test_data[0], mvtec(root, cache_dir=cache).test_data[0]
     assert len(list(cache.iterdir())) == 1
     monkeypatch.setattr("anomalib_pose.data.point_cloud.sources.render_organized", None)
-    again = mvtec(root, cache_dir=cache).test_data[0]
+    cached = mvtec(root, cache_dir=cache).test_data[0]
     for name in ("image", "gt_mask", "points", "valid", "views", "view_masks", "pixels", "visible", "organized"):
         assert torch.equal(getattr(plain, name), getattr(first, name)), name
-        assert torch.equal(getattr(plain, name), getattr(again, name)), name
+        assert torch.equal(getattr(plain, name), getattr(cached, name)), name
     monkeypatch.undo()
     mvtec(root, cache_dir=cache, views=5).test_data[0]
     os.utime(root / "bagel/test/good/xyz/000.tiff", ns=(1, 1))
@@ -224,7 +224,7 @@ def test_a_cache_of_version_0_1_is_read(root, tmp_path, monkeypatch):
 
 
 def to_rendered(raw, out, size=SIZE, plain=False):
-    """Both published layouts, of what the raw recordings show."""
+    """Render the raw recordings to one of the two published layouts."""
     for kind in (path.parent for path in raw.glob("*/test/*/xyz")):
         name = "good" if kind.name == "good" else "anomaly"
         folder = out / kind.relative_to(raw).parent / name
@@ -242,15 +242,15 @@ def to_rendered(raw, out, size=SIZE, plain=False):
     return out
 
 
-def test_rendered_layout_gives_what_raw_gives(written, tmp_path):
+def test_rendered_layout_gives_the_same_items_as_raw_recordings(written, tmp_path):
     rendered = to_rendered(written, tmp_path / "rendered")
     datamodule = EyecandiesRendered(rendered, "bagel", "carrot", size=SIZE, num_workers=0)
     datamodule.setup()
     raw = by_name(mvtec(written).test_data)
     for name, item in by_name(datamodule.test_data).items():
-        other = raw[name.replace("anomaly", "hole")]
+        expected = raw[name.replace("anomaly", "hole")]
         for field in ("image", "gt_mask", "points", "valid", "views", "view_masks", "pixels", "visible", "gt_label"):
-            torch.testing.assert_close(getattr(item, field), getattr(other, field), msg=f"{name} {field}")
+            torch.testing.assert_close(getattr(item, field), getattr(expected, field), msg=f"{name} {field}")
     # a data set may train on another one's raw recordings
     crossed = EyecandiesRendered(rendered, "rest", "carrot", written, size=SIZE, num_workers=0)
     crossed.setup()
@@ -258,7 +258,7 @@ def test_rendered_layout_gives_what_raw_gives(written, tmp_path):
     assert {item.category for item in crossed.test_data} == {"bagel", "carrot", "tire"}
 
 
-def test_plain_clouds_show_their_front_view(written, tmp_path):
+def test_the_image_of_an_unorganized_cloud_is_its_front_view(written, tmp_path):
     rendered = to_rendered(written, tmp_path / "rendered", plain=True)
     datamodule = Real3DADRendered(rendered, "bagel", "carrot", size=SIZE, num_workers=0)
     datamodule.setup()
@@ -279,7 +279,7 @@ def test_a_size_that_is_not_rendered_is_refused(written, tmp_path):
         datamodule.test_data[0]
 
 
-def test_the_model_s_resizing_may_not_change_the_size(written):
+def test_a_models_resizing_may_not_change_the_size(written):
     for size, fits in ((SIZE, True), (SIZE + 1, False)):
         datamodule = MVTec3DRendered(written, "bagel", None, size=SIZE, num_workers=0)
         datamodule.trainer = SimpleNamespace(
@@ -339,7 +339,7 @@ def test_missing_files_are_named(root, spoil, words):
         mvtec(root)
 
 
-def test_other_mistakes(written):
+def test_unknown_categories_views_and_splits_are_refused(written):
     with pytest.raises(ValueError, match="there are: bagel, carrot, tire"):
         mvtec(written, "potato")
     with pytest.raises(ValueError, match="there are: bagel, carrot, tire"):
@@ -365,7 +365,7 @@ def test_a_real_recording(shared, tmp_path):
         assert (cover > 0.08).all()
         assert bool(item.gt_mask.any()) == bool(item.view_masks.any()) == bool(item.gt_label)
         for view in range(9):
-            seen = item.pixels[view][item.visible[view]]
-            drawn = (item.views[view] < 1).all(0).nonzero()
-            assert (seen.amin(0) - drawn.amin(0)).abs().max() <= 3  # half of a square
-            assert (seen.amax(0) - drawn.amax(0)).abs().max() <= 3
+            visible_pixels = item.pixels[view][item.visible[view]]
+            covered_pixels = (item.views[view] < 1).all(0).nonzero()
+            assert (visible_pixels.amin(0) - covered_pixels.amin(0)).abs().max() <= 3  # half of a square
+            assert (visible_pixels.amax(0) - covered_pixels.amax(0)).abs().max() <= 3

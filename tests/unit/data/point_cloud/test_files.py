@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clouds from files that are written here byte by byte, and refusal of what is no cloud."""
+"""Readers of clouds on files written byte by byte, and on files that are not clouds."""
 
 import struct
 
@@ -125,7 +125,7 @@ def test_other_and_missing_files(tmp_path):
         read_xyz(tmp_path / "a.tiff")
 
 
-def test_tiff_loses_what_is_not_finite(tmp_path):
+def test_points_of_a_tiff_that_are_not_finite_are_removed(tmp_path):
     xyz = np.random.default_rng(2).random((12, 14, 3)).astype(np.float64) + 1
     xyz[0, 0, 1], xyz[1, 1], xyz[2, 2, 0] = np.nan, 0, np.inf
     tifffile.imwrite(tmp_path / "a.tiff", xyz)

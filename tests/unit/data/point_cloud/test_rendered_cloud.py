@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clouds on the grid, what resampling keeps, and both published layouts there and back."""
+"""Rendering of clouds on a grid, resampling, and both published layouts, written and read."""
 
 import json
 import math
@@ -35,8 +35,8 @@ def dome(height=30, width=30):
 
 def same(a, b):
     for field in fields(a):
-        one, other = getattr(a, field.name), getattr(b, field.name)
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, field.name
+        value, expected = getattr(a, field.name), getattr(b, field.name)
+        assert torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected, field.name
 
 
 def test_grid_is_the_nearest_cells_and_pixels_are_where_points_project():
@@ -56,12 +56,12 @@ def test_grid_is_the_nearest_cells_and_pixels_are_where_points_project():
     assert not cloud.visible[:, ~cells].any()
     assert (cloud.pixels[:, ~cells] == 0).all()
     assert cloud.views.dtype == torch.uint8
-    shown = cloud.view_masks[0].nonzero().float().mean(0)
-    marked = cloud.pixels[0, (cloud.gt_mask & cloud.valid).flatten()].float().mean(0)
-    torch.testing.assert_close(shown, marked, atol=0.6, rtol=0)
+    mask_center = cloud.view_masks[0].nonzero().float().mean(0)
+    defect_center = cloud.pixels[0, (cloud.gt_mask & cloud.valid).flatten()].float().mean(0)
+    torch.testing.assert_close(mask_center, defect_center, atol=0.6, rtol=0)
 
 
-def test_a_tilt_is_a_turn_before_all_others():
+def test_the_tilt_rotates_the_cloud_before_the_views_rotations():
     xyz, mask, _ = dome()
     tilted = render_organized(xyz, replace(SETTINGS, tilt=30.0, about_x=(0.0,), about_y=()), mask)
     turned = render_organized(xyz, replace(SETTINGS, about_x=(30.0,), about_y=()), mask)
@@ -70,7 +70,7 @@ def test_a_tilt_is_a_turn_before_all_others():
 
 
 @pytest.mark.parametrize("views", [5, 9, 11])
-def test_numbers_of_views(views):
+def test_clouds_are_rendered_in_5_9_or_11_views(views):
     assert len(render_organized(dome()[0], RenderSettings.of_views(views, size=SIZE)).views) == views
 
 
@@ -79,23 +79,23 @@ def test_other_numbers_of_views_are_refused():
         RenderSettings.of_views(7)
 
 
-def test_of_many_points_evenly_spread_ones_are_kept():
+def test_large_clouds_are_reduced_to_evenly_spread_points():
     rng = torch.Generator().manual_seed(0)
     points = torch.rand(4000, 3, generator=rng) * torch.tensor([1.0, 1.0, 0.0])
     points = torch.cat([points, torch.rand(4000, 3, generator=rng) * torch.tensor([0.1, 0.1, 0.0])])  # a dense corner
     labels = points[:, 0] > 0.5
-    kept, kept_labels = resample(points, labels, 400, seed=1)
-    assert len(kept) == 400
-    assert torch.equal(kept_labels, kept[:, 0] > 0.5)
-    assert ((kept[:, None] - points[None]).norm(dim=-1).amin(1) == 0).all()
-    assert (kept[:, :2] < 0.1).all(1).sum() < 20  # 1 % of the area has few of the points
-    gaps = torch.cdist(points[:4000], kept).amin(1)
+    selected, selected_labels = resample(points, labels, 400, seed=1)
+    assert len(selected) == 400
+    assert torch.equal(selected_labels, selected[:, 0] > 0.5)
+    assert ((selected[:, None] - points[None]).norm(dim=-1).amin(1) == 0).all()
+    assert (selected[:, :2] < 0.1).all(1).sum() < 20  # 1 % of the area has few of the points
+    gaps = torch.cdist(points[:4000], selected).amin(1)
     assert gaps.max() < 0.12
-    assert torch.equal(resample(points, labels, 400, seed=1)[0], kept)
-    assert not torch.equal(resample(points, labels, 400, seed=2)[0], kept)
+    assert torch.equal(resample(points, labels, 400, seed=1)[0], selected)
+    assert not torch.equal(resample(points, labels, 400, seed=2)[0], selected)
 
 
-def test_to_few_points_some_between_neighbors_are_added():
+def test_small_clouds_get_additional_points_between_neighbors():
     points = torch.rand(60, 3, generator=torch.Generator().manual_seed(0))
     labels = points[:, 0] > 0.5
     more, more_labels = resample(points, labels, 100)
@@ -110,7 +110,7 @@ def test_to_few_points_some_between_neighbors_are_added():
         for share in (0.25, 0.5, 0.75)
     ]
     for point, label in zip(added, more_labels[60:], strict=True):
-        assert any(np.abs(place - point).max() < 1e-6 and label == other for place, other in between)
+        assert any(np.abs(position - point).max() < 1e-6 and label == expected for position, expected in between)
 
 
 def test_duplicates_and_single_points():
@@ -122,7 +122,7 @@ def test_duplicates_and_single_points():
 
 
 @pytest.mark.parametrize("views", [9, 11])
-def test_organized_layout_there_and_back(tmp_path, views):
+def test_organized_layout_is_read_as_it_was_written(tmp_path, views):
     xyz, mask, rgb = dome(SIZE, SIZE)
     rgb = (rgb * 255).round() / 255
     cloud = render_organized(xyz, RenderSettings.of_views(views, size=SIZE), mask, rgb)
@@ -143,17 +143,17 @@ def test_views_are_in_the_order_of_their_numbers(tmp_path):
     same(read_rendered(tmp_path, "007", SIZE), cloud)
 
 
-def test_organized_layout_is_the_published_one(tmp_path):
+def test_organized_layout_has_the_published_files(tmp_path):
     xyz, mask, rgb = dome()
     cloud = render_organized(xyz, SETTINGS, mask, rgb)
     folder = tmp_path / "dome" / "test" / "bent"
     write_rendered(folder, "007", cloud)
     write_original(folder, "007", xyz, rgb, mask)
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     expected = ["2d_3d_cor/007/nonzero_indices.npy", "gt/007.png", "gt_pcd/007.pcd", "rgb/007.png", "xyz/007.tiff"]
     for k in range(9):
         expected += [f"2d_rendering/007/view_{k}.png", f"2d_gt/007/view_{k}_gt.png", f"2d_3d_cor/007/view_{k}_cor.npy"]
-    assert found == sorted(expected)
+    assert paths == sorted(expected)
     cells = np.load(folder / "2d_3d_cor/007/nonzero_indices.npy", allow_pickle=False)
     flat = cloud.points.reshape(-1, 3)
     np.testing.assert_array_equal(cells, np.flatnonzero(flat[:, 2].numpy()))
@@ -165,7 +165,7 @@ def test_organized_layout_is_the_published_one(tmp_path):
     assert np.asarray(Image.open(folder / "2d_gt/007/view_0_gt.png")).shape == (SIZE, SIZE, 3)
 
 
-def test_plain_layout_there_and_back(tmp_path):
+def test_unorganized_layout_is_read_as_it_was_written(tmp_path):
     points = torch.randn(600, 3, generator=torch.Generator().manual_seed(0))
     points = torch.nn.functional.normalize(points, dim=1) + 1
     cloud = render_unorganized(points, points[:, 0] > 1.5, SETTINGS)
@@ -177,7 +177,7 @@ def test_plain_layout_there_and_back(tmp_path):
     same(read_rendered(folder, "7_bulge", SIZE), cloud)
 
 
-def test_index_names_files_that_are_there(tmp_path):
+def test_index_names_existing_files(tmp_path):
     xyz, mask, rgb = dome()
     folder = tmp_path / "dome" / "test" / "bent"
     write_rendered(folder, "007", render_organized(xyz, SETTINGS, mask, rgb))
@@ -211,7 +211,7 @@ def test_index_names_files_that_are_there(tmp_path):
         (lambda f: Image.new("RGB", (9, 9)).save(f / "2d_gt/007/view_0_gt.png"), "9 x 9"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path, spoil, words):
+def test_inconsistent_renderings_are_refused(tmp_path, spoil, words):
     xyz, mask, rgb = dome()
     write_rendered(tmp_path, "007", render_organized(xyz, SETTINGS, mask, rgb))
     write_original(tmp_path, "007", xyz, rgb, mask)

@@ -117,12 +117,12 @@ def test_a_binary_model_is_read_as_its_text(root, before_rigs):
     binary = _written_binary(root)
     for name in ("rigs.bin", "frames.bin") if before_rigs else ():  # older versions of COLMAP do not write them
         (binary / name).unlink()
-    for text, other in zip(_frames(root), read_colmap(binary, root / "images"), strict=True):
-        assert text.image_path == other.image_path
-        assert torch.allclose(text.camera_to_world, other.camera_to_world, atol=1e-12)
-        assert torch.equal(text.K, other.K)
-    for text, other in zip(read_colmap_points(root / "sparse/0"), read_colmap_points(binary), strict=True):
-        assert torch.equal(text, other)
+    for from_text, from_binary in zip(_frames(root), read_colmap(binary, root / "images"), strict=True):
+        assert from_text.image_path == from_binary.image_path
+        assert torch.allclose(from_text.camera_to_world, from_binary.camera_to_world, atol=1e-12)
+        assert torch.equal(from_text.K, from_binary.K)
+    for from_text, from_binary in zip(read_colmap_points(root / "sparse/0"), read_colmap_points(binary), strict=True):
+        assert torch.equal(from_text, from_binary)
 
 
 def test_points_come_with_their_colors(root):
@@ -224,7 +224,7 @@ def test_without_pycolmap_the_extra_is_named(root, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["sparse/0", "sparse", "colmap/sparse/0"])
-def test_models_are_found_where_programs_leave_them(tmp_path, place):
+def test_models_are_found_in_the_usual_folders(tmp_path, place):
     assert find_colmap(tmp_path) is None
     _text_model(tmp_path / place)
     assert find_colmap(tmp_path) == tmp_path / place

@@ -20,7 +20,7 @@ def _item(seed: int, **fields) -> PoseItem:
     )
 
 
-def test_collation_stacks_what_every_item_has_and_leaves_the_rest_none():
+def test_collation_stacks_fields_of_all_items_and_leaves_other_fields_none():
     items = [_item(0, foreground=torch.ones(4, 5)), _item(1)]
     batch = PoseBatch.collate(items)
     assert type(batch) is PoseBatch
@@ -45,14 +45,14 @@ def test_images_of_different_sizes_are_refused_rather_than_resized_without_their
         PoseBatch.collate([_item(0), other])
 
 
-def test_batches_fall_apart_into_their_items_and_convert_to_numpy():
+def test_batches_are_split_into_items_and_convert_to_numpy():
     items = [_item(seed, pose_confidence=torch.tensor(0.25 * seed)) for seed in range(3)]
     batch = PoseBatch.collate(items)
     batch.update(reference=batch.image.flip(-1), estimated_camera_to_world=batch.camera_to_world * 2)
-    again = batch.items
-    assert all(type(item) is PoseItem for item in again)
-    assert torch.equal(again[2].camera_to_world, items[2].camera_to_world)
-    assert torch.equal(again[1].reference, items[1].image.flip(-1))
+    batch_items = batch.items
+    assert all(type(item) is PoseItem for item in batch_items)
+    assert torch.equal(batch_items[2].camera_to_world, items[2].camera_to_world)
+    assert torch.equal(batch_items[1].reference, items[1].image.flip(-1))
     numpy_batch = batch.to_numpy()
     assert np.array_equal(numpy_batch.camera_to_world, batch.camera_to_world.numpy())
     assert np.array_equal(numpy_batch.pose_confidence, [0, 0.25, 0.5])

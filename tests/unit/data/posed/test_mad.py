@@ -91,7 +91,7 @@ def test_all_loaders_give_pose_batches(root):
         assert sum(int(batch.gt_label.sum()) for batch in batches) == 4
 
 
-def test_every_image_keeps_its_own_pose_whatever_the_order(root):
+def test_each_image_has_its_own_pose_in_any_order(root):
     items = _by_name(_mad(root).train_data)
     for index in range(6):
         assert torch.allclose(items[f"good/{index}.png"].camera_to_world, POSES[index].float(), atol=1e-6)
@@ -113,8 +113,8 @@ def test_intrinsics_follow_the_size(root, image_size):
     for item in _mad(root, image_size=image_size).train_data:
         assert item.image.shape == (3, size, size)
         camera = Camera(item.camera_to_world.double(), item.intrinsics.double(), size, size)
-        seen = camera.project(POINT)[0][0]
-        assert torch.dist(_centroid(item.image), seen) < 0.02 * size
+        expected = camera.project(POINT)[0][0]
+        assert torch.dist(_centroid(item.image), expected) < 0.02 * size
 
 
 def test_masks_are_resized_with_their_images(root):
@@ -124,7 +124,7 @@ def test_masks_are_resized_with_their_images(root):
     assert not item.gt_mask[4:].any()
 
 
-def test_a_models_own_resizing_carries_the_intrinsics_along(root):
+def test_a_models_own_resizing_scales_the_intrinsics(root):
     datamodule = MAD(root, "01Gorilla", num_workers=0)
     transform = Compose([Resize((10, 20), antialias=True)])
     datamodule.trainer = SimpleNamespace(model=SimpleNamespace(pre_processor=SimpleNamespace(transform=transform)))
@@ -215,7 +215,7 @@ def test_validation_from_the_training_set_keeps_poses(root):
         assert torch.allclose(item.camera_to_world, POSES[index].float(), atol=1e-6)
 
 
-def test_no_good_test_image_takes_none_from_training(root):
+def test_a_test_set_without_good_images_takes_none_from_training(root):
     for index in range(2):
         (root / "01Gorilla" / "test" / "good" / f"{index}.png").unlink()
     datamodule = _mad(root)
@@ -242,12 +242,12 @@ def test_a_configuration_file_makes_the_datamodule(root, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["none", "synthetic", "from_dir", "other"])
-def test_validation_that_cannot_work_is_refused_at_once(root, mode):
+def test_unsupported_validation_splits_are_refused_by_the_constructor(root, mode):
     with pytest.raises(ValueError, match=f"same_as_test, from_test, from_train, got '{mode}'"):
         MAD(root, "01Gorilla", val_split_mode=mode)
 
 
-def test_an_unknown_category_lists_those_there_are(root):
+def test_the_error_of_an_unknown_category_lists_the_existing_ones(root):
     datamodule = MAD(root, "02Unicorn")
     with pytest.raises(ValueError, match=r"no category '02Unicorn' in .*MAD-Sim; there are: 01Gorilla"):
         datamodule.prepare_data()
@@ -303,7 +303,7 @@ def test_anomalibs_benchmark_makes_a_pair_of_the_image_size(root):
         _mad(root, image_size=(16, 24))
 
 
-def test_an_image_size_of_nothing_is_refused(root):
+def test_an_image_size_of_0_is_refused(root):
     with pytest.raises(ValueError, match="image_size is the longer side of the images in pixels, 1 or more, got 0"):
         _mad(root, image_size=0)
 

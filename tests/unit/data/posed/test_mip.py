@@ -43,7 +43,7 @@ def _centroid(image):
 
 
 def _camera(pose, width=WIDTH, height=HEIGHT):
-    """The real camera, whose axes have different focal lengths, at some size."""
+    """The real camera, whose axes have different focal lengths, for images of the given size."""
     K = torch.tensor([[FOCAL[0], 0, WIDTH / 2 + 1], [0, FOCAL[1], HEIGHT / 2 - 0.5], [0, 0, 1]], dtype=torch.float64)
     return Camera(pose, K, WIDTH, HEIGHT).resized(width, height)
 
@@ -113,7 +113,7 @@ def _by_name(data):
     return {"/".join(item.image_path.split("/")[-2:]): item for item in data}
 
 
-def test_it_is_a_public_name():
+def test_mip_is_a_public_name():
     assert anomalib_pose.MIP is MIP
 
 
@@ -175,8 +175,8 @@ def test_photographs_and_their_cameras_agree(real, image_size):
         assert torch.allclose(item.camera_to_world, pose.float(), atol=1e-6)
         width, height = image_size or WIDTH, (image_size or WIDTH) * 3 // 4
         assert item.image.shape == (3, height, width)
-        seen = Camera(item.camera_to_world.double(), item.intrinsics.double(), width, height).project(POINT)[0][0]
-        assert torch.dist(_centroid(item.image), seen) < 0.3
+        expected = Camera(item.camera_to_world.double(), item.intrinsics.double(), width, height).project(POINT)[0][0]
+        assert torch.dist(_centroid(item.image), expected) < 0.3
 
 
 def test_queries_get_the_training_cameras_intrinsics_at_their_size(real):
@@ -188,8 +188,8 @@ def test_queries_get_the_training_cameras_intrinsics_at_their_size(real):
         # Photographs of 48 x 36 are given at 24 x 18, so the training camera's numbers come back.
         assert torch.allclose(item.intrinsics, torch.tensor([[26.0, 0, 13], [0, 30, 8.5], [0, 0, 1]]))
         pose = POSES[6 + int(name.split("/")[1][0])]
-        seen = Camera(pose, item.intrinsics.double(), WIDTH, HEIGHT).project(POINT)[0][0]
-        assert torch.dist(_centroid(item.image), seen) < 0.3
+        expected = Camera(pose, item.intrinsics.double(), WIDTH, HEIGHT).project(POINT)[0][0]
+        assert torch.dist(_centroid(item.image), expected) < 0.3
     frame = _setup(real[0], "01Valve").test_data.samples.iloc[0].frame
     assert torch.allclose(frame.K, torch.tensor([[52.0, 0, 26], [0, 60, 17], [0, 0, 1]], dtype=torch.float64))
     assert bool(items["scratch/1.jpg"].gt_mask[1:3, 2:4].all())
@@ -285,7 +285,7 @@ def test_bad_data_is_named_before_training(synthetic, spoil, error, message):
         _setup(synthetic, "Gear")
 
 
-def test_a_camera_with_distortion_is_sent_to_colmaps_undistorter(real):
+def test_the_error_of_a_camera_with_distortion_names_colmaps_undistorter(real):
     model = real[0] / "01Valve" / "sparse" / "0"
     (model / "cameras.txt").write_text(f"1 SIMPLE_RADIAL {WIDTH} {HEIGHT} 26 12 9 0.1\n")
     with pytest.raises(ValueError, match=r"SIMPLE_RADIAL, which has distortion.*colmap image_undistorter"):

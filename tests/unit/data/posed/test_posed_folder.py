@@ -62,15 +62,15 @@ def _numbers(data):
     return {int(item.image_path.split("/")[-1].split(".")[0]): item for item in data}
 
 
-def _sees_the_spot(item, tolerance=0.25):
+def _spot_is_at_its_projection(item, tolerance=0.25):
     """Whether the item's camera and its image agree on where the point is, in pixels."""
     dark = (1 - item.image[0]).double()
     dark = torch.where(dark > 0.1, dark, 0)
     y, x = torch.meshgrid(*(torch.arange(n) + 0.5 for n in dark.shape), indexing="ij")
-    found = torch.stack([(x * dark).sum(), (y * dark).sum()]) / dark.sum()
+    centroid = torch.stack([(x * dark).sum(), (y * dark).sum()]) / dark.sum()
     height, width = dark.shape
-    seen = Camera(item.camera_to_world.double(), item.intrinsics.double(), width, height).project(POINT)[0][0]
-    return float(torch.dist(found, seen)) < tolerance
+    projection = Camera(item.camera_to_world.double(), item.intrinsics.double(), width, height).project(POINT)[0][0]
+    return float(torch.dist(centroid, projection)) < tolerance
 
 
 def test_every_nth_image_is_held_out_with_its_true_pose(root, caplog):
@@ -95,10 +95,10 @@ def test_the_longer_side_is_resized_and_the_intrinsics_follow(root, image_size):
     for item in _setup(root, image_size=image_size).train_data:
         width = image_size or 24
         assert item.image.shape == (3, width * 2 // 3, width)
-        assert _sees_the_spot(item)
+        assert _spot_is_at_its_projection(item)
 
 
-def test_photos_of_slightly_different_sizes_come_in_one_size(root):
+def test_photos_of_slightly_different_sizes_are_resized_to_one(root):
     frames = [_frame(root, index) for index in range(8)]
     frames += [_frame(root, 8, 48, 32, focal=30.0), _frame(root, 9, 72, 49, focal=50.0)]
     _write(root, frames)
@@ -108,8 +108,8 @@ def test_photos_of_slightly_different_sizes_come_in_one_size(root):
     # A photo with 49 rows is squeezed to 16: the scales of the axes differ.
     expected = _intrinsics(72, 49, 50.0) * torch.tensor([24 / 72, 16 / 49, 1])[:, None]
     assert torch.allclose(items[9].intrinsics, expected.float())
-    assert _sees_the_spot(items[9])
-    assert _sees_the_spot(items[8])
+    assert _spot_is_at_its_projection(items[9])
+    assert _spot_is_at_its_projection(items[8])
     next(iter(datamodule.train_dataloader()))
 
 
@@ -138,7 +138,7 @@ def test_masks_of_the_object_become_the_foreground(root):
     assert float(smaller.foreground[3:5, 3:7].min()) == 1
 
 
-def test_the_background_is_painted_white_on_demand_alone(root):
+def test_the_background_is_white_only_with_white_background(root):
     gray = np.full((16, 24, 3), 51)
     mask = np.zeros((16, 24))
     mask[4:12, 4:12] = 255
@@ -154,7 +154,7 @@ def test_the_background_is_painted_white_on_demand_alone(root):
     assert torch.allclose(painted.image[0], 1 - 0.8 * painted.foreground)
 
 
-def test_distorted_photos_are_straightened_with_their_masks(root):
+def test_distorted_photos_are_undistorted_with_their_masks(root):
     lens = {"k1": -0.3, "k2": 0.05}
     _save(root / "mask.png", np.full((16, 24), 255))
     frames = [_frame(root, index, mask_path="mask.png", **lens) for index in range(3)]
@@ -169,7 +169,7 @@ def test_distorted_photos_are_straightened_with_their_masks(root):
         _save(root / f"images/{index}.png", np.repeat(255 * (1 - spot)[..., None], 3, -1).round())
     _write(root, frames)
     items = list(_setup(root).train_data)
-    assert all(_sees_the_spot(item) for item in items)
+    assert all(_spot_is_at_its_projection(item) for item in items)
     assert float(items[0].foreground.mean()) == 1
 
 
@@ -184,7 +184,7 @@ def _queries(root, with_masks=True):
             _save(root / f"queries_gt/dent/{index}.png", mask)
 
 
-def test_labelled_queries_with_masks(root):
+def test_labeled_queries_with_masks(root):
     _queries(root)
     datamodule = _setup(root, query_dir="queries", mask_dir="queries_gt")
     assert len(datamodule.train_data) == 10
@@ -200,7 +200,7 @@ def test_labelled_queries_with_masks(root):
     assert items[0].camera_to_world is None
 
 
-def test_labelled_queries_without_masks_are_classified(root):
+def test_labeled_queries_without_masks_are_classified(root):
     _queries(root, with_masks=False)
     datamodule = _setup(root, query_dir=str(root / "queries"))
     batch = next(iter(datamodule.test_dataloader()))
@@ -263,7 +263,7 @@ def test_bad_queries_are_named_before_training(root, spoil, error, message):
         _setup(root, query_dir="queries")
 
 
-def test_masks_need_queries_in_kinds(root):
+def test_masks_need_queries_sorted_by_kind(root):
     _save(root / "queries/a.png", np.zeros((16, 24, 3)))
     (root / "gt").mkdir()
     with pytest.raises(ValueError, match=r"mask_dir \(.*gt\) needs queries in subfolders"):
@@ -282,7 +282,7 @@ def test_holding_out_everything_is_refused(root):
         _setup(root)
 
 
-def test_no_root(tmp_path):
+def test_a_missing_root_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*nothing"):
         PosedFolder(tmp_path / "nothing").prepare_data()
 

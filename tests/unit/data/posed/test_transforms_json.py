@@ -37,24 +37,26 @@ def _one(folder, frame=None, **shared):
     return _write(folder, {**shared, "frames": [entry]})
 
 
-def test_blender_flavour(tmp_path):
+def test_blender_file(tmp_path):
     for index in range(2):
         _image(tmp_path / "train" / f"r_{index}.png")
     frames = [{"file_path": f"./train/r_{i}", "rotation": 0.1, "transform_matrix": _pose(i)} for i in range(2)]
     path = _write(tmp_path, {"camera_angle_x": 0.6911111611634243, "frames": frames})
-    found = read_transforms(path)
-    assert [frame.image_path.name for frame in found] == ["r_0.png", "r_1.png"]
+    posed_frames = read_transforms(path)
+    assert [frame.image_path.name for frame in posed_frames] == ["r_0.png", "r_1.png"]
     focal = 8 / math.tan(0.6911111611634243 / 2)
-    assert torch.allclose(found[0].K, torch.tensor([[focal, 0, 8], [0, focal, 6], [0, 0, 1]], dtype=torch.float64))
+    assert torch.allclose(
+        posed_frames[0].K, torch.tensor([[focal, 0, 8], [0, focal, 6], [0, 0, 1]], dtype=torch.float64)
+    )
     # OpenGL looks along -z with y upwards, OpenCV along +z with y downwards; the center is the same.
-    stored, pose = torch.tensor(_pose(1), dtype=torch.float64), found[1].camera_to_world
+    stored, pose = torch.tensor(_pose(1), dtype=torch.float64), posed_frames[1].camera_to_world
     assert pose.dtype == torch.float64
     for column, sign in enumerate((1, -1, -1, 1)):
         assert torch.allclose(pose[:, column], sign * stored[:, column])
-    assert torch.allclose(pose, Camera.from_opengl(stored, found[1].K, 16, 12).camera_to_world)
+    assert torch.allclose(pose, Camera.from_opengl(stored, posed_frames[1].K, 16, 12).camera_to_world)
 
 
-def test_nerfstudio_flavour_with_intrinsics_per_frame_and_masks(tmp_path):
+def test_nerfstudio_file_with_intrinsics_per_frame_and_masks(tmp_path):
     _image(tmp_path / "images" / "a.jpg")
     _image(tmp_path / "images" / "b.jpg", 20, 10)
     Image.fromarray(np.zeros((12, 16), dtype=np.uint8)).save(tmp_path / "m.png")
@@ -63,30 +65,30 @@ def test_nerfstudio_flavour_with_intrinsics_per_frame_and_masks(tmp_path):
         | {"fl_x": 30.0, "fl_y": 31.0, "cx": 7.5, "cy": 6.25, "w": 16, "h": 12},
         {"file_path": "images/b.jpg", "transform_matrix": _pose(1), "fl_x": 40, "w": 20, "h": 10},
     ]
-    found = read_transforms(_write(tmp_path, {"camera_model": "PINHOLE", "frames": frames}))
-    assert found[0].K.tolist() == [[30, 0, 7.5], [0, 31, 6.25], [0, 0, 1]]
-    assert found[1].K.tolist() == [[40, 0, 10], [0, 40, 5], [0, 0, 1]]
-    assert found[0].mask_path == tmp_path / "m.png"
-    assert found[1].mask_path is None
-    assert (found[1].width, found[1].height) == (20, 10)
+    posed_frames = read_transforms(_write(tmp_path, {"camera_model": "PINHOLE", "frames": frames}))
+    assert posed_frames[0].K.tolist() == [[30, 0, 7.5], [0, 31, 6.25], [0, 0, 1]]
+    assert posed_frames[1].K.tolist() == [[40, 0, 10], [0, 40, 5], [0, 0, 1]]
+    assert posed_frames[0].mask_path == tmp_path / "m.png"
+    assert posed_frames[1].mask_path is None
+    assert (posed_frames[1].width, posed_frames[1].height) == (20, 10)
 
 
-def test_instant_ngp_flavour_with_distortion_and_a_smaller_stored_image(tmp_path):
+def test_instant_ngp_file_with_distortion_and_a_smaller_stored_image(tmp_path):
     shared = {"camera_angle_x": 0.5, "fl_x": 64.0, "fl_y": 60.0, "cx": 33.0, "cy": 25.0, "w": 64.0, "h": 48.0}
     lens = {"k1": 0.1, "k2": -0.02, "p1": 0.001, "p2": 0.002}
-    found = read_transforms(_one(tmp_path, **shared, **lens, aabb_scale=16, is_fisheye=False))
-    assert found[0].K.tolist() == [[16, 0, 8.25], [0, 15, 6.25], [0, 0, 1]]
-    assert found[0].distortion == (0.1, -0.02, 0.001, 0.002, 0)
+    posed_frames = read_transforms(_one(tmp_path, **shared, **lens, aabb_scale=16, is_fisheye=False))
+    assert posed_frames[0].K.tolist() == [[16, 0, 8.25], [0, 15, 6.25], [0, 0, 1]]
+    assert posed_frames[0].distortion == (0.1, -0.02, 0.001, 0.002, 0)
 
 
 def test_intrinsics_of_a_frame_come_before_those_of_the_file(tmp_path):
-    found = read_transforms(_one(tmp_path, {"camera_angle_x": math.pi / 2}, fl_x=99.0))
-    assert found[0].K[0, 0] == pytest.approx(8.0)
+    posed_frames = read_transforms(_one(tmp_path, {"camera_angle_x": math.pi / 2}, fl_x=99.0))
+    assert posed_frames[0].K[0, 0] == pytest.approx(8.0)
 
 
 def test_vertical_field_of_view(tmp_path):
-    found = read_transforms(_one(tmp_path, camera_angle_x=math.pi / 2, camera_angle_y=math.pi / 2))
-    assert found[0].K.diagonal().tolist() == pytest.approx([8, 6, 1])
+    posed_frames = read_transforms(_one(tmp_path, camera_angle_x=math.pi / 2, camera_angle_y=math.pi / 2))
+    assert posed_frames[0].K.diagonal().tolist() == pytest.approx([8, 6, 1])
 
 
 def test_a_rounded_rotation_is_made_exact(tmp_path):
@@ -96,11 +98,11 @@ def test_a_rounded_rotation_is_made_exact(tmp_path):
     assert torch.allclose(pose[:3, 3], torch.tensor(rounded, dtype=torch.float64)[:3, 3])
 
 
-def test_zero_distortion_is_none(tmp_path):
+def test_zero_coefficients_are_no_distortion(tmp_path):
     assert read_transforms(_one(tmp_path, fl_x=20.0, camera_model="OPENCV", k1=0.0, p1=0))[0].distortion == ()
 
 
-def test_no_file(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"transforms\.json.*expected the camera poses"):
         read_transforms(tmp_path / "transforms.json")
 
@@ -156,7 +158,7 @@ def test_bad_frames_are_named(tmp_path, frame, shared, message):
         read_transforms(_one(tmp_path, frame, **shared))
 
 
-def test_a_frame_without_pose(tmp_path):
+def test_a_frame_without_pose_is_refused(tmp_path):
     _image(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"transforms\.json, frame 'a', has no 'transform_matrix'"):
         read_transforms(_write(tmp_path, {"fl_x": 20, "frames": [{"file_path": "a"}]}))
@@ -169,13 +171,13 @@ def test_files_that_do_not_exist_are_named(tmp_path):
         read_transforms(_one(tmp_path, {"mask_path": "masks/a.png"}, fl_x=20.0))
 
 
-def test_a_mask_of_another_size(tmp_path):
+def test_a_mask_of_another_size_is_refused(tmp_path):
     Image.fromarray(np.zeros((3, 3), dtype=np.uint8)).save(tmp_path / "m.png")
     with pytest.raises(ValueError, match=r"m\.png is 3 x 3, but its image .*a\.png is 16 x 12"):
         read_transforms(_one(tmp_path, {"mask_path": "m.png"}, fl_x=20.0))
 
 
-def test_an_empty_image(tmp_path):
+def test_an_empty_image_is_refused(tmp_path):
     (tmp_path / "b.png").touch()
     with pytest.raises(ValueError, match=r"b\.png is empty"):
         read_transforms(_one(tmp_path, {"file_path": "b.png"}, fl_x=20.0))
@@ -189,7 +191,7 @@ def test_images_of_different_sizes_need_intrinsics_of_their_own(tmp_path):
         read_transforms(_write(tmp_path, {"camera_angle_x": 0.6, "frames": frames}))
 
 
-def test_an_image_twice(tmp_path):
+def test_two_frames_of_one_image_are_refused(tmp_path):
     _image(tmp_path / "a.png")
     frames = [{"file_path": name, "transform_matrix": _pose()} for name in ("a.png", "a")]
     with pytest.raises(ValueError, match=r"two frames with the image .*a\.png"):

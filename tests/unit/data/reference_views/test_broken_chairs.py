@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BrokenChairs in both layouts: what evaluation shows is the same each time, what training shows fits its boxes."""
+"""BrokenChairs in both layouts: evaluation is deterministic, and boxes follow the random crops of training."""
 
 import itertools
 import json
@@ -57,7 +57,7 @@ def first_release(root: Path, out: Path) -> Path:
     return out
 
 
-def test_evaluation_shows_the_middle_and_views_spread_over_all(root: Path) -> None:
+def test_evaluation_uses_the_central_crop_and_views_spread_over_all(root: Path) -> None:
     data = datamodule(root).test_data
     files = find_reference_views(root / "shapes" / "shape_2" / "mv_images")
     for index, query in enumerate(
@@ -82,24 +82,24 @@ def test_evaluation_shows_the_middle_and_views_spread_over_all(root: Path) -> No
             assert torch.equal(getattr(item, name), getattr(again, name))
 
 
-def test_boxes_are_around_the_masks_that_evaluation_shows(root: Path) -> None:
+def test_boxes_enclose_the_masks_in_evaluation(root: Path) -> None:
     for item in datamodule(root).test_data:
         check_box(item, margin=2.5)
 
 
 def check_box(item, margin: float) -> None:
-    """A good query has no box; that of another is around what its mask marks, within some pixels."""
+    """Check that a good query has no box, and that the box of a defect encloses its mask within ``margin`` pixels."""
     if not int(item.gt_label):
         assert not item.box.any()
         assert not item.gt_mask.any()
         return
     x, y, width, height = (item.box * 256).tolist()
     rows, columns = (np.flatnonzero(item.gt_mask.numpy().any(axis)) for axis in (1, 0))
-    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    assert found == pytest.approx([x - width / 2, y - height / 2, x + width / 2, y + height / 2], abs=margin)
+    mask_box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    assert mask_box == pytest.approx([x - width / 2, y - height / 2, x + width / 2, y + height / 2], abs=margin)
 
 
-def test_boxes_follow_every_random_part_and_mirror_image(root: Path) -> None:
+def test_boxes_follow_random_crops_and_mirroring(root: Path) -> None:
     data = datamodule(root).train_data
     torch.manual_seed(0)
     boxes = []
@@ -146,29 +146,29 @@ def test_pairs_are_the_same_points_in_two_views(root: Path) -> None:
     images = torch.stack([file.image() for file in files])
     tables = [np.load(file.correspondences_path, allow_pickle=True).item() for file in files]
     torch.manual_seed(0)
-    seen = set()
+    pairs = set()
     for _ in range(8):
         item = data[0]
         first, second = (int((images == image).flatten(1).all(1).nonzero()[0]) for image in item.pair_images)
         assert first != second
-        seen.add((first, second))
+        pairs.add((first, second))
         a, b = tables[first], tables[second]
         both = a["is_visible"] & b["is_visible"]
         for table in (a, b):
             both &= ((table["pxy"] >= 0) & (table["pxy"] < 256)).all(1)
         candidates = np.stack([a["pxy"], b["pxy"]], 1)[both]
-        chosen = item.pair_points.numpy()
-        assert chosen.shape == (PAIR_POINTS, 2, 2)
-        np.testing.assert_array_equal(chosen[0], candidates[0])
-        assert {tuple(point.ravel()) for point in chosen} <= {tuple(point.ravel()) for point in candidates}
+        points = item.pair_points.numpy()
+        assert points.shape == (PAIR_POINTS, 2, 2)
+        np.testing.assert_array_equal(points[0], candidates[0])
+        assert {tuple(point.ravel()) for point in points} <= {tuple(point.ravel()) for point in candidates}
         # farthest points: each is at least as far from those before as any candidate is from all of them
-        gaps = np.linalg.norm(candidates[:, None, 0] - chosen[None, :, 0], axis=2).min(1)
-        apart = np.linalg.norm(chosen[:, None, 0] - chosen[None, :, 0], axis=2)[np.triu_indices(PAIR_POINTS, 1)]
+        gaps = np.linalg.norm(candidates[:, None, 0] - points[None, :, 0], axis=2).min(1)
+        apart = np.linalg.norm(points[:, None, 0] - points[None, :, 0], axis=2)[np.triu_indices(PAIR_POINTS, 1)]
         assert apart.min() >= gaps.max() - 1e-9
-    assert len(seen) > 3
+    assert len(pairs) > 3
 
 
-def test_shapes_whose_views_share_too_little_are_named(copy: Path) -> None:
+def test_shapes_with_too_few_common_points_are_named(copy: Path) -> None:
     for path in (copy / "shapes" / "shape_0" / "mv_images").glob("*_20.npy"):
         table = np.load(path, allow_pickle=True).item()
         table["is_visible"][20:] = False
@@ -177,7 +177,7 @@ def test_shapes_whose_views_share_too_little_are_named(copy: Path) -> None:
         datamodule(copy).train_data[0]
 
 
-def test_the_view_that_is_there_twice_counts_once(copy: Path) -> None:
+def test_a_duplicate_view_counts_once(copy: Path) -> None:
     folder = copy / "shapes" / "shape_2" / "mv_images"
     for suffix in (".png", ".npy", ".json", "_depth.npy"):
         shutil.copy(folder / f"2_3.0_0_20{suffix}", folder / f"2_3.0_360_20{suffix}")
@@ -187,24 +187,24 @@ def test_the_view_that_is_there_twice_counts_once(copy: Path) -> None:
         datamodule(copy, eval_views=VIEWS + 1).test_data[0]
 
 
-def test_both_layouts_hold_the_same(root: Path, tmp_path: Path) -> None:
-    other = first_release(root, tmp_path / "first")
+def test_both_layouts_give_the_same_items(root: Path, tmp_path: Path) -> None:
+    other_root = first_release(root, tmp_path / "first")
     for name in ("train", "val", "test"):
-        queries, others = (
+        queries, other_queries = (
             {query.image_path.name: query for query in split_queries(folder, find_queries(folder))[name]}
-            for folder in (root, other)
+            for folder in (root, other_root)
         )
-        assert queries.keys() == others.keys()
-        assert [query.kind for query in queries.values()] == [others[key].kind for key in queries]
-    ours, theirs = datamodule(root), datamodule(other)
-    items = {Path(item.image_path).name: item for item in ours.test_data}
-    for item in theirs.test_data:
-        same = items[Path(item.image_path).name]
+        assert queries.keys() == other_queries.keys()
+        assert [query.kind for query in queries.values()] == [other_queries[key].kind for key in queries]
+    release, first = datamodule(root), datamodule(other_root)
+    items = {Path(item.image_path).name: item for item in release.test_data}
+    for item in first.test_data:
+        expected = items[Path(item.image_path).name]
         for name in ("image", "reference_images", "reference_xyz", "box", "gt_mask"):
-            assert torch.equal(getattr(item, name), getattr(same, name))
+            assert torch.equal(getattr(item, name), getattr(expected, name))
 
 
-def test_loaders_give_batches_of_what_the_network_wants(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_loaders_give_batches_with_the_networks_inputs(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "anomalib_pose"):
         module = datamodule(root, train_batch_size=2, eval_batch_size=4)
     for name in ("train", "val", "test"):
@@ -224,7 +224,7 @@ def test_loaders_give_batches_of_what_the_network_wants(root: Path, caplog: pyte
     assert batch.image.max() <= 1
 
 
-def test_queries_of_a_shape_come_together() -> None:
+def test_queries_of_a_shape_follow_each_other() -> None:
     """Every query once, in runs of one shape as long as asked for, in another order each time."""
     shapes = [f"chair{i % 5}" for i in range(31)]
     sampler = ShapeSampler(shapes, 3)
@@ -242,7 +242,7 @@ def test_queries_of_a_shape_come_together() -> None:
         ShapeSampler(shapes, 0)
 
 
-def test_workers_draw_by_their_own_seeds(root: Path) -> None:
+def test_workers_have_their_own_seeds(root: Path) -> None:
     module = datamodule(root, train_batch_size=1, num_workers=2)
 
     def epoch(seed: int) -> list[torch.Tensor]:
@@ -254,7 +254,9 @@ def test_workers_draw_by_their_own_seeds(root: Path) -> None:
     assert len({points.numpy().tobytes() for points in first}) == len(first)
 
 
-def test_thresholds_come_from_where_they_are_asked_to(root: Path, copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_validation_queries_come_from_the_chosen_split(
+    root: Path, copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     paths = {
         mode: set(datamodule(root, val_split_mode=mode).val_data.samples.image_path)
         for mode in ("from_dir", "same_as_test")
@@ -291,7 +293,7 @@ def test_images_of_shapes_that_no_split_names_are_counted(copy: Path, caplog: py
     assert "4 images are left out" in caplog.text
 
 
-def test_what_is_missing_is_named(copy: Path, tmp_path: Path) -> None:
+def test_missing_or_broken_files_are_named(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"There is no folder.*anomalib-pose sample chairs"):
         datamodule(tmp_path / "none")
     (tmp_path / "empty").mkdir()

@@ -34,7 +34,7 @@ def test_collation_stacks_views_boxes_and_names():
     assert batch.pair_images is None
 
 
-def test_batches_fall_apart_into_their_items_and_convert_to_numpy():
+def test_batches_are_split_into_items_and_convert_to_numpy():
     items = [item(seed) for seed in range(3)]
     again = ViewBatch.collate(items).items
     assert all(type(one) is ViewItem for one in again)

@@ -46,17 +46,17 @@ def published(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return sample
 
 
-def test_what_is_read_is_what_was_drawn(mesh: Mesh, folder: Path) -> None:
+def test_views_are_read_as_they_were_written(mesh: Mesh, folder: Path) -> None:
     names = [f"7_3.0_{azimuth}_20" for azimuth in (0, 120, 240)]
     suffixes = (".json", ".npy", ".png", "_depth.npy")
     assert sorted(path.name for path in folder.iterdir()) == sorted(n + s for n in names for s in suffixes)
     files = find_reference_views(folder)
     assert [file.image_path.stem for file in files] == names
     for file, view in zip(files, render_reference_views(mesh, views=3, seed=5), strict=True):
-        found = file.correspondences()
-        torch.testing.assert_close(found.pixels, view.pixels)
-        torch.testing.assert_close(found.visible, view.visible)
-        torch.testing.assert_close(found.xyz, view.xyz.float())
+        correspondences = file.correspondences()
+        torch.testing.assert_close(correspondences.pixels, view.pixels)
+        torch.testing.assert_close(correspondences.visible, view.visible)
+        torch.testing.assert_close(correspondences.xyz, view.xyz.float())
         torch.testing.assert_close(file.camera().camera_to_world, view.camera.camera_to_world)
         torch.testing.assert_close(file.camera().K, view.camera.K)
         torch.testing.assert_close(file.image(), view.gray.expand(3, -1, -1), atol=0.5 / 255 + 1e-6, rtol=0)
@@ -65,7 +65,7 @@ def test_what_is_read_is_what_was_drawn(mesh: Mesh, folder: Path) -> None:
 
 
 def test_files_have_the_published_form(folder: Path) -> None:
-    """A program for the published files reads ours: types, shapes, and the two matrices as each other's inverse."""
+    """Types and shapes are those of the published files, and the two matrices are each other's inverse."""
     table = np.load(folder / "7_3.0_120_20.npy", allow_pickle=True).item()
     forms = {key: (value.dtype.str, value.shape) for key, value in table.items()}
     assert forms == {"pxy": ("<i8", (2000, 2)), "is_visible": ("|b1", (2000,)), "xyz": ("<f8", (32, 32, 3))}
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_bytes(mesh: Mesh, folder: Path, tmp_path: 
         )
 
 
-def test_a_folder_that_exists_is_kept(mesh: Mesh, folder: Path) -> None:
+def test_an_existing_folder_is_not_replaced(mesh: Mesh, folder: Path) -> None:
     with pytest.raises(FileExistsError, match="exists already"):
         write_reference_views(mesh, folder, "7", views=1, progress=False)
     with pytest.raises(ValueError, match="plain file name"):
@@ -106,7 +106,7 @@ def test_archives_are_read_before_pickles(folder: Path, tmp_path: Path) -> None:
 
 
 class Intruder:
-    """Runs what it likes when an ordinary unpickler reads it."""
+    """Object that runs code of its own when an ordinary unpickler reads it."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -115,7 +115,7 @@ class Intruder:
         return Path.touch, (self.mark,)
 
 
-def test_pickles_run_nothing(tmp_path: Path) -> None:
+def test_pickles_run_no_code(tmp_path: Path) -> None:
     mark = tmp_path / "was_here"
     table = {"pxy": Intruder(mark), "is_visible": np.ones(1, bool), "xyz": np.zeros((32, 32, 3))}
     np.save(tmp_path / "bad.npy", np.array(table, dtype=object), allow_pickle=True)
@@ -173,7 +173,7 @@ def test_views_of_another_shape_or_size_are_named(folder: Path, tmp_path: Path) 
     torch.testing.assert_close(images[1], torch.full((3, 256, 256), 100 / 255))
 
 
-def test_some_views_are_spread_over_all(folder: Path) -> None:
+def test_selected_views_are_spread_over_all(folder: Path) -> None:
     files = find_reference_views(folder)
     assert [file.azimuth for file in spread_views([*files, *files], 3)] == [0, 240, 120]
     images, xyz = read_views(files)
@@ -184,7 +184,7 @@ def test_some_views_are_spread_over_all(folder: Path) -> None:
             spread_views(files, count)
 
 
-def test_published_views_are_twenty_without_the_one_that_is_there_twice(published: Path) -> None:
+def test_published_views_are_twenty_without_the_duplicate(published: Path) -> None:
     files = find_reference_views(published)
     assert [file.azimuth for file in files] == [18 * i for i in range(20)]
 
@@ -192,9 +192,9 @@ def test_published_views_are_twenty_without_the_one_that_is_there_twice(publishe
 def test_published_cameras_follow_the_formula(published: Path) -> None:
     for file in find_reference_views(published):
         elevation = math.radians(file.elevation)
-        ours = reference_camera(math.radians(file.azimuth), elevation, file.distance, torch.zeros(3))
-        torch.testing.assert_close(file.camera().camera_to_world, ours.camera_to_world, atol=3e-6, rtol=0)
-        torch.testing.assert_close(file.camera().K, ours.K)
+        camera = reference_camera(math.radians(file.azimuth), elevation, file.distance, torch.zeros(3))
+        torch.testing.assert_close(file.camera().camera_to_world, camera.camera_to_world, atol=3e-6, rtol=0)
+        torch.testing.assert_close(file.camera().K, camera.K)
 
 
 def test_published_positions_lie_in_their_cells(published: Path) -> None:
@@ -208,14 +208,14 @@ def test_published_positions_lie_in_their_cells(published: Path) -> None:
 
 def test_published_visible_points_are_on_the_object(published: Path) -> None:
     for file in find_reference_views(published):
-        found = file.correspondences()
+        correspondences = file.correspondences()
         depth = np.load(file.image_path.with_name(f"{file.image_path.stem}_depth.npy"), allow_pickle=False)
-        row, column = found.pixels[found.visible].clamp(0, 255).numpy().T
+        row, column = correspondences.pixels[correspondences.visible].clamp(0, 255).numpy().T
         assert (depth[row, column] > 0).mean() > 0.9
-        assert 0.15 < found.visible.double().mean() < 0.3
+        assert 0.15 < correspondences.visible.double().mean() < 0.3
 
 
-def test_published_brightness_is_ours_at_their_normals(published: Path) -> None:
+def test_published_brightness_follows_our_shading_of_the_normals(published: Path) -> None:
     """Normals from differences of the published depth, where it is smooth."""
     errors = []
     for file in find_reference_views(published)[::4]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meshes as trimesh reads them, scaled to fit into reference views; and the program that draws their views."""
+"""Meshes as trimesh reads them, scaled to fit into reference views; and the command that renders their views."""
 
 import logging
 import sys
@@ -54,7 +54,7 @@ def test_holes_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         assert "12 faces." in caplog.text
 
 
-def test_what_is_no_mesh_is_named(tmp_path: Path) -> None:
+def test_files_that_are_not_meshes_are_named(tmp_path: Path) -> None:
     pytest.importorskip("trimesh", reason="the extra 'mesh' is not installed")
     files = {
         "empty.obj": ("", "no faces|cannot be read"),
@@ -74,7 +74,7 @@ def test_what_is_no_mesh_is_named(tmp_path: Path) -> None:
         read_mesh(tmp_path / "none.obj")
 
 
-def test_a_missing_reader_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_trimesh_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     monkeypatch.setitem(sys.modules, "trimesh", None)
     with pytest.raises(ImportError, match=r"anomalib-pose\[mesh\]"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From photographs to queries; crops and their boxes."""
+"""Queries from photographs, their crops, and the boxes of the crops."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_an_image_on_white_is_taken_as_it_is() -> None:
     assert torch.equal(query_on_white(image), image)
 
 
-def test_another_background_is_refused_with_what_to_do() -> None:
+def test_the_error_of_another_background_says_how_to_remove_it() -> None:
     with pytest.raises(ValueError, match=r"only 0% of the border.*cut the object out"):
         query_on_white(photograph(0.85))
     colored = photograph(1.0)
@@ -48,11 +48,11 @@ def test_a_mask_makes_the_background_white() -> None:
     alpha = torch.zeros(60, 80)
     alpha[20:40, 30:50] = 1
     alpha[19, 30:50] = 0.25
-    found = query_on_white(image, alpha)
+    query = query_on_white(image, alpha)
     expected = torch.ones(3, 60, 80)
     expected[:, 20:40, 30:50] = image[:, 20:40, 30:50]
     expected[:, 19, 30:50] = 0.25 * 0.3 + 0.75
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(query, expected)
     with pytest.raises(ValueError, match=r"\(60, 80\), found \(60, 60\)"):
         query_on_white(image, torch.ones(60, 60))
     with pytest.raises(ValueError, match="mask of the object is empty"):
@@ -80,7 +80,7 @@ def test_photographs_are_read_with_transparency_or_mask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 101), (101, 60)])
-def test_a_query_becomes_a_square_with_its_object_in_shape(height: int, width: int) -> None:
+def test_a_query_becomes_a_square_without_stretching(height: int, width: int) -> None:
     image = torch.ones(3, height, width)
     image[:, 10:50, 15:45] = 0
     scale = 256 / 101
@@ -88,21 +88,21 @@ def test_a_query_becomes_a_square_with_its_object_in_shape(height: int, width: i
     first = (101 - 60) // 2
     rows = (10 + (first if height == 60 else 0), 50 + (first if height == 60 else 0))
     cols = (15 + (first if width == 60 else 0), 45 + (first if width == 60 else 0))
-    found = square_query(image)
-    assert found.shape == (3, 256, 256)
-    dark = found[0] < 0.5
+    square = square_query(image)
+    assert square.shape == (3, 256, 256)
+    dark = square[0] < 0.5
     assert np.flatnonzero(dark.any(1))[[0, -1]] == pytest.approx([rows[0] * scale, rows[1] * scale - 1], abs=1)
     assert np.flatnonzero(dark.any(0))[[0, -1]] == pytest.approx([cols[0] * scale, cols[1] * scale - 1], abs=1)
-    assert float(found[:, 0].min()) == 1
+    assert float(square[:, 0].min()) == 1
 
 
-def test_evaluation_shows_the_middle_as_pillow_cuts_it() -> None:
+def test_evaluation_view_is_pillows_central_crop() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize((512, 512), Image.Resampling.BICUBIC)
     expected = image.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
     expected = expected.resize((256, 256), Image.Resampling.BILINEAR)
-    found = evaluation_view(torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
-    difference = found.permute(1, 2, 0).numpy() * 255 - np.array(expected)
+    view = evaluation_view(torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
+    difference = view.permute(1, 2, 0).numpy() * 255 - np.array(expected)
     assert np.abs(difference).max() < 2
 
 
@@ -118,35 +118,35 @@ def test_boxes_follow_the_crop() -> None:
     assert mirror_box(torch.tensor([0.25, 0.3, 0.1, 0.2])).tolist() == pytest.approx([0.75, 0.3, 0.1, 0.2])
 
 
-def test_no_box_is_lost() -> None:
-    """A box in the corner is in the shown part always, in evaluation also, though the middle leaves it out."""
+def test_each_crop_contains_the_box() -> None:
+    """Each crop contains a box in the corner, also in evaluation, where the central crop would leave it out."""
     corner = torch.tensor([250.0, 251.0, 256.0, 256.0])
     assert box_fraction(corner, 16, 16) == 0
     assert choose_crop(corner, random=False) == (32, 32)
     torch.manual_seed(0)
-    shares = [box_fraction(corner, *choose_crop(corner, random=True)) for _ in range(50)]
-    assert min(shares) >= 0.25
+    fractions = [box_fraction(corner, *choose_crop(corner, random=True)) for _ in range(50)]
+    assert min(fractions) >= 0.25
     left = torch.tensor([0.0, 120.0, 4.0, 130.0])
     assert choose_crop(left, random=False)[1] == 0
     assert choose_crop(torch.tensor([100.0, 100, 120, 120]), random=False) == (16, 16)
     assert choose_crop(None, random=False) == (16, 16)
 
 
-def test_random_parts_are_everywhere_and_repeat_with_the_seed() -> None:
+def test_random_crops_cover_all_offsets_and_repeat_with_the_seed() -> None:
     torch.manual_seed(1)
-    found = [choose_crop(None, random=True) for _ in range(400)]
+    crops = [choose_crop(None, random=True) for _ in range(400)]
     torch.manual_seed(1)
-    assert [choose_crop(None, random=True) for _ in range(400)] == found
-    rows, columns = np.array(found).T
+    assert [choose_crop(None, random=True) for _ in range(400)] == crops
+    rows, columns = np.array(crops).T
     assert set(rows) == set(columns) == set(range(33))
 
 
-def test_light_changes_the_object_alone_and_by_so_much() -> None:
+def test_brightness_and_contrast_change_only_the_object_and_within_bounds() -> None:
     image = torch.ones(3, 8, 8)
     image[:, 2:6, 2:6] = torch.linspace(0.1, 0.6, 48).reshape(3, 4, 4)
     torch.manual_seed(0)
-    found = [jitter_brightness_contrast(image) for _ in range(200)]
-    for changed in found:
+    changed_images = [jitter_brightness_contrast(image) for _ in range(200)]
+    for changed in changed_images:
         assert bool((changed[:, 0] == 1).all())
         y, x = changed[:, 2:6, 2:6].flatten(), image[:, 2:6, 2:6].flatten()
         inner = (y > 0) & (y < 1)
@@ -154,4 +154,4 @@ def test_light_changes_the_object_alone_and_by_so_much() -> None:
         np.testing.assert_allclose(y[inner], slope * x[inner] + offset, atol=1e-5)
         assert 0.8 - 1e-4 <= slope <= 1.2 + 1e-4
         assert abs(offset) <= 0.2 + 1e-4
-    assert np.std([float(changed[0, 3, 3]) for changed in found]) > 0.05
+    assert np.std([float(changed[0, 3, 3]) for changed in changed_images]) > 0.05
