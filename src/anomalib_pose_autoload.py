@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the stock ``anomalib`` command and API find the plug-in's models and data modules by their short names.
+"""Hook that lets the stock ``anomalib`` command and API find the plug-in's models and data modules by short names.
 
-anomalib 2.7 looks for no plug-ins, but it imports torch, and torch calls every entry point of the group
-``torch.backends`` when it is imported. :func:`install` is such an entry point. It imports neither anomalib nor the
-plug-in: it leaves a finder behind that calls :func:`anomalib_pose.plugin.register` as soon as anomalib is imported.
+anomalib 2.7 does not look for plug-ins. But it imports torch, and ``import torch`` calls every entry point of the group
+``torch.backends``. :func:`install` is such an entry point. It imports neither anomalib nor the plug-in. It installs an
+import finder that calls :func:`anomalib_pose.plugin.register` as soon as anomalib is imported.
 
 An entry point of that group that fails breaks ``import torch`` for the whole environment. Therefore this module lies
-outside the package, uses the standard library alone, and turns every failure into a logged warning.
+outside the package, uses only the standard library, and turns every failure into a logged warning.
 
-Set ``ANOMALIB_POSE_AUTOLOAD=0`` to switch it off; ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` has the same effect, for torch
-then calls no entry point at all. Dotted class paths, ``anomalib_pose.register()`` and the command ``anomalib-pose``
-work without it.
+``ANOMALIB_POSE_AUTOLOAD=0`` switches the hook off. ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` has the same effect, because
+torch then calls no entry point at all. Dotted class paths, ``anomalib_pose.register()`` and the command
+``anomalib-pose`` work without the hook.
 """
 
 import importlib
@@ -27,17 +27,17 @@ SWITCH = "ANOMALIB_POSE_AUTOLOAD"
 HOST_MODULES = ("anomalib.data", "anomalib.models", "anomalib.visualization", "anomalib.engine", "anomalib.pipelines")
 
 _logger = logging.getLogger(__name__)
-_told: set[str] = set()
+_reported: set[str] = set()
 
 
 def install() -> None:
-    """Watch for the import of anomalib, then register. Never raises; may be called any number of times."""
+    """Watch for the import of anomalib, then register. Never raises; further calls change nothing."""
     try:
         if os.environ.get(SWITCH, "1").strip().lower() in {"0", "false", "no", "off"}:
             return
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
-        # torch is often imported by anomalib itself, whose package is then half imported already
+        # anomalib itself often imports torch, and its own import is then under way
         if any(name in sys.modules for name in HOST_MODULES):
             _register()
     except Exception as error:  # an error here would break `import torch`
@@ -45,21 +45,21 @@ def install() -> None:
 
 
 def _register() -> None:
-    """Call the plug-in; whatever it raises, short of the user's interrupt, becomes a warning."""
+    """Call the plug-in; every error except the user's interrupt becomes a warning."""
     try:
         importlib.import_module("anomalib_pose.plugin").register(import_host=False)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also SystemExit and the panics of compiled modules
+    except BaseException as error:  # includes SystemExit and the panics of compiled modules
         _warn(error)
 
 
 def _warn(error: BaseException) -> None:
-    """Log a failure, once: it repeats for each part of anomalib that is imported."""
+    """Log a kind of failure once, because it repeats for each part of anomalib that is imported."""
     kind = type(error).__name__
-    if kind in _told:
+    if kind in _reported:
         return
-    _told.add(kind)
+    _reported.add(kind)
     _logger.warning(
         "anomalib_pose could not be registered with anomalib (%s: %s); its short names are unknown there. "
         "Set %s=0 to switch the registration off.",
@@ -70,7 +70,7 @@ def _warn(error: BaseException) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules of `HOST_MODULES` as the other finders do, and wraps their loaders."""
+    """Import finder for ``HOST_MODULES``, which asks the other finders and wraps the loaders that they return."""
 
     def __init__(self) -> None:
         self.waiting = {name for name in HOST_MODULES if name not in sys.modules}
@@ -91,14 +91,14 @@ class _Finder(MetaPathFinder):
         return None
 
     def loaded(self, name: str) -> None:
-        """Forget a module that has been loaded; when it was the last one, leave the import system."""
+        """Stop waiting for a module that is loaded; remove this finder after the last one."""
         self.waiting.discard(name)
         if not self.waiting and self in sys.meta_path:
             sys.meta_path.remove(self)
 
 
 class _Loader(Loader):
-    """Runs the real loader, gives the module back to it, then registers."""
+    """Loader that runs the real loader, makes it the module's loader again, and registers the plug-ins."""
 
     def __init__(self, loader: Any, finder: _Finder) -> None:
         self.loader = loader

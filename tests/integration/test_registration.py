@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock anomalib finds the classes that installed distributions name, whatever is imported first.
+"""Stock anomalib finds the classes that installed distributions name, in every order of imports.
 
-Each test starts a fresh interpreter beside a folder that holds distributions as an installer leaves them.
+Each test starts a fresh interpreter beside a folder with distributions as an installer leaves them.
 """
 
 import os
@@ -162,7 +162,7 @@ def check(site: Path, code: str, **variables: str) -> str:
         ),
     ],
 )
-def test_every_order_of_imports_finds_the_classes(site, first) -> None:
+def test_every_order_of_imports_registers_the_classes(site, first) -> None:
     errors = check(site, f"import {first}\n{FINDS}")
 
     for name, reason in {
@@ -208,7 +208,7 @@ assert table.isna().to_numpy().tolist() == [[False, False, True], [False, True, 
 
 
 @pytest.mark.slow
-def test_switched_off_hook_does_nothing_and_late_registration_repeats_nothing(site) -> None:
+def test_the_hook_can_be_switched_off_and_a_later_registration_is_complete(site) -> None:
     errors = check(
         site,
         """
@@ -251,7 +251,7 @@ assert (np.asarray(drawn)[8, 8] == [255, 0, 0]).all(), np.asarray(drawn)[8, 8]
     assert errors.count("broken_plugin:Data") == 1
 
 
-def test_own_command_needs_no_hook_and_no_folder(site, tmp_path) -> None:
+def test_the_own_command_works_without_the_hook_and_writes_no_files(site, tmp_path) -> None:
     arguments = ("train", "--model", "TinyPose", "--data", "TinyData", "--print_config")
     done = run(site, "-m", "anomalib_pose.cli", *arguments, cwd=tmp_path, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers models and data modules of installed distributions with anomalib.
+"""Registration of models and data modules of installed distributions with anomalib.
 
 A distribution names its classes in the entry-point groups ``anomalib.models`` and ``anomalib.datamodules``::
 
@@ -10,10 +10,10 @@ A distribution names its classes in the entry-point groups ``anomalib.models`` a
     MAD = "anomalib_pose.data:MAD"
 
 :func:`register` imports them and makes them known wherever anomalib 2.7 looks a class up: the short names of its
-command line, ``list_models``, ``get_model``, ``get_datamodule``, and through these the benchmark. It also teaches the
-image visualizer our batch fields that are images, and the benchmark to put models with different metrics in one table.
-The class's own name is the short name; the entry point's name serves for messages alone. Classes of anomalib itself
-keep their names, and so does the first of two plug-ins.
+command line, ``list_models``, ``get_model``, ``get_datamodule``, and through these the benchmark. It also makes the
+image visualizer show this package's batch fields that are images, and the benchmark write models with different metrics
+to one table. The class's own name is the short name; the entry point's name appears only in messages. Classes of
+anomalib keep their names. If two plug-ins have classes of the same name, the first one keeps it.
 """
 
 import importlib
@@ -43,10 +43,13 @@ class _Kind:
     host: str
     base: str
     ignores_case: bool
-    last: str  # what the host module defines last
+    last: str  # the name that the host module defines last
 
     def half_imported(self) -> bool:
-        """Whether the host module is being imported and lacks something. The hook comes before the mark is gone."""
+        """Tell whether the host module is being imported and its last name is missing.
+
+        The name is checked too, because the autoload hook runs before the import system clears its mark.
+        """
         return self.last not in vars(sys.modules[self.host]) and _half_imported(self.host)
 
 
@@ -59,18 +62,18 @@ _lock = Lock()
 _called = Event()
 _registered: set[EntryPoint] = set()
 _reported: set[EntryPoint] = set()
-_awaited: set[str] = set()
+_awaited_modules: set[str] = set()
 
 
 def register(*, import_host: bool = True) -> None:
-    """Make the installed plug-ins known to anomalib. Calling it again registers only what is still missing.
+    """Register the installed plug-ins with anomalib. A further call registers only entry points that are still missing.
 
-    Entry points that cannot be loaded, name something else than a subclass, or ask for a taken name are logged as
-    warnings with their names and distributions, and skipped.
+    An entry point is skipped with a warning if it cannot be loaded, does not name a subclass of the base class, or
+    needs a name that is taken. The warning has the entry point's name and distribution.
 
     Args:
-        import_host: Import anomalib first. With ``False`` only those parts of anomalib that are imported by now are
-            served, and parts that are just being imported are served when they are first used.
+        import_host: Import anomalib first. With ``False`` the plug-ins are registered only with the parts of anomalib
+            that are already imported. Parts whose import is under way get them when they are first used.
 
     Raises:
         ImportError: If anomalib cannot be imported and ``import_host`` is true.
@@ -78,18 +81,18 @@ def register(*, import_host: bool = True) -> None:
     if import_host:
         for name in (*(kind.host for kind in _KINDS), HOST):
             importlib.import_module(name)
-    # The plug-ins that are imported below make anomalib's hook call this function again, in this thread or in one
-    # that holds an import lock this thread needs. So a second call never waits; the first one does its work.
+    # Importing the plug-ins below makes the autoload hook call this function again, in this thread or in a thread that
+    # holds an import lock that this thread needs. So a second call never waits: the first call does its work.
     _called.set()
     if not _lock.acquire(blocking=False):
         return
     try:
-        tried: set[EntryPoint] = set()
+        attempted: set[EntryPoint] = set()
         while _called.is_set():
             _called.clear()
             _register_visualizer()
             register_benchmark_table()
-            _register_classes(tried)
+            _register_classes(attempted)
     finally:
         _lock.release()
 
@@ -99,27 +102,31 @@ def _register_visualizer() -> None:
         register_panels()
 
 
-def _register_classes(tried: set[EntryPoint]) -> None:
-    """Serve each imported part of anomalib; where an import is under way, be called again when it is over."""
+def _register_classes(attempted: set[EntryPoint]) -> None:
+    """Register with each imported part of anomalib; if an import is under way, arrange a call after its end.
+
+    Args:
+        attempted: entry points that this call of ``register`` has already tried; new ones are added.
+    """
     kinds = [kind for kind in _KINDS if kind.host in sys.modules]
     half = {kind.host for kind in kinds if kind.half_imported()}
     if half:
-        # a plug-in that is imported now could need what anomalib has not defined yet
+        # a plug-in that is imported now could need names that anomalib has not defined yet
         _watch(kinds, half)
         return
     for kind in kinds:
         for entry in sorted(entry_points(group=kind.group), key=_order):
-            if entry in _registered or entry in tried:
+            if entry in _registered or entry in attempted:
                 continue
             if _half_imported(entry.module):
                 half.add(entry.module)
                 continue
-            tried.add(entry)
+            attempted.add(entry)
             try:
                 _register_entry(entry, kind)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # another package's fault must not stop anomalib
+            except BaseException as error:  # an error of another package must not stop anomalib
                 under_way = _under_way(entry.module)
                 if under_way:
                     half |= under_way
@@ -133,41 +140,41 @@ def _register_entry(entry: EntryPoint, kind: _Kind) -> None:
     """Load one entry point and make its class known under its own name."""
     host = sys.modules[kind.host]
     base = vars(host)[kind.base]
-    # asked before the import, because anomalib and its command line know every class that is defined
+    # checked before the import, because anomalib and its command line list every class that is defined
     owner = _owner(entry.attr.rpartition(".")[2], kind)
     if owner is not None and entry.module not in _paths(owner):
         _report(entry, f"the name is taken by {_path(owner)}, which keeps it")
         return
-    found = entry.load()
-    if not (inspect.isclass(found) and issubclass(found, base)):
-        _report(entry, f"expected a subclass of {kind.host}.{kind.base}, found {found!r}")
+    plugin_class = entry.load()
+    if not (inspect.isclass(plugin_class) and issubclass(plugin_class, base)):
+        _report(entry, f"expected a subclass of {kind.host}.{kind.base}, found {plugin_class!r}")
         return
-    name = found.__name__
+    name = plugin_class.__name__
     owner = _owner(name, kind)
-    if owner is not None and owner is not found:
+    if owner is not None and owner is not plugin_class:
         _report(entry, f"the name {name} is taken by {_path(owner)}, which keeps it")
         return
-    if name in vars(host) and vars(host)[name] is not found:
-        _report(entry, f"{kind.host}.{name} is something else: {vars(host)[name]!r}")
+    if name in vars(host) and vars(host)[name] is not plugin_class:
+        _report(entry, f"{kind.host}.{name} is already defined as {vars(host)[name]!r}")
         return
-    setattr(host, name, found)
+    setattr(host, name, plugin_class)
     allowed = vars(host).get("ALLOWED_MODULES")
     if allowed is not None:
-        allowed.update(_paths(found))
-        if base not in found.__bases__:
-            _logger.info("%s is no direct subclass of %s: get_model finds it as a class path alone", name, kind.base)
+        allowed.update(_paths(plugin_class))
+        if base not in plugin_class.__bases__:
+            _logger.info("%s is no direct subclass of %s: get_model finds it only by its class path", name, kind.base)
     _registered.add(entry)
 
 
 def _owner(name: str, kind: _Kind) -> type | None:
-    """Class that has a name already: one of anomalib's own, or one that a plug-in has registered."""
+    """Find the class that has a name already: one of anomalib, or one that a plug-in has registered."""
     host = vars(sys.modules[kind.host])
-    for known in _subclasses(host[kind.base]):
-        own = known.__module__.startswith("anomalib.") or host.get(known.__name__) is known
+    for candidate in _subclasses(host[kind.base]):
+        registered = candidate.__module__.startswith("anomalib.") or host.get(candidate.__name__) is candidate
         # get_model ignores case
-        same = known.__name__ == name or (kind.ignores_case and known.__name__.lower() == name.lower())
-        if own and same:
-            return known
+        same = candidate.__name__ == name or (kind.ignores_case and candidate.__name__.lower() == name.lower())
+        if registered and same:
+            return candidate
     return None
 
 
@@ -178,18 +185,18 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(child)
 
 
-def _paths(found: type) -> Iterator[str]:
-    """Modules that a class can be imported from: the one that defines it, and packages around that export it."""
-    parts = found.__module__.split(".")
-    yield found.__module__
+def _paths(plugin_class: type) -> Iterator[str]:
+    """Yield the modules that export a class: the module that defines it, and enclosing packages."""
+    parts = plugin_class.__module__.split(".")
+    yield plugin_class.__module__
     for count in range(1, len(parts)):
         package = ".".join(parts[:count])
-        if getattr(sys.modules.get(package), found.__name__, None) is found:
+        if getattr(sys.modules.get(package), plugin_class.__name__, None) is plugin_class:
             yield package
 
 
-def _path(found: type) -> str:
-    return f"{found.__module__}.{found.__qualname__}"
+def _path(plugin_class: type) -> str:
+    return f"{plugin_class.__module__}.{plugin_class.__qualname__}"
 
 
 def _order(entry: EntryPoint) -> tuple[str, str, str]:
@@ -216,39 +223,39 @@ def _report(entry: EntryPoint, reason: str) -> None:
 
 
 def _half_imported(name: str) -> bool:
-    """Whether a module, or a package around it, is just being imported."""
+    """Tell whether the import of a module, or of a package around it, is under way."""
     parts = name.split(".")
     modules = (sys.modules.get(".".join(parts[:count])) for count in range(1, len(parts) + 1))
-    # the import system's own mark; there is no public one
+    # the import system's own mark; a public one does not exist
     return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
 
 
 def _under_way(name: str) -> set[str]:
-    """Modules that are just being imported, of the distribution package that a module lies in."""
+    """Return the modules whose import is under way, of the top-level package of a module."""
     package = name.partition(".")[0]
     return {m for m in list(sys.modules) if (m == package or m.startswith(f"{package}.")) and _half_imported(m)}
 
 
 class _Watched(ModuleType):
-    """A module of anomalib that registers the plug-ins when it is first used after the imports that were awaited."""
+    """A module of anomalib that registers the plug-ins when it is first used after the awaited imports."""
 
     def __getattribute__(self, name: str) -> Any:
-        if not name.startswith("__") and not any(_half_imported(module) for module in _awaited):
-            # a plain module again; register() makes it watched anew if something is still half imported
+        if not name.startswith("__") and not any(_half_imported(module) for module in _awaited_modules):
+            # a plain module again; register() watches it again if an import is still under way
             self.__class__ = ModuleType  # type: ignore[assignment]
             try:
                 register(import_host=False)
-            except Exception as error:  # what was asked for is the host's own, and there
+            except Exception as error:  # the attribute belongs to anomalib and exists without the plug-ins
                 _logger.warning("Plug-ins of anomalib are not registered: %s: %s", type(error).__name__, error)
         return ModuleType.__getattribute__(self, name)
 
 
-def _watch(kinds: list[_Kind], awaited: set[str]) -> None:
-    """Call :func:`register` at the first use of a host module after the awaited modules are complete."""
-    _awaited.clear()
-    _awaited.update(awaited)
+def _watch(kinds: list[_Kind], awaited_modules: set[str]) -> None:
+    """Call :func:`register` at the first use of a host module after the awaited modules are imported."""
+    _awaited_modules.clear()
+    _awaited_modules.update(awaited_modules)
     for kind in kinds:
         host = sys.modules[kind.host]
-        # leave a module alone whose class somebody else has replaced
+        # a module whose class another package has replaced stays as it is
         if type(host) is ModuleType:
             host.__class__ = _Watched

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hook against a tiny stand-in for torch and anomalib, in fresh interpreters without site packages."""
+"""The hook registers with a tiny stand-in for torch and anomalib, in fresh interpreters without site packages."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[3] / "src"
 
 FILES = {
-    # as torch does it: load and call each entry point of the group, and let its errors pass
+    # like torch: load and call each entry point of the group without catching errors
     "torch.py": """
 from importlib.metadata import entry_points
 for entry in entry_points(group="torch.backends"):
@@ -73,7 +73,7 @@ views = plugin:Views
 """,
 }
 
-FOUND = """
+CHECK = """
 import sys
 import anomalib.models, anomalib.data
 from anomalib.models import get_model, ALLOWED_MODULES
@@ -89,11 +89,11 @@ assert functional.visualize_reference("picture") == "picture"
 """
 
 BROKEN = {
-    "raises": "raise RuntimeError('worn out')",
+    "raises": "raise RuntimeError('out of order')",
     "syntax": "def register(:",
     "leaves": "raise SystemExit(1)",
     "lacks": "",
-    "panics": "class Panic(BaseException): pass\ndef register(**_): raise Panic('worn out')",
+    "panics": "class Panic(BaseException): pass\ndef register(**_): raise Panic('out of order')",
 }
 
 
@@ -133,10 +133,10 @@ def run(site: Path, code: str, **variables: str) -> str:
     ],
 )
 def test_every_order_of_imports_registers(site, first) -> None:
-    assert not run(site, f"import {first}\n{FOUND}")
+    assert not run(site, f"import {first}\n{CHECK}")
 
 
-def test_hook_imports_nothing_and_leaves_when_done(site) -> None:
+def test_the_hook_imports_nothing_and_removes_its_finder_when_done(site) -> None:
     code = """
 import torch, sys
 assert not [m for m in sys.modules if m.startswith(("anomalib.", "anomalib_pose."))], sys.modules
@@ -149,11 +149,11 @@ import types
 sys.modules["anomalib_pose_autoload"]._Finder.loaded(finders()[0], "anomalib.pipelines")
 assert not finders()
 """
-    assert not run(site, code + FOUND)
+    assert not run(site, code + CHECK)
 
 
 @pytest.mark.parametrize("value", ["0", "false", "off"])
-def test_switch(site, value) -> None:
+def test_the_switch_turns_the_hook_off(site, value) -> None:
     code = """
 import torch, sys, anomalib.engine, anomalib.models
 assert "anomalib_pose" not in sys.modules and "plugin" not in sys.modules
@@ -161,7 +161,7 @@ assert not hasattr(anomalib.models, "Pose")
 import anomalib_pose
 anomalib_pose.register()
 """
-    assert not run(site, code + FOUND, ANOMALIB_POSE_AUTOLOAD=value)
+    assert not run(site, code + CHECK, ANOMALIB_POSE_AUTOLOAD=value)
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -181,7 +181,7 @@ def test_missing_package_is_a_warning(site) -> None:
     assert "No module named 'anomalib_pose'" in run(site, "import torch, anomalib.data", PYTHONPATH=str(site))
 
 
-def test_strange_import_system_does_not_break_torch(site) -> None:
+def test_an_unusual_import_system_does_not_break_torch(site) -> None:
     code = """
 import sys, importlib.metadata, csv, email, zipfile  # what reading entry points imports
 import anomalib_pose_autoload, logging
