@@ -10,7 +10,7 @@ import torch
 from anomalib.deploy import CompressionType
 from anomalib.post_processing import PostProcessor
 
-from anomalib_pose.compare import CalibratedComparator, SurfaceStatistics
+from anomalib_pose.compare import CalibratedComparator, NetworkSettings, SurfaceStatistics
 from anomalib_pose.data import MAD
 from anomalib_pose.deploy import DetectorSettings, ExportedDetector, build_detector
 from anomalib_pose.geometry import Camera, view_sphere
@@ -44,7 +44,7 @@ def photographs(size: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def exported() -> ExportedDetector:
-    comparator = CalibratedComparator("test_efficientnet.r160_in1k", (0, 1), pretrained=False)
+    comparator = CalibratedComparator(NetworkSettings("test_efficientnet.r160_in1k", (0, 1), pretrained=False))
     comparator.extractor.loaded.fill_(value=True)
     darker, nearby = CAMERA.with_pose(POSES), NearbyViews(2)
     nearby.store_residuals(

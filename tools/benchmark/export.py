@@ -25,7 +25,7 @@ from anomalib.data import ImageBatch
 from anomalib.deploy import CompressionType
 from anomalib.post_processing import PostProcessor
 from scipy.stats import spearmanr
-from splat_pose import calibrate, held_out_pairs, kept, load_detector, network_options, show, stacked
+from splat_pose import calibrate, held_out_pairs, kept, load_detector, network_settings, show, stacked
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
@@ -63,7 +63,7 @@ def fitted(arguments: argparse.Namespace, train: dict[str, Tensor]) -> SceneDete
     """Load the stored detector and calibrate its comparison, with the given network, on the views the fit left out."""
     detector = load_detector(arguments)
     pairs = held_out_pairs(detector, train)
-    calibrate(detector, CalibratedComparator(**network_options(arguments)), pairs, train)
+    calibrate(detector, CalibratedComparator(network_settings(arguments)), pairs, train)
     detector.calibration_views = (pairs[0] * 255).round().to(torch.uint8)
     return detector
 

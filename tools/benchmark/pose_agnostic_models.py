@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Normalize
 
 import anomalib_pose
-from anomalib_pose.compare import make_comparator
+from anomalib_pose.compare import ScoringSettings, make_comparator
 from anomalib_pose.data.posed.dataset import PosedDataset
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components import SceneDetector
@@ -176,9 +176,14 @@ def scene_model(settings: Settings, weights: str) -> AnomalibModule:
     # The detector is built with the network, for its memory is one of the network's features.
     model = getattr(anomalib_pose, method.model)(**settings.arguments, **network)
     if network:
-        network |= {"pad_type": settings.pad_type}
-        network |= {name: (getattr(settings, name),) * 3 for name in ("mean", "std")}
-    model.model.comparison.comparator = make_comparator(**{**method.comparison, **network})
+        normalization = {name: (getattr(settings, name),) * 3 for name in ("mean", "std")}
+        network["network_options"] = {"pad_type": settings.pad_type, **normalization}
+    name, scoring = (
+        method.comparison["name"],
+        {key: method.comparison[key] for key in method.comparison if key != "name"},
+    )
+    changes = {"scoring": ScoringSettings(**scoring)} if scoring else {}
+    model.model.comparison.comparator = make_comparator(name, **network, **changes)
     return model
 
 

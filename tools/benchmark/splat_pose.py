@@ -32,6 +32,7 @@ from torchmetrics.functional.classification import binary_auroc
 from anomalib_pose.compare import (
     CalibratedComparator,
     Comparator,
+    NetworkSettings,
     PaperComparator,
     ReferenceComparison,
     make_comparator,
@@ -266,28 +267,27 @@ def calibrate(
     )
 
 
-def network_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A comparator's arguments for the given weights, which were converted from TensorFlow; none without weights."""
+CONVERTED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "pad_type": "same"}
+"""Fields of ``NetworkSettings`` for weights that were converted from TensorFlow."""
+
+
+def network_settings(arguments: argparse.Namespace) -> NetworkSettings | None:
+    """Return the network with the given weights, which were converted from TensorFlow; None without weights."""
     if not arguments.weights:
-        return {}
-    return {
-        "backbone": arguments.backbone,
-        "weights_path": arguments.weights,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "pad_type": "same",
-    }
+        return None
+    return NetworkSettings(arguments.backbone, weights_path=arguments.weights, **CONVERTED)
 
 
 def comparators(arguments: argparse.Namespace) -> dict[str, Comparator]:
     found: dict[str, Comparator] = {"calibrated, color and structure": CalibratedComparator()}
-    network = network_options(arguments)
-    if network:
-        normalized = {name: network[name] for name in ("mean", "std", "pad_type")}
-        found["paper"] = PaperComparator(**network)
-        found["product"] = ProductComparator(**network)
-        found["illumination"] = make_comparator("illumination", arguments.backbone, arguments.weights, **normalized)
-        found["calibrated"] = CalibratedComparator(**network)
+    network = network_settings(arguments)
+    if network is not None:
+        found["paper"] = PaperComparator(network)
+        found["product"] = ProductComparator(network)
+        found["illumination"] = make_comparator(
+            "illumination", arguments.backbone, arguments.weights, network_options=CONVERTED
+        )
+        found["calibrated"] = CalibratedComparator(network)
     return {name: found[name] for name in arguments.comparators or found}
 
 

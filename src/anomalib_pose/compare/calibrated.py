@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison that knows how good views differ from their renderings."""
+"""Comparison relative to the residuals of normal views."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -9,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_pose.compare.crop import ObjectCrop
-from anomalib_pose.compare.features import FeatureExtractor
-from anomalib_pose.compare.layers import contrast, gradient, lab, layer_weights_of, shown
+from anomalib_pose.compare.features import NetworkSettings
+from anomalib_pose.compare.image_layers import contrast, foreground_of_either, gradient, lab
 from anomalib_pose.compare.lighting.reflectance import Reflectance
 from anomalib_pose.compare.maps import (
-    gaussian_blur,
+    gaussian_blur_mirrored,
     squared_difference,
     tolerance_shifts,
     tolerant_distance,
@@ -21,144 +22,70 @@ from anomalib_pose.compare.maps import (
     upsample,
 )
 from anomalib_pose.compare.residual_statistics import ResidualStatistics
+from anomalib_pose.compare.settings import LayerWeights, ScoringSettings, WindowSettings
 
-COLoR_SCALE, STRUCTURE_SCALE, REFLECTANCE_SCALE, FEATURE_SCALE = 0.03, 0.02, 0.05, 0.1
-"""Spread of the residuals that stands until the calibration, about what good views show."""
+IMAGE_SCALES = (0.03, 0.02, 0.05)
+"""Typical standard deviations of the color, structure and reflectance residuals of normal views, before calibration."""
+FEATURE_SCALE = 0.1
+"""Typical standard deviation of the feature residuals of normal views, before calibration."""
 
-_DARK = 0.05  # a larger offset of the reflectance than published: noise in the dark is not color
+_REFLECTANCE_OFFSET = 0.05  # above the published 0.007: image noise in dark regions is not color
 
 
 class CalibratedComparator(nn.Module):
-    """Residuals of color, structure and features, forgiving to small shifts and measured against those of good views.
+    """Compares color, structure and features with a tolerance to shifts, relative to the residuals of normal views.
 
-    The object's window is cut out and resized. In each layer (color in CIELAB, gradient of its lightness, stages of a
-    network with features of unit length) query and reference have a distance; in color and gradient it is the smallest
-    over shifts of up to ``tolerance`` pixels, the larger of both directions. Features are not shifted: they forgive
-    what their cells cover, and shifting them too was measured to change nothing but the time. Calibrated on good views,
-    a distance is expressed in spreads above the mean of its kind of place (distance to the outline, local
-    contrast of the reference), so that layers can be added. The image score is the mean of the largest pixels, not one
-    pixel.
+    Query and reference are cropped to a window around the object and resized. Each layer gives one residual map:
 
-    Without calibration fixed spreads stand in. Without a network only color and structure are compared.
+    - color in CIELAB, the gradient of its lightness (structure), and the reflectance if its weight is above 0. Their
+      residual is the smallest distance over shifts of up to ``tolerance`` pixels, the larger one of both directions;
+    - the layers of the network, with features of unit length. Their residual is the distance without shifts: a feature
+      cell tolerates shifts inside it. Shifting features too changed nothing but the run time in measurements.
+
+    ``fit_calibration`` learns the mean and the standard deviation of the residuals of normal views. Both depend on the
+    distance of a pixel to the outline and on the local contrast of the reference. Each residual is then expressed in
+    standard deviations above the mean, so that layers can be added. Without calibration, fixed standard deviations are
+    used. Without a network, only the image layers are compared.
+
+    The score of an image is the mean of its largest pixels, not of a single pixel.
 
     Args:
-        backbone: timm name of the network; None or empty for none.
-        layers: stages of the network that are compared.
-        pretrained: take timm's weights if no file is given.
-        weights_path: file with the network's weights; None or empty for none.
-        pad_type: padding of the convolutions if not timm's default; see ``FeatureExtractor``.
-        mean: image normalization of the network; None for its own.
-        std: image normalization of the network; None for its own.
-        crop_size: side in pixels that the object's window is resized to.
-        margin: added to the window at each side, as a part of the object's longer side.
-        tolerance: largest forgiven shift in pixels of the resized window; 0 for none.
-        color_weight: weight of the color's residual.
-        structure_weight: weight of the gradient's residual.
-        layer_weights: weight of each of ``layers``; empty for half of the one before: fine stages see small defects.
-        second_backbone: timm name of a second network, a transformer like DINOv2's for example, whose residuals are
-            calibrated and added like those of the first; empty for none.
-        second_layers: its stages or blocks; empty for those at half and at three quarters of its depth.
-        second_weights_path: file with its weights; empty to let timm download them once.
-        second_mix: its share of the features, in [0, 1], where there are two networks.
-        reflectance_weight: weight of the residual of the reflectance, which is the same in all light.
+        network: network whose features are compared; None for none.
+        second_network: second network, for example a transformer such as DINOv2. Its residuals are calibrated and added
+            like those of the first; None for none.
+        window: window around the object; None for the defaults.
+        weights: weights of the layers; None for the defaults.
+        scoring: tolerance, normalization, smoothing and score; None for the defaults.
         reflectance_weights_path: file of the published decomposition network; empty for the closed form.
-        self_normalization: divide each layer by 1 + so many times its level, the squared mean of the square roots
-            inside the object: other light, or a pose that is a little off, disturbs a layer everywhere, a defect, even
-            a large one, in one place. 0 for none.
-        feature_mix: share of the network in the sum, in [0, 1]; the rest is color, structure and reflectance.
-        blur_sigma: standard deviation of the Gaussian that smooths the map, in pixels of the resized window.
-        top_fraction: the score is the mean of so many pixels, as a fraction of the object's.
+
+    Raises:
+        ValueError: if the weights do not suit the layers of the network.
     """
 
     can_calibrate = True
 
     def __init__(
         self,
-        backbone: str | None = None,
-        layers: tuple[int, ...] = (0, 1, 2, 3),
+        network: NetworkSettings | None = None,
         *,
-        pretrained: bool = True,
-        weights_path: str | None = None,
-        pad_type: str = "",
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        crop_size: int = 256,
-        margin: float = 0.1,
-        tolerance: float = 1.0,
-        color_weight: float = 1.0,
-        structure_weight: float = 1.0,
-        layer_weights: tuple[float, ...] = (),
-        second_backbone: str = "",
-        second_layers: tuple[int, ...] = (),
-        second_weights_path: str = "",
-        second_mix: float = 0.5,
-        reflectance_weight: float = 0.0,
+        second_network: NetworkSettings | None = None,
+        window: WindowSettings | None = None,
+        weights: LayerWeights | None = None,
+        scoring: ScoringSettings | None = None,
         reflectance_weights_path: str = "",
-        self_normalization: float = 1.0,
-        feature_mix: float = 0.7,
-        blur_sigma: float = 2.0,
-        top_fraction: float = 0.001,
     ) -> None:
         super().__init__()
-        self.extractor = (
-            FeatureExtractor(
-                backbone,
-                layers,
-                pretrained=pretrained,
-                weights_path=weights_path,
-                pad_type=pad_type,
-                mean=mean,
-                std=std,
-            )
-            if backbone
-            else None
-        )
-        self.second = (
-            FeatureExtractor(
-                second_backbone, second_layers, pretrained=pretrained, weights_path=second_weights_path or None
-            )
-            if second_backbone
-            else None
-        )
-        self.crop_size = crop_size
-        self.margin = margin
-        self.tolerance = tolerance
-        self.blur_sigma = blur_sigma
-        self.top_fraction = top_fraction
-        self.self_normalization = self_normalization
-        self.reflectance = Reflectance(reflectance_weights_path, _DARK) if reflectance_weight else None
-        image_weights: tuple[float, ...] = (color_weight, structure_weight)
-        scales: tuple[float, ...] = (COLoR_SCALE, STRUCTURE_SCALE)
-        if reflectance_weight:
-            image_weights, scales = (*image_weights, reflectance_weight), (*scales, REFLECTANCE_SCALE)
-        if not 0 <= second_mix <= 1:
-            msg = f"second_mix should be in [0, 1], got {second_mix}."
-            raise ValueError(msg)
-        both = bool(backbone and second_backbone)
-        networks = ((self.extractor, 1 - second_mix, layer_weights), (self.second, second_mix, ()))
-        experts = [
-            (share if both else 1.0, given, len(network.layers))
-            for network, share, given in networks
-            if network is not None
-        ]
-        self.weights = layer_weights_of(image_weights, experts, feature_mix)
-        scales += (FEATURE_SCALE,) * sum(stages for _, _, stages in experts)
+        self.extractor = None if network is None else network.build()
+        self.second = None if second_network is None else second_network.build()
+        weights = weights or LayerWeights()
+        self.window = window or WindowSettings()
+        self.scoring = scoring or ScoringSettings()
+        self.reflectance = Reflectance(reflectance_weights_path, _REFLECTANCE_OFFSET) if weights.reflectance else None
+        networks = [extractor for extractor in (self.extractor, self.second) if extractor is not None]
+        layer_counts = tuple(len(extractor.layers) for extractor in networks)
+        self.weights = weights.normalized(layer_counts)
+        scales = IMAGE_SCALES[: len(weights.image_weights)] + (FEATURE_SCALE,) * sum(layer_counts)
         self.statistics = ResidualStatistics(len(scales), scales)
-        self._check()
-
-    def _check(self) -> None:
-        if not 0 < self.top_fraction <= 1:
-            msg = f"top_fraction should be in (0, 1], got {self.top_fraction}."
-            raise ValueError(msg)
-        if self.crop_size < 32:
-            msg = f"crop_size should be 32 pixels or more, got {self.crop_size}."
-            raise ValueError(msg)
-        if min(self.tolerance, self.margin, self.blur_sigma, self.self_normalization) < 0:
-            msg = (
-                "tolerance, margin, blur_sigma and self_normalization should not be negative, "
-                f"got {self.tolerance}, {self.margin}, {self.blur_sigma} and {self.self_normalization}."
-            )
-            raise ValueError(msg)
 
     def resized(self, size: int) -> "CalibratedComparator":
         """Return a copy for windows of another size, whose maps are smoothed as far on the object.
@@ -167,40 +94,35 @@ class CalibratedComparator(nn.Module):
             size: side of the windows in pixels.
         """
         resized = copy.deepcopy(self)
-        resized.blur_sigma *= size / self.crop_size
-        resized.crop_size = size
+        resized.scoring = replace(self.scoring, blur_sigma=self.scoring.blur_sigma * (size / self.window.size))
+        resized.window = replace(self.window, size=size)
         return resized
 
     def _residuals(
         self,
         query: Float[Tensor, "b 3 h w"],
         reference: Float[Tensor, "b 3 h w"],
-        reflected: Float[Tensor, "b 3 h w"] | None = None,
+        reference_reflectance: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b layers h w"]:
-        """Tolerant distances of the windows, one map a layer."""
+        """Compute the residual maps of windows, one for each layer."""
         size = (query.shape[-2], query.shape[-1])
-        shifts = tolerance_shifts(self.tolerance)
+        shifts = tolerance_shifts(self.scoring.tolerance)
         query_lab, reference_lab = lab(query), lab(reference)
-        maps = [
+        residuals = [
             tolerant_distance(query_lab, reference_lab, shifts),
             tolerant_distance(gradient(query_lab), gradient(reference_lab), shifts),
         ]
         if self.reflectance is not None:
-            theirs = self.reflectance(reference) if reflected is None else reflected
-            maps.append(tolerant_distance(self.reflectance(query), theirs, shifts))
+            if reference_reflectance is None:
+                reference_reflectance = self.reflectance(reference)
+            residuals.append(tolerant_distance(self.reflectance(query), reference_reflectance, shifts))
         for network in (self.extractor, self.second):
             if network is None:
                 continue
-            for ours, theirs in zip(network(query), network(reference), strict=True):
-                squared = squared_difference(functional.normalize(ours), functional.normalize(theirs))
-                maps.append(upsample(squared.sqrt(), size))
-        return torch.stack(maps, 1)
-
-    def _window(self, query: Tensor, reference: Tensor, alpha: Tensor) -> tuple[ObjectCrop, Tensor, Tensor, Tensor]:
-        """The object's window, and query, reference and alpha in it."""
-        crop = ObjectCrop.around(alpha, self.crop_size, self.margin)
-        query, reference, window = crop.apply(query), crop.apply(reference), crop.apply(alpha[:, None])[:, 0]
-        return crop, query, reference, window
+            for query_features, reference_features in zip(network(query), network(reference), strict=True):
+                units = functional.normalize(query_features), functional.normalize(reference_features)
+                residuals.append(upsample(squared_difference(*units).sqrt(), size))
+        return torch.stack(residuals, 1)
 
     @torch.no_grad()
     def fit_calibration(
@@ -208,23 +130,24 @@ class CalibratedComparator(nn.Module):
         queries: Float[Tensor, "n 3 h w"],
         references: Float[Tensor, "n 3 h w"],
         alphas: Float[Tensor, "n h w"],
-        reflected: Float[Tensor, "n 3 h w"] | None = None,
+        reference_reflectances: Float[Tensor, "n 3 h w"] | None = None,
     ) -> None:
-        """Learn mean and spread of the residuals of good views.
+        """Learn mean and standard deviation of the residuals of normal views.
 
         Args:
-            queries: good views that the scene was not fitted to, RGB in [0, 1].
-            references: their renderings, RGB in [0, 1].
-            alphas: opacity of the object in the renderings, in [0, 1].
-            reflected: what the renderings reflect; None to take it from them.
+            queries: normal views that the scene was not fitted to, RGB in [0, 1].
+            references: their references, RGB in [0, 1].
+            alphas: opacity of the object in the references, in [0, 1].
+            reference_reflectances: rendered reflectance of the references; None to compute it from the references.
 
         Raises:
             ValueError: if there is no view.
         """
         if len(queries):
-            crop, queries, references, alphas = self._window(queries, references, alphas)
-            reflected = None if reflected is None else crop.apply(reflected)
-        self.fit_windows(queries, references, alphas, reflected)
+            crop = ObjectCrop.around(alphas, self.window.size, self.window.margin)
+            queries, references, alphas = crop.apply(queries), crop.apply(references), crop.apply(alphas[:, None])[:, 0]
+            reference_reflectances = None if reference_reflectances is None else crop.apply(reference_reflectances)
+        self.fit_windows(queries, references, alphas, reference_reflectances)
 
     @torch.no_grad()
     def fit_windows(
@@ -232,15 +155,16 @@ class CalibratedComparator(nn.Module):
         queries: Float[Tensor, "n 3 h w"],
         references: Float[Tensor, "n 3 h w"],
         alphas: Float[Tensor, "n h w"],
-        reflected: Float[Tensor, "n 3 h w"] | None = None,
+        reference_reflectances: Float[Tensor, "n 3 h w"] | None = None,
     ) -> None:
-        """``fit_calibration`` on images that are windows of the object already."""
+        """Learn from images that are already windows around the object; see ``fit_calibration``."""
         if not len(queries):
-            msg = "fit_calibration expects at least one good view, found none; leave it out to use fixed spreads."
+            msg = "fit_calibration needs at least one normal view, got none. Without it, fixed scales are used."
             raise ValueError(msg)
+        reflectances = None if reference_reflectances is None else reference_reflectances.split(1)
         residuals = [
-            self._residuals(queries[one], references[one], None if reflected is None else reflected[one])[0]
-            for one in torch.arange(len(queries)).split(1)
+            self._residuals(query, reference, None if reflectances is None else reflectances[index])[0]
+            for index, (query, reference) in enumerate(zip(queries.split(1), references.split(1), strict=True))
         ]
         self.statistics.fit(residuals, list(contrast(references)), list(alphas))
 
@@ -250,41 +174,43 @@ class CalibratedComparator(nn.Module):
         query: Float[Tensor, "b 3 h w"],
         reference: Float[Tensor, "b 3 h w"],
         alpha: Float[Tensor, "b h w"],
-        reflected: Float[Tensor, "b 3 h w"] | None = None,
+        reference_reflectance: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b h w"]:
-        """Anomaly map, in spreads of good views; 0 outside of the object's window.
+        """Compute anomaly maps in standard deviations of normal views; 0 outside the windows.
 
         Args:
-            query: photographs, RGB in [0, 1].
-            reference: their defect-free renderings, RGB in [0, 1].
-            alpha: opacity of the object in the reference, in [0, 1]; where it is empty the whole image is compared.
-            reflected: what the references reflect; None to take it from them.
+            query: queries, RGB in [0, 1].
+            reference: their references, RGB in [0, 1].
+            alpha: opacity of the object in the references, in [0, 1]; where it is empty the whole image is compared.
+            reference_reflectance: rendered reflectance of the references; None to compute it from the references.
         """
-        crop, query, reference, window = self._window(query, reference, alpha)
-        reflected = None if reflected is None else crop.apply(reflected)
-        return crop.restore(self.compare_windows(query, reference, window, reflected))
+        crop = ObjectCrop.around(alpha, self.window.size, self.window.margin)
+        windows = crop.apply(query), crop.apply(reference), crop.apply(alpha[:, None])[:, 0]
+        reference_reflectance = None if reference_reflectance is None else crop.apply(reference_reflectance)
+        return crop.restore(self.compare_windows(*windows, reference_reflectance))
 
     def compare_windows(
         self,
         query: Float[Tensor, "b 3 h w"],
         reference: Float[Tensor, "b 3 h w"],
         alpha: Float[Tensor, "b h w"],
-        reflected: Float[Tensor, "b 3 h w"] | None = None,
+        reference_reflectance: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b h w"]:
-        """``forward`` on images that are windows of the object already; holds no branch that depends on the data."""
-        deviations = self.statistics(self._residuals(query, reference, reflected), contrast(reference), alpha)
-        if self.self_normalization:
+        """Compute the maps of images that are already windows; see ``forward``. No branch depends on pixel values."""
+        residuals = self._residuals(query, reference, reference_reflectance)
+        deviations = self.statistics(residuals, contrast(reference), alpha)
+        if self.scoring.self_normalization:
             inside = (alpha > 0.5).to(deviations)[:, None]
             root = (deviations.sqrt() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
-            deviations = deviations / (1 + self.self_normalization * root.square())[:, :, None, None]
+            deviations = deviations / (1 + self.scoring.self_normalization * root.square())[:, :, None, None]
         total = (deviations * deviations.new_tensor(self.weights)[:, None, None]).sum(1)
-        return gaussian_blur(total * shown(query, reference, alpha), self.blur_sigma)
+        return gaussian_blur_mirrored(total * foreground_of_either(query, reference, alpha), self.scoring.blur_sigma)
 
     def score(self, anomaly_map: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
-        """Mean of the largest ``top_fraction`` of pixels.
+        """Compute the mean of the largest pixels of each map; see ``ScoringSettings.top_fraction``.
 
         Args:
             anomaly_map: maps of ``forward``.
-            alpha: opacity of the object in the reference, in [0, 1].
+            alpha: opacity of the object in the references, in [0, 1].
         """
-        return top_mean(anomaly_map, alpha, self.top_fraction)
+        return top_mean(anomaly_map, alpha, self.scoring.top_fraction)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The object's part of an image at the resolution of a network, and the way back."""
+"""Windows around objects: cut out and resized, and maps of windows put back into whole images."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ class ObjectCrop:
     """Square windows around the objects of a batch of images, resized to one size.
 
     Args:
-        boxes: for each image top, left and side in pixels; a window may reach beyond its image.
+        boxes: top, left and side in pixels of each window; a window may extend beyond its image.
         size: side of the resized windows.
-        height: of the images.
-        width: of the images.
+        height: height of the images.
+        width: width of the images.
     """
 
     boxes: tuple[tuple[int, int, int], ...]
@@ -27,13 +27,13 @@ class ObjectCrop:
 
     @classmethod
     def around(cls, alpha: Float[Tensor, "b h w"], size: int, margin: float, threshold: float = 0.1) -> "ObjectCrop":
-        """Windows around the objects; the whole image where there is no object.
+        """Place windows around the objects, and around the whole image where there is no object.
 
         Args:
             alpha: opacity of the objects.
             size: side of the resized windows.
-            margin: added at each side, as a part of the object's longer side.
-            threshold: opacity from which on a pixel belongs to the object.
+            margin: width added at each side, as a part of the object's longer side.
+            threshold: opacity above which a pixel belongs to the object.
         """
         height, width = alpha.shape[-2:]
         boxes = []
@@ -45,7 +45,7 @@ class ObjectCrop:
             else:
                 extra = margin
             length = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-            # a window larger than the image would only spend resolution on what is not there
+            # a window larger than the image would spend resolution on pixels outside the image
             side = min(round(length * (1 + 2 * extra)), max(height, width))
             top = cls._place((rows[0] + rows[-1] + 1) / 2, side, height)
             left = cls._place((columns[0] + columns[-1] + 1) / 2, side, width)
@@ -54,11 +54,16 @@ class ObjectCrop:
 
     @staticmethod
     def _place(center: float, side: int, length: int) -> int:
+        """Return the first pixel of a window: inside the image if it fits, else centered on the image."""
         start = round(center - side / 2)
         return (length - side) // 2 if side > length else min(max(start, 0), length - side)
 
     def apply(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c s s"]:
-        """Cut the windows out; beyond the image its border is repeated."""
+        """Cut out and resize the windows; beyond the image its border is repeated.
+
+        Args:
+            images: one image for each window.
+        """
         windows = []
         for image, (top, left, side) in zip(images, self.boxes, strict=True):
             rows = torch.arange(top, top + side, device=images.device).clamp(0, self.height - 1)
@@ -68,11 +73,11 @@ class ObjectCrop:
         return torch.cat(windows)
 
     def restore(self, maps: Float[Tensor, "b s s"], fill: float = 0.0) -> Float[Tensor, "b height width"]:
-        """Put maps of the windows back to where they belong in the images.
+        """Put maps of the windows back to their places in the images.
 
         Args:
             maps: values in the windows.
-            fill: value outside of them.
+            fill: value outside the windows.
         """
         result = maps.new_full((len(maps), self.height, self.width), fill)
         for index, (top, left, side) in enumerate(self.boxes):

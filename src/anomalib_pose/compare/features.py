@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature maps of a frozen network."""
+"""Feature maps of a frozen timm network."""
 
 import inspect
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -16,26 +17,57 @@ from anomalib_pose.weights import read_state_dict
 logger = logging.getLogger(__name__)
 
 
-class FeatureExtractor(nn.Module):
-    """Frozen feature maps of a timm network, read at some of its stages.
-
-    The constructor builds the network without weights. They come with the first call or with ``load``: from a file, or
-    from timm's hub. From then on they are part of the ``state_dict``, so that a checkpoint needs neither.
-
-    Stages that come after the last tap, and the classifier, are cut off: a file's classifier may have any size.
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Arguments of a ``FeatureExtractor``.
 
     Args:
         backbone: timm name of the network.
-        layers: indices of timm's stages (its ``feature_info``) whose output is returned. For ``tf_efficientnet_b4``
-            0, 1, 2, 3 are the outputs of blocks 1, 5, 9 and 21, with 24, 32, 56 and 160 channels at strides 2 to 16. A
-            transformer's are its blocks. Empty for those at half and at three quarters of the depth.
+        layers: indices of the stages whose feature maps are compared; empty for those at half and at three quarters of
+            the depth.
+        pretrained: take timm's weights if no file is given.
+        weights_path: file with the weights; empty for none.
+        pad_type: padding of the convolutions; empty for the network's default.
+        mean: image normalization, subtracted; None for the network's own.
+        std: image normalization, divisor; None for the network's own.
+    """
+
+    backbone: str
+    layers: tuple[int, ...] = (0, 1, 2, 3)
+    pretrained: bool = True
+    weights_path: str = ""
+    pad_type: str = ""
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def build(self) -> "FeatureExtractor":
+        """Build the network without its weights."""
+        return FeatureExtractor(**vars(self))
+
+
+class FeatureExtractor(nn.Module):
+    """Computes feature maps at some stages of a frozen timm network.
+
+    The constructor builds the network without weights. The first call or ``load`` reads them from a file or from timm's
+    hub. From then on they are part of the ``state_dict``: a loaded checkpoint needs neither file nor hub.
+
+    The classifier and all stages after the last of ``layers`` are removed. The classifier in a file may have any size.
+
+    Args:
+        backbone: timm name of the network.
+        layers: indices of timm's stages (``feature_info``) whose output is returned. For ``tf_efficientnet_b4``
+            0, 1, 2, 3 are the outputs of blocks 1, 5, 9 and 21, with 24, 32, 56 and 160 channels at strides 2 to 16.
+            The stages of a transformer are its blocks. Empty for those at half and at three quarters of the depth.
         pretrained: take timm's weights if no file is given.
         weights_path: file with the weights of this timm network (``.safetensors``, or a ``torch.save`` of its state
             dict); None or empty for none.
-        pad_type: padding of the convolutions if it is not timm's default for this network, ``"same"`` for weights
+        pad_type: padding of the convolutions if it differs from timm's default for this network, ``"same"`` for weights
             converted from TensorFlow; empty for the default.
         mean: subtracted from an image in [0, 1]; None for the network's own.
-        std: divides it then; None for the network's own.
+        std: divides the result; None for the network's own.
+
+    Raises:
+        ValueError: if timm has no such network, or the network has no such stages.
     """
 
     loaded: Tensor
@@ -59,7 +91,7 @@ class FeatureExtractor(nn.Module):
         self.pretrained = pretrained
         self.weights_path = weights_path or None
         self._options: dict[str, Any] = {"pad_type": pad_type} if pad_type else {}
-        with torch.random.fork_rng(devices=[]):  # the discarded initial weights should not move anyone's random numbers
+        with torch.random.fork_rng(devices=[]):  # building random weights must not change the global random state
             self.network: Any = self._build()
         config = self.network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(mean or config["mean"]).view(1, 3, 1, 1))
@@ -72,7 +104,7 @@ class FeatureExtractor(nn.Module):
         if not timm.is_model(self.backbone):
             msg = (
                 f"backbone should be the name of a timm network, got {self.backbone!r}; "
-                "timm.list_models() lists them, and an empty name compares color and structure alone."
+                "timm.list_models() lists them. An empty name compares color and structure alone."
             )
             raise ValueError(msg)
         network = self._create(pretrained=False)
@@ -88,7 +120,7 @@ class FeatureExtractor(nn.Module):
         return network
 
     def _create(self, *, pretrained: bool) -> Any:
-        """The network; a transformer is one that takes images of any size."""
+        """Build the network; transformers are built for images of any size."""
         options = {"pretrained": pretrained, "num_classes": 0, **self._options}
         family = timm.model_entrypoint(self.backbone).__annotations__.get("return")
         if isinstance(family, type) and "dynamic_img_size" in inspect.signature(family).parameters:
@@ -97,20 +129,20 @@ class FeatureExtractor(nn.Module):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels a cell in each of the returned feature maps."""
+        """Pixels per cell of each returned feature map."""
         return tuple(int(self.network.feature_info[layer]["reduction"]) for layer in self.layers)
 
     def train(self, mode: bool = True) -> "FeatureExtractor":  # noqa: ARG002
-        """Stay in evaluation mode: the network is frozen."""
+        """Stay in evaluation mode, because the network is frozen."""
         return super().train(mode=False)
 
     def load(self) -> None:
-        """Fill in the weights if they are not there yet.
+        """Read the weights unless they are loaded already.
 
         Raises:
-            FileNotFoundError: if ``weights_path`` is no file.
+            FileNotFoundError: if ``weights_path`` does not exist.
             ValueError: if the file does not hold this network's weights.
-            RuntimeError: if there is no file and timm's weights cannot be had either.
+            RuntimeError: if there is no file and timm's weights cannot be downloaded.
         """
         if bool(self.loaded):
             return
@@ -131,7 +163,8 @@ class FeatureExtractor(nn.Module):
         if wrong:
             msg = (
                 f"{self.weights_path or 'timm'} should hold the weights of {self.backbone!r}, but {len(wrong)} of "
-                f"{len(own)} are missing or have another shape, {wrong[0]!r} the first. Name the network it belongs to."
+                f"{len(own)} are missing or have another shape, the first is {wrong[0]!r}. "
+                "Name the network that the file belongs to."
             )
             raise ValueError(msg)
         self.network.load_state_dict({name: weights[name] for name in own})
@@ -143,18 +176,18 @@ class FeatureExtractor(nn.Module):
             network = self._create(pretrained=True)
         except (OSError, RuntimeError) as error:
             msg = (
-                f"timm's weights of {self.backbone!r} could not be had ({error}). Give weights_path a file with them, "
-                "load a checkpoint, or compare without a network (backbone empty)."
+                f"timm's weights of {self.backbone!r} could not be downloaded ({error}). Give weights_path a file "
+                "with them, load a checkpoint, or compare without a network (backbone empty)."
             )
             raise RuntimeError(msg) from error
         return network.state_dict()
 
     def normalize(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Image in [0, 1] as the network wants it."""
+        """Normalize an image in [0, 1] with the network's mean and standard deviation."""
         return (image - self.mean) / self.std
 
-    def _fitting(self, image: Tensor) -> Tensor:
-        """An image whose sides are whole numbers of a transformer's patches."""
+    def _resize_to_patches(self, image: Tensor) -> Tensor:
+        """Resize an image so that its sides are multiples of a transformer's patch size."""
         patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", (1, 1))
         size = [max(1, round(side / step)) * step for side, step in zip(image.shape[-2:], patch, strict=True)]
         if size == list(image.shape[-2:]):
@@ -163,7 +196,7 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """Feature maps (B, C, H / stride, W / stride), one for each of ``layers``.
+        """Compute feature maps (B, C, H / stride, W / stride), one for each of ``layers``.
 
         Args:
             image: RGB in [0, 1].
@@ -171,7 +204,7 @@ class FeatureExtractor(nn.Module):
         if not torch.compiler.is_compiling():
             self.load()
         return self.network.forward_intermediates(
-            self._fitting(self.normalize(image)),
+            self._resize_to_patches(self.normalize(image)),
             indices=list(self.layers),
             stop_early=True,
             intermediates_only=True,

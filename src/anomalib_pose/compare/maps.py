@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differences of feature maps, and what is done to anomaly maps."""
+"""Residual maps from images and features, and operations on anomaly maps."""
 
 import itertools
 import math
@@ -12,22 +12,22 @@ from torch.nn import functional
 
 
 def squared_difference(query: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
-    """Squared difference, summed over channels."""
+    """Compute the squared difference, summed over channels."""
     return (query - reference).square().sum(1)
 
 
 def upsample(maps: Float[Tensor, "b h w"], size: tuple[int, int]) -> Float[Tensor, "b height width"]:
-    """Bilinear resize of maps to ``(height, width)``; corners are not aligned."""
+    """Resize maps to ``(height, width)`` bilinearly, without aligned corners."""
     return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def gaussian_blur(maps: Float[Tensor, "b h w"], sigma: float, truncate: float = 4.0) -> Float[Tensor, "b h w"]:
-    """Gaussian filter with the border of ``scipy.ndimage.gaussian_filter``: mirrored, edge pixel repeated.
+def gaussian_blur_mirrored(maps: Float[Tensor, "b h w"], sigma: float, truncate: float = 4.0) -> Float[Tensor, "b h w"]:
+    """Blur maps with a Gaussian; the border is mirrored, as in ``scipy.ndimage.gaussian_filter``.
 
     Args:
         maps: images (B, H, W).
         sigma: standard deviation in pixels; 0 returns the maps unchanged.
-        truncate: where the kernel ends, in standard deviations.
+        truncate: radius of the kernel in standard deviations.
     """
     if sigma <= 0:
         return maps
@@ -46,16 +46,16 @@ def gaussian_blur(maps: Float[Tensor, "b h w"], sigma: float, truncate: float = 
 
 
 def largest_around(maps: Float[Tensor, "b h w"], size: int) -> Float[Tensor, "b h w"]:
-    """Largest value in the square of ``size`` pixels (odd) around each pixel: along rows, then along columns."""
+    """Compute the largest value in the square of ``size`` pixels (odd) around each pixel: along rows, then columns."""
     across = functional.max_pool2d(maps[:, None], (1, size), 1, (0, size // 2))
     return functional.max_pool2d(across, (size, 1), 1, (size // 2, 0))[:, 0]
 
 
 def tolerance_shifts(tolerance: float) -> list[tuple[float, float]]:
-    """Shifts ``(dy, dx)`` that cover misfits of up to ``tolerance`` pixels in each axis, in steps of at most one pixel.
+    """Return the shifts ``(dy, dx)`` of up to ``tolerance`` pixels in each axis, in steps of at most one pixel.
 
     Args:
-        tolerance: largest misfit in pixels; 0 for none.
+        tolerance: largest shift in pixels; 0 for none.
     """
     if tolerance <= 0:
         return [(0.0, 0.0)]
@@ -67,10 +67,10 @@ def tolerance_shifts(tolerance: float) -> list[tuple[float, float]]:
 def shifted(
     features: Float[Tensor, "b c h w"], shifts: Sequence[tuple[float, float]]
 ) -> Iterator[Float[Tensor, "b c h w"]]:
-    """``features`` read some cells further for each shift; bilinear between cells, the border is repeated outwards.
+    """Shift feature maps, once for each shift; bilinear between cells, with a repeated border.
 
     Args:
-        features: what is read.
+        features: maps to shift: cell (y, x) of a result is their cell (y + dy, x + dx).
         shifts: ``(dy, dx)`` in cells.
     """
     reach = math.ceil(max((abs(amount) for shift in shifts for amount in shift), default=0))
@@ -94,46 +94,50 @@ def shifted(
 def tolerant_distance(
     query: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"], shifts: list[tuple[float, float]]
 ) -> Float[Tensor, "b h w"]:
-    r"""Distance of feature maps that forgives small shifts in both directions.
+    r"""Compute the distance of feature maps, with a tolerance to small shifts in both directions.
 
     .. math:: d(p) = \max(\min_s |q(p) - r(p + s)|, \min_s |r(p) - q(p + s)|)
 
-    The first term finds what the query has and the reference has not nearby, the second what it lacks.
+    The first term is large where the query shows something that the reference does not show nearby, the second where
+    the reference shows something that the query does not.
 
     Args:
-        query: features of the photograph.
-        reference: features of its rendering.
+        query: features of the query.
+        reference: features of the reference.
         shifts: ``(dy, dx)`` in cells.
     """
-    forth = back = None
+    nearest_reference = nearest_query = None
     for moved_query, moved_reference in zip(shifted(query, shifts), shifted(reference, shifts), strict=True):
         to_reference = squared_difference(query, moved_reference)
         to_query = squared_difference(reference, moved_query)
-        forth = to_reference if forth is None else torch.minimum(forth, to_reference)
-        back = to_query if back is None else torch.minimum(back, to_query)
-    if forth is None or back is None:
-        msg = "Expected at least one shift, found none; give [(0.0, 0.0)] for no tolerance."
+        nearest_reference = (
+            to_reference if nearest_reference is None else torch.minimum(nearest_reference, to_reference)
+        )
+        nearest_query = to_query if nearest_query is None else torch.minimum(nearest_query, to_query)
+    if nearest_reference is None or nearest_query is None:
+        msg = "tolerant_distance needs at least one shift, got none; give [(0.0, 0.0)] for no tolerance."
         raise ValueError(msg)
-    return torch.maximum(forth, back).sqrt()
+    return torch.maximum(nearest_reference, nearest_query).sqrt()
 
 
 def top_mean(maps: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"], fraction: float) -> Float[Tensor, " b"]:
-    """Mean of the largest values of each map, as many as ``fraction`` of the object's pixels, at least one.
+    """Average the largest values of each map, as many as ``fraction`` of the object's pixels, at least one.
 
-    They are searched in the whole map: what was added to an object lies outside its rendering. Where that is no whole
-    number, the last one has a part of the weight: a pixel more on the outline changes next to nothing.
+    The largest values are taken from the whole map: an added part lies outside the rendering of the object. If the
+    number of values is fractional, the last value gets the fraction as its weight. So one more pixel on the outline
+    hardly changes the mean.
 
     Args:
         maps: anomaly maps.
-        alpha: opacity of the object; where it is empty the whole image counts as its area.
-        fraction: in (0, 1].
+        alpha: opacity of the object; where it is empty, the whole image counts as its area.
+        fraction: number of values as a part of the object's pixels, in (0, 1].
     """
     pixels = maps.shape[1] * maps.shape[2]
     area = (alpha > 0.5).flatten(1).sum(1)
     area = torch.where(area > 0, area, pixels)
-    # as many as a full image could ask for, so that the shape does not depend on the data
+    # the count for an object that fills the image, so that the shape does not depend on the data
     most = max(1, round(pixels * fraction))
     counts = (area * fraction).clamp(1, most).to(maps)
     values = maps.flatten(1).topk(most).values
-    taken = (counts[:, None] - torch.arange(most, device=maps.device)).clamp(0, 1)
-    return (values * taken).sum(1) / counts
+    weights = (counts[:, None] - torch.arange(most, device=maps.device)).clamp(0, 1)
+    return (values * weights).sum(1) / counts

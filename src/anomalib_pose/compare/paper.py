@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison that OmniposeAD, SplatPose and SplatPose+ publish."""
+"""Published comparisons: that of OmniposeAD, SplatPose and SplatPose+, and that of PIAD."""
 
 import copy
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_pose.compare.features import FeatureExtractor
+from anomalib_pose.compare.features import NetworkSettings
 from anomalib_pose.compare.lighting.reflectance import Reflectance
-from anomalib_pose.compare.maps import gaussian_blur, squared_difference, upsample
+from anomalib_pose.compare.maps import gaussian_blur_mirrored, squared_difference, upsample
+
+PAPER_NETWORK = NetworkSettings("tf_efficientnet_b4.aa_in1k")
+"""Network of the papers, EfficientNet-B4."""
 
 
 def paper_map(
@@ -23,75 +25,57 @@ def paper_map(
     rgb_term: bool = True,
     blur_sigma: float = 4.0,
 ) -> Float[Tensor, "b h w"]:
-    """Squared differences of normalized images and of features, summed over channels and layers, then blurred.
+    """Sum the squared differences of images and features over channels and layers, then blur the sum.
 
     Args:
-        query: photographs as the network gets them.
-        reference: renderings as the network gets them.
-        query_features: feature maps (B, C, h, w) of the photographs.
-        reference_features: feature maps of the renderings.
+        query: queries, normalized for the network.
+        reference: references, normalized for the network.
+        query_features: feature maps (B, C, h, w) of the queries, one for each layer.
+        reference_features: feature maps of the references.
         rgb_term: add the difference of the images.
         blur_sigma: standard deviation of the Gaussian in pixels.
     """
     size = (query.shape[-2], query.shape[-1])
     total = squared_difference(query, reference) if rgb_term else torch.zeros_like(query[:, 0])
-    for ours, theirs in zip(query_features, reference_features, strict=True):
-        total = total + upsample(squared_difference(ours, theirs), size)
-    return gaussian_blur(total, blur_sigma)
+    for query_layer, reference_layer in zip(query_features, reference_features, strict=True):
+        total = total + upsample(squared_difference(query_layer, reference_layer), size)
+    return gaussian_blur_mirrored(total, blur_sigma)
 
 
 class PaperComparator(nn.Module):
-    """Unweighted squared feature differences, scored by their maximum (PAD, NeurIPS 2023; SplatPose, CVPR-W 2024).
+    """Sums squared feature differences without weights, as in PAD (NeurIPS 2023) and SplatPose (CVPR-W 2024).
 
-    Neither the object's mask nor a calibration is used.
+    The score is the maximum of the map. Neither the object's mask nor a calibration is used.
 
     Args:
-        backbone: timm name of the network.
-        layers: stages of the network that are compared.
-        pretrained: take timm's weights if no file is given.
-        weights_path: file with the network's weights; None or empty for none.
-        pad_type: padding of the convolutions if not timm's default; see ``FeatureExtractor``.
-        mean: image normalization; None for the network's own.
-        std: image normalization; None for the network's own.
-        image_size: length of the shorter side that images are resized to, 224 in the papers; 0 to keep their size. The
-            map is resized back, which lowers its maximum a little: for the papers' scores give images of this size.
-        rgb_term: add the difference of the normalized images, as the papers do.
+        network: network whose features are compared.
+        image_size: length of the shorter side that images are resized to, 224 in the papers; 0 keeps their size. The
+            map is resized back, which lowers its maximum a little. Give images of this size to reproduce published
+            scores.
+        rgb_term: add the difference of the normalized images, as in the papers.
         blur_sigma: standard deviation of the Gaussian in pixels of the resized image.
     """
 
     can_calibrate = False
+    reflectance: Reflectance | None
 
     def __init__(
         self,
-        backbone: str = "tf_efficientnet_b4.aa_in1k",
-        layers: tuple[int, ...] = (0, 1, 2, 3),
+        network: NetworkSettings = PAPER_NETWORK,
         *,
-        pretrained: bool = True,
-        weights_path: str | None = None,
-        pad_type: str = "",
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
         image_size: int = 224,
         rgb_term: bool = True,
         blur_sigma: float = 4.0,
     ) -> None:
         super().__init__()
-        self.reflectance: Reflectance | None = None
-        self.extractor = FeatureExtractor(
-            backbone,
-            layers,
-            pretrained=pretrained,
-            weights_path=weights_path,
-            pad_type=pad_type,
-            mean=mean,
-            std=std,
-        )
+        self.reflectance = None
+        self.extractor = network.build()
         self.image_size = image_size
         self.rgb_term = rgb_term
         self.blur_sigma = blur_sigma
 
     def resized(self, size: int) -> "PaperComparator":
-        """Return a copy: these comparators resize their input and have no window.
+        """Return a copy: images of any size are resized to ``image_size``.
 
         Args:
             size: not used.
@@ -107,8 +91,9 @@ class PaperComparator(nn.Module):
         size = (round(height * scale), round(width * scale))
         return functional.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
 
-    def _map(self, query: Tensor, reference: Tensor, reflected: Tensor | None) -> Tensor:
-        del reflected
+    def _map(self, query: Tensor, reference: Tensor, reference_reflectance: Tensor | None) -> Tensor:
+        """Compute anomaly maps of resized images."""
+        del reference_reflectance
         return paper_map(
             self.extractor.normalize(query),
             self.extractor.normalize(reference),
@@ -126,34 +111,34 @@ class PaperComparator(nn.Module):
         alpha: Float[Tensor, "b h w"],  # noqa: ARG002
         reference_reflectance: Float[Tensor, "b 3 h w"] | None = None,
     ) -> Float[Tensor, "b h w"]:
-        """Anomaly map.
+        """Compute anomaly maps.
 
         Args:
-            query: photographs, RGB in [0, 1].
-            reference: their defect-free renderings, RGB in [0, 1].
+            query: queries, RGB in [0, 1].
+            reference: their references, RGB in [0, 1].
             alpha: not used.
-            reference_reflectance: rendered reflectance of the references, for comparators that compare it.
+            reference_reflectance: rendered reflectance of the references, for comparators that compare it; None to
+                compute it from the references.
         """
         size = (query.shape[-2], query.shape[-1])
-        query, reference = self._resize(query), self._resize(reference)
         if reference_reflectance is not None:
             reference_reflectance = self._resize(reference_reflectance)
-        found = self._map(query, reference, reference_reflectance)
-        return found if found.shape[-2:] == size else upsample(found, size)
+        anomaly_map = self._map(self._resize(query), self._resize(reference), reference_reflectance)
+        return anomaly_map if anomaly_map.shape[-2:] == size else upsample(anomaly_map, size)
 
     def compare_windows(
         self, query: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"], alpha: Float[Tensor, "b h w"]
     ) -> Float[Tensor, "b h w"]:
-        """The same as ``forward``: the papers know no window."""
-        found: Tensor = self(query, reference, alpha)
-        return found
+        """Compute anomaly maps of windows like those of whole images; the papers have no windows."""
+        anomaly_map: Tensor = self(query, reference, alpha)
+        return anomaly_map
 
     def score(
         self,
         anomaly_map: Float[Tensor, "b h w"],
         alpha: Float[Tensor, "b h w"],  # noqa: ARG002
     ) -> Float[Tensor, " b"]:
-        """Maximum of the map.
+        """Return the maximum of each map.
 
         Args:
             anomaly_map: maps of ``forward``.
@@ -187,28 +172,39 @@ class PaperComparator(nn.Module):
 
 
 class ProductComparator(PaperComparator):
-    """Product of the feature differences of images and of their reflectances (PIAD, CVPR 2025).
+    """Multiplies the feature differences of images and of their reflectances (PIAD, CVPR 2025).
 
-    ``S = sum_l up(D_l(I) D_l(R))``, blurred, scored by its maximum. What differs in one domain alone, such as a gray
-    defect on gray, is not seen.
+    ``S = sum_l up(D_l(I) D_l(R))``, blurred; the score is the maximum. The product misses a defect that differs in only
+    one of the two, such as a gray defect on a gray surface.
 
     Args:
+        network: see ``PaperComparator``.
         reflectance_weights_path: file of the published decomposition network; empty for the closed form.
-        image_size: length of the shorter side that images are resized to, 400 in the paper.
-        options: of ``PaperComparator``.
+        image_size: length of the shorter side that images are resized to, 400 in the paper; see ``PaperComparator``.
+        blur_sigma: see ``PaperComparator``.
     """
 
-    def __init__(self, *, reflectance_weights_path: str = "", image_size: int = 400, **options: Any) -> None:
-        super().__init__(image_size=image_size, rgb_term=False, **options)
-        self.reflectance: Reflectance = Reflectance(reflectance_weights_path)
+    reflectance: Reflectance
 
-    def _map(self, query: Tensor, reference: Tensor, reflected: Tensor | None) -> Tensor:
+    def __init__(
+        self,
+        network: NetworkSettings = PAPER_NETWORK,
+        *,
+        reflectance_weights_path: str = "",
+        image_size: int = 400,
+        blur_sigma: float = 4.0,
+    ) -> None:
+        super().__init__(network, image_size=image_size, rgb_term=False, blur_sigma=blur_sigma)
+        self.reflectance = Reflectance(reflectance_weights_path)
+
+    def _map(self, query: Tensor, reference: Tensor, reference_reflectance: Tensor | None) -> Tensor:
         size = (query.shape[-2], query.shape[-1])
-        images = self.extractor(query), self.extractor(reference)
-        theirs_reflected = self.reflectance(reference) if reflected is None else reflected
-        reflectances = self.extractor(self.reflectance(query)), self.extractor(theirs_reflected)
+        if reference_reflectance is None:
+            reference_reflectance = self.reflectance(reference)
+        image_pairs = zip(self.extractor(query), self.extractor(reference), strict=True)
+        reflectance_features = self.extractor(self.reflectance(query)), self.extractor(reference_reflectance)
         total = torch.zeros_like(query[:, 0])
-        for ours, theirs, our_color, their_color in zip(*images, *reflectances, strict=True):
-            product = squared_difference(ours, theirs) * squared_difference(our_color, their_color)
+        for image_pair, reflectance_pair in zip(image_pairs, zip(*reflectance_features, strict=True), strict=True):
+            product = squared_difference(*image_pair) * squared_difference(*reflectance_pair)
             total = total + upsample(product, size)
-        return gaussian_blur(total, self.blur_sigma)
+        return gaussian_blur_mirrored(total, self.blur_sigma)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left to a query whose camera was not found: likeness to patches of good views, from wherever they look."""
+"""Memory bank of patches of normal views, for queries whose pose has a low confidence."""
 
 import logging
 from typing import Any
@@ -12,238 +12,257 @@ from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.compare.features import FeatureExtractor
-from anomalib_pose.compare.maps import gaussian_blur
+from anomalib_pose.compare.maps import gaussian_blur_mirrored
 from anomalib_pose.geometry import farthest_point_sampling
 
 logger = logging.getLogger(__name__)
 
 _SIZE = 256  # longer side that images are resized to
-_STRIDES = (8, 16)  # stages whose cells are of a size that says something of a part of an object
+_STRIDES = (8, 16)  # layers whose cells are about as large as a part of an object
 _BLUR_SIGMA = 4.0
-_LARGEST_VIEWS = 60
-_CHUNK = 2048
-_CHANGED = 0.05  # color that a pixel has to differ by to be damaged
-_EVERY = 5  # pixels of damaged views, one of so many, that two ways of finding the damage are compared by
+_MAX_VIEWS = 60
+_CHUNK = 2048  # patches whose distances to the bank are computed at once
+_MIN_DEFECT_DIFFERENCE = 0.05  # color difference from the normal view above which a pixel belongs to the defect
+_PIXEL_STEP = 5  # one of so many pixels is used to compare two ways of detecting defects
 
 
 class PatchMemory(nn.Module):
-    """Patches of good views by the features of a network, as PatchCore (Roth et al., CVPR 2022) remembers them.
+    """Memory bank of patch features of normal views, as in PatchCore (Roth et al., CVPR 2022).
 
-    Features of the network's middle stages, smoothed over three cells, are chosen by farthest-point sampling. A
-    query's patch is as anomalous as it is far from the nearest one remembered; the image's score is that of its worst
-    patch. ``calibrate`` brings maps and scores to the scale of those that come from a comparison with a rendering, so
-    that both can be mixed; ``weigh`` finds out how much of each is to be trusted.
+    The features are those of the network's middle layers, averaged over three by three cells. Farthest-point sampling
+    selects the patches of the bank. The anomaly of a query's patch is its distance to the nearest patch of the bank.
+    The score of an image is that of its most anomalous patch.
+
+    ``calibrate`` brings maps and scores to the scale of a comparison with a reference, so that both can be mixed.
+    ``learn_mixing_weights`` learns the weight of the memory in such a mix.
 
     Args:
-        patches: how many are remembered.
-        seed: of the coreset's first patch.
+        patches: number of patches in the bank.
+        seed: seed of the first patch.
+
+    Raises:
+        ValueError: if the number of patches is below 1.
     """
 
-    memory: Tensor
+    bank: Tensor
     gain: Tensor
     offset: Tensor
-    trust: Tensor
+    mixing_weights: Tensor
 
     def __init__(self, patches: int = 1000, seed: int = 0) -> None:
         super().__init__()
         if patches < 1:
-            msg = f"At least one patch has to be remembered, got patches={patches}."
+            msg = f"The memory needs at least one patch, got patches={patches}."
             raise ValueError(msg)
         self.patches = patches
         self.seed = seed
-        self.register_buffer("memory", torch.zeros(0, 0))
+        self.register_buffer("bank", torch.zeros(0, 0))
         self.register_buffer("gain", torch.ones(2))
         self.register_buffer("offset", torch.zeros(2))
-        self.register_buffer("trust", torch.zeros(2))
+        self.register_buffer("mixing_weights", torch.zeros(2))
 
     @property
     def fitted(self) -> bool:
-        """Whether anything is remembered."""
-        return bool(len(self.memory))
+        """Whether the bank has patches."""
+        return bool(len(self.bank))
 
     @torch.no_grad()
     def fit(self, extractor: FeatureExtractor, images: Float[Tensor, "n 3 h w"]) -> None:
-        """Remember good views; of many, some that are spread over them.
+        """Fill the bank with patches of normal views; of many views, 60 evenly spaced ones are used.
 
         Args:
-            extractor: the network.
+            extractor: network that computes the features.
             images: RGB in [0, 1].
         """
-        chosen = torch.linspace(0, len(images) - 1, min(len(images), _LARGEST_VIEWS)).round().long().tolist()
-        views = [_embedding(extractor, images[index][None]).flatten(2)[0].T for index in chosen]
-        patches = torch.cat(views)
+        selected_views = torch.linspace(0, len(images) - 1, min(len(images), _MAX_VIEWS)).round().long().tolist()
+        patches = torch.cat([_embedding(extractor, images[index][None]).flatten(2)[0].T for index in selected_views])
         first = int(torch.randint(len(patches), (), generator=torch.Generator().manual_seed(self.seed)))
-        # anomalib's KCenterGreedy copies all patches in each step, and has filled 24 GB with them.
-        self.memory = patches[farthest_point_sampling(patches, min(self.patches, len(patches)), first)]
-        logger.info("Remembered %d of %d patches of %d views.", len(self.memory), len(patches), len(chosen))
+        # anomalib's KCenterGreedy copies all patches in each step; it has filled 24 GB of memory so.
+        self.bank = patches[farthest_point_sampling(patches, min(self.patches, len(patches)), first)]
+        logger.info(
+            "The patch memory holds %d of the %d patches of %d views.",
+            len(self.bank),
+            len(patches),
+            len(selected_views),
+        )
 
     @torch.no_grad()
     def distances(
         self, extractor: FeatureExtractor, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]:
-        """Smooth maps of the distance to the nearest remembered patch, and the largest distance of each image.
+        """Compute smooth maps of the distance to the nearest patch of the bank, and the largest distance of each image.
 
         Args:
-            extractor: the network.
+            extractor: network that computes the features.
             images: RGB in [0, 1].
         """
         maps, scores = [], []
         for image in images:
             embedding = _embedding(extractor, image[None])
-            nearest = torch.cat(
-                [torch.cdist(some, self.memory).amin(1) for some in embedding.flatten(2)[0].T.split(_CHUNK)]
-            )
+            chunks = embedding.flatten(2)[0].T.split(_CHUNK)
+            nearest = torch.cat([torch.cdist(chunk, self.bank).amin(1) for chunk in chunks])
             scores.append(nearest.amax())
             cells = nearest.view(1, 1, *embedding.shape[-2:])
             whole = functional.interpolate(cells, image.shape[-2:], mode="bilinear")[:, 0]
-            maps.append(gaussian_blur(whole, _BLUR_SIGMA)[0])
+            maps.append(gaussian_blur_mirrored(whole, _BLUR_SIGMA)[0])
         return torch.stack(maps), torch.stack(scores)
 
     @torch.no_grad()
     def calibrate(
         self,
-        own: tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]],
-        wanted: tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]],
+        distances: tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]],
+        compared: tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]],
     ) -> None:
-        """Learn the scale on which good views get the mean and the spread that the comparison gives them.
+        """Learn the scale on which normal views get the mean and the standard deviation of the comparison.
 
         Args:
-            own: ``distances`` of good views that are not remembered.
-            wanted: maps and scores of the same views by comparison.
+            distances: ``distances`` of normal views whose patches are not in the bank.
+            compared: maps and scores of the same views by the comparison with references.
         """
-        for index, (ours, theirs) in enumerate(zip(own, wanted, strict=True)):
-            spread = ours.std() if ours.numel() > 1 else ours.new_zeros(())
-            # One view, or views that are all the same, have a mean and no spread.
-            ratio = theirs.std() / spread if float(spread) > 0 else theirs.mean() / ours.mean().clamp(min=1e-6)
+        for index, (own, target) in enumerate(zip(distances, compared, strict=True)):
+            spread = own.std() if own.numel() > 1 else own.new_zeros(())
+            # One view, or views without differences, have a mean but no spread.
+            ratio = target.std() / spread if float(spread) > 0 else target.mean() / own.mean().clamp(min=1e-6)
             self.gain[index] = ratio
-            self.offset[index] = theirs.mean() - ratio * ours.mean()
+            self.offset[index] = target.mean() - ratio * own.mean()
 
     def forward(
         self, extractor: FeatureExtractor, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]:
-        """Anomaly maps, 0 or more, and scores on the scale of the comparison.
+        """Compute anomaly maps, 0 or more, and scores, both on the scale of the comparison.
 
-        Scores below that scale are negative: were they 0, images less anomalous than it tells would be alike.
+        Scores may be negative. With a minimum of 0, images that are less anomalous than the comparison can tell would
+        all have the same score.
 
         Args:
-            extractor: the network.
+            extractor: network that computes the features.
             images: RGB in [0, 1].
         """
         maps, scores = self.distances(extractor, images)
         return (self.gain[0] * maps + self.offset[0]).clamp(min=0), self.gain[1] * scores + self.offset[1]
 
     @torch.no_grad()
-    def fit_beside(
+    def fit_and_calibrate(
         self,
         extractor: FeatureExtractor,
         images: Float[Tensor, "n 3 h w"],
         held_out: tuple[int, ...],
         compared: tuple[Float[Tensor, "m h w"], Float[Tensor, " m"]],
     ) -> None:
-        """``fit`` and ``calibrate``, by views that are not remembered.
+        """Fill the bank with the views that are not held out, and calibrate on the held-out views.
 
-        Where none are held out, each view is held against the memory of the others, before all are remembered.
+        If no view is held out, the distances of each view are computed to a bank of all other views. The bank is filled
+        with all views afterwards.
 
         Args:
-            extractor: the network.
+            extractor: network that computes the features.
             images: all training views, RGB in [0, 1].
-            held_out: indices of those that are not to be remembered.
-            compared: maps and scores of the held-out views, or of all where there are none, by comparison.
+            held_out: indices of the views that stay out of the bank.
+            compared: maps and scores of the held-out views, or of all views if none is held out, by the comparison.
         """
-        single = [(index,) for index in range(len(images))] if len(images) > 1 else []
-        own = []
-        for group in [held_out] if held_out else single:
-            others = torch.ones(len(images), dtype=torch.bool)
-            others[list(group)] = False
-            self.fit(extractor, images[others])
-            own.append(self.distances(extractor, images[list(group)]))
+        single_views = [(index,) for index in range(len(images))] if len(images) > 1 else []
+        distances = []
+        for left_out in [held_out] if held_out else single_views:
+            in_bank = torch.ones(len(images), dtype=torch.bool)
+            in_bank[list(left_out)] = False
+            self.fit(extractor, images[in_bank])
+            distances.append(self.distances(extractor, images[list(left_out)]))
         if not held_out:
             self.fit(extractor, images)
-        if own:
-            maps, scores = (torch.cat(parts) for parts in zip(*own, strict=True))
+        if distances:
+            maps, scores = (torch.cat(parts) for parts in zip(*distances, strict=True))
             self.calibrate((maps, scores), compared)
 
     @torch.no_grad()
-    def weigh(
+    def learn_mixing_weights(
         self,
         extractor: FeatureExtractor,
-        good: tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n h w"], Float[Tensor, " n"]],
-        damaged: tuple[Float[Tensor, "m 3 h w"], Float[Tensor, "m h w"], Float[Tensor, " m"]],
+        normal: tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n h w"], Float[Tensor, " n"]],
+        defective: tuple[Float[Tensor, "m 3 h w"], Float[Tensor, "m h w"], Float[Tensor, " m"]],
     ) -> None:
-        """Learn the share that the memory has where the camera is known, from artificial damage.
+        """Learn the memory's least weight, for maps and for scores, from synthetic defects.
 
-        Objects that move, gloss or are rendered badly differ from their renderings more than by a defect. The memory
-        takes the share of the comparison's mistakes (1 - AUROC) that it does not make itself, for maps by the pixels of
-        damaged views, for scores by views.
+        Some objects move, have gloss or are rendered badly: their residuals exceed those of a defect. The weight is the
+        part of the comparison's errors (1 - AUROC) that the memory avoids, at least 0. Maps are ranked by pixels of the
+        defective views, scores by views.
 
         Args:
-            extractor: the network.
-            good: views that are not remembered, and their maps and scores by comparison.
-            damaged: copies of them in the same order, once or several times, that something was done to.
+            extractor: network that computes the features.
+            normal: views that are not in the bank, with their maps and scores by the comparison.
+            defective: copies of these views with synthetic defects, once or several times in the same order, with their
+                maps and scores by the comparison.
         """
-        copies = good[0].repeat(len(damaged[0]) // len(good[0]), 1, 1, 1)
-        changed = ((damaged[0] - copies).abs().amax(1) > _CHANGED).flatten()[::_EVERY]
-        maps, bad = self(extractor, damaged[0])
-        pixels = (_mistakes(some.flatten()[::_EVERY], changed) for some in (damaged[1], maps))
-        is_bad = torch.arange(len(good[2]) + len(bad), device=bad.device) >= len(good[2])
-        scores = (torch.cat([good[2], damaged[2]]), torch.cat([self(extractor, good[0])[1], bad]))
-        for index, (theirs, ours) in enumerate((pixels, (_mistakes(some, is_bad) for some in scores))):
-            self.trust[index] = max(0.0, 1 - ours / theirs)
-        logger.info("The memory's share of maps and scores is %.2f and %.2f at least.", *self.trust.tolist())
+        copies = normal[0].repeat(len(defective[0]) // len(normal[0]), 1, 1, 1)
+        differences = (defective[0] - copies).abs().amax(1)
+        is_defect = (differences > _MIN_DEFECT_DIFFERENCE).flatten()[::_PIXEL_STEP]
+        memory_maps, memory_scores = self(extractor, defective[0])
+        is_defective = torch.arange(len(normal[2]) + len(memory_scores), device=memory_scores.device) >= len(normal[2])
+        compared_scores = torch.cat([normal[2], defective[2]])
+        memory_scores = torch.cat([self(extractor, normal[0])[1], memory_scores])
+        errors = (
+            [_ranking_error(maps.flatten()[::_PIXEL_STEP], is_defect) for maps in (defective[1], memory_maps)],
+            [_ranking_error(scores, is_defective) for scores in (compared_scores, memory_scores)],
+        )
+        for index, (comparison_error, memory_error) in enumerate(errors):
+            self.mixing_weights[index] = max(0.0, 1 - memory_error / comparison_error)
+        logger.info(
+            "The patch memory has a weight of at least %.2f in maps and %.2f in scores.", *self.mixing_weights.tolist()
+        )
 
     @torch.no_grad()
-    def mixed(
+    def mix(
         self,
         extractor: FeatureExtractor,
         queries: Float[Tensor, "b 3 h w"],
         compared: tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]],
-        share: Float[Tensor, " b"],
+        weight: Float[Tensor, " b"],
     ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]:
-        """Maps and scores by comparison, of which the memory takes a share.
+        """Mix maps and scores of the memory into those of the comparison.
 
         Args:
-            extractor: the network.
+            extractor: network that computes the features.
             queries: RGB in [0, 1].
-            compared: maps and scores by comparison.
-            share: of the memory in each, in [0, 1]; more where ``weigh`` says so. What has no share is not looked at.
+            compared: maps and scores of the queries by the comparison.
+            weight: weight of the memory for each query, in [0, 1]; the learned mixing weights are its minimum. Queries
+                with weight 0 are not processed.
         """
-        shares = torch.maximum(share[:, None], self.trust.to(share))
-        chosen = shares.amax(1).nonzero().flatten()
-        if not len(chosen):
+        weights = torch.maximum(weight[:, None], self.mixing_weights.to(weight))
+        selected = weights.amax(1).nonzero().flatten()
+        if not len(selected):
             return compared
         maps, scores = compared
-        other_maps, other_scores = self(extractor, queries[chosen])
-        of_map, of_score = shares[chosen].unbind(1)
+        memory_maps, memory_scores = self(extractor, queries[selected])
+        map_weight, score_weight = weights[selected].unbind(1)
         return (
-            maps.index_copy(0, chosen, torch.lerp(maps[chosen], other_maps, of_map[:, None, None])),
-            scores.index_copy(0, chosen, torch.lerp(scores[chosen], other_scores, of_score)),
+            maps.index_copy(0, selected, torch.lerp(maps[selected], memory_maps, map_weight[:, None, None])),
+            scores.index_copy(0, selected, torch.lerp(scores[selected], memory_scores, score_weight)),
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Let a checkpoint decide how much is remembered; older ones know of no trust."""
-        state_dict.setdefault(prefix + "trust", torch.zeros_like(self.trust))
-        resize_buffers(self, ("memory",), state_dict, prefix)
+        """Resize the bank to that of the checkpoint; older checkpoints have no mixing weights."""
+        state_dict.setdefault(prefix + "mixing_weights", torch.zeros_like(self.mixing_weights))
+        resize_buffers(self, ("bank",), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _mistakes(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> float:
-    """Share of pairs that are ranked wrongly, 1 - AUROC; never 0, for pairs are few."""
+def _ranking_error(scores: Float[Tensor, " n"], positive: Bool[Tensor, " n"]) -> float:
+    """Compute the fraction of pairs in the wrong order, 1 - AUROC; never 0, because the number of pairs is small."""
     pairs = max(1, int(positive.sum()) * int((~positive).sum()))
-    # scaled: torchmetrics takes what is outside of 0 to 1 for logits
+    # scaled, because torchmetrics interprets values outside [0, 1] as logits
     scaled = (scores - scores.amin()) / (scores.amax() - scores.amin()).clamp(min=1e-6)
     auroc = float(binary_auroc(scaled, positive.long()))
     return ((1 - auroc) * pairs + 0.5) / (pairs + 1)
 
 
 def _embedding(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    """Features (B, C, h, w) of the middle stages at the finest one's cells, smoothed."""
+    """Compute the smoothed features (B, C, h, w) of the middle layers on the grid of the finest one."""
     scale = _SIZE / max(images.shape[-2:])
     size = [max(32, round(side * scale)) for side in images.shape[-2:]]
     resized = functional.interpolate(images, size, mode="bilinear", antialias=True)
-    stages = [
-        stage
-        for stage, stride in zip(extractor(resized), extractor.strides, strict=True)
+    layers = [
+        layer
+        for layer, stride in zip(extractor(resized), extractor.strides, strict=True)
         if stride in _STRIDES or stride == max(extractor.strides)
     ]
-    smooth = [functional.avg_pool2d(stage, 3, 1, 1) for stage in stages]
-    return torch.cat([functional.interpolate(stage, smooth[0].shape[-2:], mode="bilinear") for stage in smooth], 1)
+    smooth = [functional.avg_pool2d(layer, 3, 1, 1) for layer in layers]
+    return torch.cat([functional.interpolate(layer, smooth[0].shape[-2:], mode="bilinear") for layer in smooth], 1)

@@ -23,7 +23,7 @@ from anomalib_pose.scene import Scene
 
 logger = logging.getLogger(__name__)
 
-_MIN_VIEWS_TO_WEIGH = 4  # fewer held-out views do not tell how reliable the patch memory is
+_MIN_VIEWS_TO_MIX = 4  # fewer held-out views do not tell how reliable the patch memory is
 _SYNTHETIC_DEFECTS = 40  # least number of defective copies that the patch memory is weighed on
 _OBJECT_ALPHA = 0.5
 
@@ -166,13 +166,13 @@ class ReferenceComparison(nn.Module):
     ) -> None:
         """Fill the patch memory, bring it to the scale of the comparison, and learn its mixing weights."""
         compared = self.compare(queries, references)
-        memory.fit_beside(network, images, held_out, compared)
-        if len(held_out) < _MIN_VIEWS_TO_WEIGH:
+        memory.fit_and_calibrate(network, images, held_out, compared)
+        if len(held_out) < _MIN_VIEWS_TO_MIX:
             return
         rounds = range(self.seed, self.seed + math.ceil(_SYNTHETIC_DEFECTS / len(queries)))
         defective = [add_synthetic_defects(queries, seed) for seed in rounds]
         maps, scores = map(torch.cat, zip(*(self.compare(copies, references) for copies in defective), strict=True))
-        memory.weigh(network, (queries, *compared), (torch.cat(defective), maps, scores))
+        memory.learn_mixing_weights(network, (queries, *compared), (torch.cat(defective), maps, scores))
 
     @torch.no_grad()
     def forward(
@@ -189,7 +189,7 @@ class ReferenceComparison(nn.Module):
         if self.memory is None or self.memory_network is None or not self.memory.fitted:
             return compared
         memory_weight = (1 - pose_confidence / max(self.low_confidence, 1e-6)).clamp(min=0)
-        return self.memory.mixed(self.memory_network, query, compared, memory_weight)
+        return self.memory.mix(self.memory_network, query, compared, memory_weight)
 
     @torch.no_grad()
     def compare(

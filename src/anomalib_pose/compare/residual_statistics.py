@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the residuals of good views look like, depending on where they are."""
+"""Statistics of the residuals of normal views, by distance to the outline and by local contrast."""
 
 import torch
 from jaxtyping import Float
@@ -7,45 +7,46 @@ from torch import Tensor, nn
 
 from anomalib_pose.compare.maps import largest_around
 
-SILHOUETTE_STEPS = (-6, 0, 2, 4, 8)
-"""Distances to the silhouette in pixels, negative outside, at which one kind of place ends and the next begins."""
+OUTLINE_DISTANCES = (-6, 0, 2, 4, 8)
+"""Distances to the outline in pixels, negative outside, that separate the zones."""
 PRIOR_PIXELS = 400.0
-"""So many pixels of the layer's average are added to each kind of place: rare places borrow from it."""
+"""Number of pixels with the layer's average that are added to each bin, so that bins with few pixels stay stable."""
 FLOOR = 0.2
-"""Smallest spread of a kind of place, as a part of the layer's: flat background has none of its own."""
+"""Smallest standard deviation of a bin, as a part of the layer's: flat background alone would have none."""
 
-_SOFTNESS = 0.2  # width of the passage from one class of contrast to the next, as a part of the contrast
+_SOFTNESS = 0.2  # width of the transition between two contrast classes, as a part of the contrast
 _NO_CONTRAST = 1e-6
 
 
-def silhouette_zone(alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
-    """Zones of distance (largest of both axes) to the object's outline: 0 far outside, rising inwards.
+def outline_zone(alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+    """Compute the zone of each pixel by its distance (maximum over both axes) to the object's outline.
 
-    Between two zones lie fractions where the opacity itself is neither that of the object nor that of the background.
+    Zone 0 is far outside; zones rise inwards. The zone is fractional where the opacity is neither that of the object
+    nor that of the background.
 
     Args:
         alpha: opacity of the object.
     """
     inside = (2 * alpha - 0.5).clamp(0, 1)
     zone = torch.zeros_like(inside)
-    for step in SILHOUETTE_STEPS:
-        if step > 0:
-            zone += 1 - largest_around(1 - inside, 2 * step + 1)
+    for distance in OUTLINE_DISTANCES:
+        if distance > 0:
+            zone += 1 - largest_around(1 - inside, 2 * distance + 1)
         else:
-            zone += largest_around(inside, 1 - 2 * step)
+            zone += largest_around(inside, 1 - 2 * distance)
     return zone
 
 
 class ResidualStatistics(nn.Module):
-    """Mean and spread of residuals in each layer and kind of place, from good views.
+    """Mean and standard deviation of the residuals of normal views, for each layer and bin.
 
-    A kind of place is a zone of distance to the silhouette together with a class of the reference's local contrast:
-    edges and outlines differ in good views too. Between two kinds mean and spread are interpolated, so that the last
-    digit of a rendering, which differs from one runtime to the next, decides nothing.
+    A bin combines a zone of distance to the outline with a class of the reference's local contrast: normal views too
+    have residuals at edges and outlines. Mean and standard deviation are interpolated between bins. So the last digit
+    of a rendering, which differs between runtimes, does not decide on a bin.
 
     Args:
-        layers: number of residual maps an image.
-        scales: spread of each layer that stands until ``fit``.
+        layers: number of residual maps for each image.
+        scales: standard deviation of each layer before ``fit``.
         contrast_classes: number of classes of local contrast.
     """
 
@@ -56,7 +57,7 @@ class ResidualStatistics(nn.Module):
 
     def __init__(self, layers: int, scales: tuple[float, ...], contrast_classes: int = 5) -> None:
         super().__init__()
-        self.zones = len(SILHOUETTE_STEPS) + 1
+        self.zones = len(OUTLINE_DISTANCES) + 1
         self.classes = contrast_classes
         bins = self.zones * contrast_classes
         self.register_buffer("edges", torch.full((contrast_classes - 1,), torch.inf))
@@ -64,12 +65,17 @@ class ResidualStatistics(nn.Module):
         self.register_buffer("std", torch.tensor(scales)[:, None].expand(layers, bins).clone())
         self.register_buffer("fitted", torch.tensor(data=False))
 
-    def places(
+    def zone_and_class(
         self, contrast: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]
     ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
-        """Zone and class of contrast of each pixel; fractions lie between two of them."""
+        """Compute the zone and the contrast class of each pixel; fractions lie between two of them.
+
+        Args:
+            contrast: local contrast of the references.
+            alpha: opacity of the object in the references.
+        """
         steps = (contrast[..., None] / self.edges.clamp(min=_NO_CONTRAST) - 1) / _SOFTNESS + 0.5
-        return silhouette_zone(alpha), steps.clamp(0, 1).sum(-1)
+        return outline_zone(alpha), steps.clamp(0, 1).sum(-1)
 
     @torch.no_grad()
     def fit(
@@ -81,9 +87,9 @@ class ResidualStatistics(nn.Module):
         """Learn the statistics.
 
         Args:
-            residuals: of each good view, one map a layer.
+            residuals: residual maps of each normal view, one map for each layer.
             contrasts: local contrast of each reference.
-            alphas: opacity of the object in each.
+            alphas: opacity of the object in each reference.
         """
         inside = torch.cat([contrast[alpha > 0.5] for contrast, alpha in zip(contrasts, alphas, strict=True)])
         inside = inside if len(inside) else torch.cat([contrast.flatten() for contrast in contrasts])
@@ -94,15 +100,16 @@ class ResidualStatistics(nn.Module):
         layers, bins = self.mean.shape
         sums = self.mean.new_zeros(3, layers, bins, dtype=torch.float64)
         for residual, contrast, alpha in zip(residuals, contrasts, alphas, strict=True):
-            zone, level = ((part - 0.5).ceil().long() for part in self.places(contrast[None], alpha[None]))
-            place = (zone * self.classes + level).flatten()
+            coordinates = self.zone_and_class(contrast[None], alpha[None])
+            zone, contrast_class = ((coordinate - 0.5).ceil().long() for coordinate in coordinates)
+            index = (zone * self.classes + contrast_class).flatten()
             values = residual.flatten(1).double()
             for order in range(3):
-                sums[order] += torch.stack([torch.bincount(place, value**order, bins) for value in values])
+                sums[order] += torch.stack([torch.bincount(index, value**order, bins) for value in values])
         self._from_sums(sums)
 
     def _from_sums(self, sums: Tensor) -> None:
-        """Means and spreads from numbers, sums and sums of squares (3, layers, bins)."""
+        """Compute the statistics from the counts, sums and sums of squares (3, layers, bins) of the residuals."""
         on_object = sums[:, :, self.classes * 2 :].sum(2, keepdim=True)
         if not bool(on_object[0].all()):
             on_object = sums.sum(2, keepdim=True)
@@ -120,17 +127,24 @@ class ResidualStatistics(nn.Module):
         contrast: Float[Tensor, "b h w"],
         alpha: Float[Tensor, "b h w"],
     ) -> Float[Tensor, "b layers h w"]:
-        """Residuals in spreads above the mean of their kind of place; 0 where they are below.
+        """Express residuals in standard deviations above the mean of their bin; 0 where they are below the mean.
 
-        A match that is better than usual in one layer says nothing against a defect in another.
+        Residuals below the mean are 0, because a small residual in one layer is no evidence against a defect in
+        another.
+
+        Args:
+            residuals: residual maps of queries.
+            contrast: local contrast of their references.
+            alpha: opacity of the object in the references.
         """
-        zone, level = self.places(contrast, alpha)
-        near = _hats(zone, self.zones)[:, :, None] * _hats(level, self.classes)[:, None]
-        mean, std = (table @ near.flatten(1, 2).flatten(2) for table in (self.mean, self.std))
+        zone, contrast_class = self.zone_and_class(contrast, alpha)
+        zone_weights = _interpolation_weights(zone, self.zones)[:, :, None]
+        bin_weights = zone_weights * _interpolation_weights(contrast_class, self.classes)[:, None]
+        mean, std = (table @ bin_weights.flatten(1, 2).flatten(2) for table in (self.mean, self.std))
         return ((residuals - mean.view_as(residuals)) / std.view_as(residuals)).clamp(min=0)
 
 
-def _hats(place: Float[Tensor, "b h w"], count: int) -> Float[Tensor, "b count h w"]:
-    """Weights of the whole numbers below ``count`` in linear interpolation."""
-    centers = torch.arange(count, dtype=place.dtype, device=place.device)[:, None, None]
-    return torch.relu(1 - (place[:, None] - centers).abs())
+def _interpolation_weights(position: Float[Tensor, "b h w"], count: int) -> Float[Tensor, "b count h w"]:
+    """Compute the linear interpolation weights of the positions 0, 1, ..., ``count`` - 1."""
+    centers = torch.arange(count, dtype=position.dtype, device=position.device)[:, None, None]
+    return torch.relu(1 - (position[:, None] - centers).abs())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much good views differ from their renderings at each place of the object's surface."""
+"""Residuals of normal views at each place of the object's surface."""
 
 from collections.abc import Iterable
 
@@ -8,28 +8,28 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 PRIOR_PIXELS = 2.0
-"""So many pixels of the average are added to each cell: cells that few views see borrow from it."""
+"""Number of pixels with the average residual that are added to each cell, so that cells in few views stay stable."""
 
-_REACH = 1.3  # half the cube's side in radii of the object, which leave out its outermost parts
-_SEEN = 0.05  # opacity below which a pixel does not show the surface
+_REACH = 1.3  # half the cube's side in radii of the object; a radius leaves out the object's outermost parts
+_MIN_OPACITY = 0.05  # opacity below which a pixel does not show the surface
 _OPAQUE = 0.5
 
 
 class SurfaceStatistics(nn.Module):
-    r"""Anomaly maps of good views, collected on the surface that they show, as what to expect of a query.
+    r"""Divides the anomaly map of a query by the residuals that normal views have at the same surface points.
 
-    Gloss, thin parts and places that few views see are rendered worse than others, from wherever they are looked at.
-    The maps of good views are collected in the cells of a cube around the object: e is their root mean square. Where
-    the surface point that a pixel shows is worse than the median, the query's map is divided by how much worse:
+    Renderings are worse at gloss, at thin parts and at places in few training views, whatever the camera. The anomaly
+    maps of normal views are collected in the cells of a cube around the object; :math:`e` is their root mean square. A
+    query's map :math:`m` becomes
 
     .. math:: m / \max(1, e / \mathrm{median}(e))^s
 
-    Other places keep what they have: a defect counts no more on a surface that is rendered well. Between the centers of
-    the cells is interpolated. Until it is fitted it changes nothing.
+    Places below the median keep their map: a defect is not more severe on a surface that is rendered well. Values are
+    interpolated between the centers of the cells. Before ``fit``, maps do not change.
 
     Args:
-        cells: along each side of the cube.
-        strength: the exponent s; less than 1 where queries are lit otherwise, and gloss lies elsewhere than it did.
+        cells: number of cells along each side of the cube.
+        strength: exponent s. Below 1 for queries in another light, whose gloss lies at other places.
 
     Raises:
         ValueError: if the strength is negative.
@@ -57,15 +57,16 @@ class SurfaceStatistics(nn.Module):
         center: Float[Tensor, "3"],
         radius: float,
     ) -> None:
-        """Collect the maps of good views.
+        """Collect the anomaly maps of normal views.
 
         Args:
-            views: anomaly map of each, the points that its pixels show, world frame, and the object's opacity.
-            center: of the object, world frame.
-            radius: of the object.
+            views: for each view its anomaly map, the surface point of each pixel in the world frame, and the opacity of
+                the object.
+            center: center of the object, world frame.
+            radius: radius of the object, scene units.
 
         Raises:
-            ValueError: if there is no view that shows the object.
+            ValueError: if no view shows the object.
         """
         self.cell = (2 * _REACH * center.new_tensor(radius) / self.cells).clamp(min=1e-6)
         self.corner = center - self.cells / 2 * self.cell
@@ -78,7 +79,7 @@ class SurfaceStatistics(nn.Module):
                 sums[1].index_add_(0, index, weight)
         total = sums.sum(1)
         if not float(total[1]) > 0:
-            msg = "SurfaceStatistics.fit expects good views that show the object, found none."
+            msg = "SurfaceStatistics.fit needs normal views that show the object, got none."
             raise ValueError(msg)
         squares = (sums[0] + PRIOR_PIXELS * total[0] / total[1]) / (sums[1] + PRIOR_PIXELS)
         ordered, order = squares.sort()
@@ -91,18 +92,18 @@ class SurfaceStatistics(nn.Module):
         points: Float[Tensor, "b h w 3"],
         alpha: Float[Tensor, "b h w"],
     ) -> Float[Tensor, "b h w"]:
-        """Anomaly maps relative to what is expected of the surface that they show.
+        """Divide anomaly maps by the residuals of normal views at the same surface points.
 
         Args:
-            anomaly_map: of queries.
-            points: that the pixels show, world frame; of no meaning where ``alpha`` is 0.
-            alpha: opacity of the object in the reference, in [0, 1].
+            anomaly_map: maps of the queries.
+            points: surface point of each pixel, world frame; without meaning where ``alpha`` is 0.
+            alpha: opacity of the object in the references, in [0, 1].
         """
         return self.relative(anomaly_map, points, alpha) if self.fitted else anomaly_map
 
     @property
     def fitted(self) -> bool:
-        """Whether good views were collected."""
+        """Whether ``fit`` has collected normal views."""
         return bool(self.excess_square.any())
 
     def relative(
@@ -111,23 +112,23 @@ class SurfaceStatistics(nn.Module):
         points: Float[Tensor, "b h w 3"],
         alpha: Float[Tensor, "b h w"],
     ) -> Float[Tensor, "b h w"]:
-        """``forward`` when it is fitted; holds no branch that depends on the data."""
+        """Divide as ``forward`` after ``fit``; no branch depends on the data, so that this can be exported."""
         excess = torch.zeros_like(anomaly_map)
         for index, weight in self._corners(points):
             excess = excess + self.excess_square[index] * weight
-        return anomaly_map / torch.where(alpha > _SEEN, excess, 0).clamp(min=1).pow(self.strength / 2)
+        return anomaly_map / torch.where(alpha > _MIN_OPACITY, excess, 0).clamp(min=1).pow(self.strength / 2)
 
     def _corners(self, points: Float[Tensor, "*n 3"]) -> Iterable[tuple[Int[Tensor, "*n"], Float[Tensor, "*n"]]]:
-        """The eight cells around each point with their weights of trilinear interpolation."""
+        """Iterate over the eight cells around each point, with their weights of trilinear interpolation."""
         position = ((points - self.corner) / self.cell - 0.5).clamp(0.0, self.cells - 1.001)
         low = position.floor()
-        share = position - low
+        fraction = position - low
         first = low.long()
         for number in range(8):
             upper = [bool(number >> axis & 1) for axis in range(3)]
             index = torch.zeros_like(first[..., 0])
-            weight = torch.ones_like(share[..., 0])
+            weight = torch.ones_like(fraction[..., 0])
             for axis in range(3):
                 index = index * self.cells + first[..., axis] + int(upper[axis])
-                weight = weight * (share[..., axis] if upper[axis] else 1 - share[..., axis])
+                weight = weight * (fraction[..., axis] if upper[axis] else 1 - fraction[..., axis])
             yield index, weight

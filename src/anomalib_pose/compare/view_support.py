@@ -4,7 +4,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from anomalib_pose.compare.maps import gaussian_blur, largest_around
+from anomalib_pose.compare.maps import gaussian_blur_mirrored, largest_around
 
 _DILATION = 0.015  # of the longer side: features of the pixels around an unsupported pixel depend on it too
 _BLUR_SIGMA = 0.0075  # of the longer side
@@ -24,4 +24,4 @@ def attenuate_unsupported(
     """
     size = max(support_residual.shape[-2:])
     dilated = largest_around(support_residual, 2 * round(_DILATION * size / 2) + 1)
-    return anomaly_map / (1 + gaussian_blur(dilated, _BLUR_SIGMA * size) / _HALF_WEIGHT_RESIDUAL)
+    return anomaly_map / (1 + gaussian_blur_mirrored(dilated, _BLUR_SIGMA * size) / _HALF_WEIGHT_RESIDUAL)

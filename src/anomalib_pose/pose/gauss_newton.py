@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, scale_focal_lengths, se3_exp
-from anomalib_pose.pose.pyramid import central_differences, gaussian_blur, shrink
+from anomalib_pose.pose.pyramid import central_differences, gaussian_blur_replicated, shrink
 from anomalib_pose.pose.surface_alignment import OPAQUE, NormalEquations, RenderedSurface, linearize, rendered_surface
 from anomalib_pose.pose.types import Query, RefinementResult
 from anomalib_pose.scene import Scene, reduced_scene
@@ -104,7 +104,7 @@ class _Level:
         self.n_renders += 1
         camera = replace(self.camera.with_pose(estimate.camera_to_world), K=self.intrinsics(estimate))
         output = self.scene.render(camera, self.background)
-        return gaussian_blur(output.rgb.permute(2, 0, 1), self.blur), output.depth, output.alpha
+        return gaussian_blur_replicated(output.rgb.permute(2, 0, 1), self.blur), output.depth, output.alpha
 
     def intrinsics(self, estimate: _CameraEstimate) -> Tensor:
         """Return K (3, 3) at this level's size, with the estimate's focal factor."""
@@ -202,7 +202,7 @@ class GaussNewtonRefiner:
             if divisor > self.coarsest or min(width, height) / finest / divisor < _MIN_LEVEL_SIZE[divisor]:
                 continue
             size = (max(1, round(width / finest / divisor)), max(1, round(height / finest / divisor)))
-            image = gaussian_blur(shrink(query.image, *size), blur)
+            image = gaussian_blur_replicated(shrink(query.image, *size), blur)
             level = _Level(
                 camera=full_size_camera.resized(*size),
                 image=image,

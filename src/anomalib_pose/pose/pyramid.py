@@ -16,7 +16,7 @@ def shrink(image: Float[Tensor, "c h w"], width: int, height: int) -> Float[Tens
     return F.interpolate(image[None], (height, width), mode="area")[0]
 
 
-def gaussian_blur(image: Float[Tensor, "c h w"], sigma: float) -> Float[Tensor, "c h w"]:
+def gaussian_blur_replicated(image: Float[Tensor, "c h w"], sigma: float) -> Float[Tensor, "c h w"]:
     """Blur an image with a Gaussian and replicated borders; ``sigma`` in pixels, 0 for no blur."""
     if sigma <= 0:
         return image

@@ -5,14 +5,21 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_pose.compare import CalibratedComparator, Comparator
-from anomalib_pose.compare.maps import gaussian_blur, shifted
+from anomalib_pose.compare import (
+    CalibratedComparator,
+    Comparator,
+    LayerWeights,
+    NetworkSettings,
+    ScoringSettings,
+    WindowSettings,
+)
+from anomalib_pose.compare.maps import gaussian_blur_mirrored, shifted
 from anomalib_pose.compare.residual_statistics import (
     FLOOR,
+    OUTLINE_DISTANCES,
     PRIOR_PIXELS,
-    SILHOUETTE_STEPS,
     ResidualStatistics,
-    silhouette_zone,
+    outline_zone,
 )
 
 SIZE = 120
@@ -40,14 +47,14 @@ def _pairs(seeds, shift=0.4):
     queries = torch.stack([image for image, _ in views])
     alphas = torch.stack([alpha for _, alpha in views])
     generator = torch.Generator().manual_seed(seeds[0])
-    references = torch.stack([gaussian_blur(image, 0.6) for image in queries])
+    references = torch.stack([gaussian_blur_mirrored(image, 0.6) for image in queries])
     moves = [tuple((shift * (2 * torch.rand(2, generator=generator) - 1)).tolist()) for _ in references]
     references = torch.cat([next(shifted(r[None], [move])) for r, move in zip(references, moves, strict=True)])
     return (queries + 0.01 * torch.randn(queries.shape, generator=generator)).clamp(0, 1), references, alphas
 
 
 def _comparator(backbone=None):
-    comparator = CalibratedComparator(backbone, (0, 1, 2), crop_size=96)
+    comparator = CalibratedComparator(backbone and NetworkSettings(backbone, (0, 1, 2)), window=WindowSettings(96))
     if backbone:
         comparator.extractor.loaded.fill_(value=True)
     comparator.fit_calibration(*_pairs(range(8)))
@@ -60,7 +67,7 @@ def comparator(request):
     return _comparator(request.param)
 
 
-def test_statistics_are_numpys():
+def test_statistics_equal_numpy():
     generator = torch.Generator().manual_seed(0)
     alphas = torch.stack([_view(0)[1], _view(1)[1]])
     contrasts = torch.rand(2, SIZE, SIZE, generator=generator)
@@ -72,7 +79,7 @@ def test_statistics_are_numpys():
     np.testing.assert_allclose(
         statistics.edges.numpy(), np.quantile(contrasts.numpy()[inside], [0.2, 0.4, 0.6, 0.8]), rtol=1e-5
     )
-    zone = silhouette_zone(alphas).long().numpy()
+    zone = outline_zone(alphas).long().numpy()
     place = zone * 5 + np.digitize(contrasts.numpy(), statistics.edges.numpy(), right=True)
     for layer in range(3):
         values = residuals[:, layer].numpy().astype(np.float64)
@@ -87,7 +94,7 @@ def test_statistics_are_numpys():
             np.testing.assert_allclose(statistics.std[layer, index].item(), expected, rtol=1e-4)
 
 
-def test_mean_and_spread_are_interpolated_between_kinds_of_places():
+def test_mean_and_standard_deviation_are_interpolated_between_bins():
     statistics = ResidualStatistics(1, (1.0,), contrast_classes=3)
     statistics.edges.copy_(torch.tensor([1.0, 2.0]))
     statistics.mean.copy_(torch.arange(18.0)[None])
@@ -97,7 +104,7 @@ def test_mean_and_spread_are_interpolated_between_kinds_of_places():
     # An image of one opacity is at all distances from the outline at once.
     share = np.clip(2 * opacity.numpy().astype(float) - 0.5, 0, 1)
     level = np.interp(contrast.numpy(), [0.9, 1.1, 1.8, 2.2], [0, 1, 1, 2])
-    for alpha, zone in zip(opacity, len(SILHOUETTE_STEPS) * share, strict=True):
+    for alpha, zone in zip(opacity, len(OUTLINE_DISTANCES) * share, strict=True):
         shape = (1, 5, 5)
         for value, step in zip(contrast, level, strict=True):
             found = statistics(torch.full((1, *shape), 50.0), value.expand(shape), alpha.expand(shape))
@@ -108,7 +115,7 @@ def test_mean_and_spread_are_interpolated_between_kinds_of_places():
 def test_zones_are_distances_to_the_outline():
     alpha = torch.zeros(1, 60, 60)
     alpha[0, 20:60] = 1
-    zone = silhouette_zone(alpha)[0, :, 30]
+    zone = outline_zone(alpha)[0, :, 30]
     expected = [
         0 if y < 14 else 1 if y < 20 else 2 if y < 22 else 3 if y < 24 else 4 if y < 28 else 5 for y in range(60)
     ]
@@ -116,7 +123,7 @@ def test_zones_are_distances_to_the_outline():
 
 
 @pytest.mark.parametrize("kind", ["stain", "missing", "burr"])
-def test_defect_scores_higher_than_good_views_and_at_its_place(comparator, kind):
+def test_defect_scores_above_normal_views_and_is_localized(comparator, kind):
     queries, references, alphas = _pairs(range(20, 26))
     good = comparator.score(comparator(queries, references, alphas), alphas)
     box = {"stain": (50, 60), "missing": (84, 64), "burr": (18, 62)}[kind]
@@ -131,7 +138,7 @@ def test_defect_scores_higher_than_good_views_and_at_its_place(comparator, kind)
         assert box[1] - 3 <= column < box[1] + 11
 
 
-def test_shifted_good_view_stays_below_a_stain(comparator):
+def test_shifted_normal_view_scores_below_a_stain(comparator):
     queries, references, alphas = _pairs([30, 31], shift=0.0)
     stained = queries.clone()
     stained[:, :, 50:57, 60:67] *= 0.5
@@ -155,12 +162,12 @@ def test_maps_lie_in_the_image_and_batches_do_not_matter(comparator):
 def test_finite_without_object_and_without_calibration(comparator):
     queries, references, alphas = _pairs([50, 51])
     empty = torch.zeros_like(alphas)
-    for each in (comparator, CalibratedComparator(crop_size=64)):
+    for each in (comparator, CalibratedComparator(window=WindowSettings(64))):
         assert isinstance(each, Comparator)
         found = each(queries, references, empty)
         assert torch.isfinite(found).all()
         assert torch.isfinite(each.score(found, empty)).all()
-    bare = CalibratedComparator(crop_size=64)
+    bare = CalibratedComparator(window=WindowSettings(64))
     bare.fit_calibration(queries, references, empty)
     assert torch.isfinite(bare(queries, references, alphas)).all()
 
@@ -168,7 +175,8 @@ def test_finite_without_object_and_without_calibration(comparator):
 def test_state_dict_keeps_scores(comparator):
     queries, references, alphas = _pairs([60, 61])
     backbone = comparator.extractor.backbone if comparator.extractor else None
-    other = CalibratedComparator(backbone, (0, 1, 2), pretrained=False, crop_size=96)
+    network = backbone and NetworkSettings(backbone, (0, 1, 2), pretrained=False)
+    other = CalibratedComparator(network, window=WindowSettings(96))
     other.load_state_dict(comparator.state_dict())
     torch.testing.assert_close(
         other(queries, references, alphas), comparator(queries, references, alphas), rtol=0, atol=0
@@ -176,36 +184,42 @@ def test_state_dict_keeps_scores(comparator):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("make", "message"),
     [
-        ({"top_fraction": 0.0}, "top_fraction"),
-        ({"crop_size": 8}, "crop_size"),
-        ({"tolerance": -1.0}, "tolerance"),
-        ({"feature_mix": 1.5}, "feature_mix"),
-        ({"color_weight": 0.0, "structure_weight": 0.0}, "weights of the image's layers"),
-        ({"backbone": TINY, "layers": (0, 1), "layer_weights": (1.0,)}, "layer_weights"),
-        ({"backbone": TINY, "second_backbone": TRANSFORMER, "second_mix": 1.5}, "second_mix"),
+        (lambda: ScoringSettings(top_fraction=0.0), "top_fraction"),
+        (lambda: WindowSettings(size=8), "size=8"),
+        (lambda: WindowSettings(margin=-0.1), "margin=-0.1"),
+        (lambda: ScoringSettings(tolerance=-1.0), "tolerance"),
+        (lambda: LayerWeights(feature_mix=1.5), "feature_mix"),
+        (lambda: LayerWeights(color=0.0, structure=0.0), "weights of color, structure and reflectance"),
+        (
+            lambda: CalibratedComparator(NetworkSettings(TINY, (0, 1)), weights=LayerWeights(features=(1.0,))),
+            "2 weights",
+        ),
+        (lambda: LayerWeights(second_mix=1.5), "second_mix"),
     ],
 )
-def test_bad_arguments(options, message):
+def test_invalid_settings_raise(make, message):
     with pytest.raises(ValueError, match=message):
-        CalibratedComparator(**options)
+        make()
 
 
 def test_calibration_needs_a_view():
     none = torch.zeros(0, 3, 8, 8)
-    with pytest.raises(ValueError, match="at least one good view"):
+    with pytest.raises(ValueError, match="at least one normal view"):
         CalibratedComparator().fit_calibration(none, none, none[:, 0])
 
 
-def test_two_networks_are_experts_of_one_sum():
+def test_map_is_linear_in_two_networks():
     """Without the layers' own levels the map is linear in them: half of each network is the mean of both maps."""
     torch.manual_seed(0)
+    options = {"window": WindowSettings(96), "scoring": ScoringSettings(self_normalization=0.0)}
+    networks = NetworkSettings(TINY, (0, 1, 2)), NetworkSettings(TRANSFORMER, ())
     whole = CalibratedComparator(
-        TINY, (0, 1, 2), second_backbone=TRANSFORMER, second_mix=0.25, crop_size=96, self_normalization=0.0
+        networks[0], second_network=networks[1], weights=LayerWeights(second_mix=0.25), **options
     )
-    first = CalibratedComparator(TINY, (0, 1, 2), crop_size=96, self_normalization=0.0)
-    second = CalibratedComparator(second_backbone=TRANSFORMER, crop_size=96, self_normalization=0.0)
+    first = CalibratedComparator(networks[0], **options)
+    second = CalibratedComparator(second_network=networks[1], **options)
     first.extractor.load_state_dict(whole.extractor.state_dict())
     second.second.load_state_dict(whole.second.state_dict())
     maps = []
@@ -219,7 +233,7 @@ def test_two_networks_are_experts_of_one_sum():
     torch.testing.assert_close(maps[0], 0.75 * maps[1] + 0.25 * maps[2], rtol=1e-4, atol=1e-4)
 
 
-def test_background_that_is_seen_in_both_images_has_no_defect():
+def test_background_in_both_images_has_no_residual():
     torch.manual_seed(0)
     comparator = _comparator(TINY)
     query, reference, alpha = _pairs([3])

@@ -6,7 +6,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from anomalib_pose.compare import CalibratedComparator, FeatureExtractor, PaperComparator, make_comparator
+from anomalib_pose.compare import (
+    CalibratedComparator,
+    FeatureExtractor,
+    PaperComparator,
+    WindowSettings,
+    make_comparator,
+)
 
 TINY = "test_efficientnet.r160_in1k"
 
@@ -23,7 +29,7 @@ def image():
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_taps_are_those_of_the_whole_network_whatever_the_classifier(tmp_path, network, image, ending):
+def test_features_equal_those_of_the_whole_network(tmp_path, network, image, ending):
     path = tmp_path / f"weights.{ending}"
     if ending == "pth":
         torch.save({"state_dict": network.state_dict()}, path)
@@ -45,7 +51,7 @@ def test_taps_are_those_of_the_whole_network_whatever_the_classifier(tmp_path, n
         torch.testing.assert_close(ours, theirs)
 
 
-def test_papers_taps():
+def test_layers_of_the_papers_network():
     extractor = FeatureExtractor("tf_efficientnet_b4.aa_in1k")
     network = timm.create_model("tf_efficientnet_b4.aa_in1k", pretrained=False)
     blocks = [block for stage in network.blocks for block in stage]
@@ -76,7 +82,7 @@ def test_checkpoint_needs_no_file(tmp_path, network, image):
     torch.testing.assert_close(second(image), expected, rtol=0, atol=0)
 
 
-def test_constructor_leaves_random_numbers_alone_and_network_stays_frozen():
+def test_constructor_keeps_the_random_state_and_network_stays_frozen():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -94,7 +100,7 @@ def test_missing_weights_say_what_to_do(tmp_path, network, image, monkeypatch):
         FeatureExtractor(TINY, weights_path=str(tmp_path / "absent.pth"))(image)
     other = tmp_path / "other.pth"
     torch.save({"conv.weight": torch.zeros(1)}, other)
-    with pytest.raises(ValueError, match=r"should hold the weights of .*Name the network it belongs to"):
+    with pytest.raises(ValueError, match=r"should hold the weights of .*Name the network that the file"):
         FeatureExtractor(TINY, weights_path=str(other))(image)
 
     extractor = FeatureExtractor(TINY)
@@ -104,7 +110,7 @@ def test_missing_weights_say_what_to_do(tmp_path, network, image, monkeypatch):
         raise OSError(message)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(RuntimeError, match=r"could not be had \(no route\).*Give weights_path"):
+    with pytest.raises(RuntimeError, match=r"could not be downloaded \(no route\).*Give weights_path"):
         extractor(image)
 
 
@@ -113,7 +119,7 @@ def test_unknown_names():
         FeatureExtractor("nothing")
     with pytest.raises(ValueError, match="stages from 0 to 4"):
         FeatureExtractor(TINY, (0, 9))
-    with pytest.raises(ValueError, match="'illumination', 'paper' or 'product', got 'other'"):
+    with pytest.raises(ValueError, match="one of 'calibrated', 'illumination', 'paper', 'product', got 'other'"):
         make_comparator("other")
     with pytest.raises(ValueError, match="'paper' has one network: leave second_backbone empty"):
         make_comparator("paper", TINY, second_backbone=TINY)
@@ -124,14 +130,14 @@ def test_unknown_names():
 
 def test_factory():
     assert isinstance(make_comparator("paper", TINY), PaperComparator)
-    comparator = make_comparator(crop_size=64)
+    comparator = make_comparator(window=WindowSettings(64))
     assert isinstance(comparator, CalibratedComparator)
     assert comparator.extractor is None
-    assert comparator.crop_size == 64
+    assert comparator.window.size == 64
 
 
 @pytest.mark.parametrize("name", ["test_vit.r160_in1k", "vit_tiny_patch16_dinov3_qkvb"])
-def test_taps_of_a_transformer_are_its_blocks_at_any_size(tmp_path, name):
+def test_layers_of_a_transformer_are_its_blocks_at_any_size(tmp_path, name):
     torch.manual_seed(0)
     network = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
     torch.save(network.state_dict(), tmp_path / "weights.pth")

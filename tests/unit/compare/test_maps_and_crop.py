@@ -13,7 +13,7 @@ def _random(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_tolerant_distance_is_the_loop_over_shifts():
+def test_tolerant_distance_equals_a_loop_over_shifts():
     query, reference = _random(1, 3, 7, 9), _random(1, 3, 7, 9, seed=1)
     found = tolerant_distance(query, reference, tolerance_shifts(2.0))[0].numpy()
     q, r = query[0].numpy(), reference[0].numpy()
@@ -42,7 +42,7 @@ def test_fractional_shift_of_a_ramp_and_shifts_in_cells():
     assert len(tolerance_shifts(1.5)) == 25
 
 
-def test_what_one_side_lacks_is_found_in_both_directions():
+def test_missing_and_added_parts_have_equal_distance():
     blank = torch.zeros(1, 1, 15, 15)
     dot = blank.clone()
     dot[0, 0, 7, 7] = 1
@@ -52,7 +52,7 @@ def test_what_one_side_lacks_is_found_in_both_directions():
         assert found.sum() == 1
 
 
-def test_top_mean_gives_the_last_pixel_the_part_that_is_left():
+def test_top_mean_weights_the_last_pixel_by_the_fraction():
     maps, alpha = torch.zeros(1, 10, 10), torch.zeros(1, 100)
     maps.flatten()[:3] = torch.tensor([8.0, 4.0, 2.0])
     alpha[:, :25] = 1

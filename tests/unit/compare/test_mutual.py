@@ -32,14 +32,14 @@ def by_loop(images, share):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 1.0])
-def test_patch_scores_are_those_of_the_double_loop(share):
+def test_patch_scores_equal_a_double_loop(share):
     images = patches([5, 9, 3, 8, 6])
     for found, expected in zip(patch_scores(images, share), by_loop(images, share), strict=True):
         # distances are kept in half precision
         np.testing.assert_allclose(found.numpy(), expected, atol=5e-4)
 
 
-def test_blocks_change_nothing(monkeypatch):
+def test_scores_do_not_depend_on_the_chunk_size(monkeypatch):
     images = patches([11, 7, 10])
     whole = patch_scores(images)
     monkeypatch.setattr(mutual, "_ROWS", 4)
@@ -47,7 +47,7 @@ def test_blocks_change_nothing(monkeypatch):
         torch.testing.assert_close(one, other)
 
 
-def test_a_copy_scores_nothing_and_a_stranger_most():
+def test_common_patches_score_zero_and_a_unique_patch_scores_most():
     """A patch that each image has is good, the one that a single image has is not."""
     common = torch.eye(4)[:3]
     images = [common * (i + 1) for i in range(4)] + [torch.eye(4)]
@@ -56,7 +56,7 @@ def test_a_copy_scores_nothing_and_a_stranger_most():
     assert float(scores[-1][3]) == pytest.approx(np.sqrt(2) / 2, abs=1e-3)
 
 
-def test_means_over_neighborhoods_leave_out_what_is_outside():
+def test_neighborhood_means_exclude_padding():
     features = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(1))
     for size in (1, 3, 5):
         found, reach = neighborhood_means(features, size), size // 2
@@ -86,7 +86,7 @@ def test_maps_are_means_over_layers_and_sizes():
     torch.testing.assert_close(halves, expected, atol=2e-3, rtol=0)
 
 
-def test_background_is_neither_scored_nor_compared_with():
+def test_background_is_neither_scored_nor_compared():
     g = torch.Generator().manual_seed(3)
     layer = torch.randn(3, 5, 4, 4, generator=g)
     foreground = torch.rand(3, 4, 4, generator=g) > 0.5
@@ -105,7 +105,7 @@ def test_background_is_neither_scored_nor_compared_with():
     torch.testing.assert_close(mutual_maps([layer], pixels, neighborhoods=(1,)), found)
 
 
-def test_what_a_map_is_above_its_median():
+def test_above_median_subtracts_the_median_of_scored_patches():
     maps = torch.tensor([[[0.0, 0.1, 0.3], [0.2, 0.9, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
     expected = torch.tensor([[[0.0, 0.0, 0.1], [0.0, 0.7, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
     torch.testing.assert_close(above_median(maps), expected)
@@ -137,10 +137,10 @@ def test_a_window_of_one_changes_nothing():
         (lambda: patch_scores(patches([4, 0])), r"\[0, 4\] patches"),
         (lambda: patch_scores(patches([4, 4]), 0.0), "share of 0.0"),
         (lambda: neighborhood_means(torch.zeros(1, 1, 2, 2), 2), "odd"),
-        (lambda: mutual_maps([]), "needs one layer"),
+        (lambda: mutual_maps([]), "needs at least one layer"),
         (lambda: rescored(torch.zeros(2), torch.zeros(2, 1), (0,)), "1 or more"),
     ],
 )
-def test_senseless_arguments_are_refused(call, words):
+def test_invalid_arguments_raise(call, words):
     with pytest.raises(ValueError, match=words):
         call()

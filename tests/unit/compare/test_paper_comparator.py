@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from anomalib_pose.compare import Comparator, PaperComparator
-from anomalib_pose.compare.maps import gaussian_blur, squared_difference
+from anomalib_pose.compare import Comparator, NetworkSettings, PaperComparator
+from anomalib_pose.compare.maps import gaussian_blur_mirrored, squared_difference
 from anomalib_pose.compare.paper import paper_map
 
 FULL_SHAPES = ((24, 112, 112), (32, 56, 56), (56, 28, 28), (160, 14, 14))
@@ -58,14 +58,14 @@ def test_full_golden(shared, unit, rgb_term, suffix):
 
 
 @pytest.mark.parametrize("sigma", [0.7, 2.0, 4.0, 9.0])
-def test_blur_is_scipys_even_where_the_kernel_is_larger_than_the_image(sigma):
+def test_blur_equals_scipy_for_kernels_larger_than_the_image(sigma):
     maps = torch.rand(2, 23, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = np.stack([gaussian_filter(m.numpy(), sigma) for m in maps])
-    np.testing.assert_allclose(gaussian_blur(maps, sigma).numpy(), expected, rtol=1e-9)
+    np.testing.assert_allclose(gaussian_blur_mirrored(maps, sigma).numpy(), expected, rtol=1e-9)
 
 
 def test_comparator_resizes_the_shorter_side_and_back():
-    comparator = PaperComparator("test_efficientnet.r160_in1k", (0, 1), image_size=64)
+    comparator = PaperComparator(NetworkSettings("test_efficientnet.r160_in1k", (0, 1)), image_size=64)
     comparator.extractor.loaded.fill_(value=True)
     assert isinstance(comparator, Comparator)
     query = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,14 @@ import torch
 from torch.nn import functional
 
 import anomalib_pose
-from anomalib_pose.compare import CalibratedComparator, FeatureExtractor, ReferenceComparison, reference_comparison
+from anomalib_pose.compare import (
+    CalibratedComparator,
+    FeatureExtractor,
+    NetworkSettings,
+    ReferenceComparison,
+    WindowSettings,
+    reference_comparison,
+)
 from anomalib_pose.compare.patch_memory import PatchMemory
 from anomalib_pose.compare.reference import stack_references
 from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
@@ -50,18 +57,18 @@ def patches_of(extractor: FeatureExtractor, image: torch.Tensor) -> np.ndarray:
     return torch.cat(parts, 1)[0].flatten(1).T.double().numpy()
 
 
-def test_an_image_is_as_anomalous_as_its_farthest_patch(extractor):
+def test_score_is_the_largest_patch_distance(extractor):
     memory = PatchMemory(patches=10**6)
     known, query = views(2, 0), views(1, 1)
     memory.fit(extractor, known)
     everything = np.concatenate([patches_of(extractor, image) for image in known])
-    assert len(memory.memory) == len(everything)
+    assert len(memory.bank) == len(everything)
     distances = [np.sqrt(np.square(everything - patch).sum(1).min()) for patch in patches_of(extractor, query[0])]
     assert float(memory.distances(extractor, query)[1]) == pytest.approx(max(distances), rel=1e-3)
     assert memory.distances(extractor, known)[1].amax() < 0.05 * max(distances)
 
 
-def test_the_coreset_covers_what_is_remembered_and_has_a_seed(extractor):
+def test_bank_covers_the_patches_and_depends_on_the_seed(extractor):
     memory, again = PatchMemory(40, seed=1), PatchMemory(40, seed=1)
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -69,14 +76,14 @@ def test_the_coreset_covers_what_is_remembered_and_has_a_seed(extractor):
     memory.fit(extractor, views(2, 0))
     assert torch.equal(torch.rand(1), expected)
     again.fit(extractor, views(2, 0))
-    assert torch.equal(memory.memory, again.memory)
-    assert len(memory.memory) == 40
+    assert torch.equal(memory.bank, again.bank)
+    assert len(memory.bank) == 40
     everything = torch.from_numpy(np.concatenate([patches_of(extractor, image) for image in views(2, 0)])).float()
     random = everything[torch.randperm(len(everything), generator=torch.Generator().manual_seed(0))[:40]]
-    assert torch.cdist(everything, memory.memory).amin(1).amax() < torch.cdist(everything, random).amin(1).amax()
+    assert torch.cdist(everything, memory.bank).amin(1).amax() < torch.cdist(everything, random).amin(1).amax()
 
 
-def test_good_views_get_the_mean_and_the_spread_of_the_comparison(extractor):
+def test_calibration_matches_mean_and_standard_deviation(extractor):
     memory = PatchMemory(40)
     memory.fit(extractor, views(2, 0))
     held_out = views(5, 1)
@@ -94,7 +101,7 @@ def test_good_views_get_the_mean_and_the_spread_of_the_comparison(extractor):
         PatchMemory(0)
 
 
-def test_images_that_are_less_anomalous_than_the_comparison_tells_keep_their_order(extractor):
+def test_scores_below_the_comparisons_range_keep_their_order(extractor):
     memory, images = PatchMemory(40), views(5, 1)
     memory.fit(extractor, views(2, 0))
     maps, distances = memory.distances(extractor, images)
@@ -112,7 +119,7 @@ def mistakes(good: torch.Tensor, bad: torch.Tensor) -> float:
     return (wrong + 0.5) / (len(pairs) + 1)
 
 
-def test_the_memory_is_trusted_where_it_finds_damage_better_than_the_comparison(extractor):
+def test_mixing_weights_follow_ranking_errors(extractor):
     memory = PatchMemory(300)
     memory.fit(extractor, views(2, 0))
     good = views(3, 1)
@@ -121,41 +128,41 @@ def test_the_memory_is_trusted_where_it_finds_damage_better_than_the_comparison(
     alike, generator = torch.ones(6, 256, 256), torch.Generator().manual_seed(0)
     scores = 9 * torch.rand(9, generator=generator)
     maps = alike + torch.rand(alike.shape, generator=generator)
-    memory.weigh(extractor, (good, maps[:3], scores[:3]), (bad, maps, scores[3:]))
+    memory.learn_mixing_weights(extractor, (good, maps[:3], scores[:3]), (bad, maps, scores[3:]))
     own = memory(extractor, good)[1], memory(extractor, bad)[1]
     expected = 1 - mistakes(*own) / mistakes(scores[:3], scores[3:])
     assert expected > 0.1
-    assert float(memory.trust[1]) == pytest.approx(expected, abs=1e-5)
+    assert float(memory.mixing_weights[1]) == pytest.approx(expected, abs=1e-5)
     own_maps = memory(extractor, bad)[0]
     changed = torch.zeros(256, 256, dtype=torch.bool)
     changed[40:160, 60:140] = True
     some = torch.arange(0, own_maps.numel(), 997)
     shown, inside = own_maps.flatten()[some], changed.repeat(6, 1, 1).flatten()[some]
-    assert float(memory.trust[0]) == pytest.approx(1 - mistakes(shown[~inside], shown[inside]) / 0.5, abs=0.05)
+    assert float(memory.mixing_weights[0]) == pytest.approx(1 - mistakes(shown[~inside], shown[inside]) / 0.5, abs=0.05)
     # what makes no mistakes needs nobody else
     right = (bad - good.repeat(2, 1, 1, 1)).abs().amax(1)
-    memory.weigh(extractor, (good, maps[:3], torch.zeros(3)), (bad, right, torch.ones(6)))
-    assert memory.trust.tolist() == [0, 0]
+    memory.learn_mixing_weights(extractor, (good, maps[:3], torch.zeros(3)), (bad, right, torch.ones(6)))
+    assert memory.mixing_weights.tolist() == [0, 0]
 
 
-def test_trust_is_a_share_in_every_answer(extractor):
+def test_mixing_weights_are_a_minimum(extractor):
     memory = PatchMemory(300)
     memory.fit(extractor, views(2, 0))
     queries, compared = views(2, 1), (torch.ones(2, 256, 256), torch.tensor([3.0, 4.0]))
-    assert memory.mixed(extractor, queries, compared, torch.zeros(2)) is compared
-    memory.trust.copy_(torch.tensor([0.0, 0.25]))
-    maps, scores = memory.mixed(extractor, queries, compared, torch.tensor([0.0, 0.5]))
+    assert memory.mix(extractor, queries, compared, torch.zeros(2)) is compared
+    memory.mixing_weights.copy_(torch.tensor([0.0, 0.25]))
+    maps, scores = memory.mix(extractor, queries, compared, torch.tensor([0.0, 0.5]))
     own_maps, own = memory(extractor, queries)
     torch.testing.assert_close(maps, torch.stack([compared[0][0], 0.5 * compared[0][1] + 0.5 * own_maps[1]]))
     torch.testing.assert_close(scores, torch.stack([0.75 * 3 + 0.25 * own[0], 0.5 * 4 + 0.5 * own[1]]))
-    older = {name: value for name, value in memory.state_dict().items() if name != "trust"}
+    older = {name: value for name, value in memory.state_dict().items() if name != "mixing_weights"}
     loaded = PatchMemory(300)
     loaded.load_state_dict(older)
-    assert loaded.trust.tolist() == [0, 0]
+    assert loaded.mixing_weights.tolist() == [0, 0]
 
 
 def fitted(weights: str, patches: int, views: int = 24, holdout_every: int = 10) -> SceneDetector:
-    comparator = CalibratedComparator(TINY, (0, 1, 2), weights_path=weights, crop_size=64)
+    comparator = CalibratedComparator(NetworkSettings(TINY, (0, 1, 2), weights_path=weights), window=WindowSettings(64))
     detector = SceneDetector(
         make_toy(),
         make_estimator(),
@@ -169,12 +176,12 @@ def fitted(weights: str, patches: int, views: int = 24, holdout_every: int = 10)
 
 
 @pytest.mark.parametrize("name", ["SplatPose", "OmniposeAD", "PIAD"])
-def test_a_models_seed_is_the_memorys(weights, name):
+def test_memory_gets_the_seed_of_the_model(weights, name):
     model = getattr(anomalib_pose, name)(backbone=TINY, weights_path=weights, memory_patches=10, seed=3)
     assert (model.model.comparison.seed, model.model.comparison.memory.seed) == (3, 3)
 
 
-def test_the_seed_chooses_the_damage_that_the_memory_is_weighed_by(weights, monkeypatch):
+def test_synthetic_defects_depend_on_the_seed(weights, monkeypatch):
     drawn = []
 
     def record_seed(images: torch.Tensor, seed: int) -> torch.Tensor:
@@ -182,7 +189,7 @@ def test_the_seed_chooses_the_damage_that_the_memory_is_weighed_by(weights, monk
         return add_synthetic_defects(images, seed)
 
     monkeypatch.setattr(reference_comparison, "add_synthetic_defects", record_seed)
-    comparator = CalibratedComparator(TINY, (0, 1, 2), weights_path=weights, crop_size=64)
+    comparator = CalibratedComparator(NetworkSettings(TINY, (0, 1, 2), weights_path=weights), window=WindowSettings(64))
     comparison = ReferenceComparison(comparator, surface_views=0, memory_patches=10, seed=5)
     detector = SceneDetector(make_toy(), make_estimator(), comparison, holdout_every=3)
     images = torch.stack([detector.render_reference(camera)[0] for camera in CAMERAS])
@@ -190,7 +197,7 @@ def test_the_seed_chooses_the_damage_that_the_memory_is_weighed_by(weights, monk
     assert drawn == [5, 6, 7, 8, 9]
 
 
-def test_doubtful_queries_are_judged_by_the_memory_and_others_are_not(weights):
+def test_memory_is_mixed_in_for_low_confidence_queries_only(weights):
     with_memory, without = fitted(weights, 300), fitted(weights, 0)
     found = with_memory.render_reference(CAMERAS[7])[0]
     lost = torch.ones(3, SIZE, SIZE)
@@ -209,20 +216,20 @@ def test_doubtful_queries_are_judged_by_the_memory_and_others_are_not(weights):
         fitted(weights, -1)
 
 
-def test_damage_of_held_out_views_weighs_the_memory(weights, caplog):
+def test_held_out_views_set_the_mixing_weights(weights, caplog):
     caplog.set_level("INFO")
     few = fitted(weights, 300)
-    assert "memory's share" not in caplog.text, "two held-out views say nothing"
-    assert few.comparison.memory.trust.tolist() == [0, 0]
+    assert "patch memory has a weight" not in caplog.text, "two held-out views say nothing"
+    assert few.comparison.memory.mixing_weights.tolist() == [0, 0]
     detector = fitted(weights, 300, holdout_every=5)
-    assert "memory's share" in caplog.text
+    assert "patch memory has a weight" in caplog.text
     # the toy is rendered as it is: no residual of the comparison is above 0 but for damage
-    assert detector.comparison.memory.trust.tolist() == [0, 0]
+    assert detector.comparison.memory.mixing_weights.tolist() == [0, 0]
     seen = stack_references(map(detector.render_reference, CAMERAS))
     assert detector.comparison.compare(seen.rgb, seen)[1].max() < 1
 
 
-def test_four_views_are_held_against_each_other(weights, caplog):
+def test_without_held_out_views_each_view_is_compared_with_the_others(weights, caplog):
     detector = fitted(weights, 300, views=4)
     assert "Too few views (4)" in caplog.text
     extractor = detector.comparison.comparator.extractor
@@ -240,7 +247,7 @@ def test_four_views_are_held_against_each_other(weights, caplog):
     assert float(scale.mean()) == pytest.approx(float(expected.mean()), abs=1e-4)
 
 
-def test_held_out_cameras_that_are_not_found_do_not_spoil_what_is_typical(weights, caplog, monkeypatch):
+def test_failed_held_out_poses_do_not_spoil_the_calibration(weights, caplog, monkeypatch):
     """A search that always ends on the other side: what is learned is what a right search would have taught."""
     caplog.set_level("INFO")
     right = fitted(weights, 0)

@@ -9,14 +9,14 @@ from scipy.interpolate import RegularGridInterpolator
 from anomalib_pose.compare import SurfaceStatistics
 from anomalib_pose.compare.surface_statistics import PRIOR_PIXELS
 
-CENTer, RADIUS, CELLS = torch.tensor([0.3, -0.2, 1.0]), 0.5, 8
+CENTER, RADIUS, CELLS = torch.tensor([0.3, -0.2, 1.0]), 0.5, 8
 
 
 def random_views(count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     views = []
     for _ in range(count):
-        points = CENTer + RADIUS * (2 * torch.rand(6, 5, 3, generator=generator) - 1)
+        points = CENTER + RADIUS * (2 * torch.rand(6, 5, 3, generator=generator) - 1)
         alpha = (torch.rand(6, 5, generator=generator) > 0.3).float()
         views.append((5 * torch.rand(6, 5, generator=generator), points, alpha))
     return views
@@ -24,19 +24,19 @@ def random_views(count: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 def fitted() -> SurfaceStatistics:
     surface = SurfaceStatistics(CELLS)
-    surface.fit(random_views(3), CENTer, RADIUS)
+    surface.fit(random_views(3), CENTER, RADIUS)
     return surface
 
 
-def test_changes_nothing_until_it_is_fitted() -> None:
+def test_maps_do_not_change_before_fit() -> None:
     anomaly_map, points, alpha = (part[None] for part in random_views(1)[0])
     torch.testing.assert_close(SurfaceStatistics()(anomaly_map, points, alpha), anomaly_map, rtol=0, atol=0)
 
 
-def test_cells_hold_mean_squares_of_what_their_points_showed_in_medians() -> None:
+def test_cells_hold_mean_squares_relative_to_the_median() -> None:
     surface = fitted()
     corner, cell = surface.corner.numpy(), float(surface.cell)
-    assert np.allclose(corner, CENTer.numpy() - CELLS / 2 * cell)
+    assert np.allclose(corner, CENTER.numpy() - CELLS / 2 * cell)
     sums, weights = np.zeros((CELLS,) * 3), np.zeros((CELLS,) * 3)
     for anomaly_map, points, alpha in random_views(3):
         for row, column in itertools.product(range(6), range(5)):
@@ -78,5 +78,5 @@ def test_half_the_strength_divides_by_the_root() -> None:
 
 def test_needs_views_that_show_the_object() -> None:
     anomaly_map, points, _ = random_views(1)[0]
-    with pytest.raises(ValueError, match="good views"):
-        SurfaceStatistics(CELLS).fit([(anomaly_map, points, torch.zeros_like(anomaly_map))], CENTer, RADIUS)
+    with pytest.raises(ValueError, match="normal views"):
+        SurfaceStatistics(CELLS).fit([(anomaly_map, points, torch.zeros_like(anomaly_map))], CENTER, RADIUS)

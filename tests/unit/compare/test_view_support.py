@@ -4,18 +4,18 @@ import torch
 from anomalib_pose.compare import attenuate_unsupported
 
 
-def test_maps_stay_where_nothing_is_doubtful() -> None:
+def test_supported_maps_do_not_change() -> None:
     maps = torch.rand(2, 40, 60, generator=torch.Generator().manual_seed(0))
     assert torch.equal(attenuate_unsupported(maps, torch.zeros_like(maps)), maps)
 
 
-def test_a_doubt_of_five_percent_halves_what_is_found() -> None:
+def test_support_residual_of_five_percent_halves_the_map() -> None:
     maps = torch.rand(1, 40, 60, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(attenuate_unsupported(maps, torch.full_like(maps, 0.05)), maps / 2)
     torch.testing.assert_close(attenuate_unsupported(maps, torch.full_like(maps, 0.2)), maps / 5)
 
 
-def test_only_the_surroundings_of_a_doubtful_place_are_discounted() -> None:
+def test_attenuation_is_local() -> None:
     maps, support_residual = torch.ones(1, 200, 200), torch.zeros(1, 200, 200)
     support_residual[0, 100, 50] = 1.0
     found = attenuate_unsupported(maps, support_residual)[0]

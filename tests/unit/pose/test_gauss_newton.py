@@ -8,7 +8,7 @@ from anomalib_pose.geometry import Camera, look_at, pose_error, scale_focal_leng
 from anomalib_pose.pose import AdamRefiner, GaussNewtonRefiner, Query
 from anomalib_pose.pose.adam import InerfRefiner, ReflectanceRefiner, interest_region
 from anomalib_pose.pose.gauss_newton import _CameraEstimate, _Candidate, _without_duplicates
-from anomalib_pose.pose.pyramid import central_differences, gaussian_blur
+from anomalib_pose.pose.pyramid import central_differences, gaussian_blur_replicated
 from anomalib_pose.pose.surface_alignment import _extended_depth, linearize, rendered_surface
 from anomalib_pose.render.reflectance import reflectance
 from anomalib_pose.render.spherical_harmonics import C0
@@ -270,7 +270,7 @@ def test_gradient_of_the_cost_is_the_finite_difference():
     """This holds for a surface that has moved already, too."""
     scene, query = make_toy(), render_query(make_toy())
     output = scene.render(CAMERA.with_pose(perturbed_pose(1, 0.01, 5)), torch.ones(3))
-    blurred = (gaussian_blur(image, 2.0) for image in (output.rgb.permute(2, 0, 1), query.image))
+    blurred = (gaussian_blur_replicated(image, 2.0) for image in (output.rgb.permute(2, 0, 1), query.image))
     rgb, image = (image.double() for image in blurred)
     K = CAMERA.K.double()
     maps = torch.cat([image, *central_differences(image)])
@@ -333,7 +333,7 @@ def test_blur_and_differences_against_scipy():
 
     image = torch.rand(3, 20, 31, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = ndimage.gaussian_filter(image.numpy(), (0, 1.5, 1.5), mode="nearest", truncate=3.0)
-    torch.testing.assert_close(gaussian_blur(image, 1.5), torch.from_numpy(expected), atol=1e-12, rtol=0)
+    torch.testing.assert_close(gaussian_blur_replicated(image, 1.5), torch.from_numpy(expected), atol=1e-12, rtol=0)
     along_x, along_y = central_differences(image)
     torch.testing.assert_close(along_x[:, 5, 7], (image[:, 5, 8] - image[:, 5, 6]) / 2)
     torch.testing.assert_close(along_y[:, 5, 7], (image[:, 6, 7] - image[:, 4, 7]) / 2)

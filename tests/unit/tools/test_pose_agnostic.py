@@ -342,16 +342,14 @@ def test_ablations_change_what_they_name(tool, tmp_path, weights):
     default = detector("splatpose")
     assert default.model.comparison.comparator.extractor.weights_path == str(weights)
     assert (default.model.comparison.surface_views, default.model.estimator.starts) == (120, 3)
-    assert (default.model.comparison.comparator.tolerance, default.model.comparison.comparator.self_normalization) == (
-        1.0,
-        1.0,
-    )
+    scoring = default.model.comparison.comparator.scoring
+    assert (scoring.tolerance, scoring.self_normalization) == (1.0, 1.0)
     assert detector("splatpose_no_surface").model.comparison.surface_views == 0
     assert default.model.comparison.memory is not None
     assert detector("splatpose_no_memory").model.comparison.memory is None
     assert detector("splatpose_one_start").model.estimator.starts == 1
-    assert detector("splatpose_no_own_level").model.comparison.comparator.self_normalization == 0
-    assert detector("splatpose_no_tolerance").model.comparison.comparator.tolerance == 0
+    assert detector("splatpose_no_own_level").model.comparison.comparator.scoring.self_normalization == 0
+    assert detector("splatpose_no_tolerance").model.comparison.comparator.scoring.tolerance == 0
     assert detector("splatpose_no_network").model.comparison.comparator.extractor is None
     assert type(detector("splatpose_paper_comparison").model.comparison.comparator).__name__ == "PaperComparator"
     paper = detector("splatpose_paper")

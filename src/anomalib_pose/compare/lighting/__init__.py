@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reflectance and relighting, for queries in other light than the training views."""
+"""Reflectance and relighting, for queries in another light than the training views."""

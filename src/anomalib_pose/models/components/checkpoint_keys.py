@@ -7,6 +7,8 @@ RENAMED_KEYS = {
     "model.bank.centre": "model.bank.center",
     "model.comparator": "model.comparison.comparator",
     "model.memory": "model.comparison.memory",
+    "model.memory.memory": "model.comparison.memory.bank",
+    "model.memory.trust": "model.comparison.memory.mixing_weights",
     "model.nearby.centre": "model.nearby.center",
     "model.surface": "model.comparison.surface",
 }

@@ -121,10 +121,10 @@ class DetectorExportMixin(FeedForwardExportMixin):
         if not len(model.bank):
             msg = "The model is not fitted and cannot be exported: train it first, or give its checkpoint."
             raise ValueError(msg)
-        if model.comparison.memory is not None and bool(model.comparison.memory.trust.any()):
+        if model.comparison.memory is not None and bool(model.comparison.memory.mixing_weights.any()):
             logger.warning(
                 "The patch memory has a mixing weight of at least %.2f in maps and %.2f in scores and is not exported: "
-                "the detector will be worse than the model.", *model.comparison.memory.trust.tolist()
+                "the detector will be worse than the model.", *model.comparison.memory.mixing_weights.tolist()
             )  # fmt: skip
         height, width = model.image_size.tolist()
         # Gaussians are rasterized without corrections. Warped views are the corrected references of the model.

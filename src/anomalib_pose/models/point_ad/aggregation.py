@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anomalib_pose.compare.maps import gaussian_blur, upsample
+from anomalib_pose.compare.maps import gaussian_blur_mirrored, upsample
 from anomalib_pose.models.point_ad.cloud_grid import CloudGrid
 from anomalib_pose.models.point_ad.image_scores import ImageScores
 from anomalib_pose.render.back_projection import back_project, fill_visibility, smooth_over_neighbors
@@ -57,7 +57,7 @@ def smooth(values: Tensor, grid: CloudGrid, sigma: float) -> Tensor:
         sigma: standard deviation in cells; in space, in mean distances of neighboring points. 0 for no smoothing.
     """
     if grid.organized or sigma <= 0:
-        return gaussian_blur(values[None], sigma)[0]
+        return gaussian_blur_mirrored(values[None], sigma)[0]
     points = grid.points[grid.valid].cpu()
     smoothed = torch.zeros_like(values)
     width = sigma * point_spacing(points)

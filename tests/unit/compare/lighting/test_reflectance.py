@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anomalib_pose.compare import CalibratedComparator, make_comparator
+from anomalib_pose.compare import (
+    CalibratedComparator,
+    LayerWeights,
+    NetworkSettings,
+    ScoringSettings,
+    WindowSettings,
+    make_comparator,
+)
 from anomalib_pose.compare.lighting.reflectance import Reflectance, ReflectanceNetwork
 from anomalib_pose.compare.paper import ProductComparator
 from anomalib_pose.render.reflectance import reflectance, reflectance_of_color
@@ -35,13 +42,13 @@ def state(seed: int = 0) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_closed_form_by_hand():
+def test_closed_form_equals_values_computed_by_hand():
     found = reflectance(torch.tensor([0.6, 0.3, 0.0]).view(1, 3, 1, 1)).flatten().tolist()
     light = 0.52 * 0.6 + 0.53 * 0.3 + 0.007
     assert found == pytest.approx([min(1, 0.6 / light), 0.3 / light, 0.0], abs=1e-6)
 
 
-def test_closed_form_forgets_the_exposure_and_all_grays():
+def test_closed_form_does_not_depend_on_exposure_or_gray_level():
     image = colored()
     bright, dark = reflectance(image, 1e-6), reflectance(0.4 * image, 1e-6)
     torch.testing.assert_close(bright, dark, atol=1e-4, rtol=0)
@@ -50,7 +57,7 @@ def test_closed_form_forgets_the_exposure_and_all_grays():
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_the_network_is_four_convolutions(nested, tmp_path):
+def test_network_equals_four_convolutions(nested, tmp_path):
     weights = state()
     torch.save({"state_dict": {"model_R": weights}} if nested else weights, tmp_path / "init_low.pth")
     network = ReflectanceNetwork(tmp_path / "init_low.pth")
@@ -67,7 +74,7 @@ def test_the_network_is_four_convolutions(nested, tmp_path):
     assert bool((found[..., -6:] == expected[..., 9, 9][..., None, None]).all())
 
 
-def test_other_weights_are_refused(tmp_path):
+def test_wrong_weights_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match="decomposition network in a file, found none at"):
         Reflectance(str(tmp_path / "none.pth"))
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
@@ -75,7 +82,7 @@ def test_other_weights_are_refused(tmp_path):
         Reflectance(str(tmp_path / "other.pth"))
 
 
-def test_reflectance_bears_another_exposure():
+def test_illumination_comparator_ignores_exposure_and_detects_a_stain():
     """Half the light is a defect to the default comparison, hardly one to that of other light; a stain is to both."""
     reference, alpha = colored(), disc()
     dim = torch.where(alpha[:, None] > 0, 0.5 * reference, reference)
@@ -93,11 +100,16 @@ def test_reflectance_bears_another_exposure():
     assert stain - same < 2 * (dimmed - same)
 
 
-def test_self_normalization_against_a_loop():
+def test_self_normalization_equals_a_loop():
     reference, alpha = colored(), disc()
     query = (reference + 0.1 * torch.rand(reference.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    plain = CalibratedComparator(self_normalization=0.0, blur_sigma=0.0, color_weight=1.0, structure_weight=0.0)
-    level = CalibratedComparator(blur_sigma=0.0, color_weight=1.0, structure_weight=0.0, self_normalization=0.7)
+    plain, level = (
+        CalibratedComparator(
+            weights=LayerWeights(color=1.0, structure=0.0),
+            scoring=ScoringSettings(blur_sigma=0.0, self_normalization=factor),
+        )
+        for factor in (0.0, 0.7)
+    )
     before, after = (comparator.compare_windows(query, reference, alpha)[0] for comparator in (plain, level))
     roots = [float(before[v, u]) ** 0.5 for v in range(64) for u in range(64) if alpha[0, v, u] > 0.5]
     torch.testing.assert_close(after, before / (1 + 0.7 * (sum(roots) / len(roots)) ** 2), atol=1e-4, rtol=1e-4)
@@ -110,12 +122,12 @@ class _Colors(torch.nn.Module):
         return [image, F.avg_pool2d(image, 2)]
 
 
-def test_product_score_by_hand(monkeypatch):
+def test_product_map_equals_its_definition(monkeypatch):
     reference = colored()
     query = reference.clone()
     query[:, 0, 20:30, 20:30] *= 0.3
     gray = torch.full_like(reference, 0.5)
-    comparator = ProductComparator(backbone="resnet18", pretrained=False, image_size=0, blur_sigma=0.0)
+    comparator = ProductComparator(NetworkSettings("resnet18", pretrained=False), image_size=0, blur_sigma=0.0)
     monkeypatch.setattr(comparator, "extractor", _Colors())
     found = comparator(query, reference, disc())
     expected = torch.zeros(1, 64, 64)
@@ -128,8 +140,8 @@ def test_product_score_by_hand(monkeypatch):
     assert float(comparator(0.6 * gray, gray, disc()).max()) < 1e-4
 
 
-def test_a_rendered_reflectance_takes_the_place_of_the_references():
-    comparator = make_comparator("illumination", crop_size=64)
+def test_rendered_reflectance_replaces_that_of_the_reference():
+    comparator = make_comparator("illumination", window=WindowSettings(64))
     reference, query, alpha = colored(), colored().flip(1), disc()
     plain = comparator(query, reference, alpha)
     own = comparator(query, reference, alpha, comparator.reflectance(reference))
@@ -138,8 +150,8 @@ def test_a_rendered_reflectance_takes_the_place_of_the_references():
     assert same.max() < 0.7 * plain.max()
 
 
-def test_in_the_product_a_rendered_reflectance_takes_the_place_of_the_references(monkeypatch):
-    comparator = ProductComparator(backbone="resnet18", pretrained=False, image_size=0)
+def test_product_uses_a_rendered_reflectance(monkeypatch):
+    comparator = ProductComparator(NetworkSettings("resnet18", pretrained=False), image_size=0)
     monkeypatch.setattr(comparator, "extractor", _Colors())
     reference, query, alpha = colored(), colored().flip(1), disc()
     plain = comparator(query, reference, alpha)
@@ -149,6 +161,6 @@ def test_in_the_product_a_rendered_reflectance_takes_the_place_of_the_references
     assert same.max() == 0  # nothing differs in one of the domains
 
 
-def test_an_even_image_reflects_what_its_color_does():
+def test_reflectance_of_a_color_equals_that_of_a_uniform_image():
     color = torch.tensor([0.5, 0.2, 0.1])
     torch.testing.assert_close(reflectance_of_color(color), reflectance(color[None, :, None, None]).flatten())

@@ -27,14 +27,14 @@ def test_normals_of_a_ball():
     assert not found[ALPHA == 0].any()
 
 
-def test_no_opacity_switches_a_normal():
+def test_normals_change_continuously_with_opacity():
     """Rounding would decide, and other runtimes would decide otherwise."""
     rim = torch.where((ALPHA > 0) & ~INNER, 0.5, ALPHA)
     below, above = (surface_normals(POINTS[None], (rim + change * (rim == 0.5))[None]) for change in (-1e-6, 1e-6))
     torch.testing.assert_close(below, above, atol=1e-4, rtol=0)
 
 
-def test_another_lamp_is_no_defect_and_a_defect_is_no_lamp():
+def test_relighting_removes_light_but_not_defects():
     albedo = 0.3 + 0.4 * (torch.rand(3, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(0)))
     albedo = albedo.repeat_interleave(8, 1).repeat_interleave(8, 2)
     reference = albedo.clone()
@@ -58,7 +58,7 @@ def test_another_lamp_is_no_defect_and_a_defect_is_no_lamp():
     assert torch.equal(back[:, ALPHA == 0], spoilt[:, ALPHA == 0])
 
 
-def test_the_same_light_changes_nothing_and_a_few_pixels_are_left_alone():
+def test_relighting_keeps_equal_light_and_tiny_objects():
     reference = torch.where(ALPHA > 0, 0.6, 1.0).expand(3, -1, -1)
     same = relight_reference(*(part[None] for part in (reference, reference, ALPHA, POINTS)))[0]
     torch.testing.assert_close(same, reference, atol=1e-4, rtol=0)

@@ -8,7 +8,7 @@ import torch
 from anomalib.data import ImageBatch
 from anomalib.post_processing import PostProcessor
 
-from anomalib_pose.compare import CalibratedComparator, ReferenceComparison
+from anomalib_pose.compare import CalibratedComparator, ReferenceComparison, ScoringSettings, WindowSettings
 from anomalib_pose.geometry import Camera, view_sphere
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
@@ -30,11 +30,11 @@ class Exporter(DetectorExportMixin):
 
 
 def test_blur_covers_the_same_part_of_the_object_as_in_the_model():
-    exporter = Exporter(crop_size=256, blur_sigma=4.0)
+    exporter = Exporter(window=WindowSettings(256), scoring=ScoringSettings(blur_sigma=4.0))
     for settings, sigma in (({"size": 64}, 1.0), ({"size": 64, "drawn_size": 128}, 2.0), ({"drawn": False}, 4.0)):
         comparator = exporter.feed_forward(views=4, progress=False, **settings).model.comparator
-        assert comparator.blur_sigma == pytest.approx(sigma)
-    assert exporter.model.comparison.comparator.blur_sigma == 4.0
+        assert comparator.scoring.blur_sigma == pytest.approx(sigma)
+    assert exporter.model.comparison.comparator.scoring.blur_sigma == 4.0
 
 
 def views(poses: torch.Tensor, *, damage: bool) -> torch.Tensor:

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from anomalib_pose.compare import CalibratedComparator, ReferenceComparison, make_comparator
+from anomalib_pose.compare import CalibratedComparator, ReferenceComparison, WindowSettings, make_comparator
 from anomalib_pose.compare.lighting.shading import surface_normals
 from anomalib_pose.compare.reference import Reference, stack_references
 from anomalib_pose.geometry import Camera, pose_error, view_sphere
@@ -18,7 +18,7 @@ CAMERAS = CAMERA.with_pose(POSES)
 
 
 def make_detector(surface_views: int) -> SceneDetector:
-    comparison = ReferenceComparison(CalibratedComparator(crop_size=64), surface_views=surface_views)
+    comparison = ReferenceComparison(CalibratedComparator(window=WindowSettings(64)), surface_views=surface_views)
     return SceneDetector(make_toy(), make_estimator(), comparison)
 
 
@@ -38,7 +38,7 @@ def photographs(detector: SceneDetector, place: torch.Tensor) -> torch.Tensor:
     return torch.stack(images)
 
 
-def test_what_all_training_views_show_is_expected_of_a_query() -> None:
+def test_residuals_of_all_training_views_are_divided_out() -> None:
     detector = make_detector(24)
     image, alpha, points, *_ = detector.render_reference(CAMERAS[3])
     usual, other = (points[row, column] for row, column in ((26, 26), (38, 38)))
@@ -51,8 +51,8 @@ def test_what_all_training_views_show_is_expected_of_a_query() -> None:
     assert corrected[38, 38] > 0.9
 
 
-def test_what_no_photograph_confirms_counts_less() -> None:
-    comparison = ReferenceComparison(CalibratedComparator(crop_size=64))
+def test_unsupported_regions_lower_the_score_and_not_the_map() -> None:
+    comparison = ReferenceComparison(CalibratedComparator(window=WindowSettings(64)))
     detector = SceneDetector(make_toy(), make_estimator(), comparison, nearby_views=3)
     images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in CAMERAS])
     detector.nearby.store_residuals(detector.rendered, images.clamp(0, 1), CAMERAS, keep_photographs=True)
@@ -79,21 +79,21 @@ def test_what_no_photograph_confirms_counts_less() -> None:
 
 
 @pytest.mark.parametrize(("step", "always", "asked"), [(1, False, False), (1, True, True), (3, False, True)])
-def test_photographs_are_asked_where_views_are_few(step: int, always: bool, asked: bool) -> None:
+def test_support_is_checked_for_sparse_views(step: int, always: bool, asked: bool) -> None:
     cameras = CAMERA.with_pose(view_sphere(120, 3.0, 1.0, -0.2)[:24:step])
-    comparison = ReferenceComparison(CalibratedComparator(crop_size=64))
+    comparison = ReferenceComparison(CalibratedComparator(window=WindowSettings(64)))
     detector = SceneDetector(make_toy(), make_estimator(), comparison, nearby_views=3, check_support=always)
     images = torch.stack([detector.rendered.render(camera, torch.ones(3)).rgb.permute(2, 0, 1) for camera in cameras])
     detector.fit(images.clamp(0, 1), cameras, None, lambda *_: 30.0)
     assert detector.nearby.has_photographs is asked
     assert 0 < int(detector.scene.counts[0]) < int(detector.scene.counts[1]) < len(detector.scene)
-    fresh_comparison = ReferenceComparison(CalibratedComparator(crop_size=64))
+    fresh_comparison = ReferenceComparison(CalibratedComparator(window=WindowSettings(64)))
     fresh = SceneDetector(make_toy(), make_estimator(), fresh_comparison, nearby_views=3)
     fresh.load_state_dict(detector.state_dict())
     assert fresh.nearby.has_photographs is asked
 
 
-def test_without_views_nothing_is_expected() -> None:
+def test_no_surface_views_leave_the_statistics_empty() -> None:
     detector = make_detector(0)
     calibrate_surface(detector, photographs(detector, torch.zeros(3)))
     assert not detector.comparison.surface.excess_square.any()
@@ -109,7 +109,7 @@ def test_a_transparent_scene_is_reported(caplog) -> None:
     assert not detector.comparison.surface.fitted
 
 
-LAMP, LAMP_COLoR = torch.tensor([0.8, -0.6, 0.0]), torch.tensor([1.0, 0.75, 0.5])
+LAMP, LAMP_COLOR = torch.tensor([0.8, -0.6, 0.0]), torch.tensor([1.0, 0.75, 0.5])
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def detectors() -> list[SceneDetector]:
     """One that leaves the light of queries as it is, and one that does not."""
     made = []
     for relight in (False, True):
-        comparison = ReferenceComparison(CalibratedComparator(crop_size=64), relight=relight)
+        comparison = ReferenceComparison(CalibratedComparator(window=WindowSettings(64)), relight=relight)
         detector = SceneDetector(make_toy(), make_estimator(), comparison)
         detector.white_background = torch.tensor(data=True)
         detector.bank.build(detector.rendered, CAMERAS)
@@ -128,11 +128,11 @@ def detectors() -> list[SceneDetector]:
 def under_the_lamp(detector: SceneDetector, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Photograph and alpha of the object in other light."""
     image, alpha, points, *_ = detector.render_reference(CAMERA.with_pose(pose))
-    shade = (0.55 + 0.45 * surface_normals(points[None], alpha[None])[0] @ LAMP) * LAMP_COLoR[:, None, None]
+    shade = (0.55 + 0.45 * surface_normals(points[None], alpha[None])[0] @ LAMP) * LAMP_COLOR[:, None, None]
     return torch.lerp(image, image * shade, alpha), alpha
 
 
-def test_another_lamp_is_no_defect(detectors) -> None:
+def test_relighting_lowers_the_map_under_another_lamp(detectors) -> None:
     found = []
     for detector in detectors:
         lit, alpha = under_the_lamp(detector, view_sphere(7, 3.0, 0.9, -0.1)[3])
@@ -141,7 +141,7 @@ def test_another_lamp_is_no_defect(detectors) -> None:
     assert in_its_light < 0.6 * plain, found
 
 
-def test_another_lamp_does_not_move_the_camera(detectors) -> None:
+def test_relighting_lowers_pose_errors_under_another_lamp(detectors) -> None:
     errors = []
     for detector in detectors:
         for truth in view_sphere(7, 3.0, 0.9, -0.1):
@@ -154,9 +154,9 @@ def test_another_lamp_does_not_move_the_camera(detectors) -> None:
     assert after.median() < 0.7 * before.median(), (before, after)
 
 
-def test_the_reflectance_that_was_fitted_is_what_the_comparison_gets() -> None:
+def test_comparison_uses_the_fitted_reflectance() -> None:
     scene = with_reflectance(make_toy())
-    comparator = make_comparator("illumination", crop_size=64, feature_mix=0.0)
+    comparator = make_comparator("illumination", window=WindowSettings(64))
     detector = SceneDetector(scene, make_estimator(), ReferenceComparison(comparator))
     reference = stack_references([detector.render_reference(CAMERAS[3])])
     background = reflectance(torch.ones(1, 3, 1, 1), comparator.reflectance.offset).flatten()
@@ -170,12 +170,12 @@ def test_the_reflectance_that_was_fitted_is_what_the_comparison_gets() -> None:
     for other in (
         SceneDetector(scene, make_estimator(), ReferenceComparison(comparator, relight=True)),
         SceneDetector(make_toy(), make_estimator(), ReferenceComparison(comparator)),
-        SceneDetector(scene, make_estimator(), ReferenceComparison(CalibratedComparator(crop_size=64))),
+        SceneDetector(scene, make_estimator(), ReferenceComparison(CalibratedComparator(window=WindowSettings(64)))),
     ):
         assert other.render_reference(CAMERAS[3]).reflectance is None
 
 
-def test_a_reference_before_a_photographs_background() -> None:
+def test_reference_over_the_background_of_a_query() -> None:
     alpha = torch.tensor([[0.0, 1.0, 0.25]])
     rgb, photograph = torch.rand(2, 3, 1, 3, generator=torch.Generator().manual_seed(0)).unbind()
     over_white = alpha * rgb + 1 - alpha
