@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled loops of the triangle renderer: scan conversion, gathering of samples, visibility of lights and points."""
+"""CPU kernels for triangle meshes: rasterization, interpolation at samples, visibility of lights and points."""
 
 from typing import no_type_check
 
@@ -7,21 +7,23 @@ import numpy as np
 
 from anomalib_pose.render.compiled import kernel
 
-# Without fast-math every machine rounds alike, and pictures written from a seed keep their bytes.
+# Without fast-math all machines round alike, and images written from a seed keep their bytes.
 _STRICT: frozenset[str] = frozenset()
 
-# Samples this far outside an edge (in barycentric coordinates) still count: no crack opens between two triangles
-# whose common edge is rounded differently.
+# Distance in barycentric coordinates at which samples outside an edge still count. It closes cracks between triangles
+# with a common edge that is rounded differently.
 _EDGE_TOLERANCE = 1e-9
 
 
 @kernel(_STRICT)
 @no_type_check
-def scan(xy, nearness, faces, best, owner, weights):  # noqa: ANN001, ANN201
-    """Fill the buffers with the nearest triangle at every sample; the first one wins a tie.
+def rasterize_triangles(xy, nearness, faces, best, owner, weights):  # noqa: ANN001, ANN201
+    """Fill the buffers with the nearest triangle at each sample; the first triangle wins a tie.
 
-    ``nearness`` (V,) has to be linear on the image plane, larger where nearer, and positive where the vertex can be
-    drawn: inverse depth for a pinhole camera. ``best`` (h, w) starts at zero, ``owner`` (h, w) at -1.
+    ``nearness`` (V,) has to be linear on the image plane, larger for nearer vertices, and positive for vertices in
+    front of the camera: inverse depth for a pinhole camera. ``best`` (h, w) receives the nearness and starts at zero,
+    ``owner`` (h, w) receives the triangle and starts at -1. ``weights`` (h, w, 2) receives the barycentric weights of
+    the triangle's second and third vertex, corrected for perspective.
     """
     height, width = best.shape
     for t in range(faces.shape[0]):
@@ -62,7 +64,7 @@ def scan(xy, nearness, faces, best, owner, weights):  # noqa: ANN001, ANN201
 @kernel(_STRICT)
 @no_type_check
 def interpolate(values, faces, face, weights, out):  # noqa: ANN001, ANN201
-    """Values (V, C) of the vertices at samples: ``out[n] = sum_k weights[n, k] values[faces[face[n], k]]``."""
+    """Interpolate values (V, C) at samples: ``out[n] = sum_k weights[n, k] values[faces[face[n], k]]``."""
     channels = values.shape[1]
     for n in range(face.shape[0]):
         t = face[n]
@@ -75,7 +77,7 @@ def interpolate(values, faces, face, weights, out):  # noqa: ANN001, ANN201
 @kernel(_STRICT)
 @no_type_check
 def add_visible(xy, nearness, cosine, blocker, out):  # noqa: ANN001, ANN201
-    """Add to ``out`` (V,) the cosine times the share of the four nearest texels that do not hide the vertex."""
+    """Add to ``out`` (V,) the cosine times the bilinear weight of the four texels that do not hide the vertex."""
     height, width = blocker.shape
     for n in range(xy.shape[0]):
         if cosine[n] <= 0.0:
@@ -83,23 +85,24 @@ def add_visible(xy, nearness, cosine, blocker, out):  # noqa: ANN001, ANN201
         x, y = xy[n, 0] - 0.5, xy[n, 1] - 0.5
         x_low, y_low = int(np.floor(x)), int(np.floor(y))
         fx, fy = x - x_low, y - y_low
-        share = 0.0
+        visibility = 0.0
         for dy in range(2):
             for dx in range(2):
                 xi, yi = x_low + dx, y_low + dy
                 weight = (fx if dx else 1.0 - fx) * (fy if dy else 1.0 - fy)
                 if xi < 0 or yi < 0 or xi >= width or yi >= height or blocker[yi, xi] <= nearness[n]:
-                    share += weight
-        out[n] += cosine[n] * share
+                    visibility += weight
+        out[n] += cosine[n] * visibility
 
 
 @kernel(_STRICT)
 @no_type_check
 def mark_hidden(xy, nearness, faces, points, start, least, hidden):  # noqa: ANN001, ANN201
-    """Mark in ``hidden`` (N,) the points (N, 2) that a triangle covers which is nearer there than ``least`` (N,).
+    """Mark points behind a triangle in ``hidden`` (N,): the triangle's nearness at the point exceeds ``least`` (N,).
 
-    ``xy`` and ``nearness`` are those of ``scan``. Points are sorted by pixel, row by row, in a grid whose corner is the
-    origin: those of pixel (y, x) are ``start[y, x]`` to the next entry, and ``start`` has one column more than pixels.
+    ``xy`` and ``nearness`` are those of ``rasterize_triangles``. ``points`` (N, 2) are sorted by pixel, row by row, in
+    a grid with its corner at the origin. The points of pixel (y, x) start at ``start[y, x]`` and end before
+    ``start[y, x + 1]``; ``start`` has one column more than the grid.
     """
     height, width = start.shape[0], start.shape[1] - 1
     for t in range(faces.shape[0]):

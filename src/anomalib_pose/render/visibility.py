@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points on the surface of a mesh: where they lie, and which of them a camera sees."""
+"""Points on the surface of a mesh: sampling, and visibility from a camera."""
 
 import numpy as np
 import torch
@@ -10,57 +10,60 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.render.mesh import Mesh
 from anomalib_pose.render.mesh_kernels import mark_hidden
 
-# A surface that is nearer by this share of the depth hides a point; rounding of the point's own faces stays below it.
-_SLACK = 1e-6
+# Relative depth difference at which a surface hides a point. The rounding of the point's own faces stays below it.
+_TOLERANCE = 1e-6
 
 
 def triangle_areas(mesh: Mesh) -> Float[Tensor, " f"]:
-    """Areas of a mesh's faces, float64."""
+    """Compute the areas of a mesh's faces, float64."""
     corners = mesh.vertices.double()[mesh.faces.long()]
     return torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1) / 2
 
 
 def surface_centroid(mesh: Mesh) -> Float[Tensor, "3"]:
-    """Mean position of a mesh's surface, float64; parts that lie inside each other count as well.
+    """Compute the centroid of a mesh's surface, float64; surfaces inside other parts count too.
 
     Raises:
         ValueError: if the surface has no area.
     """
-    areas = _positive(triangle_areas(mesh))
+    areas = _check_area(triangle_areas(mesh))
     return (mesh.vertices.double()[mesh.faces.long()].mean(1) * areas[:, None]).sum(0) / areas.sum()
 
 
 def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> Float[Tensor, "n 3"]:
-    """Random points on a mesh's surface, float64, evenly by area.
+    """Sample random points on a mesh's surface, float64, uniformly by area.
 
     Args:
-        mesh: the mesh.
+        mesh: mesh to sample.
         count: number of points.
         rng: source of randomness.
 
     Raises:
         ValueError: if the surface has no area.
     """
-    areas = _positive(triangle_areas(mesh)).numpy()
+    areas = _check_area(triangle_areas(mesh)).numpy()
     face = rng.choice(len(areas), count, p=areas / areas.sum())
-    across, along = rng.random((2, count))
-    # The square root makes the density even; without it points would crowd at the first corner.
-    root = np.sqrt(across)
-    weights = torch.from_numpy(np.stack([1 - root, root * (1 - along), root * along], 1))
+    first, second = rng.random((2, count))
+    # The square root makes the density uniform; without it, points would crowd at the first corner.
+    root = np.sqrt(first)
+    weights = torch.from_numpy(np.stack([1 - root, root * (1 - second), root * second], 1))
     corners = mesh.vertices.double()[mesh.faces.long()[torch.from_numpy(face)]]
     return (corners * weights[..., None]).sum(1)
 
 
 def visible_points(mesh: Mesh, camera: Camera, points: Float[Tensor, "n 3"]) -> Bool[Tensor, " n"]:
-    """Which points no face hides; exact for the triangles as they are, without a depth map's steps.
+    """Find the points that no face hides; exact for the triangles, without the quantization of a depth map.
 
-    Points outside the image count as if the image reached them. Points behind the camera are not visible. Faces that
-    reach behind the camera hide nothing.
+    Points outside the image are treated as if the image were larger. Points behind the camera are not visible. Faces
+    that reach behind the camera hide nothing.
 
     Args:
-        mesh: what hides points; both sides of its faces do.
+        mesh: mesh that hides points; both sides of its faces hide.
         camera: one camera, without batch dimensions.
         points: positions in the world frame, on the surface or off it.
+
+    Returns:
+        mask (N,) of the visible points.
     """
     camera = camera.to(torch.float64)
     vertex_xy, vertex_depth = (values.numpy() for values in camera.project(mesh.vertices.double()))
@@ -72,22 +75,23 @@ def visible_points(mesh: Mesh, camera: Camera, points: Float[Tensor, "n 3"]) -> 
     corner = np.floor(point_xy[front].min(0))
     cell = (point_xy[front] - corner).astype(np.int64)
     width, height = (int(last) + 1 for last in cell.max(0))
-    number = cell[:, 1] * width + cell[:, 0]
-    order = np.argsort(number, kind="stable")
-    count = np.bincount(number, minlength=width * height)
-    before = np.concatenate([[0], np.cumsum(count)])
-    start = before[np.arange(height)[:, None] * width + np.arange(width + 1)]
-    chosen = front[order]
-    hidden = np.zeros(len(chosen), bool)
+    cell_index = cell[:, 1] * width + cell[:, 0]
+    order = np.argsort(cell_index, kind="stable")
+    count = np.bincount(cell_index, minlength=width * height)
+    cumulative = np.concatenate([[0], np.cumsum(count)])
+    start = cumulative[np.arange(height)[:, None] * width + np.arange(width + 1)]
+    sorted_front = front[order]
+    hidden = np.zeros(len(sorted_front), bool)
     nearness = np.where(vertex_depth > 0, 1 / np.maximum(vertex_depth, np.finfo(float).tiny), 0.0)
-    least = (1 + _SLACK) / point_depth[chosen]
-    mark_hidden(vertex_xy - corner, nearness, mesh.faces.numpy(), point_xy[chosen] - corner, start, least, hidden)
-    visible[chosen] = ~hidden
+    least = (1 + _TOLERANCE) / point_depth[sorted_front]
+    mark_hidden(vertex_xy - corner, nearness, mesh.faces.numpy(), point_xy[sorted_front] - corner, start, least, hidden)
+    visible[sorted_front] = ~hidden
     return torch.from_numpy(visible)
 
 
-def _positive(areas: Tensor) -> Tensor:
+def _check_area(areas: Tensor) -> Tensor:
+    """Return the areas (F,) if their sum is positive."""
     if not bool(areas.sum() > 0):
-        msg = f"The mesh has {len(areas)} faces and no area: expected a surface."
+        msg = f"A mesh should have a surface, got {len(areas)} faces with no area."
         raise ValueError(msg)
     return areas

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from anomalib_pose.geometry import Camera, look_at
-from anomalib_pose.render.mesh import BakedLight, Fragments, Light, Mesh, rasterize_mesh, resolve, shade
+from anomalib_pose.render.mesh import Fragments, Mesh, rasterize_mesh, resolve
+from anomalib_pose.render.mesh_lighting import BakedLight, Light, shade
 from anomalib_pose.sample_data.chair_anomalies import Anomaly
 from anomalib_pose.sample_data.chair_parts import Chair
 from anomalib_pose.sample_data.defects import to_bytes

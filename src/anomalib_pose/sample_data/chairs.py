@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from anomalib_pose.data.files import new_category, write_image, write_json, write_text
 from anomalib_pose.data.reference_views.broken_chairs_files import ANOMALY_TYPES, BOX_UNIT
-from anomalib_pose.render.mesh import BakedLight, Light, bake_light
+from anomalib_pose.render.mesh_lighting import BakedLight, Light, bake_light
 from anomalib_pose.render.reference_views import render_reference_views
 from anomalib_pose.sample_data.chair_anomalies import Anomaly, break_chair
 from anomalib_pose.sample_data.chair_parts import Chair, build_chair

@@ -12,7 +12,8 @@ from rich.progress import Progress
 
 from anomalib_pose.data.files import new_category, write_image
 from anomalib_pose.geometry import Camera, look_at
-from anomalib_pose.render.mesh import Light, bake_light, rasterize_mesh, resolve, shade
+from anomalib_pose.render.mesh import rasterize_mesh, resolve
+from anomalib_pose.render.mesh_lighting import Light, bake_light, shade
 from anomalib_pose.sample_data.solids import DEFECTS, SOLIDS, build_solid
 from anomalib_pose.sample_data.views import one_thread
 

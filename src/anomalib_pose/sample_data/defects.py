@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from anomalib_pose.geometry import Camera
-from anomalib_pose.render.mesh import BakedLight, Fragments, Light, bake_light, rasterize_mesh, resolve, shade
+from anomalib_pose.render.mesh import Fragments, rasterize_mesh, resolve
+from anomalib_pose.render.mesh_lighting import BakedLight, Light, bake_light, shade
 from anomalib_pose.sample_data.bricks import Part, Solid, join
 from anomalib_pose.sample_data.toys import Toy, assemble
 

@@ -8,7 +8,7 @@ import numpy as np
 from rich.progress import Progress
 
 from anomalib_pose.data.files import new_category, write_json
-from anomalib_pose.render.mesh import Light
+from anomalib_pose.render.mesh_lighting import Light
 from anomalib_pose.sample_data.defects import DEFECTS
 from anomalib_pose.sample_data.toys import build_toy
 from anomalib_pose.sample_data.views import (

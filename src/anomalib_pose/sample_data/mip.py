@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from anomalib_pose.data.files import new_category, write_json
 from anomalib_pose.geometry import Camera
-from anomalib_pose.render.mesh import Light
+from anomalib_pose.render.mesh_lighting import Light
 from anomalib_pose.sample_data.colmap import write_model
 from anomalib_pose.sample_data.defects import DEFECTS
 from anomalib_pose.sample_data.toys import build_toy

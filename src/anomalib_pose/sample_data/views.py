@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anomalib_pose.data.files import opengl_matrix, write_image, write_json
 from anomalib_pose.geometry import Camera, look_at, mad_lattice
-from anomalib_pose.render.mesh import BakedLight, Light, bake_light
+from anomalib_pose.render.mesh_lighting import BakedLight, Light, bake_light
 from anomalib_pose.sample_data.defects import View, spoil
 from anomalib_pose.sample_data.toys import Toy
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from anomalib_pose.geometry import Camera, look_at
-from anomalib_pose.render.mesh import Light, Mesh, bake_light, rasterize_mesh, render_mesh
+from anomalib_pose.render.mesh import Mesh, rasterize_mesh
+from anomalib_pose.render.mesh_lighting import Light, bake_light, render_mesh
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 WHITE = (1.0, 1.0, 1.0)

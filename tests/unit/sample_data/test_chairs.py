@@ -13,7 +13,8 @@ from scipy.ndimage import find_objects
 from anomalib_pose.cli import run_command
 from anomalib_pose.data.reference_views.broken_chairs_files import ANOMALY_TYPES, find_queries, split_queries
 from anomalib_pose.data.reference_views.files import find_reference_views
-from anomalib_pose.render.mesh import BakedLight, Light, rasterize_mesh
+from anomalib_pose.render.mesh import rasterize_mesh
+from anomalib_pose.render.mesh_lighting import BakedLight, Light
 from anomalib_pose.sample_data.bricks import Solid, box, subdivide
 from anomalib_pose.sample_data.chair_anomalies import break_chair, cut_out, inside
 from anomalib_pose.sample_data.chair_parts import build_chair

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from anomalib_pose.geometry import Camera, mad_lattice, rotation_angle
-from anomalib_pose.render.mesh import Light, bake_light, render_mesh
+from anomalib_pose.render.mesh_lighting import Light, bake_light, render_mesh
 from anomalib_pose.sample_data import build_toy, write_mad
 from anomalib_pose.sample_data.bricks import brick, cylinder, prism, revolve, stud, subdivide
 from anomalib_pose.sample_data.defects import DEFECTS

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from anomalib_pose.data import MIP, read_colmap_points
 from anomalib_pose.geometry import Camera, mad_lattice
-from anomalib_pose.render.mesh import BakedLight, Light, bake_light, render_mesh
+from anomalib_pose.render.mesh_lighting import BakedLight, Light, bake_light, render_mesh
 from anomalib_pose.sample_data import Toy, build_toy, write_mip
 
 CATEGORY, SIZE, VIEWS, LIGHTS, GOOD, BAD, SEED = "rocket", 48, 3, 3, 1, 3, 5
