@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solids of toy bricks. One unit is the pitch of studs; a plate is 0.4 high, a brick three plates."""
+"""Meshes of toy bricks. One unit is the distance of studs; a plate is 0.4 units high, a brick three plates."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,12 +17,12 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Solid:
-    """Triangles with normals at their vertices.
+    """A triangle mesh with normals at its vertices.
 
     Args:
-        vertices: (V, 3) float64.
-        faces: (F, 3) int32.
-        normals: (V, 3) float64, unit.
+        vertices: positions (V, 3), float64.
+        faces: vertex indices (F, 3), int32.
+        normals: unit normals (V, 3), float64.
     """
 
     vertices: np.ndarray
@@ -35,9 +35,9 @@ class Part:
     """One piece of a toy.
 
     Args:
-        solid: its surface.
-        color: its color in [0, 1].
-        removable: whether a toy with this piece missing still is a toy.
+        solid: surface of the piece.
+        color: RGB in [0, 1].
+        removable: whether the toy still holds together without this piece.
     """
 
     solid: Solid
@@ -46,7 +46,7 @@ class Part:
 
 
 def join(solids: list[Solid]) -> Solid:
-    """Several solids as one."""
+    """Join several solids to one."""
     offsets = np.cumsum([0] + [len(solid.vertices) for solid in solids[:-1]])
     return Solid(
         np.concatenate([solid.vertices for solid in solids]),
@@ -56,12 +56,12 @@ def join(solids: list[Solid]) -> Solid:
 
 
 def box(low: tuple[float, float, float], high: tuple[float, float, float], chamfer: float = _CHAMFER) -> Solid:
-    """Box with rounded edges.
+    """Build a box with rounded edges.
 
     Args:
         low: smallest coordinates.
         high: largest coordinates.
-        chamfer: width of the rounding; cut to a quarter of the shortest edge.
+        chamfer: width of the rounding, limited to a quarter of the shortest edge.
     """
     lower, upper = np.array(low), np.array(high)
     inset = min(chamfer, float((upper - lower).min()) / 4)
@@ -75,44 +75,45 @@ def box(low: tuple[float, float, float], high: tuple[float, float, float], chamf
             shift[axis] = 0
             vertices.append(outer - sign * shift)
             normals.append(sign * np.eye(3)[axis])
-    number = {corner: 3 * i for i, corner in enumerate(corners)}
+    first_vertex = {corner: 3 * i for i, corner in enumerate(corners)}
     faces: list[tuple[int, int, int]] = []
 
-    def quad(a: int, b: int, c: int, d: int) -> None:
+    def add_quad(a: int, b: int, c: int, d: int) -> None:
         faces.extend([(a, b, c), (a, c, d)])
 
-    def at(axis: int, value: int, u: int, v: int) -> tuple[int, int, int]:
+    def corner_at(axis: int, value: int, u: int, v: int) -> tuple[int, int, int]:
         corner = [0, 0, 0]
         corner[axis], corner[(axis + 1) % 3], corner[(axis + 2) % 3] = value, u, v
         return corner[0], corner[1], corner[2]
 
     for axis in range(3):
         for side in (0, 1):
-            ring = [number[at(axis, side, u, v)] + axis for u, v in ((0, 0), (1, 0), (1, 1), (0, 1))]
-            quad(ring[0], ring[1], ring[2], ring[3])
+            ring = [first_vertex[corner_at(axis, side, u, v)] + axis for u, v in ((0, 0), (1, 0), (1, 1), (0, 1))]
+            add_quad(ring[0], ring[1], ring[2], ring[3])
         for u, v in ((0, 0), (1, 0), (1, 1), (0, 1)):
-            start, end = number[at(axis, 0, u, v)], number[at(axis, 1, u, v)]
+            start, end = first_vertex[corner_at(axis, 0, u, v)], first_vertex[corner_at(axis, 1, u, v)]
             b, c = (axis + 1) % 3, (axis + 2) % 3
-            quad(start + b, end + b, end + c, start + c)
-    faces.extend((first, first + 1, first + 2) for first in number.values())
+            add_quad(start + b, end + b, end + c, start + c)
+    faces.extend((first, first + 1, first + 2) for first in first_vertex.values())
     return Solid(np.array(vertices), np.array(faces, np.int32), np.array(normals))
 
 
 def revolve(
     profile: list[tuple[float, float]], center: tuple[float, float, float], axis: str = "z", sides: int = 24
 ) -> Solid:
-    """Surface of revolution.
+    """Build a surface of revolution.
 
     Args:
-        profile: (radius, height) along the axis, in order, with the solid's inside to the left of the way up.
-        center: where radius and height are zero.
+        profile: points (radius, height) along the outline. With radius to the right and height up, the inside of the
+            solid is to the left of the outline's direction.
+        center: position of radius 0 and height 0.
         axis: "x", "y" or "z".
         sides: number of segments around.
     """
     angle = 2 * np.pi * np.arange(sides) / sides
     circle = np.stack([np.cos(angle), np.sin(angle)], 1)
-    this = np.arange(sides)
-    following = (this + 1) % sides
+    segment = np.arange(sides)
+    next_segment = (segment + 1) % sides
     vertices: list[np.ndarray] = []
     normals, faces = [], []
     for (r0, h0), (r1, h1) in pairwise(profile):
@@ -122,7 +123,7 @@ def revolve(
         ring = [np.column_stack([r * circle, np.full(sides, h)]) for r, h in ((r0, h0), (r1, h1))]
         vertices.append(np.concatenate(ring))
         normals.append(np.tile(np.column_stack([slope[0] * circle, np.full(sides, slope[1])]), (2, 1)))
-        first, second = offset + this, offset + following
+        first, second = offset + segment, offset + next_segment
         if r0 > 0:
             faces.append(np.column_stack([first, second, second + sides]))
         if r1 > 0:
@@ -135,7 +136,7 @@ def revolve(
 def cylinder(
     center: tuple[float, float, float], radius: float, height: float, axis: str = "z", sides: int = 24
 ) -> Solid:
-    """Closed cylinder with a small rounding at its top, from ``center`` along an axis (backwards if height < 0)."""
+    """Build a closed cylinder with small roundings, from ``center`` along an axis (backwards if height < 0)."""
     top, rim = abs(height), min(0.05, radius / 4, abs(height) / 4)
     solid = revolve(
         [(0, 0), (radius - rim, 0), (radius, rim), (radius, top - rim), (radius - rim, top), (0, top)],
@@ -151,38 +152,40 @@ def cylinder(
 
 
 def prism(polygon: list[tuple[float, float]], low: float, high: float, axis: str = "y") -> Solid:
-    """Convex polygon drawn out along an axis.
+    """Extrude a convex polygon along an axis.
 
     Args:
-        polygon: corners; in the plane x, z for axis "y", y, z for "x".
+        polygon: corners in the plane x, z for axis "y"; in the plane y, z for axis "x".
         low: start along the axis.
         high: end along the axis.
         axis: "x" or "y".
     """
     flat = np.array(polygon)
     middle = flat.mean(0)
-    out_of = {"x": lambda p, h: np.column_stack([h, p]), "y": lambda p, h: np.column_stack([p[:, 0], h, p[:, 1]])}[axis]
+    to_space = {"x": lambda p, h: np.column_stack([h, p]), "y": lambda p, h: np.column_stack([p[:, 0], h, p[:, 1]])}[
+        axis
+    ]
     vertices, normals = [], []
     faces: list[tuple[int, int, int]] = []
     count = 0
     for height, sign in ((low, -1.0), (high, 1.0)):
-        vertices.append(out_of(flat, np.full(len(flat), height)))
-        normals.append(out_of(np.zeros_like(flat), np.full(len(flat), sign)))
+        vertices.append(to_space(flat, np.full(len(flat), height)))
+        normals.append(to_space(np.zeros_like(flat), np.full(len(flat), sign)))
         faces.extend((count, count + i, count + i + 1) for i in range(1, len(flat) - 1))
         count += len(flat)
     for start, end in zip(flat, np.roll(flat, -1, 0), strict=True):
         edge = end - start
         normal = np.array([edge[1], -edge[0]]) / np.linalg.norm(edge)
         normal *= np.sign(normal @ (start - middle))
-        vertices.append(out_of(np.array([start, end, end, start]), np.array([low, low, high, high])))
-        normals.append(out_of(np.tile(normal, (4, 1)), np.zeros(4)))
+        vertices.append(to_space(np.array([start, end, end, start]), np.array([low, low, high, high])))
+        normals.append(to_space(np.tile(normal, (4, 1)), np.zeros(4)))
         faces.extend([(count, count + 1, count + 2), (count, count + 2, count + 3)])
         count += 4
     return Solid(np.concatenate(vertices), np.array(faces, np.int32), np.concatenate(normals))
 
 
 def stud(x: float, y: float, z: float) -> Solid:
-    """One stud that stands on a height ``z``."""
+    """Build one stud with its base at height ``z``."""
     rim = 0.04
     return revolve(
         [
@@ -197,15 +200,15 @@ def stud(x: float, y: float, z: float) -> Solid:
 
 
 def brick(x: float, y: float, z: float, nx: int, ny: int, plates: float = 3, *, studs: bool = True) -> Solid:
-    """Brick of nx by ny studs.
+    """Build a brick of nx by ny studs.
 
     Args:
         x: smallest x, in studs.
         y: smallest y, in studs.
-        z: lower side, in plates.
+        z: height of the lower side, in plates.
         nx: studs along x.
         ny: studs along y.
-        plates: height in plates; 3 make a brick.
+        plates: height in plates; a brick has 3.
         studs: False for a smooth tile.
     """
     top = (z + plates) * PLATE - _GAP / 2
@@ -216,11 +219,11 @@ def brick(x: float, y: float, z: float, nx: int, ny: int, plates: float = 3, *, 
 
 
 def subdivide(solid: Solid, longest: float) -> Solid:
-    """Split edges in halves until none is longer; edges that faces have in common are split alike.
+    """Bisect edges until none is longer than a limit; faces with a common edge split it at the same point.
 
     Args:
-        solid: the solid.
-        longest: largest length of an edge.
+        solid: solid to subdivide.
+        longest: largest allowed length of an edge.
     """
     vertices, normals, faces = solid.vertices, solid.normals, solid.faces
     while True:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chairs put together from parts that can be moved, cut, exchanged or left out. z is up; lengths in meters at first."""
+"""Random chairs of parts that can be moved, cut, exchanged or removed; z up, lengths in meters before scaling."""
 
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +11,7 @@ from anomalib_pose.render.reference_views import FITTING_RADIUS
 from anomalib_pose.sample_data.bricks import Solid, box, cylinder, join, subdivide
 
 FRAME, COVER = 0, 1
-"""Materials of parts."""
+"""Indices of the materials of parts."""
 
 _CHAMFER = 0.006
 _LONGEST_EDGE = 0.1
@@ -22,12 +22,12 @@ class ChairPart:
     """One part of a chair.
 
     Args:
-        role: what it is, in the words of the published statistics: Leg, SeatSurface, BackSurface, Arm and so on.
+        role: type of the part, in the words of the published statistics: Leg, SeatSurface, BackSurface, Arm and so on.
         material: ``FRAME`` or ``COVER``.
-        solids: the convex solids it consists of, where they belong.
-        rotation: (3, 3) by which the part is turned about its middle.
-        shift: (3,) by which it is moved after that.
-        cut: the surface of a part that something was cut out of, instead of that of its solids; or None.
+        solids: convex solids of the part, at their places in the whole chair.
+        rotation: rotation matrix (3, 3), about the center of the part.
+        shift: translation (3,) after the rotation.
+        cut: surface of a damaged part, which replaces the surfaces of its solids; None for other parts.
     """
 
     role: str
@@ -39,25 +39,25 @@ class ChairPart:
 
     @property
     def surface(self) -> Solid:
-        """Surface with edges that are short enough to light, not turned nor moved."""
+        """Surface with edges short enough for baked light, before rotation and shift."""
         return self.cut or subdivide(join(list(self.solids)), _LONGEST_EDGE)
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Smallest and largest coordinates, not turned nor moved."""
+        """Smallest and largest coordinates, before rotation and shift."""
         points = np.concatenate([solid.vertices for solid in self.solids])
         return points.min(0), points.max(0)
 
 
 @dataclass(frozen=True)
 class Chair:
-    """A chair as a mesh, with what each face and vertex belongs to.
+    """A chair as a mesh, with the part of each face and the texture position of each vertex.
 
     Args:
-        parts: the parts, each None if it is missing.
-        mesh: the surface.
-        face_part: (F,) index of the part of each face.
-        texture: (V, 3) float32 position of each vertex before its part was turned and moved, for patterns.
+        parts: parts of the chair; None in place of a missing part.
+        mesh: surface of the chair.
+        face_part: index (F,) of each face's part.
+        texture: position (V, 3), float32, of each vertex before its part's rotation and shift, for patterns.
     """
 
     parts: tuple[ChairPart | None, ...]
@@ -66,39 +66,39 @@ class Chair:
     texture: np.ndarray
 
     @classmethod
-    def of(cls, parts: tuple[ChairPart | None, ...]) -> "Chair":
-        """Put parts together."""
+    def assemble(cls, parts: tuple[ChairPart | None, ...]) -> "Chair":
+        """Assemble parts to a chair."""
         placed, textures, owners = [], [], []
         for number, part in enumerate(parts):
             if part is None:
                 continue
             surface = part.surface
             low, high = part.bounds
-            middle = (low + high) / 2
-            vertices = (surface.vertices - middle) @ part.rotation.T + middle + part.shift
+            center = (low + high) / 2
+            vertices = (surface.vertices - center) @ part.rotation.T + center + part.shift
             placed.append(Solid(vertices, surface.faces, surface.normals @ part.rotation.T))
             textures.append(surface.vertices)
             owners.append(np.full(len(surface.faces), number))
-        whole = join(placed)
+        surface = join(placed)
         mesh = Mesh(
-            torch.from_numpy(whole.vertices).float(),
-            torch.from_numpy(whole.faces),
-            torch.ones(len(whole.vertices), 3),
-            torch.from_numpy(whole.normals).float(),
+            torch.from_numpy(surface.vertices).float(),
+            torch.from_numpy(surface.faces),
+            torch.ones(len(surface.vertices), 3),
+            torch.from_numpy(surface.normals).float(),
             closed=True,
         )
         return cls(parts, mesh, np.concatenate(owners), np.concatenate(textures).astype(np.float32))
 
     def with_part(self, number: int, part: ChairPart | None) -> "Chair":
-        """The chair with another part, or none, at a place."""
-        return Chair.of((*self.parts[:number], part, *self.parts[number + 1 :]))
+        """Return the chair with one part replaced, or removed if the new part is None."""
+        return Chair.assemble((*self.parts[:number], part, *self.parts[number + 1 :]))
 
 
 def build_chair(rng: np.random.Generator) -> Chair:
-    """A random chair that fits into reference views, the middle of its bounding box at the origin.
+    """Build a random chair that fits into reference views, with the center of its bounding box at the origin.
 
     Args:
-        rng: source of its design and measures.
+        rng: random generator of design and measures.
     """
     width, depth = rng.uniform(0.40, 0.56), rng.uniform(0.38, 0.50)
     height = rng.uniform(0.40, 0.48)
@@ -107,44 +107,45 @@ def build_chair(rng: np.random.Generator) -> Chair:
     parts = [_seat(half, deep, height, thickness)]
     parts += _SUPPORTS[int(rng.integers(len(_SUPPORTS)))](rng, half, deep, height - thickness)
     tilt = rng.uniform(0.03, 0.22)
-    tall = rng.uniform(0.34, 0.56)
-    back = _BACKS[int(rng.integers(len(_BACKS)))](rng, half, tall)
+    back_height = rng.uniform(0.34, 0.56)
+    back = _BACKS[int(rng.integers(len(_BACKS)))](rng, half, back_height)
     hinge = np.array([0.0, deep - 0.02, height])
-    parts += [_moved(part, _about_x(-tilt), hinge) for part in back]
+    parts += [_transformed(part, _rotation_about_x(-tilt), hinge) for part in back]
     if rng.random() < 0.5:
         parts += _arms(rng, half, deep, height)
-    return Chair.of(_normalized(parts))
+    return Chair.assemble(_normalized(parts))
 
 
 def bar(start: np.ndarray, end: np.ndarray, breadth: float, *, thickness: float = 0.0) -> Solid:
-    """A straight bar between two points: round, or with a rectangular profile if it has a thickness.
+    """Build a straight bar between two points: round, or with a rectangular profile if it has a thickness.
 
     Args:
-        start: (3,) one end.
-        end: (3,) the other.
-        breadth: diameter, or the side of the profile that is level.
-        thickness: the other side of the profile.
+        start: start point (3,).
+        end: end point (3,).
+        breadth: diameter, or the horizontal side of a rectangular profile.
+        thickness: the other side of a rectangular profile; 0 for a round bar.
     """
-    along = end - start
-    length = float(np.linalg.norm(along))
+    difference = end - start
+    length = float(np.linalg.norm(difference))
     if thickness:
         solid = box((-breadth / 2, -thickness / 2, 0), (breadth / 2, thickness / 2, length), _CHAMFER)
     else:
         solid = cylinder((0, 0, 0), breadth / 2, length, sides=16)
-    axis = along / length
-    level = np.cross([0.0, 1.0, 0.0] if abs(axis[1]) < 0.9 else [0.0, 0.0, 1.0], axis)
-    level /= np.linalg.norm(level)
-    turn = np.stack([level, np.cross(axis, level), axis], 1)
-    return Solid(solid.vertices @ turn.T + start, solid.faces, solid.normals @ turn.T)
+    axis = difference / length
+    horizontal = np.cross([0.0, 1.0, 0.0] if abs(axis[1]) < 0.9 else [0.0, 0.0, 1.0], axis)
+    horizontal /= np.linalg.norm(horizontal)
+    rotation = np.stack([horizontal, np.cross(axis, horizontal), axis], 1)
+    return Solid(solid.vertices @ rotation.T + start, solid.faces, solid.normals @ rotation.T)
 
 
 def scaled(solid: Solid, scale: np.ndarray, shift: np.ndarray) -> Solid:
-    """A solid stretched along the axes and then moved; its normals stay unit vectors across the surface."""
+    """Scale a solid along the axes, then shift it; normals stay perpendicular unit vectors."""
     normals = solid.normals / scale
     return Solid(solid.vertices * scale + shift, solid.faces, normals / np.linalg.norm(normals, axis=1, keepdims=True))
 
 
 def _normalized(parts: list[ChairPart]) -> tuple[ChairPart, ...]:
+    """Center and scale parts to fit into reference views."""
     points = np.concatenate([solid.vertices for part in parts for solid in part.solids])
     center = (points.min(0) + points.max(0)) / 2
     scale = np.full(3, FITTING_RADIUS / np.linalg.norm(points - center, axis=1).max())
@@ -153,14 +154,15 @@ def _normalized(parts: list[ChairPart]) -> tuple[ChairPart, ...]:
     )
 
 
-def _about_x(angle: float) -> np.ndarray:
+def _rotation_about_x(angle: float) -> np.ndarray:
+    """Return the rotation matrix (3, 3) about x; the angle is in radians."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
 
 
-def _moved(part: ChairPart, turn: np.ndarray, shift: np.ndarray) -> ChairPart:
-    """A part turned about the origin, then moved, as it belongs."""
-    solids = (Solid(s.vertices @ turn.T + shift, s.faces, s.normals @ turn.T) for s in part.solids)
+def _transformed(part: ChairPart, rotation: np.ndarray, shift: np.ndarray) -> ChairPart:
+    """Rotate the solids of a part about the origin, then shift them."""
+    solids = (Solid(s.vertices @ rotation.T + shift, s.faces, s.normals @ rotation.T) for s in part.solids)
     return replace(part, solids=tuple(solids))
 
 
@@ -173,7 +175,7 @@ def _seat(half: float, deep: float, height: float, thickness: float) -> ChairPar
 
 
 def _four_legs(rng: np.random.Generator, half: float, deep: float, top: float) -> list[ChairPart]:
-    """Four legs, which may be splayed, with or without bars between them."""
+    """Build four legs, which may be splayed, with or without bars between them."""
     breadth = rng.uniform(0.03, 0.05)
     splay = rng.uniform(0.0, 0.08)
     thickness = breadth if rng.random() < 0.5 else 0.0
@@ -186,15 +188,17 @@ def _four_legs(rng: np.random.Generator, half: float, deep: float, top: float) -
             feet[x, y] = (foot, upper)
             parts.append(_part("Leg", FRAME, bar(foot, upper, breadth, thickness=thickness)))
     if rng.random() < 0.5:
-        share = rng.uniform(0.25, 0.5)
+        height = rng.uniform(0.25, 0.5)
 
-        def level(x: int, y: int) -> np.ndarray:
+        def point_on_leg(x: int, y: int) -> np.ndarray:
             foot, upper = feet[x, y]
-            middle: np.ndarray = foot + share * (upper - foot)
-            return middle
+            point: np.ndarray = foot + height * (upper - foot)
+            return point
 
-        parts.append(_part("Footrest", FRAME, bar(level(-1, -1), level(1, -1), 0.7 * breadth)))
-        parts += [_part("LegStretcher", FRAME, bar(level(x, -1), level(x, 1), 0.7 * breadth)) for x in (-1, 1)]
+        parts.append(_part("Footrest", FRAME, bar(point_on_leg(-1, -1), point_on_leg(1, -1), 0.7 * breadth)))
+        parts += [
+            _part("LegStretcher", FRAME, bar(point_on_leg(x, -1), point_on_leg(x, 1), 0.7 * breadth)) for x in (-1, 1)
+        ]
     if rng.random() < 0.5:
         rim = rng.uniform(0.04, 0.07)
         sides = [
@@ -206,7 +210,7 @@ def _four_legs(rng: np.random.Generator, half: float, deep: float, top: float) -
 
 
 def _sled(rng: np.random.Generator, half: float, deep: float, top: float) -> list[ChairPart]:
-    """Two runners with posts, and a bar under the seat."""
+    """Build two runners with posts, and a bar under the seat."""
     breadth = rng.uniform(0.025, 0.04)
     parts = []
     for x in (-half + 0.03, half - 0.03):
@@ -223,7 +227,7 @@ def _sled(rng: np.random.Generator, half: float, deep: float, top: float) -> lis
 
 
 def _pedestal(rng: np.random.Generator, half: float, deep: float, top: float) -> list[ChairPart]:
-    """A column on a star of feet."""
+    """Build a column on a star of feet."""
     count = int(rng.integers(4, 6))
     reach = min(half, deep) * rng.uniform(0.95, 1.15)
     hub = np.array([0, 0, 0.09])
@@ -239,12 +243,12 @@ def _pedestal(rng: np.random.Generator, half: float, deep: float, top: float) ->
     return parts
 
 
-def _panel(rng: np.random.Generator, half: float, tall: float) -> list[ChairPart]:
-    """A back in one piece, on two posts."""
+def _panel(rng: np.random.Generator, half: float, back_height: float) -> list[ChairPart]:
+    """Build a back in one piece, on two posts."""
     gap = rng.uniform(0.06, 0.14)
     thickness = rng.uniform(0.02, 0.06)
     narrow = half * rng.uniform(0.8, 1.0)
-    panel = box((-narrow, -thickness / 2, gap), (narrow, thickness / 2, tall), 0.012)
+    panel = box((-narrow, -thickness / 2, gap), (narrow, thickness / 2, back_height), 0.012)
     posts = [
         bar(np.array([x, 0, -0.03]), np.array([x, 0, gap + 0.02]), 0.03, thickness=0.02)
         for x in (-0.6 * half, 0.6 * half)
@@ -252,38 +256,42 @@ def _panel(rng: np.random.Generator, half: float, tall: float) -> list[ChairPart
     return [_part("BackSurface", COVER, panel), *(_part("BackSupport", FRAME, post) for post in posts)]
 
 
-def _posts(half: float, tall: float) -> list[ChairPart]:
+def _posts(half: float, back_height: float) -> list[ChairPart]:
+    """Build the two upright posts of a back."""
     x = half - 0.02
     return [
-        _part("BackFrame", FRAME, bar(np.array([s * x, 0, -0.03]), np.array([s * x, 0, tall]), 0.032)) for s in (-1, 1)
+        _part("BackFrame", FRAME, bar(np.array([s * x, 0, -0.03]), np.array([s * x, 0, back_height]), 0.032))
+        for s in (-1, 1)
     ]
 
 
-def _slats(rng: np.random.Generator, half: float, tall: float) -> list[ChairPart]:
-    """Two posts, a rail at the top, and upright slats."""
-    rail = box((-half + 0.02, -0.014, tall - 0.07), (half - 0.02, 0.014, tall - 0.005), _CHAMFER)
+def _slats(rng: np.random.Generator, half: float, back_height: float) -> list[ChairPart]:
+    """Build two posts, a rail at the top, and upright slats."""
+    rail = box((-half + 0.02, -0.014, back_height - 0.07), (half - 0.02, 0.014, back_height - 0.005), _CHAMFER)
     count = int(rng.integers(3, 6))
-    places = np.linspace(-half, half, count + 2)[1:-1]
+    positions = np.linspace(-half, half, count + 2)[1:-1]
     breadth = rng.uniform(0.02, 0.05)
-    slats = [box((x - breadth / 2, -0.008, 0.0), (x + breadth / 2, 0.008, tall - 0.06), _CHAMFER) for x in places]
+    slats = [
+        box((x - breadth / 2, -0.008, 0.0), (x + breadth / 2, 0.008, back_height - 0.06), _CHAMFER) for x in positions
+    ]
     return [
-        *_posts(half, tall),
+        *_posts(half, back_height),
         _part("BackFrame", FRAME, rail),
         *(_part("BackSurface", COVER, slat) for slat in slats),
     ]
 
 
-def _ladder(rng: np.random.Generator, half: float, tall: float) -> list[ChairPart]:
-    """Two posts and level rungs."""
+def _ladder(rng: np.random.Generator, half: float, back_height: float) -> list[ChairPart]:
+    """Build two posts and horizontal rungs."""
     count = int(rng.integers(2, 5))
     breadth = rng.uniform(0.04, 0.08)
-    heights = np.linspace(0.12, tall - breadth, count)
+    heights = np.linspace(0.12, back_height - breadth, count)
     rungs = [box((-half + 0.02, -0.01, z), (half - 0.02, 0.01, z + breadth), _CHAMFER) for z in heights]
-    return [*_posts(half, tall), *(_part("BackSurface", COVER, rung) for rung in rungs)]
+    return [*_posts(half, back_height), *(_part("BackSurface", COVER, rung) for rung in rungs)]
 
 
 def _arms(rng: np.random.Generator, half: float, deep: float, height: float) -> list[ChairPart]:
-    """An arm rest with its support on each side."""
+    """Build an arm rest with its support on each side."""
     rise = rng.uniform(0.16, 0.24)
     parts = []
     for side in (-1, 1):

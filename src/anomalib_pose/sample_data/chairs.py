@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small data set in BrokenChairs' layout, drawn from nothing."""
+"""Writer of a small rendered data set in BrokenChairs' layout."""
 
 import logging
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from anomalib_pose.sample_data.chair_anomalies import Anomaly, break_chair
 from anomalib_pose.sample_data.chair_parts import Chair, build_chair
 from anomalib_pose.sample_data.chair_views import (
     LIGHTS,
-    Change,
-    Pose,
-    find_change,
-    photograph,
+    AnomalyMasks,
+    QueryPose,
+    anomaly_masks,
     published_mesh,
     random_light,
     random_materials,
+    render_query,
 )
 from anomalib_pose.sample_data.reference_writer import camera_matrices, write_reference_view
-from anomalib_pose.sample_data.views import one_thread
+from anomalib_pose.sample_data.views import single_torch_thread
 
 logger = logging.getLogger(__name__)
 
@@ -46,28 +46,28 @@ def write_chairs(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write chairs, photographed whole and broken, in the layout of BrokenChairs-180K.
+    """Write queries of whole and broken chairs, with reference views, in the layout of BrokenChairs-180K.
 
-    Every chair is another design with reference views of its own; every photograph has its own pose, light and
-    colors. Every other photograph shows a broken chair; the five kinds take turns. A quarter of the shapes is for
-    testing, a tenth for validation. Equal arguments give equal files.
+    Each chair has its own design and its own reference views. Each query has its own pose, light and colors. Every
+    second query shows a broken chair; the five kinds of anomaly take turns. A quarter of the shapes is for testing, a
+    tenth for validation. Equal arguments give equal files.
 
     Args:
         out: folder of the data set, which must not exist.
         shapes: number of chairs, 3 or more.
-        queries: photographs of each.
-        seed: chooses everything that is random.
-        size: side of the photographs in pixels. Boxes are for 512 pixels, whatever it is.
-        views: reference views of each chair.
-        overwrite: replace a folder that exists.
+        queries: number of queries of each chair.
+        seed: seed of all random choices.
+        size: side of the queries in pixels. Boxes refer to a side of 512 pixels, independent of it.
+        views: number of reference views of each chair.
+        overwrite: replace an existing folder.
         progress: show a progress bar.
 
     Returns:
         Folder of the data set.
 
     Raises:
-        FileExistsError: if the folder exists and is not to be overwritten.
-        ValueError: if a number is out of its range.
+        FileExistsError: if the folder exists and ``overwrite`` is False.
+        ValueError: if a number is out of its range, or no place for an anomaly was found.
     """
     if shapes < 3 or queries < 1 or size < 64 or views < 1:
         msg = (
@@ -78,102 +78,105 @@ def write_chairs(
     target = Path(out).resolve()
     with (
         new_category(target.parent, target.name, overwrite=overwrite) as folder,
-        one_thread(),
+        single_torch_thread(),
         Progress(disable=not progress, transient=True) as bar,
     ):
-        task = bar.add_task(f"Drawing {target.name}", total=shapes * (queries + views))
-        for number in range(shapes):
-            model = _Model(number, seed, size)
-            for view in render_reference_views(published_mesh(model.chair), views, seed=seed):
-                write_reference_view(folder / "shapes" / f"shape_{number}" / "mv_images", str(number), view)
+        task = bar.add_task(f"Rendering {target.name}", total=shapes * (queries + views))
+        for shape_number in range(shapes):
+            shape = _ChairShape(shape_number, seed, size)
+            for view in render_reference_views(published_mesh(shape.chair), views, seed=seed):
+                write_reference_view(folder / "shapes" / f"shape_{shape_number}" / "mv_images", str(shape_number), view)
                 bar.advance(task)
-            write_text(folder / "shapes" / f"shape_{number}" / "model_id.txt", f"procedural_{seed}_{number}\n")
-            for query in range(queries):
-                index = number * queries + query
+            write_text(
+                folder / "shapes" / f"shape_{shape_number}" / "model_id.txt", f"procedural_{seed}_{shape_number}\n"
+            )
+            for query_number in range(queries):
+                index = shape_number * queries + query_number
                 kind = ANOMALY_TYPES[index // 2 % len(ANOMALY_TYPES)] if index % 2 else None
-                _write_query(folder, model, query, kind)
+                _write_query(folder, shape, query_number, kind)
                 bar.advance(task)
         write_json(folder / "split.json", _splits(shapes))
-    logger.info("Wrote %d photographs of %d chairs to %s.", shapes * queries, shapes, target)
+    logger.info("Wrote %d queries of %d chairs to %s.", shapes * queries, shapes, target)
     return target
 
 
 @dataclass
-class _Model:
-    """One chair, what is drawn of it, and a chair to take parts from.
+class _ChairShape:
+    """One chair shape of the data set, and a donor chair for swapped parts.
 
     Args:
-        number: of the chair.
-        seed: of the data set.
-        size: side of the photographs in pixels.
-        chair: the chair, made here.
-        other: the other chair, made here.
-        baked: the light on the chair, by the light's number.
+        number: number of the shape.
+        seed: seed of the data set.
+        size: side of the queries in pixels.
+        chair: chair without anomaly, built on construction.
+        donor: chair that swapped parts come from, built on construction.
+        baked: baked light on the chair, by the light's number.
     """
 
     number: int
     seed: int
     size: int
     chair: Chair = field(init=False)
-    other: Chair = field(init=False)
+    donor: Chair = field(init=False)
     baked: dict[int, BakedLight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.chair = build_chair(np.random.default_rng([self.seed, 0, self.number]))
-        self.other = build_chair(np.random.default_rng([self.seed, 1, self.number]))
+        self.donor = build_chair(np.random.default_rng([self.seed, 1, self.number]))
 
     def light(self, number: int) -> Light:
-        """One of the lights, which all chairs of the data set share."""
+        """Return a light by its number; all chairs of the data set share the lights."""
         return random_light(np.random.default_rng([self.seed, 2, number]))
 
-    def anomalies(self, kind: str, rng: np.random.Generator) -> Iterator[tuple[Pose, Anomaly, Change]]:
-        """Broken chairs in poses that show it."""
+    def anomalies(self, kind: str, rng: np.random.Generator) -> Iterator[tuple[QueryPose, Anomaly, AnomalyMasks]]:
+        """Generate broken chairs in poses that show the anomaly."""
         for _ in range(_TRIES):
-            anomaly = break_chair(self.chair, kind, self.other, rng)
-            pose = Pose.random(rng, self.size)
-            change = None if anomaly is None else find_change(self.chair, anomaly, pose.chair_camera)
-            if anomaly is not None and change is not None:
-                yield pose, anomaly, change
+            anomaly = break_chair(self.chair, kind, self.donor, rng)
+            pose = QueryPose.random(rng, self.size)
+            masks = None if anomaly is None else anomaly_masks(self.chair, anomaly, pose.chair_camera)
+            if anomaly is not None and masks is not None:
+                yield pose, anomaly, masks
 
 
-def _write_query(folder: Path, model: _Model, number: int, kind: str | None) -> None:
-    """Write a photograph, and annotation and masks if it shows a broken chair."""
-    rng = np.random.default_rng([model.seed, 3, model.number, number])
+def _write_query(folder: Path, shape: _ChairShape, number: int, kind: str | None) -> None:
+    """Write a query, and its annotation and masks if it shows a broken chair."""
+    rng = np.random.default_rng([shape.seed, 3, shape.number, number])
     light = int(rng.integers(LIGHTS))
     materials = random_materials(rng)
     if kind is None:
-        pose, change, chair = Pose.random(rng, model.size), None, model.chair
-        if light not in model.baked:
-            model.baked[light] = bake_light(chair.mesh, model.light(light))
-        baked = model.baked[light]
+        pose, masks, chair = QueryPose.random(rng, shape.size), None, shape.chair
+        if light not in shape.baked:
+            shape.baked[light] = bake_light(chair.mesh, shape.light(light))
+        baked = shape.baked[light]
     else:
-        found = next(model.anomalies(kind, rng), None)
-        if found is None and kind == "swapped":
-            # the other chair has no part of a role that shows; another one may
-            model.other = build_chair(rng)
-            found = next(model.anomalies(kind, rng), None)
-        if found is None:
-            msg = f"No place for an anomaly of the kind {kind} was found on chair {model.number}; use another seed."
+        candidate = next(shape.anomalies(kind, rng), None)
+        if candidate is None and kind == "swapped":
+            # This donor has no visible part with a role that the chair has; another donor may have one.
+            shape.donor = build_chair(rng)
+            candidate = next(shape.anomalies(kind, rng), None)
+        if candidate is None:
+            msg = f"No place for an anomaly of kind {kind} was found on chair {shape.number}: use another seed."
             raise ValueError(msg)
-        pose, anomaly, change = found
+        pose, anomaly, masks = candidate
         chair = anomaly.chair
-        baked = bake_light(chair.mesh, model.light(light))
+        baked = bake_light(chair.mesh, shape.light(light))
     label = "normal" if kind is None else f"anomaly_{kind}"
-    stem = f"{model.number}_{number}_{pose.radius}_{pose.azimuth}_{pose.elevation}_{light}_{label}"
-    image = photograph(chair, materials, pose.chair_camera, model.light(light), baked)
-    write_image(folder / "images" / str(model.number) / f"render_{stem}.png", image)
-    if kind is not None and change is not None:
-        notes = folder / "annotations" / str(model.number)
-        write_json(notes / f"info_{stem}.json", _annotation(pose, change, kind, number, model.size))
-        for which, mask in (("new", change.new), ("old", change.old)):
+    stem = f"{shape.number}_{number}_{pose.radius}_{pose.azimuth}_{pose.elevation}_{light}_{label}"
+    image = render_query(chair, materials, pose.chair_camera, shape.light(light), baked)
+    write_image(folder / "images" / str(shape.number) / f"render_{stem}.png", image)
+    if kind is not None and masks is not None:
+        annotations = folder / "annotations" / str(shape.number)
+        write_json(annotations / f"info_{stem}.json", _annotation(pose, masks, kind, number, shape.size))
+        for mask_name, mask in (("new", masks.new), ("old", masks.old)):
             if mask is not None:
-                write_image(notes / f"mask_{which}_{stem}.png", mask.astype(np.uint8) * 255)
+                write_image(annotations / f"mask_{mask_name}_{stem}.png", mask.astype(np.uint8) * 255)
 
 
-def _annotation(pose: Pose, change: Change, kind: str, texture: int, size: int) -> dict[str, Any]:
+def _annotation(pose: QueryPose, masks: AnomalyMasks, kind: str, texture: int, size: int) -> dict[str, Any]:
+    """Build the content of an annotation file."""
     return {
-        "2d_bbox": [side * BOX_UNIT / size for side in change.box],
-        "IoU": change.overlap,
+        "2d_bbox": [side * BOX_UNIT / size for side in masks.box],
+        "IoU": masks.overlap,
         "camera": camera_matrices(pose.camera),
         "texture_id": texture,
         "config": {"type": ANOMALY_TYPES.index(kind) + 1},
@@ -181,6 +184,7 @@ def _annotation(pose: Pose, change: Change, kind: str, texture: int, size: int) 
 
 
 def _splits(shapes: int) -> dict[str, list[str]]:
+    """Assign the shapes to the splits train, val and test."""
     test, val = (max(1, round(shapes * share)) for share in (_TEST_SHARE, _VAL_SHARE))
     names = [str(number) for number in range(shapes)]
     train = shapes - test - val

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small data set in raw MVTec 3D-AD's layout, drawn from nothing."""
+"""Writer of a small rendered data set in the layout of raw MVTec 3D-AD."""
 
 import logging
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from anomalib_pose.geometry import Camera, look_at
 from anomalib_pose.render.mesh import rasterize_mesh, resolve
 from anomalib_pose.render.mesh_lighting import Light, bake_light, shade
 from anomalib_pose.sample_data.solids import DEFECTS, SOLIDS, build_solid
-from anomalib_pose.sample_data.views import one_thread
+from anomalib_pose.sample_data.views import single_torch_thread
 
 logger = logging.getLogger(__name__)
 
 _DISTANCE, _FIELD_OF_VIEW = 0.36, 0.36
 _DEPTH_NOISE = 8e-5
-_LOST_AT = 0.12  # cosine between ray and normal below which the sensor sees nothing
-_LOST_SHARE = 0.003
-_SMALLEST = 64
+_MIN_COSINE = 0.12  # between ray and normal; the sensor measures no points below it
+_DROPOUT = 0.003  # probability that a point is missing
+_MIN_SIZE = 64
 
 
 def write_clouds(
@@ -38,41 +38,44 @@ def write_clouds(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write solids on a table as a depth camera above sees them.
+    """Write clouds of solids on a table, recorded by a simulated depth camera above the table.
 
-    Every category has ``train/good`` and ``validation/good`` with ``rgb`` and ``xyz``, and ``test/<kind>`` with
-    ``rgb``, ``xyz`` and ``gt``. Defects are bumps, dents, holes, and contamination, which only the color shows. Some
-    points are missing, as where the surface is seen at a grazing angle. Equal arguments give equal files.
+    Each category has ``train/good`` and ``validation/good`` with ``rgb`` and ``xyz``, and ``test/<kind>`` with ``rgb``,
+    ``xyz`` and ``gt``. Defects are bumps, dents, holes, and contamination, which changes only the color. Points are
+    missing at random and at grazing angles. Equal arguments give equal files.
 
     Args:
-        out: folder of the data set; made if need be.
+        out: folder of the data set; created if it does not exist.
         categories: names of the solids: ring, dome, peg.
-        seed: chooses solids, defects and noise.
+        seed: seed of solids, defects and noise.
         size: width and height of clouds and images in cells.
-        train: clouds in ``train/good``, and at most two in ``validation/good``.
-        test_good: test clouds without defect.
-        test_per_defect: test clouds of each of the four kinds of defect.
-        overwrite: replace categories that exist.
+        train: number of clouds in ``train/good``; ``validation/good`` has as many, at most two.
+        test_good: number of test clouds without defect.
+        test_per_defect: number of test clouds of each of the four kinds of defect.
+        overwrite: replace existing categories.
         progress: show a progress bar.
 
     Returns:
         Folder of the data set.
 
     Raises:
-        FileExistsError: if a category exists and is not to be overwritten.
-        ValueError: if a number is out of its range, or there is no such solid.
+        FileExistsError: if a category exists and ``overwrite`` is False.
+        ValueError: if a number is out of its range, or a category is not one of the solids.
     """
     unknown = sorted(set(categories) - set(SOLIDS))
     if unknown or not categories:
-        msg = f"Categories are {', '.join(SOLIDS)}, got {', '.join(unknown) or 'none'}."
+        msg = f"categories should be some of {', '.join(SOLIDS)}, got {', '.join(unknown) or 'none'}."
         raise ValueError(msg)
-    if size < _SMALLEST or min(train, test_good, test_per_defect) < 0:
-        msg = f"size should be {_SMALLEST} or more and numbers of clouds 0 or more, got {size}, {train}, {test_good}."
+    if size < _MIN_SIZE or min(train, test_good, test_per_defect) < 0:
+        msg = (
+            f"size should be {_MIN_SIZE} or more and numbers of clouds 0 or more, got size {size}, train {train}, "
+            f"test_good {test_good} and test_per_defect {test_per_defect}."
+        )
         raise ValueError(msg)
     parts = {"train/good": train, "validation/good": min(train, 2), "test/good": test_good}
     parts |= {f"test/{kind}": test_per_defect for kind in DEFECTS}
-    with one_thread(), Progress(disable=not progress, transient=True) as bar:
-        task = bar.add_task("Drawing clouds", total=len(categories) * sum(parts.values()))
+    with single_torch_thread(), Progress(disable=not progress, transient=True) as bar:
+        task = bar.add_task("Rendering clouds", total=len(categories) * sum(parts.values()))
         for category in categories:
             with new_category(Path(out), category, overwrite=overwrite) as folder:
                 for number, (part, count) in enumerate(parts.items()):
@@ -86,36 +89,37 @@ def write_clouds(
 
 
 def _write_recording(folder: Path, name: str, category: str, size: int, rng: np.random.Generator) -> None:
+    """Render one solid, and write its color image, its cloud and, for test clouds, its mask."""
     kind = folder.name
     solid = build_solid(category, kind, rng)
     camera = _camera(size, rng)
     fragments = rasterize_mesh(solid.mesh, camera, 3)
     light = Light()
     albedo = fragments.interpolate(solid.mesh, solid.mesh.colors)
-    picture = resolve(fragments, shade(solid.mesh, fragments, albedo, camera, light, bake_light(solid.mesh, light)))
+    image = resolve(fragments, shade(solid.mesh, fragments, albedo, camera, light, bake_light(solid.mesh, light)))
     center = fragments[(fragments.index // (3 * size) % 3 == 1) & (fragments.index % 3 == 1)]
-    seen = center.interpolate(
+    surface = center.interpolate(
         solid.mesh, torch.cat([solid.mesh.vertices, solid.mesh.normals, solid.defect[:, None]], 1)
     )
-    position, normal, defect = seen.double().numpy()[:, :3], seen.double().numpy()[:, 3:6], seen.numpy()[:, 6]
+    position, normal, defect = surface.double().numpy()[:, :3], surface.double().numpy()[:, 3:6], surface.numpy()[:, 6]
     xyz, gt = np.zeros((size * size, 3), np.float32), np.zeros(size * size, np.uint8)
     viewmat = torch.linalg.inv(camera.camera_to_world.double()).numpy()
-    seen_from = position - camera.camera_to_world[:3, 3].double().numpy()
-    cosine = np.abs((seen_from * normal).sum(1)) / np.linalg.norm(seen_from, axis=1)
+    view_ray = position - camera.camera_to_world[:3, 3].double().numpy()
+    cosine = np.abs((view_ray * normal).sum(1)) / np.linalg.norm(view_ray, axis=1)
     in_camera = position @ viewmat[:3, :3].T + viewmat[:3, 3]
     in_camera *= 1 + rng.normal(0, _DEPTH_NOISE, len(position))[:, None] / in_camera[:, 2:]
-    kept = (cosine > _LOST_AT * np.linalg.norm(normal, axis=1)) & (rng.random(len(position)) > _LOST_SHARE)
-    xyz[center.pixel[kept]] = in_camera[kept]
+    measured = (cosine > _MIN_COSINE * np.linalg.norm(normal, axis=1)) & (rng.random(len(position)) > _DROPOUT)
+    xyz[center.pixel[measured]] = in_camera[measured]
     gt[center.pixel] = np.where(defect > 0.5, 255, 0)
     (folder / "xyz").mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(folder / "xyz" / f"{name}.tiff", xyz.reshape(size, size, 3))
-    write_image(folder / "rgb" / f"{name}.png", (picture.rgb.numpy() * 255).round().astype(np.uint8))
+    write_image(folder / "rgb" / f"{name}.png", (image.rgb.numpy() * 255).round().astype(np.uint8))
     if folder.parent.name == "test":
         write_image(folder / "gt" / f"{name}.png", gt.reshape(size, size))
 
 
 def _camera(size: int, rng: np.random.Generator) -> Camera:
-    """Almost from above."""
+    """Place the depth camera almost above the solid."""
     tilt = rng.uniform(-0.15, 0.15, 2)
     direction = np.array([tilt[0], tilt[1] - 0.25, 1.0])
     eye = torch.from_numpy(_DISTANCE * direction / np.linalg.norm(direction)).float()

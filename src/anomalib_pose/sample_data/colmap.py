@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COLMAP models, as text."""
+"""Writer of COLMAP models as text."""
 
 import math
 from pathlib import Path
@@ -17,16 +17,16 @@ _POINT_ERROR = 0.5
 
 
 def write_model(model: Path, names: list[str], cameras: Camera, toy: Toy, rng: np.random.Generator) -> None:
-    """Write what COLMAP would have made of photographs: one PINHOLE camera, poses, and points on the toy.
+    """Write the COLMAP model of images: one PINHOLE camera, their poses, and points on the toy.
 
-    The points have no tracks, and the world is the toy's.
+    The points have no tracks. The model's world frame is the toy's frame.
 
     Args:
         model: folder of the model.
-        names: of the images, as the model has them.
-        cameras: their cameras (n); all have the first one's intrinsics.
-        toy: gives the points.
-        rng: chooses them.
+        names: names of the images in the model.
+        cameras: cameras (n) of the images; the model uses the intrinsics of the first camera for all.
+        toy: toy with the points.
+        rng: random generator that selects the points.
     """
     K = cameras.K[0]  # noqa: N806
     numbers = " ".join(repr(float(value)) for value in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
@@ -34,20 +34,20 @@ def write_model(model: Path, names: list[str], cameras: Camera, toy: Toy, rng: n
     lines = []
     for number, (name, viewmat) in enumerate(zip(names, cameras.viewmat.double(), strict=True), 1):
         pose = " ".join(repr(value) for value in (*_quaternion(viewmat[:3, :3]), *viewmat[:3, 3].tolist()))
-        lines += [f"{number} {pose} 1 {name}", ""]  # the second line would have the image's points
+        lines += [f"{number} {pose} 1 {name}", ""]  # the second line would list the image's points
     write_text(model / "images.txt", "\n".join(lines) + "\n")
     mesh = toy.mesh
-    chosen = np.sort(rng.choice(len(mesh.vertices), min(_POINTS, len(mesh.vertices)), replace=False))
+    indices = np.sort(rng.choice(len(mesh.vertices), min(_POINTS, len(mesh.vertices)), replace=False))
     colors = (mesh.colors * 255).round().int()
     lines = [
         " ".join(map(str, [number, *mesh.vertices[i].tolist(), *colors[i].tolist(), _POINT_ERROR]))
-        for number, i in enumerate(chosen, 1)
+        for number, i in enumerate(indices, 1)
     ]
     write_text(model / "points3D.txt", "\n".join(lines) + "\n")
 
 
 def _quaternion(rotation: Tensor) -> list[float]:
-    """Unit quaternion wxyz of a rotation (3, 3)."""
+    """Convert a rotation (3, 3) to a unit quaternion wxyz."""
     omega = so3_log(rotation)
     half = float(omega.norm()) / 2
     axis = torch.nn.functional.normalize(omega, dim=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defects that are painted onto a photograph of an object, whose shape nobody knows but for its mask."""
+"""Synthetic defects painted onto a photograph of an object, given the photograph and the object's mask."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -8,30 +8,32 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from anomalib_pose.sample_data.defects import LEAST_CONTRAST, STAIN_COLORS, waves
+from anomalib_pose.sample_data.defects import MIN_CONTRAST, STAIN_COLORS, plane_wave_noise
 
 _TRIES = 60
-_LEAST_PIXELS = 5
-_LEAST_COVER = 0.05  # what covers less is cut off: nobody sees it, and it would be in the mask
-_BEYOND_OUTLINE = 3  # pixels next to the outline show the object, too
-_AT_OUTLINE = 0.75
+_MIN_PIXELS = 5
+_MIN_OPACITY = 0.05  # paint below it is cut off: it is invisible, and would be in the mask
+_OUTLINE_MARGIN = 3  # pixels next to the outline show the object, too
+_OUTLINE_PROBABILITY = 0.75
 _SCRATCH_STEPS = 32
-_FINER = 4
+_SUPERSAMPLING = 4
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
 class DefectSizes:
-    """How large painted defects are, each as a least and a largest size.
+    """Ranges of the sizes of painted defects, each from a smallest to a largest size.
+
+    The extent of an object is the square root of the number of its pixels.
 
     Args:
-        stain_area: of a stain, as shares of the object's pixels.
-        missing_area: of a missing piece, as shares of the object's pixels.
-        scratch_length: as shares of the object's extent, the root of its area.
-        scratch_width: as shares of the object's extent; never below a pixel.
+        stain_area: area of a stain, as a fraction of the object's pixels.
+        missing_area: area of a missing piece, as a fraction of the object's pixels.
+        scratch_length: length of a scratch, as a fraction of the object's extent.
+        scratch_width: width of a scratch, as a fraction of the object's extent; at least one pixel.
 
     Raises:
-        ValueError: if a range is not ordered, or not above 0, or an area above a half.
+        ValueError: if a range is not ordered, not above 0, or above its limit: 0.5 for areas, 1 for lengths.
     """
 
     stain_area: tuple[float, float] = (0.004, 0.03)
@@ -41,18 +43,21 @@ class DefectSizes:
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
-            least, largest = getattr(self, name)
+            smallest, largest = getattr(self, name)
             limit = 0.5 if name.endswith("area") else 1.0
-            if not 0 < least <= largest <= limit:
-                msg = f"{name} should be a least and a largest size above 0, up to {limit}, got {least} and {largest}."
+            if not 0 < smallest <= largest <= limit:
+                msg = (
+                    f"{name} should be a smallest and a largest size above 0 and up to {limit}, "
+                    f"got {smallest} and {largest}."
+                )
                 raise ValueError(msg)
 
 
 @dataclass(frozen=True)
 class _Paint:
-    """Cover (H, W) in [0, 1], and what covers, (H, W, 3) of 0 to 255."""
+    """Paint over an image: opacity (H, W) in [0, 1], and color (H, W, 3) in [0, 255]."""
 
-    cover: np.ndarray
+    opacity: np.ndarray
     color: np.ndarray
 
 
@@ -61,40 +66,40 @@ def paint_defect(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paint one defect onto the object.
 
-    ``stain``: a blotch with a ragged, soft edge whose color keeps the light and shade of the surface below it.
-    ``missing``: a ragged piece, mostly at the outline, where the background beside the object is seen instead.
+    ``stain``: a blotch with a ragged, soft edge; its color is modulated by the shading of the surface below it.
+    ``missing``: a ragged piece, mostly at the outline, replaced by the background beside the object.
     ``scratch``: a thin, bent line, lighter or darker than the surface.
 
     Args:
-        image: photograph (H, W, 3) of uint8.
-        foreground: pixels (H, W) of bool that show the object.
+        image: photograph (H, W, 3), uint8.
+        foreground: mask (H, W) of the object, bool.
         kind: one of ``PAINTED_DEFECTS``.
-        rng: source of place, shape and color.
-        sizes: how large the defect is; None for the defaults.
+        rng: random generator of place, shape and color.
+        sizes: range of the defect's size; None for the defaults.
 
     Returns:
-        The photograph (H, W, 3) of uint8 with the defect, and the defect's pixels (H, W) of bool: all lie on the
-        object, and all others are as they were.
+        The photograph (H, W, 3), uint8, with the defect, and the mask (H, W), bool, of the defect's pixels. The mask
+        lies on the object, and all pixels outside the mask are unchanged.
 
     Raises:
-        ValueError: if the kind is unknown, or no place was found where the defect would be seen.
+        ValueError: if the kind does not exist, or no place for a visible defect was found.
     """
     if kind not in _KINDS:
-        msg = f"A painted defect is one of {', '.join(_KINDS)}, got {kind!r}."
+        msg = f"kind should be one of {', '.join(_KINDS)}, got {kind!r}."
         raise ValueError(msg)
     sizes = sizes or DefectSizes()
     for _ in range(_TRIES if foreground.any() else 0):
-        painted = _KINDS[kind](image.astype(np.float64), foreground, rng, sizes)
-        if painted is None:
+        paint = _KINDS[kind](image.astype(np.float64), foreground, rng, sizes)
+        if paint is None:
             continue
-        cover = np.where(foreground & (painted.cover >= _LEAST_COVER), painted.cover, 0.0)[..., None]
-        spoiled = np.clip(image + cover * (painted.color - image) + 0.5, 0, 255).astype(np.uint8)
-        mask = cover[..., 0] > 0
-        change = np.abs(spoiled.astype(np.int16) - image).max(2)
-        if mask.sum() >= _LEAST_PIXELS and change[mask].mean() >= 255 * LEAST_CONTRAST:
-            return spoiled, mask
+        opacity = np.where(foreground & (paint.opacity >= _MIN_OPACITY), paint.opacity, 0.0)[..., None]
+        defective = np.clip(image + opacity * (paint.color - image) + 0.5, 0, 255).astype(np.uint8)
+        mask = opacity[..., 0] > 0
+        change = np.abs(defective.astype(np.int16) - image).max(2)
+        if mask.sum() >= _MIN_PIXELS and change[mask].mean() >= 255 * MIN_CONTRAST:
+            return defective, mask
     msg = (
-        f"No place for a defect of the kind {kind} was found on an object of {int(foreground.sum())} pixels: "
+        f"No place for a defect of kind {kind} was found on an object of {int(foreground.sum())} pixels: "
         "use a larger image, other sizes or another seed."
     )
     raise ValueError(msg)
@@ -102,31 +107,31 @@ def paint_defect(
 
 def _stain(image: np.ndarray, foreground: np.ndarray, rng: np.random.Generator, sizes: DefectSizes) -> _Paint:
     rows, columns = np.nonzero(foreground)
-    chosen = int(rng.integers(len(rows)))
-    cover = _blotch(foreground, (rows[chosen], columns[chosen]), rng.uniform(*sizes.stain_area), 0.25, rng)
+    center = int(rng.integers(len(rows)))
+    opacity = _blotch(foreground, (rows[center], columns[center]), rng.uniform(*sizes.stain_area), 0.25, rng)
     luminance = image @ _LUMINANCE
-    level = max(1.0, float(luminance[cover > 0].mean()))
+    level = max(1.0, float(luminance[opacity > 0].mean()))
     shading = np.clip(luminance / level, 0.3, 1.7)[..., None]
     tint = np.array(STAIN_COLORS[int(rng.integers(len(STAIN_COLORS)))])
     if level < 0.3 * 255:
-        tint = 0.55 + 0.6 * tint  # a dark stain is not seen on a dark surface
-    return _Paint(cover * rng.uniform(0.75, 0.95), 255 * tint * shading)
+        tint = 0.55 + 0.6 * tint  # a dark stain is invisible on a dark surface
+    return _Paint(opacity * rng.uniform(0.75, 0.95), 255 * tint * shading)
 
 
 def _missing(image: np.ndarray, foreground: np.ndarray, rng: np.random.Generator, sizes: DefectSizes) -> _Paint:
     outline = foreground & ~ndimage.binary_erosion(foreground, border_value=1)
-    at_outline = outline.any() and rng.uniform() < _AT_OUTLINE
+    at_outline = outline.any() and rng.uniform() < _OUTLINE_PROBABILITY
     rows, columns = np.nonzero(outline if at_outline else foreground)
-    chosen = int(rng.integers(len(rows)))
-    share = rng.uniform(*sizes.missing_area)
-    radius = np.sqrt(share * foreground.sum() / np.pi)
-    cover = _blotch(foreground, (rows[chosen], columns[chosen]), share, min(0.5, 1.5 / radius), rng)
-    return _Paint(cover, _background(image, foreground, radius / 3))
+    center = int(rng.integers(len(rows)))
+    area = rng.uniform(*sizes.missing_area)
+    radius = np.sqrt(area * foreground.sum() / np.pi)
+    opacity = _blotch(foreground, (rows[center], columns[center]), area, min(0.5, 1.5 / radius), rng)
+    return _Paint(opacity, _background(image, foreground, radius / 3))
 
 
 def _background(image: np.ndarray, foreground: np.ndarray, sigma: float) -> np.ndarray:
-    """The photograph with the nearest background where the object is, smoothed there; white without a background."""
-    outside = ~ndimage.binary_dilation(foreground, iterations=_BEYOND_OUTLINE)
+    """Extend the nearest background over the object, and smooth it; white if there is no background."""
+    outside = ~ndimage.binary_dilation(foreground, iterations=_OUTLINE_MARGIN)
     if not outside.any():
         outside = ~foreground
     if not outside.any():
@@ -136,45 +141,51 @@ def _background(image: np.ndarray, foreground: np.ndarray, sigma: float) -> np.n
 
 
 def _blotch(
-    foreground: np.ndarray, center: tuple[int, int], share: float, softness: float, rng: np.random.Generator
+    foreground: np.ndarray, center: tuple[int, int], area: float, softness: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Cover (H, W) of a ragged patch around a pixel (row, column), a share of the object's pixels large.
+    """Make the opacity (H, W) of a ragged patch on the object.
 
     Args:
-        foreground: pixels (H, W) that show the object.
-        center: row and column.
-        share: of the object's pixels.
-        softness: width of the edge, as a share of the patch's radius.
-        rng: source of the outline.
+        foreground: mask (H, W) of the object.
+        center: row and column of the patch's center.
+        area: area of the patch, as a fraction of the object's pixels.
+        softness: width of the edge, as a fraction of the patch's radius.
+        rng: random generator of the outline.
     """
-    places = np.argwhere(foreground)
-    count = max(1, round(share * len(places)))
-    local = (places - np.array(center)) / max(1.0, np.sqrt(count / np.pi))
-    edge = np.linalg.norm(local, axis=1) + 0.3 * waves(local, rng, 2.0) + 0.12 * waves(local, rng, 6.0)
+    positions = np.argwhere(foreground)
+    count = max(1, round(area * len(positions)))
+    local = (positions - np.array(center)) / max(1.0, np.sqrt(count / np.pi))
+    edge = (
+        np.linalg.norm(local, axis=1)
+        + 0.3 * plane_wave_noise(local, rng, 2.0)
+        + 0.12 * plane_wave_noise(local, rng, 6.0)
+    )
     limit = np.partition(edge, count - 1)[count - 1]
-    cover = np.zeros(foreground.shape)
-    cover[places[:, 0], places[:, 1]] = np.clip((limit - edge) / softness, 0, 1)
-    return cover
+    opacity = np.zeros(foreground.shape)
+    opacity[positions[:, 0], positions[:, 1]] = np.clip((limit - edge) / softness, 0, 1)
+    return opacity
 
 
 def _scratch(image: np.ndarray, foreground: np.ndarray, rng: np.random.Generator, sizes: DefectSizes) -> _Paint | None:
     extent = float(np.sqrt(foreground.sum()))
     length, width = extent * rng.uniform(*sizes.scratch_length), max(1.0, extent * rng.uniform(*sizes.scratch_width))
     rows, columns = np.nonzero(foreground)
-    chosen = int(rng.integers(len(rows)))
+    center = int(rng.integers(len(rows)))
     bends = rng.normal(scale=0.6) / _SCRATCH_STEPS + rng.normal(scale=0.06, size=_SCRATCH_STEPS)
     headings = rng.uniform(0, 2 * np.pi) + bends.cumsum()
     steps = np.stack([np.cos(headings), np.sin(headings)], 1) * length / _SCRATCH_STEPS
-    points = np.array([columns[chosen], rows[chosen]]) + 0.5 + steps.cumsum(0)
-    canvas = np.zeros((foreground.shape[0] * _FINER, foreground.shape[1] * _FINER), np.uint8)
-    corners = np.round(points * _FINER - 0.5).astype(np.int32)
-    cv2.polylines(canvas, [corners[:, None]], isClosed=False, color=255, thickness=max(1, round(width * _FINER)))
+    points = np.array([columns[center], rows[center]]) + 0.5 + steps.cumsum(0)
+    canvas = np.zeros((foreground.shape[0] * _SUPERSAMPLING, foreground.shape[1] * _SUPERSAMPLING), np.uint8)
+    corners = np.round(points * _SUPERSAMPLING - 0.5).astype(np.int32)
+    cv2.polylines(
+        canvas, [corners[:, None]], isClosed=False, color=255, thickness=max(1, round(width * _SUPERSAMPLING))
+    )
     line = cv2.resize(canvas, foreground.shape[::-1], interpolation=cv2.INTER_AREA) / 255
-    lighter, strength = rng.uniform() < 0.5, rng.uniform(0.6, 0.9)
-    inside = (points > 0).all() and (points < foreground.shape[::-1]).all()
-    if not inside or line[foreground].sum() < 0.9 * line.sum():
+    is_lighter, strength = rng.uniform() < 0.5, rng.uniform(0.6, 0.9)
+    is_inside = (points > 0).all() and (points < foreground.shape[::-1]).all()
+    if not is_inside or line[foreground].sum() < 0.9 * line.sum():
         return None
-    return _Paint(line * strength, 0.25 * image + 0.75 * 255 if lighter else 0.3 * image)
+    return _Paint(line * strength, 0.25 * image + 0.75 * 255 if is_lighter else 0.3 * image)
 
 
 _KINDS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator, DefectSizes], _Paint | None]] = {

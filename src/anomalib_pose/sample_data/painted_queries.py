@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries made of a posed object's own photographs: held out, with and without painted defects."""
+"""Writer of queries from held-out photographs of a posed object, with and without painted defects."""
 
 import logging
 import shutil
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Photograph:
-    """One posed photograph: its name without suffix, unique in the source, its frame and its entry in the file."""
+    """One posed photograph: unique name without suffix, frame, and entry of ``transforms.json``."""
 
     name: str
     frame: PosedFrame
@@ -40,41 +40,44 @@ def write_painted_queries(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Hold photographs of a posed object out and paint defects onto copies of them.
+    """Hold out photographs of a posed object, and paint defects onto copies of them.
 
-    ``PosedFolder(out, query_dir="queries", mask_dir="ground_truth")`` reads what is written: ``transforms.json`` with
-    the photographs that were not held out in ``train`` and masks of the object in ``masks``; the held-out ones as they
-    are in ``queries/good``, and with a defect each in ``queries/stain``, ``queries/missing`` and ``queries/scratch``;
-    the defects' masks in ``ground_truth``. The queries' true poses go to ``_hidden/<name>.json`` beside the folder.
-    Equal arguments give equal files.
+    ``PosedFolder(out, query_dir="queries", mask_dir="ground_truth")`` reads the written folder:
+
+    - ``transforms.json``, ``train`` and ``masks``: the other photographs, and their masks of the object.
+    - ``queries/good``: the held-out photographs without changes.
+    - ``queries/stain``, ``queries/missing`` and ``queries/scratch``: the held-out photographs with one defect each.
+    - ``ground_truth``: the masks of the defects.
+
+    The true poses of the queries are in ``_hidden/<name>.json`` beside the folder. Equal arguments give equal files.
 
     Args:
-        source: folder with ``transforms.json`` and a mask of the object for every photograph, as a file or as alpha.
-        out: folder to be written.
-        every: every n-th photograph of the file, from the first, is held out.
-        seed: chooses place, shape and color of the defects.
-        per_image: defects of each kind that each held-out photograph is painted with, one a copy.
-        white: paint white what the masks leave out, in all photographs.
-        sizes: of the defects; None for the defaults.
-        overwrite: replace a folder that exists.
+        source: folder with ``transforms.json`` and a mask of the object for each photograph, as a file or as alpha.
+        out: folder to write.
+        every: interval of held-out photographs in ``transforms.json``, starting at the first photograph.
+        seed: seed of place, shape and color of the defects.
+        per_image: number of copies with a defect of each kind that each held-out photograph gets.
+        white: paint all photographs white outside the masks.
+        sizes: sizes of the defects; None for the defaults.
+        overwrite: replace an existing folder.
         progress: show a progress bar.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: if the folder exists and is not to be overwritten.
-        FileNotFoundError: if there is no ``transforms.json``, or a file that it names does not exist.
-        ValueError: if a number is out of its range, a photograph has no mask of the object, no photograph is left to
-            train on, or no place was found for a defect.
+        FileExistsError: if the folder exists and ``overwrite`` is False.
+        FileNotFoundError: if ``transforms.json``, or a file that it names, does not exist.
+        ValueError: if a number is out of its range, a photograph has no mask of the object, no photograph is left for
+            training, or no place for a defect was found.
     """
     if every < 2 or per_image < 1:
         msg = f"every should be 2 or more and per_image 1 or more, got {every} and {per_image}."
         raise ValueError(msg)
     path, folder = Path(source) / "transforms.json", Path(out)
-    photographs = _photographs(path)
+    photographs = _read_photographs(path)
     if len(photographs) < 2:
-        msg = f"{path} has one photograph: holding it out leaves none to train on."
+        msg = f"{path} should have two photographs or more, got {len(photographs)}: none would be left for training."
         raise ValueError(msg)
     held_out = photographs[::every]
     with (
@@ -98,23 +101,23 @@ def write_painted_queries(
     return folder
 
 
-def _photographs(path: Path) -> list[_Photograph]:
-    """Every photograph of the file."""
+def _read_photographs(path: Path) -> list[_Photograph]:
+    """List the photographs of ``transforms.json``."""
     frames, entries = read_transforms(path), read_json(path)["frames"]
     stems = [frame.image_path.stem for frame in frames]
     names = stems if len(set(stems)) == len(stems) else [f"{stem}_{index}" for index, stem in enumerate(stems)]
-    return [_Photograph(*each) for each in zip(names, frames, entries, strict=True)]
+    return [_Photograph(*fields) for fields in zip(names, frames, entries, strict=True)]
 
 
-def _read(frame: PosedFrame, *, white: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Photograph (H, W, 3) and mask of the object (H, W), both uint8."""
+def _read_image_and_mask(frame: PosedFrame, *, white: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Read a photograph (H, W, 3) and its mask of the object (H, W), both uint8."""
     image, foreground = read_image(frame.image_path)
     if frame.mask_path is not None:
         mask = read_mask(frame.mask_path)
         foreground = mask if foreground is None else mask * foreground
     if foreground is None:
         msg = (
-            f"{frame.image_path} has no mask of the object, so nobody knows where a defect may be: expected "
+            f"{frame.image_path} has no mask of the object, so the place of a defect is undefined: expected "
             "'mask_path' in its frame of transforms.json, or transparency."
         )
         raise ValueError(msg)
@@ -124,9 +127,9 @@ def _read(frame: PosedFrame, *, white: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_training(photograph: _Photograph, folder: Path, *, white: bool) -> dict[str, Any]:
-    """Write a training view; returns its entry of ``transforms.json``."""
+    """Write a training view; return its entry of ``transforms.json``."""
     path = photograph.frame.image_path
-    image, foreground = _read(photograph.frame, white=white)
+    image, foreground = _read_image_and_mask(photograph.frame, white=white)
     file, mask_file = f"train/{photograph.name}{'.png' if white else path.suffix}", f"masks/{photograph.name}.png"
     if white:
         write_image(folder / file, image)
@@ -146,23 +149,23 @@ def _write_queries(
     *,
     white: bool,
 ) -> list[dict[str, Any]]:
-    """Write a held-out photograph with and without defects; returns what is known about the queries."""
-    image, foreground = _read(photograph.frame, white=white)
+    """Write a held-out photograph with and without defects; return the ground truth of these queries."""
+    image, foreground = _read_image_and_mask(photograph.frame, white=white)
     pose = photograph.entry["transform_matrix"]
 
-    def known(kind: str, file: str, area: int) -> dict[str, Any]:
+    def ground_truth(kind: str, file: str, area: int) -> dict[str, Any]:
         return {"file": file, "transform_matrix": pose, "kind": kind, "area_px": area}
 
     file = f"queries/good/{photograph.name}.png"
     write_image(folder / file, image)
-    found = [known("good", file, 0)]
+    truths = [ground_truth("good", file, 0)]
     for number, kind in enumerate(PAINTED_DEFECTS):
         for copy in range(per_image):
             rng = np.random.default_rng([*seed, number, copy])
-            spoiled, mask = paint_defect(image, foreground > 127, kind, rng, sizes)
+            defective, mask = paint_defect(image, foreground > 127, kind, rng, sizes)
             name = photograph.name if per_image == 1 else f"{photograph.name}_{copy}"
             file = f"queries/{kind}/{name}.png"
-            write_image(folder / file, spoiled)
+            write_image(folder / file, defective)
             write_image(folder / "ground_truth" / kind / f"{name}_mask.png", mask.astype(np.uint8) * 255)
-            found.append(known(kind, file, int(mask.sum())))
-    return found
+            truths.append(ground_truth(kind, file, int(mask.sum())))
+    return truths

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing the reference views of a mesh in Looking3D's layout."""
+"""Writer of the reference views of a mesh in Looking3D's layout."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from anomalib_pose.data.files import new_category, opengl_matrix, write_image, w
 from anomalib_pose.geometry import Camera, rigid_inverse
 from anomalib_pose.render.mesh import Mesh
 from anomalib_pose.render.reference_views import ReferenceView, render_reference_views
-from anomalib_pose.sample_data.views import one_thread
+from anomalib_pose.sample_data.views import single_torch_thread
 
 logger = logging.getLogger(__name__)
 
@@ -30,37 +30,37 @@ def write_reference_views(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Draw a mesh's reference views into a folder. Equal arguments give equal files.
+    """Render a mesh's reference views into a folder; equal arguments give equal files.
 
     Args:
-        mesh: the mesh, in about [-1, 1], y upwards.
+        mesh: mesh in about [-1, 1], y up.
         out: folder of the views, which must not exist.
-        name: the id in the files' names.
-        views: number of views; azimuths are evenly spaced, and 360 degrees is not repeated.
-        elevation: of the cameras, radians.
-        distance: of the cameras from the origin.
-        seed: chooses the points of the correspondences.
-        overwrite: replace a folder that exists.
+        name: id in the files' names.
+        views: number of views at evenly spaced azimuths from 0 to below 360 degrees.
+        elevation: elevation of the cameras, radians.
+        distance: distance of the cameras from the origin.
+        seed: seed of the points of the correspondences.
+        overwrite: replace an existing folder.
         progress: show a progress bar.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: if the folder exists and is not to be overwritten.
-        ValueError: if a number is out of its range, the mesh has no area, or the name is no plain file name.
+        FileExistsError: if the folder exists and ``overwrite`` is False.
+        ValueError: if a number is out of its range, the mesh has no area, or the name is not a plain file name.
     """
     if not name or name != Path(name).name:
-        msg = f"The id of reference views is a plain file name, got {name!r}."
+        msg = f"The id of reference views should be a plain file name, got {name!r}."
         raise ValueError(msg)
     target = Path(out).resolve()
-    drawn = render_reference_views(mesh, views, elevation, distance, seed)
+    rendered_views = render_reference_views(mesh, views, elevation, distance, seed)
     with (
         new_category(target.parent, target.name, overwrite=overwrite) as folder,
-        one_thread(),
+        single_torch_thread(),
         Progress(disable=not progress, transient=True) as bar,
     ):
-        for view in bar.track(drawn, total=views, description=f"Drawing {name}"):
+        for view in bar.track(rendered_views, total=views, description=f"Rendering {name}"):
             write_reference_view(folder, name, view)
     logger.info("Wrote %d reference views of %s to %s.", views, name, target)
     return target
@@ -71,8 +71,8 @@ def write_reference_view(folder: Path, name: str, view: ReferenceView) -> None:
 
     Args:
         folder: folder of the views.
-        name: the id in the files' names.
-        view: the view.
+        name: id in the files' names.
+        view: view to write.
     """
     degrees = [f"{round(math.degrees(angle), 3):g}" for angle in (view.azimuth, view.elevation)]
     stem = "_".join([name, str(float(view.distance)), *degrees])
@@ -81,12 +81,12 @@ def write_reference_view(folder: Path, name: str, view: ReferenceView) -> None:
     write_json(folder / f"{stem}.json", camera_matrices(view.camera))
     np.save(folder / f"{stem}_depth.npy", view.depth.numpy().astype(np.float32))
     table = {"pxy": view.pixels.numpy(), "is_visible": view.visible.numpy(), "xyz": view.xyz.numpy()}
-    # A pickled dictionary, because the published files are; this package's reader runs nothing of a pickle.
+    # A pickled dictionary, as in the published files. This package's reader does not unpickle it.
     np.save(folder / f"{stem}.npy", np.array(table, dtype=object), allow_pickle=True)
 
 
 def camera_matrices(camera: Camera) -> dict[str, list[list[float]]]:
-    """A camera as the data set stores it: ``K`` in pixels, ``RT`` world to camera, ``RT_`` back, with OpenGL axes."""
+    """Return a camera in the data set's form: ``K`` in pixels, ``RT`` world to camera, ``RT_`` back, OpenGL axes."""
     camera_to_world = opengl_matrix(camera.camera_to_world)
     world_to_camera = rigid_inverse(torch.tensor(camera_to_world, dtype=torch.float64))
     return {"K": camera.K.tolist(), "RT": world_to_camera.tolist(), "RT_": camera_to_world}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Toys built of bricks: a car, a house and a rocket, each in many variants."""
+"""Toys built of bricks: a car, a house and a rocket, in many variants."""
 
 import zlib
 from collections.abc import Callable
@@ -24,25 +24,25 @@ from anomalib_pose.sample_data.bricks import (
     subdivide,
 )
 
-# Inside MAD's cubes of |x| < 1.1, seen from 3 to 4 units.
+# MAD's objects lie in the cube |x| < 1.1, and its cameras at a distance of 3 to 4 units.
 TOY_RADIUS = 1.1
 _LONGEST_EDGE = 0.07
 _TINT = 0.03
 
 _RED, _BLUE, _YELLOW = (0.78, 0.10, 0.09), (0.10, 0.28, 0.66), (0.96, 0.76, 0.10)
 _GREEN, _ORANGE, _WHITE = (0.16, 0.50, 0.22), (0.93, 0.48, 0.11), (0.92, 0.92, 0.90)
-_BLACK, _DARK, _GRaY = (0.13, 0.13, 0.14), (0.34, 0.35, 0.37), (0.64, 0.65, 0.67)
+_BLACK, _DARK, _GRAY = (0.13, 0.13, 0.14), (0.34, 0.35, 0.37), (0.64, 0.65, 0.67)
 _GLASS, _BROWN, _TAN = (0.66, 0.79, 0.88), (0.40, 0.24, 0.13), (0.85, 0.76, 0.55)
 
 
 @dataclass(frozen=True)
 class Toy:
-    """A toy as a mesh, with the part that each face belongs to.
+    """A toy as a mesh, with the part of each face.
 
     Args:
-        mesh: the surface; the center of its bounding box is the origin.
-        part: (F,) index of the part of each face.
-        parts: the parts, in units of the mesh.
+        mesh: surface; the center of its bounding box is the origin.
+        part: index (F,) of each face's part.
+        parts: parts of the toy, in units of the mesh.
     """
 
     mesh: Mesh
@@ -51,31 +51,31 @@ class Toy:
 
 
 def build_toy(category: str, seed: int) -> Toy:
-    """The toy of a category: the same for the same name and seed.
+    """Build the toy of a category; equal names and seeds give equal toys.
 
     Args:
-        category: "car", "house" or "rocket"; another name gets one of the three.
-        seed: chooses colors and details, and the kind for other names.
+        category: "car", "house", "rocket", or another name for one of the three.
+        seed: seed of colors and details, and of the kind for other names.
     """
     rng = np.random.default_rng([seed, zlib.crc32(category.encode())])
     kinds = sorted(_KINDS)
     kind = category if category in _KINDS else kinds[int(rng.integers(len(kinds)))]
     parts = _KINDS[kind](rng)
-    everything = join([part.solid for part in parts]).vertices
-    low, high = everything.min(0), everything.max(0)
+    vertices = join([part.solid for part in parts]).vertices
+    low, high = vertices.min(0), vertices.max(0)
     center = (low + high) / 2
-    scale = TOY_RADIUS / np.linalg.norm(everything - center, axis=1).max()
-    finished = []
+    scale = TOY_RADIUS / np.linalg.norm(vertices - center, axis=1).max()
+    scaled_parts = []
     for part in parts:
         solid = replace(part.solid, vertices=(part.solid.vertices - center) * scale)
         tint = 1 + rng.uniform(-_TINT, _TINT)
         red, green, blue = (min(1.0, channel * tint) for channel in part.color)
-        finished.append(Part(subdivide(solid, _LONGEST_EDGE), (red, green, blue), part.removable))
-    return assemble(finished)
+        scaled_parts.append(Part(subdivide(solid, _LONGEST_EDGE), (red, green, blue), part.removable))
+    return assemble(scaled_parts)
 
 
 def assemble(parts: list[Part]) -> Toy:
-    """Toy of finished parts, which stay where they are."""
+    """Assemble parts to a toy, without moving them."""
     solid = join([part.solid for part in parts])
     color = np.concatenate([np.tile(part.color, (len(part.solid.vertices), 1)) for part in parts])
     owner = np.repeat(np.arange(len(parts)), [len(part.solid.faces) for part in parts])
@@ -90,6 +90,7 @@ def assemble(parts: list[Part]) -> Toy:
 
 
 def _pick(rng: np.random.Generator, colors: list[Color], count: int) -> list[Color]:
+    """Choose different colors at random."""
     return [colors[i] for i in rng.choice(len(colors), count, replace=False)]
 
 
@@ -117,7 +118,7 @@ def _car(rng: np.random.Generator) -> list[Part]:
     for y in (0.9, 5.1):
         parts.append(Part(cylinder((0, y, 2.75), 0.6, -0.3, "x"), _YELLOW))
         parts.append(Part(cylinder((13, y, 2.75), 0.5, 0.25, "x"), _RED if body != _RED else _ORANGE))
-    parts.append(Part(box((-0.15, 1.9, 2.5), (0.2, 4.1, 3.0)), _GRaY))
+    parts.append(Part(box((-0.15, 1.9, 2.5), (0.2, 4.1, 3.0)), _GRAY))
     parts.append(Part(box((12.9, 2.3, 1.6), (13.12, 3.7, 2.2)), _WHITE))
     glass = [(4.1, 3.2), (9.6, 3.2), (9.1, 5.6), (5.4, 5.6)]
     parts.append(Part(prism(glass, 0.4, 5.6), _GLASS, removable=False))
@@ -140,13 +141,13 @@ def _car(rng: np.random.Generator) -> list[Part]:
 
 
 def _wheel(x: float, y: float, outwards: int) -> list[Part]:
-    """Tyre with treads, hub and cap; its outer side a little outside the body."""
+    """Build a tire with treads, hub and cap; its outer side protrudes slightly from the body."""
     height = 1.25
     width = 1.15
     start = y - outwards * (width - 0.15)
     angle = np.linspace(0, 2 * np.pi, 18, endpoint=False)
     rim = [(0.0, 0.0), (1.0, 0.0), (1.15, 0.12), (1.15, width - 0.12), (1.0, width), (0.75, width), (0.7, width - 0.2)]
-    tyre = revolve([*rim, (0.0, width - 0.2)], (0, 0, 0), "y", 30)
+    tire = revolve([*rim, (0.0, width - 0.2)], (0, 0, 0), "y", 30)
     low, high = (-0.09, 0.12, 1.08), (0.09, width - 0.12, 1.25)
     treads = []
     for a in angle:
@@ -159,14 +160,14 @@ def _wheel(x: float, y: float, outwards: int) -> list[Part]:
         flip = np.array([1.0, outwards, 1.0])
         return Solid(solid.vertices * flip + np.array([x, start, height]), solid.faces, solid.normals * flip)
 
-    return [Part(placed(join([tyre, *treads])), _BLACK), Part(placed(hub), _GRaY)]
+    return [Part(placed(join([tire, *treads])), _BLACK), Part(placed(hub), _GRAY)]
 
 
 def _house(rng: np.random.Generator) -> list[Part]:
     wall, roof, trim = (_pick(rng, colors, 1)[0] for colors in _HOUSE_COLORS)
     parts = [Part(brick(0, 0, 0, 12, 10, 1), _GREEN, removable=False)]
     for layer in range(4):
-        parts += _wall_layer(1 + 3 * layer, layer, wall if layer else _GRaY)
+        parts += _wall_layer(1 + 3 * layer, layer, wall if layer else _GRAY)
     parts.append(Part(box((2.2, 2.2, 0.5), (9.8, 7.8, 5.1)), _DARK, removable=False))
     parts += _front(trim)
     parts.append(Part(brick(1.5, 1.5, 13, 9, 7, 1, studs=False), trim, removable=False))
@@ -189,7 +190,7 @@ _HOUSE_COLORS: tuple[list[Color], ...] = ([_WHITE, _YELLOW, _TAN, _ORANGE], [_RE
 
 
 def _wall_layer(z: int, layer: int, color: Color) -> list[Part]:
-    """One course of the four walls, joints shifted from course to course; the front leaves its door open."""
+    """Build one course of the four walls, with shifted joints and an opening for the front door."""
     shift = layer % 2
     parts = []
     for y in (2, 7):
@@ -209,11 +210,11 @@ def _wall_layer(z: int, layer: int, color: Color) -> list[Part]:
 
 
 def _front(trim: Color) -> list[Part]:
-    """Door, windows and shutters, on the walls' outer sides."""
+    """Build door, windows and shutters on the outer sides of the walls."""
     parts = [
         Part(box((4.05, 2.15, 0.42), (5.95, 2.7, 3.95)), trim),
         Part(cylinder((5.6, 2.15, 2.1), 0.14, -0.2, "y", 12), _YELLOW),
-        Part(brick(4, 1, 1, 2, 1, 1), _GRaY),
+        Part(brick(4, 1, 1, 2, 1, 1), _GRAY),
     ]
     for x, y, side in ((7.4, 1.86, -1.0), (4.2, 8.14, 1.0), (7.4, 8.14, 1.0)):
         near, far = sorted((y, y - side * 0.3))
@@ -231,7 +232,7 @@ def _front(trim: Color) -> list[Part]:
 
 
 def _garden(rng: np.random.Generator) -> list[Part]:
-    """A tree in one corner, flowers and a path."""
+    """Build a tree in one corner, flowers and a path."""
     x = 0.0 if rng.integers(2) else 10.0
     parts = [Part(cylinder((x + 1, 1, PLATE), 0.35, 1.6), _BROWN)]
     crown = [(0.0, 0.0), (1.0, 0.0), (0.75, 0.9), (0.62, 0.9), (0.4, 1.7), (0.3, 1.7), (0.0, 2.5)]
@@ -248,26 +249,26 @@ def _garden(rng: np.random.Generator) -> list[Part]:
 def _rocket(rng: np.random.Generator) -> list[Part]:
     hull, stripe, fin = _pick(rng, [_RED, _BLUE, _ORANGE, _WHITE, _YELLOW], 3)
     parts = [Part(brick(-4, -4, 0, 8, 8, 1), _DARK, removable=False)]
-    parts += [Part(brick(x, y, 1, 1, 1, 3), _GRaY) for x in (-2, 1) for y in (-2, 1)]
+    parts += [Part(brick(x, y, 1, 1, 1, 3), _GRAY) for x in (-2, 1) for y in (-2, 1)]
     bell = [(0.0, 0.1), (0.5, 0.1), (1.15, 0.0), (1.25, 0.05), (0.7, 1.3), (0.0, 1.3)]
     parts.append(Part(revolve(bell, (0, 0, 0.5)), _BLACK))
-    parts.append(Part(brick(-2, -2, 4, 4, 4, 1), _GRaY, removable=False))
+    parts.append(Part(brick(-2, -2, 4, 4, 4, 1), _GRAY, removable=False))
     z = 5 * PLATE
     for course, color in enumerate((hull, hull, stripe, hull, stripe, hull)):
         parts += _round_course(z, 1.95 if course < 5 else 1.75, color)
         z += 1.2
     nose = [(0.0, 0.0), (1.7, 0.0), (1.6, 0.6), (1.35, 1.3), (0.95, 2.0), (0.5, 2.5), (0.25, 2.6), (0.0, 2.6)]
     parts.append(Part(revolve(nose, (0, 0, z + 0.02), sides=32), stripe))
-    parts.append(Part(cylinder((0, 0, z + 2.6), 0.12, 1.1, sides=12), _GRaY))
+    parts.append(Part(cylinder((0, 0, z + 2.6), 0.12, 1.1, sides=12), _GRAY))
     parts.append(Part(cylinder((0, 0, z + 3.6), 0.25, 0.4, sides=16), _RED))
     outline = [(1.7, 5.0), (1.7, 1.9), (3.5, 0.6), (3.5, 2.0)]
-    # One fin has another color: without it the rocket would look alike from four sides.
+    # The fins differ in color: with equal fins the rocket would look the same from four sides.
     parts.append(Part(prism(outline, -0.3, 0.3), fin))
     parts.append(Part(prism([(-a, b) for a, b in outline], -0.3, 0.3), stripe if stripe != hull else _DARK))
     parts.append(Part(prism(outline, -0.3, 0.3, "x"), _DARK))
     parts.append(Part(prism([(-a, b) for a, b in outline], -0.3, 0.3, "x"), fin))
     for height in (4.9, 7.3):
-        parts.append(Part(cylinder((0, -1.7, height), 0.85, -0.45, "y"), _GRaY))
+        parts.append(Part(cylinder((0, -1.7, height), 0.85, -0.45, "y"), _GRAY))
         parts.append(Part(cylinder((0, -1.7, height), 0.6, -0.52, "y"), _GLASS))
     parts.append(Part(box((1.7, -0.8, 4.6), (2.1, 0.8, 7.0)), _YELLOW if hull != _YELLOW else _BLUE))
     parts.append(Part(cylinder((2.1, 0.5, 5.7), 0.16, 0.15, "x", 12), _BLACK))
@@ -276,22 +277,22 @@ def _rocket(rng: np.random.Generator) -> list[Part]:
 
 
 def _round_course(z: float, radius: float, color: Color) -> list[Part]:
-    """A course of the round body, with a rib at each quarter."""
+    """Build a course of the round body, with a rib at each quarter."""
     ring = cylinder((0, 0, z), radius, 1.14, sides=40)
     ribs = []
     for a in np.pi / 4 + np.pi / 2 * np.arange(4):
         c, s = np.cos(a) * radius, np.sin(a) * radius
         ribs.append(cylinder((c * 0.985, s * 0.985, z + 0.1), 0.14, 0.94, sides=10))
-    return [Part(ring, color), *(Part(rib, _GRaY) for rib in ribs)]
+    return [Part(ring, color), *(Part(rib, _GRAY) for rib in ribs)]
 
 
 def _tower(rng: np.random.Generator) -> list[Part]:
-    """The launch tower behind the rocket."""
-    color = _pick(rng, [_RED, _YELLOW, _GRaY], 1)[0]
+    """Build the launch tower behind the rocket."""
+    color = _pick(rng, [_RED, _YELLOW, _GRAY], 1)[0]
     parts = [Part(brick(x, 3, 1 + 3 * i, 1, 1), color) for x in (-2, 1) for i in range(6)]
     parts.append(Part(brick(-2, 3, 19, 4, 1, 1), _DARK))
-    parts += [Part(box((-1.1, 3.3, h), (1.1, 3.6, h + 0.25)), _GRaY) for h in (2.2, 3.9, 5.6)]
-    parts.append(Part(box((-0.3, 1.8, 6.6), (0.3, 3.2, 6.95)), _GRaY))
+    parts += [Part(box((-1.1, 3.3, h), (1.1, 3.6, h + 0.25)), _GRAY) for h in (2.2, 3.9, 5.6)]
+    parts.append(Part(box((-0.3, 1.8, 6.6), (0.3, 3.2, 6.95)), _GRAY))
     parts.append(Part(brick(-3, -3, 1, 1, 2, 2), _YELLOW))
     parts.append(Part(brick(2, -3, 1, 1, 1, 1), _RED))
     return parts

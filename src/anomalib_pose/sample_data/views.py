@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training and test views of a toy, with and without defects."""
+"""Training views and test queries of a toy, with and without defects."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 from anomalib_pose.data.files import opengl_matrix, write_image, write_json
 from anomalib_pose.geometry import Camera, look_at, mad_lattice
 from anomalib_pose.render.mesh_lighting import BakedLight, Light, bake_light
-from anomalib_pose.sample_data.defects import View, spoil
+from anomalib_pose.sample_data.defects import ToyRendering, render_defect
 from anomalib_pose.sample_data.toys import Toy
 
 CAMERA_ANGLE_X = 0.6911111611634243
@@ -23,22 +23,22 @@ LATTICE_VIEWS = 210
 
 _ELEVATIONS = (math.radians(5), math.radians(75))
 _DISTANCE_SPREAD = 0.02
-_AIM_SPREAD = 0.02
+_TARGET_SPREAD = 0.02
 _VIEW_TRIES = 20
 
 
 @dataclass
 class Studio:
-    """A toy in one light, and the camera that looks at it.
+    """A toy in one light, with the intrinsics and the distance of its cameras.
 
     Args:
-        toy: the toy.
-        light: the light.
+        toy: toy without defects.
+        light: light of the scene.
         width: width of the images in pixels.
         height: height of the images in pixels.
         radius: distance of the cameras from the toy's center.
-        baked: the light on the toy, made here.
-        relit: light on the toy without a part, by the part's number; views share it.
+        baked: baked light on the toy, computed on construction.
+        baked_without: baked light on the toy without one part, by the part's number; shared by all renderings.
     """
 
     toy: Toy
@@ -47,58 +47,58 @@ class Studio:
     height: int
     radius: float
     baked: BakedLight = field(init=False)
-    relit: dict[int, BakedLight] = field(default_factory=dict)
+    baked_without: dict[int, BakedLight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.baked = bake_light(self.toy.mesh, self.light)
 
     def camera(self, camera_to_world: Tensor) -> Camera:
-        """The camera at a pose (4, 4); the shorter side has MAD's field of view, so that the toy fits in."""
+        """Build the camera at a pose (4, 4); the image's shorter side has MAD's field of view, so that the toy fits."""
         shorter = min(self.width, self.height)
         square = Camera.from_fov(camera_to_world, CAMERA_ANGLE_X, shorter, shorter)
         intrinsics = square.K.clone()
         intrinsics[0, 2], intrinsics[1, 2] = self.width / 2, self.height / 2
         return Camera(camera_to_world, intrinsics, self.width, self.height)
 
-    def photograph(self, camera_to_world: Tensor) -> np.ndarray:
-        """Picture (H, W, 3) uint8 of the good toy."""
-        return View.of(self.toy, self.camera(camera_to_world), self.light, self.baked).image
+    def render(self, camera_to_world: Tensor) -> np.ndarray:
+        """Render the good toy from a pose (4, 4) to an image (H, W, 3) uint8."""
+        return ToyRendering.render(self.toy, self.camera(camera_to_world), self.light, self.baked).image
 
-    def query(self, kind: str, rng: np.random.Generator, brightness_variation: float = 0.0) -> "Query":
-        """A test view at a random pose.
+    def render_query(self, kind: str, rng: np.random.Generator, brightness_variation: float = 0.0) -> "RenderedQuery":
+        """Render a query at a random pose.
 
         Args:
             kind: "good", or one of ``DEFECTS``.
-            rng: source of the pose, the brightness and the defect.
-            brightness_variation: the light is scaled by up to this share, upwards or downwards.
+            rng: random generator of the pose, the brightness and the defect.
+            brightness_variation: largest relative change of the light's intensity, upwards or downwards.
 
         Raises:
-            ValueError: if no place for the defect was found in many views.
+            ValueError: if no place for the defect was found in 20 views.
         """
         for _ in range(_VIEW_TRIES):
             camera = self.camera(_test_pose(self.radius, rng))
             brightness = 1 + brightness_variation * rng.uniform(-1, 1)
             light = replace(self.light, intensity=self.light.intensity * brightness)
-            view = View.of(self.toy, camera, light, self.baked, self.relit)
+            rendering = ToyRendering.render(self.toy, camera, light, self.baked, self.baked_without)
             if kind == "good":
-                return Query(kind, camera, brightness, view.image, None)
-            spoiled = spoil(view, kind, rng)
-            if spoiled is not None:
-                return Query(kind, camera, brightness, *spoiled)
-        msg = f"No place for a defect of the kind {kind} was found at {self.width} px; draw larger images."
+                return RenderedQuery(kind, camera, brightness, rendering.image, None)
+            defective = render_defect(rendering, kind, rng)
+            if defective is not None:
+                return RenderedQuery(kind, camera, brightness, *defective)
+        msg = f"No place for a defect of kind {kind} was found in images of {self.width} px: use a larger size."
         raise ValueError(msg)
 
 
 @dataclass(frozen=True)
-class Query:
-    """A test image and what is known about it.
+class RenderedQuery:
+    """A rendered query image with its ground truth.
 
     Args:
         kind: "good" or the kind of defect.
-        camera: the camera.
-        brightness: factor on its light.
-        image: picture (H, W, 3) uint8.
-        mask: pixels (H, W) bool that the defect changes; None without a defect.
+        camera: camera of the image.
+        brightness: factor on the intensity of the light.
+        image: image (H, W, 3) uint8.
+        mask: mask (H, W) bool of the pixels that the defect changes; None without a defect.
     """
 
     kind: str
@@ -108,12 +108,12 @@ class Query:
     mask: np.ndarray | None
 
     def write(self, folder: Path, file: str, mask_file: str) -> dict[str, Any]:
-        """Write the image, and the mask of a defect; returns what is known about the image.
+        """Write the image, and the mask if there is a defect; return the ground truth for ``_hidden/<category>.json``.
 
         Args:
             folder: folder of the category.
-            file: path of the image in it.
-            mask_file: path of the mask in it.
+            file: path of the image in the folder.
+            mask_file: path of the mask in the folder.
         """
         write_image(folder / file, self.image)
         if self.mask is not None:
@@ -127,22 +127,22 @@ class Query:
         }
 
 
-def draw_training(studio: Studio, poses: Tensor, folder: Path, name: str, step: Callable[[], None]) -> list[str]:
-    """Write the training views.
+def write_training_views(studio: Studio, poses: Tensor, folder: Path, name: str, step: Callable[[], None]) -> list[str]:
+    """Render and write the training views.
 
     Args:
-        studio: the good toy in its light.
-        poses: (n, 4, 4).
+        studio: good toy in the light of the training views.
+        poses: camera-to-world matrices (n, 4, 4).
         folder: folder of the category.
-        name: path of a view in it, with ``{}`` for its number.
-        step: called after each view.
+        name: path of a view in the folder, with ``{}`` for its number.
+        step: function to call after each view.
 
     Returns:
-        The paths in the folder.
+        Paths of the views in the folder.
     """
     files = [name.format(number) for number in range(len(poses))]
     for file, pose in zip(files, poses, strict=True):
-        write_image(folder / file, studio.photograph(pose))
+        write_image(folder / file, studio.render(pose))
         step()
     return files
 
@@ -152,8 +152,8 @@ def write_transforms(folder: Path, files: list[str], poses: Tensor) -> None:
 
     Args:
         folder: folder of the category.
-        files: paths of the views in it.
-        poses: their poses (n, 4, 4).
+        files: paths of the views in the folder.
+        poses: camera-to-world matrices (n, 4, 4) of the views.
     """
     frames = [
         {"file_path": f"./{file}", "transform_matrix": opengl_matrix(pose)}
@@ -162,32 +162,32 @@ def write_transforms(folder: Path, files: list[str], poses: Tensor) -> None:
     write_json(folder / "transforms.json", {"camera_angle_x": CAMERA_ANGLE_X, "frames": frames})
 
 
-def lattice(views: int, radius: float) -> Tensor:
-    """Poses (views, 4, 4) of training views, float64: MAD's lattice, or fewer that are spread over it."""
-    chosen = torch.linspace(0, LATTICE_VIEWS - 1, views).round().long()
-    return mad_lattice(radius).double()[chosen]
+def training_poses(views: int, radius: float) -> Tensor:
+    """Select poses (views, 4, 4), float64, at even intervals from MAD's lattice of 210 views."""
+    indices = torch.linspace(0, LATTICE_VIEWS - 1, views).round().long()
+    return mad_lattice(radius).double()[indices]
 
 
-def check_numbers(size: int, views: int, test_good: int, test_per_defect: int, radius: float) -> None:
-    """Check what all layouts are drawn by.
+def check_arguments(size: int, views: int, test_good: int, test_per_defect: int, radius: float) -> None:
+    """Check the arguments that ``write_mad`` and ``write_mip`` share.
 
     Raises:
         ValueError: if a number is out of its range.
     """
     if size < 16 or not 1 <= views <= LATTICE_VIEWS or test_good < 0 or test_per_defect < 0:
         msg = (
-            f"size has to be 16 or more, views 1 to {LATTICE_VIEWS}, test counts 0 or more; got size {size}, "
+            f"size should be 16 or more, views 1 to {LATTICE_VIEWS}, test counts 0 or more; got size {size}, "
             f"views {views}, test_good {test_good}, test_per_defect {test_per_defect}."
         )
         raise ValueError(msg)
     if radius < 2:
-        msg = f"radius has to be 2 or more, got {radius}."
+        msg = f"radius should be 2 or more, got {radius}."
         raise ValueError(msg)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch's operations here are too small to gain from threads, and on a busy machine they lose much by them."""
+def single_torch_thread() -> Iterator[None]:
+    """Run PyTorch on one thread: these operations are too small for threads, which slow them down on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -197,7 +197,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _test_pose(radius: float, rng: np.random.Generator) -> Tensor:
-    """Random pose (4, 4) on the upper hemisphere, float64."""
+    """Choose a random pose (4, 4) on the upper hemisphere, float64."""
     low, high = _ELEVATIONS
     elevation = math.asin(rng.uniform(math.sin(low), math.sin(high)))
     azimuth = rng.uniform(0, 2 * math.pi)
@@ -208,5 +208,5 @@ def _test_pose(radius: float, rng: np.random.Generator) -> Tensor:
         math.sin(elevation),
     )
     eye = distance * torch.tensor(direction, dtype=torch.float64)
-    target = torch.from_numpy(rng.uniform(-_AIM_SPREAD, _AIM_SPREAD, 3))
+    target = torch.from_numpy(rng.uniform(-_TARGET_SPREAD, _TARGET_SPREAD, 3))
     return look_at(eye, target, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))

@@ -18,7 +18,7 @@ from anomalib_pose.render.mesh_lighting import BakedLight, Light
 from anomalib_pose.sample_data.bricks import Solid, box, subdivide
 from anomalib_pose.sample_data.chair_anomalies import break_chair, cut_out, inside
 from anomalib_pose.sample_data.chair_parts import build_chair
-from anomalib_pose.sample_data.chair_views import Material, Pose, find_change, photograph, published_mesh
+from anomalib_pose.sample_data.chair_views import Material, QueryPose, anomaly_masks, published_mesh, render_query
 from anomalib_pose.sample_data.chairs import write_chairs
 
 SHAPES, QUERIES, SIZE, VIEWS, SEED = 3, 4, 128, 12, 1
@@ -138,14 +138,14 @@ def test_what_changes_is_inside_the_mask() -> None:
     found = 0
     for trial in range(20):
         kind = ANOMALY_TYPES[trial % 5]
-        anomaly, pose = break_chair(chair, kind, other, rng), Pose.random(rng, 96)
-        change = None if anomaly is None else find_change(chair, anomaly, pose.chair_camera)
+        anomaly, pose = break_chair(chair, kind, other, rng), QueryPose.random(rng, 96)
+        change = None if anomaly is None else anomaly_masks(chair, anomaly, pose.chair_camera)
         if change is None:
             continue
         images = []
         for one in (chair, anomaly.chair):
             everywhere = BakedLight(torch.ones(len(one.mesh.vertices), 3), torch.zeros(len(one.mesh.vertices)))
-            images.append(photograph(one, (plain, plain), pose.chair_camera, light, everywhere).astype(int))
+            images.append(render_query(one, (plain, plain), pose.chair_camera, light, everywhere).astype(int))
         differs = np.abs(images[0] - images[1]).max(2) > 1
         assert not (differs & ~change.union).any()
         # where the part was in front of white, or is now, the image has to change
@@ -161,11 +161,11 @@ def test_what_changes_is_inside_the_mask() -> None:
 
 def test_changes_that_cannot_be_seen_are_refused() -> None:
     chair = build_chair(np.random.default_rng(3))
-    pose = Pose.random(np.random.default_rng(0), 96)
+    pose = QueryPose.random(np.random.default_rng(0), 96)
     for number in range(len(chair.parts)):
         anomaly = break_chair(chair, "missing", chair, np.random.default_rng(number))
         seen = (chair.face_part == anomaly.number)[rasterize_mesh(chair.mesh, pose.chair_camera, 1).face]
-        change = find_change(chair, anomaly, pose.chair_camera)
+        change = anomaly_masks(chair, anomaly, pose.chair_camera)
         share = float(seen.sum()) / 96**2
         if not 0.0015 < share < 0.0025:  # there, samples at the part's edge decide
             assert (change is None) == (share < 0.002)

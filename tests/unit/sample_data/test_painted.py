@@ -12,8 +12,8 @@ from PIL import Image
 from scipy import ndimage
 
 from anomalib_pose.data import PosedFolder
+from anomalib_pose.data.files import opengl_matrix
 from anomalib_pose.geometry import look_at
-from anomalib_pose.sample_data import opengl_matrix
 from anomalib_pose.sample_data.painted import PAINTED_DEFECTS, DefectSizes, paint_defect
 from anomalib_pose.sample_data.painted_queries import write_painted_queries
 
