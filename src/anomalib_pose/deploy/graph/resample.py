@@ -2,8 +2,8 @@
 """Image resampling as matrix products, which are exact for any image size and the same in every runtime.
 
 Twins: ``torch.nn.functional.interpolate`` with ``antialias=True`` for ``window_matrix`` and ``softening_matrix`` (to
-1e-5, inside the border) and ``adaptive_avg_pool2d`` for ``pooling_matrix`` (to 1e-5). ``resize_pinhole`` is
-``anomalib_pose.geometry.resize_intrinsics`` for four numbers instead of a matrix (to 1e-5).
+1e-5, inside the border), and ``adaptive_avg_pool2d`` for ``pooling_matrix`` where the parts are whole cells (to 1e-5).
+``resize_pinhole`` is ``anomalib_pose.geometry.resize_intrinsics`` for four numbers instead of a matrix (to 1e-5).
 """
 
 import torch
