@@ -2,9 +2,9 @@
 """Alignment of a query with a rendered view, as a fixed number of damped Gauss-Newton steps.
 
 Twins: ``anomalib_pose.pose.surface_alignment.linearize`` for the normal equations (the cost to a relative 1e-4, normal
-matrix and gradient to 1e-3 of their largest entry), and ``anomalib_pose.geometry.so3_exp`` for ``retract`` (to 1e-6). The loop
-around them has its twin in ``anomalib_pose.pose.gauss_newton.GaussNewtonRefiner``, whose number of steps depends on the
-data. The tests hold only the loop's result against the true pose.
+matrix and gradient to 1e-3 of their largest entry), and ``anomalib_pose.geometry.so3_exp`` for ``retract`` (to 1e-6).
+The loop ``align`` has its twin in ``anomalib_pose.pose.gauss_newton.GaussNewtonRefiner``, whose number of steps depends
+on the data. The tests hold only the result of the loop, against the true pose.
 """
 
 from typing import NamedTuple

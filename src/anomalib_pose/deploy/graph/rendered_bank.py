@@ -2,8 +2,8 @@
 """Bank of rendered views where the pose search of an exported detector starts.
 
 Twin: ``anomalib_pose.pose.view_bank.ViewBank``. For equal thumbnails, ``RenderedBank.nearest`` selects the same views,
-and ``RenderedBank.similarity`` agrees to 1e-4. ``RenderedBank.thumbnail`` agrees with the mean over equal parts to 1e-5;
-the twin's ``adaptive_avg_pool2d`` rounds the parts to whole pixels.
+and ``RenderedBank.similarity`` agrees to 1e-4. ``RenderedBank.thumbnail`` agrees with the mean over equal parts to
+1e-5; the twin's ``adaptive_avg_pool2d`` rounds the parts to whole pixels.
 """
 
 import math
