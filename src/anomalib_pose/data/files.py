@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writers of data sets and results, which leave whole files and folders or none."""
+"""Writers of data sets and results, which leave whole files and folders or none; and a reader of JSON objects."""
 
 import json
 import shutil
@@ -63,6 +63,27 @@ def write_image(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"quality": _JPEG_QUALITY, "subsampling": 0} if path.suffix == ".jpg" else {}
     Image.fromarray(image).save(path, **options)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file does not hold a JSON object.
+    """
+    if not path.is_file():
+        msg = f"There is no {path.name} in {path.parent}."
+        raise FileNotFoundError(msg)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        msg = f"{path} is not valid JSON: {error}."
+        raise ValueError(msg) from error
+    if not isinstance(content, dict):
+        msg = f"{path} should hold a JSON object, got a {type(content).__name__}."
+        raise ValueError(msg)  # noqa: TRY004
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from anomalib_pose.data.files import new_category, write_image, write_json
+from anomalib_pose.data.files import new_category, read_json, write_image, write_json
 from anomalib_pose.data.images import over_white, read_image, read_mask
-from anomalib_pose.data.posed.transforms_json import PosedFrame, read_json, read_transforms
+from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms
 from anomalib_pose.sample_data.defects import to_bytes
 from anomalib_pose.sample_data.painted import PAINTED_DEFECTS, DefectSizes, paint_defect
 

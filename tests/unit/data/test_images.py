@@ -4,7 +4,17 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_pose.data.images import check_mask_size, image_files, image_size, read_image, read_mask, undistort
+from anomalib_pose.data.images import (
+    check_mask_size,
+    image_files,
+    image_size,
+    pad_to_square,
+    read_image,
+    read_mask,
+    resize_bicubic,
+    square_margins,
+    undistort,
+)
 
 
 def _save(path, array):
@@ -84,6 +94,26 @@ def test_only_images_are_listed_and_in_order(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "c.png").mkdir()
     assert [path.name for path in image_files(tmp_path)] == ["a.png", "b.JPG"]
+
+
+@pytest.mark.parametrize("size", [5, 8, 24])
+def test_bicubic_resizing_is_the_same_for_an_image_and_a_batch(size):
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch = resize_bicubic(images, size)
+    assert batch.shape == (2, 3, size, size)
+    assert 0 <= batch.min() <= batch.max() <= 1
+    assert all(torch.equal(resize_bicubic(image, size), resized) for image, resized in zip(images, batch, strict=True))
+    assert (size == 8) == (batch is images)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 7), (7, 4), (5, 5)])
+def test_padding_puts_the_image_at_the_margins_of_the_square(height, width):
+    square = pad_to_square(torch.zeros(2, height, width), 1.0)
+    top, left = square_margins(height, width)
+    side = max(height, width)
+    assert square.shape == (2, side, side)
+    assert not square[:, top : top + height, left : left + width].any()
+    assert square.sum() == 2 * (side * side - height * width)
 
 
 def test_undistortion_follows_browns_formula():

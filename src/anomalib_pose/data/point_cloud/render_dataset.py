@@ -116,7 +116,7 @@ def _eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Ite
             kind = path.parents[1]
             rgb, _ = read_image(kind / "rgb" / f"{path.stem}.png")
             gt_mask = None if kind.name == "good" else read_mask(kind / "gt" / f"{path.stem}.png")
-            xyz = _eyecandies_grid(path, rgb.shape[1], rgb.shape[2])
+            xyz = _read_eyecandies(path, rgb.shape[1], rgb.shape[2])
             with name_file_in_errors(path):
                 xyz, image, mask = isolate_object(xyz, rgb, gt_mask, seed)
                 cloud = render_organized(xyz, settings, mask, image)
@@ -127,8 +127,8 @@ def _eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Ite
         yield render
 
 
-def _eyecandies_grid(path: Path, height: int, width: int) -> Tensor:
-    """Organized cloud (height, width, 3) of a .ply, its axes turned to +x right, +y down, +z forward, in tenths."""
+def _read_eyecandies(path: Path, height: int, width: int) -> Tensor:
+    """Read a .ply as an organized cloud (height, width, 3): +x right, +y down, +z forward, scaled by 0.1."""
     points = read_points(path).points
     if len(points) != height * width:
         msg = f"{path} has {len(points)} points, but its photograph {height} x {width} pixels: expected one for each."
@@ -144,24 +144,25 @@ def _real3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterato
 
         def render(out: Path, path: Path = path) -> None:
             good = "good" in path.stem.split("_")
-            read = _real3d_good(path) if good else _real3d_labeled(category / "gt" / f"{path.stem}.txt")
+            labels_path = category / "gt" / f"{path.stem}.txt"
+            points, labels = _read_good_real3d(path) if good else _read_labeled_real3d(labels_path)
             folder = out / "test" / ("good" if good else "anomaly")
             with name_file_in_errors(path):
-                cloud = render_unorganized(*read, settings, seed)
+                cloud = render_unorganized(points, labels, settings, seed)
             write_rendered(folder, path.stem, cloud)
 
         yield render
 
 
-def _real3d_good(path: Path) -> tuple[Tensor, Tensor]:
-    """Points (n, 3) of a cloud without defect, and labels (n,) that are all False."""
+def _read_good_real3d(path: Path) -> tuple[Tensor, Tensor]:
+    """Read the points (n, 3) of a cloud without defect, with labels (n,) that are all False."""
     points = read_points(path).points
     points = points[torch.isfinite(points).all(1)]
     return points, torch.zeros(len(points), dtype=torch.bool)
 
 
-def _real3d_labeled(path: Path) -> tuple[Tensor, Tensor]:
-    """Points (n, 3) and labels (n,) of a text file with x, y, z and label in each line."""
+def _read_labeled_real3d(path: Path) -> tuple[Tensor, Tensor]:
+    """Read points (n, 3) and labels (n,) from a text file with x, y, z and label in each line."""
     if not path.is_file():
         msg = f"There is no file {path}: expected x, y, z and label of each point of a cloud with a defect."
         raise FileNotFoundError(msg)

@@ -7,10 +7,11 @@ from pathlib import Path, PurePosixPath
 from anomalib.data.utils import LabelName
 from torch import Tensor
 
+from anomalib_pose.data.files import read_json
 from anomalib_pose.data.fixed_test_datamodule import FixedTestDataModule, ValSplit
 from anomalib_pose.data.images import check_mask_size, image_files
 from anomalib_pose.data.posed.dataset import PosedDataset
-from anomalib_pose.data.posed.transforms_json import read_json, read_pose
+from anomalib_pose.data.posed.transforms_json import read_pose
 
 
 class PosedDataModule(FixedTestDataModule):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reader of ``transforms.json`` as Blender's NeRF exporters, nerfstudio and instant-ngp write it."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomalib_pose.data.files import read_json
 from anomalib_pose.data.images import SUFFIXES, check_mask_size, image_size
 from anomalib_pose.geometry import Camera, resize_intrinsics
 
@@ -65,6 +65,9 @@ def read_transforms(path: Path) -> list[PosedFrame]:
             camera model is not supported, or images differ in size and have no intrinsics of their own. The message
             names the file.
     """
+    if not path.is_file():
+        msg = f"There is no {path.name} in {path.parent}: expected the camera poses there."
+        raise FileNotFoundError(msg)
     content = read_json(path)
     entries = content.get("frames")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
@@ -74,27 +77,6 @@ def read_transforms(path: Path) -> list[PosedFrame]:
     frames = [_FrameEntry(path, entry, shared).frame() for entry in entries]
     _check_frames(path, frames, entries)
     return frames
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if the file does not hold a JSON object.
-    """
-    if not path.is_file():
-        msg = f"There is no {path.name} in {path.parent}: expected the camera poses there."
-        raise FileNotFoundError(msg)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        msg = f"{path} is not valid JSON: {error}."
-        raise ValueError(msg) from error
-    if not isinstance(content, dict):
-        msg = f"{path} should hold a JSON object, got a {type(content).__name__}."
-        raise ValueError(msg)  # noqa: TRY004
-    return content
 
 
 def read_pose(matrix: Any, where: str) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anomalib_pose.data.files import read_json
 from anomalib_pose.data.images import image_files
-from anomalib_pose.data.posed.transforms_json import read_json
 
 logger = logging.getLogger(__name__)
 

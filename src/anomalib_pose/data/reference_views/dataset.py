@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Image, Mask
 
+from anomalib_pose.data.files import read_json
 from anomalib_pose.data.images import check_mask_size, read_image, read_mask
-from anomalib_pose.data.posed.transforms_json import read_json
 from anomalib_pose.data.reference_views.broken_chairs_files import BOX_UNIT, GOOD, QuerySample
 from anomalib_pose.data.reference_views.dataclasses import ViewBatch, ViewItem
 from anomalib_pose.data.reference_views.files import (

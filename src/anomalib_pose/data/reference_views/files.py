@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalib_pose.data.files import read_json
 from anomalib_pose.data.images import image_size, read_image, resize_bicubic
-from anomalib_pose.data.posed.transforms_json import read_json, read_pose
+from anomalib_pose.data.posed.transforms_json import read_pose
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render.reference_views import GRID_SIZE, IMAGE_SIZE
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_pose.data.images import read_image
+from anomalib_pose.data.images import read_image, resize_bicubic
 from anomalib_pose.data.point_cloud.files import name_file_in_errors, read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organized
@@ -17,7 +17,6 @@ from anomalib_pose.models.point_ad.cloud_grid import CloudGrid
 from anomalib_pose.models.point_ad.export import Aggregation
 from anomalib_pose.models.point_ad.image_scores import ImageScores
 from anomalib_pose.models.point_ad.pictures import write_scored_cloud
-from anomalib_pose.models.point_ad.vision import resize_bicubic
 
 
 @dataclass(frozen=True)

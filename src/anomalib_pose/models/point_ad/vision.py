@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from anomalib_pose.data.images import resize_bicubic
 from anomalib_pose.models.point_ad.attention import attend, check_blocks, feed_forward, queries_keys_values
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -134,15 +134,3 @@ class VisionTower(nn.Module):
         """
         *_, (x, second) = self.paths(preprocessed, vv_blocks)
         return self.project(x[:, 0]), self.project(second[:, 1:])
-
-
-def resize_bicubic(images: Tensor, size: int) -> Tensor:
-    """Resize square images to (b, 3, size, size), bicubic with antialiasing, as CLIP's own transform.
-
-    Args:
-        images: RGB (b, 3, s, s) in [0, 1]; those of the right size are returned as they are.
-        size: side in pixels.
-    """
-    if images.shape[-2:] == (size, size):
-        return images
-    return functional.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
