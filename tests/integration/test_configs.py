@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every configuration says its command in line 1, and that command runs."""
+"""Line 1 of every configuration is its command, and the command runs."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ CONFIGS = sorted(set((ROOT / "configs").rglob("*.yaml")) - {BENCHMARK})
 
 anomalib_pose.register()
 
-# What makes a run small, and does without weights that have to be downloaded.
+# Arguments of a small run that downloads no weights.
 QUICK_MODEL = {
     "steps": 5,
     "starts": 1,
@@ -75,9 +75,9 @@ def command_of(config: Path) -> list[str]:
     return shlex.split(first[2:])
 
 
-# The same model's same settings run on the other data set in the fast tests.
+# The fast tests run the same model with the same settings on the other data set.
 REPEATED = {"omniposead_mip.yaml", "piad_mad.yaml", "paper/omniposead_mip.yaml", "paper/piad_mad.yaml"}
-# The parts of their training are tested one by one, or run in other configurations.
+# Other tests cover the parts of these trainings, or other configurations run them.
 REPEATED |= {"paper/looking3d_brokenchairs.yaml", "paper/piad_mip.yaml", "paper/splatpose_mad.yaml"}
 REPEATED |= {"omniposead_mad.yaml", "looking3d_brokenchairs.yaml", "looking3d_sample.yaml", "splatpose_mad.yaml"}
 REPEATED |= {"paper/omniposead_mad.yaml", "paper/pointad_mvtec3d.yaml"}
@@ -85,7 +85,7 @@ CHAIRS = ["--data.init_args.train_views", "2", "--data.init_args.eval_views", "2
 
 
 def configurations() -> list:
-    """All of them, by their names; what repeats another is slow."""
+    """List all configurations by name; those that repeat another one are slow tests."""
     names = [str(config.relative_to(ROOT / "configs")) for config in CONFIGS]
     return [
         pytest.param(
@@ -98,10 +98,10 @@ def configurations() -> list:
 
 
 @pytest.mark.parametrize("config", configurations())
-def test_the_command_of_a_configuration_runs(config, request, tmp_path, monkeypatch):
+def test_command_of_the_configuration_runs(config, request, tmp_path, monkeypatch):
     command = command_of(config)
     assert ROOT / command[3] == config
-    # The config is found from any directory; root and category are those of the small data set.
+    # The test runs in another folder, with root and category of the small data set.
     monkeypatch.chdir(tmp_path)
     arguments = ["train", "--config", str(config)]
     text = config.read_text()
@@ -121,7 +121,7 @@ def test_the_command_of_a_configuration_runs(config, request, tmp_path, monkeypa
 
 
 def cloud_arguments(text: str, root: Path) -> list[str]:
-    """What makes the run of PointAD small."""
+    """List the arguments of a small run of PointAD."""
     arguments = ["--data.init_args.size", "48", "--data.init_args.category", "ring", "--trainer.max_epochs", "1"]
     if "scoring: mutual" in text:
         small = {"backbone": "test_resnet", "layers": "[1, 2]", "weights_path": str(root / "random.pth")}
@@ -133,14 +133,19 @@ def cloud_arguments(text: str, root: Path) -> list[str]:
 
 
 def scene_arguments(text: str, data: str) -> list[str]:
-    """What makes the run of a scene model small, whose configuration has a text and names a datamodule."""
+    """List the arguments of a small run of a scene model.
+
+    Args:
+        text: configuration.
+        data: name of its datamodule.
+    """
     arguments = ["--data.init_args.image_size", "32"]
     if data != "PosedFolder":
         arguments += ["--data.init_args.category", "toy"]
     for name, value in QUICK_MODEL.items():
         arguments += [f"--model.init_args.{name}", str(value)]
     if "OmniposeAD" in text:
-        # a view of the paper's networks takes seconds without a GPU, and there are dozens
+        # The paper's networks take seconds per view without a GPU, and a run renders dozens of views.
         arguments += ["--model.init_args.field", "grid"]
     elif "recipe: paper" not in text:
         arguments += ["--model.init_args.max_gaussians", "50"]
@@ -148,7 +153,7 @@ def scene_arguments(text: str, data: str) -> list[str]:
 
 
 def quick_arguments(mad_root: Path) -> list[str]:
-    """A small SplatPose on a small MAD, by their short names."""
+    """List the arguments of a small SplatPose on a small MAD, by their short names."""
     arguments = ["--model", "SplatPose", "--data", "MAD", "--data.root", str(mad_root), "--data.category", "toy"]
     arguments += ["--data.num_workers", "0", "--model.max_gaussians", "50"]
     for name, value in QUICK_MODEL.items():
@@ -157,7 +162,7 @@ def quick_arguments(mad_root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
-def test_subcommands_with_short_names(subcommand, mad_root, fitted, tmp_path, monkeypatch):
+def test_subcommands_accept_short_names(subcommand, mad_root, fitted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = [] if subcommand == "fit" else ["--ckpt_path", str(fitted)]
     AnomalibCLI(args=[subcommand, *quick_arguments(mad_root), *checkpoint, *QUICK_TRAINER])
@@ -167,7 +172,7 @@ def test_subcommands_with_short_names(subcommand, mad_root, fitted, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_the_benchmark_beside_patchcore(mad_root, tmp_path, monkeypatch):
+def test_benchmark_runs_beside_patchcore(mad_root, tmp_path, monkeypatch):
     assert BENCHMARK.read_text().startswith(f"# anomalib benchmark --config {BENCHMARK.relative_to(ROOT)}\n")
     config = yaml.safe_load(BENCHMARK.read_text())
     splat_pose, patchcore = config["benchmark"]["model"]["grid"]
@@ -183,13 +188,13 @@ def test_the_benchmark_beside_patchcore(mad_root, tmp_path, monkeypatch):
     rows = list(csv.DictReader(table.open()))
     assert [row["model.class_path"] for row in rows] == ["SplatPose", "Patchcore"]
     assert all(0 <= float(row["image_AUROC"]) <= 1 for row in rows)
-    assert [bool(row["pixel_AUPRO"]) for row in rows] == [True, False], "PatchCore has metrics of its own"
+    assert [bool(row["pixel_AUPRO"]) for row in rows] == [True, False], "PatchCore has its own metrics"
 
 
 @pytest.mark.parametrize(
     ("kind", "file"), [("torch", "model.pt"), pytest.param("openvino", "model.xml", marks=pytest.mark.slow)]
 )
-def test_export_by_the_command_line(kind, file, fitted, tmp_path, monkeypatch):
+def test_command_line_exports(kind, file, fitted, tmp_path, monkeypatch):
     if kind != "torch":
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
     monkeypatch.chdir(tmp_path)
@@ -199,9 +204,9 @@ def test_export_by_the_command_line(kind, file, fitted, tmp_path, monkeypatch):
     (written,) = tmp_path.rglob(file)
     if kind == "openvino":
         image = np.random.default_rng(0).random((50, 60, 3), dtype=np.float32)
-        found = OpenVINOInferencer(written, device="CPU").predict(image)
-        assert np.isfinite(found.pred_score).all()
-        assert found.anomaly_map.shape[-2:] == (50, 60)
+        prediction = OpenVINOInferencer(written, device="CPU").predict(image)
+        assert np.isfinite(prediction.pred_score).all()
+        assert prediction.anomaly_map.shape[-2:] == (50, 60)
     assert not list(tmp_path.rglob(".export-*"))
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""anomalib's own conformance matrix, on every model this package registers, and what is particular to them."""
+"""anomalib's conformance tests on all scene models of the registry, and tests of features that only they have."""
 
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 
 import anomalib_pose
 from anomalib_pose.data import MAD, PoseBatch
+from anomalib_pose.registry import scene_models
 from anomalib_pose.sample_data.mad import write_mad
 
 anomalib_pose.register()
@@ -26,7 +26,7 @@ SMALL = {
     "SplatPose": {"steps": 150, "max_gaussians": 800, "bank_spacing": 25.0, "starts": 2, "holdout_every": 8},
 }
 MODELS = sorted(SMALL)
-# What a shared part does is tested with one model; with the others when there is time.
+# Tests of shared parts run with one model; with the other models they are slow tests.
 ONE_QUICKLY = [pytest.param(name, marks=[] if name == "SplatPose" else [pytest.mark.slow]) for name in MODELS]
 
 
@@ -52,7 +52,7 @@ def make_data(root: Path, category: str = "car") -> MAD:
 
 @pytest.fixture(scope="module", params=MODELS)
 def trained(request, mad_root, tmp_path_factory):
-    """Name, fitted model, its engine's folder and its checkpoint."""
+    """Name of a fitted model, the model, the folder of its engine and its checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     model, engine = make_model(request.param), make_engine(folder)
     engine.fit(model, datamodule=make_data(mad_root))
@@ -60,8 +60,8 @@ def trained(request, mad_root, tmp_path_factory):
     return request.param, model, folder, checkpoint
 
 
-def numbers_of(model: AnomalibModule) -> torch.Tensor:
-    """All numbers of the fitted scene, one after the other."""
+def scene_values(model: AnomalibModule) -> torch.Tensor:
+    """All numbers of the fitted scene in one vector."""
     return torch.cat([tensor.double().flatten() for tensor in model.model.scene.state_dict().values()])
 
 
@@ -69,14 +69,9 @@ def scores_of(batches: list[PoseBatch]) -> torch.Tensor:
     return torch.cat([batch.pred_score for batch in batches])
 
 
-def test_every_registered_model_is_tested():
-    ours = {
-        entry.name
-        for entry in entry_points(group="anomalib.models")
-        if entry.dist is not None and entry.dist.name == "anomalib-pose"
-    }
-    # these are no scene models: their own tests are in tests/unit/models and test_looking3d_export.py
-    assert ours <= {*MODELS, "Looking3D", "PointAD"}
+def test_every_scene_model_is_tested():
+    # tests/unit/models, test_looking3d_export.py and test_point_ad.py test Looking3D and PointAD.
+    assert set(scene_models()) == set(MODELS)
     assert all(AnomalibModule in getattr(anomalib_pose, name).__bases__ for name in MODELS)
 
 
@@ -86,50 +81,50 @@ def test_fit_leaves_a_checkpoint(trained):
     assert torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
 
 
-def test_names(trained):
+def test_anomalib_lists_and_builds_the_model_by_name(trained):
     name, *_ = trained
     assert isinstance(get_model(name, **SMALL[name]), AnomalibModule)
     assert {entry.replace("_", "") for entry in list_models()} >= {name.lower()}
 
 
-def test_a_new_model_gives_the_scores_of_the_checkpoint(trained, mad_root):
+def test_new_model_with_the_checkpoint_predicts_equal_scores(trained, mad_root):
     name, model, folder, checkpoint = trained
     first = make_engine(folder / "a").predict(model, datamodule=make_data(mad_root))
     again = make_engine(folder / "b").predict(
         make_model(name), datamodule=make_data(mad_root), ckpt_path=str(checkpoint)
     )
     torch.testing.assert_close(scores_of(again), scores_of(first), rtol=0, atol=0)
-    for one, other in zip(first, again, strict=True):
-        torch.testing.assert_close(one.anomaly_map, other.anomaly_map, rtol=0, atol=0)
+    for before, after in zip(first, again, strict=True):
+        torch.testing.assert_close(before.anomaly_map, after.anomaly_map, rtol=0, atol=0)
 
 
-def test_test_reports_every_metric_and_the_known_poses(trained, mad_root):
+def test_engine_test_reports_all_metrics_and_pose_errors(trained, mad_root):
     name, _, folder, checkpoint = trained
     engine = make_engine(folder / "test")
-    (found,) = engine.test(make_model(name), datamodule=make_data(mad_root), ckpt_path=str(checkpoint))
+    (results,) = engine.test(make_model(name), datamodule=make_data(mad_root), ckpt_path=str(checkpoint))
     expected = {"image_AUROC", "image_AUPR", "image_F1Score", "pixel_AUROC", "pixel_AUPRO", "pixel_F1Score"}
     expected |= {"pose_MedianAngleError", "pose_MedianCentreError", "seconds_per_query"}
-    assert expected <= set(found)
-    assert found["pose_MedianAngleError"] < 3
-    assert found["pixel_AUROC"] > 0.7
+    assert expected <= set(results)
+    assert results["pose_MedianAngleError"] < 3
+    assert results["pixel_AUROC"] > 0.7
     panels = list(folder.rglob("images/**/*.png"))
     assert panels
     assert Image.open(panels[0]).width >= 4 * Image.open(panels[0]).height
 
 
 @pytest.mark.parametrize("trained", ONE_QUICKLY, indirect=True)
-def test_resuming_and_validating_need_no_new_fit(trained, mad_root):
+def test_resumed_training_and_validation_keep_the_fitted_scene(trained, mad_root):
     name, model, folder, checkpoint = trained
     again = make_model(name)
     make_engine(folder / "train").train(again, datamodule=make_data(mad_root), ckpt_path=str(checkpoint))
-    torch.testing.assert_close(numbers_of(again), numbers_of(model), rtol=0, atol=0)
+    torch.testing.assert_close(scene_values(again), scene_values(model), rtol=0, atol=0)
     make_engine(folder / "validate").validate(
         make_model(name), datamodule=make_data(mad_root), ckpt_path=str(checkpoint)
     )
 
 
-def test_prediction_of_a_folder_of_photographs(trained, mad_root):
-    """A stock ``ImageBatch`` without intrinsics becomes a ``PoseBatch``; the fields are filled and detached."""
+def test_folder_of_photographs_is_predicted(trained, mad_root):
+    """A stock ``ImageBatch`` without intrinsics becomes a ``PoseBatch`` with all fields, detached from autograd."""
     name, _, folder, checkpoint = trained
     batches = make_engine(folder / "path").predict(
         make_model(name), data_path=mad_root / "car" / "test" / "good", ckpt_path=str(checkpoint)
@@ -145,7 +140,7 @@ def test_prediction_of_a_folder_of_photographs(trained, mad_root):
         assert difference < 0.1
 
 
-def test_a_checkpoint_localizes_as_prediction_does(trained, mad_root):
+def test_pose_estimate_of_a_checkpoint_equals_that_of_prediction(trained, mad_root):
     _, model, folder, checkpoint = trained
     image = mad_root / "car" / "test" / "good" / "0.png"
     (batch,) = make_engine(folder / "localized").predict(model, data_path=image)
@@ -154,7 +149,7 @@ def test_a_checkpoint_localizes_as_prediction_does(trained, mad_root):
     assert estimate.confidence == pytest.approx(batch.pose_confidence.item(), abs=1e-4)
 
 
-def test_a_query_without_an_object(trained, tmp_path):
+def test_query_without_an_object_has_a_low_confidence(trained, tmp_path):
     name, _, folder, checkpoint = trained
     Image.fromarray(np.full((48, 48, 3), 255, np.uint8)).save(tmp_path / "empty.png")
     (batch,) = make_engine(folder / "empty").predict(make_model(name), data_path=tmp_path, ckpt_path=str(checkpoint))
@@ -164,26 +159,26 @@ def test_a_query_without_an_object(trained, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ONE_QUICKLY, indirect=True)
-def test_a_second_object_in_the_same_engine(trained, mad_root, tmp_path):
+def test_second_object_is_fitted_in_the_same_engine(trained, mad_root, tmp_path):
     name, first, *_ = trained
     engine = make_engine(tmp_path)
     engine.fit(make_model(name, steps=5), datamodule=make_data(mad_root, "car"))
     second = make_model(name)
     engine.fit(second, datamodule=make_data(mad_root, "house"))
-    (found,) = engine.test(second, datamodule=make_data(mad_root, "house"))
-    assert found["pose_MedianAngleError"] < 5
-    assert not torch.equal(numbers_of(second), numbers_of(first))
+    (results,) = engine.test(second, datamodule=make_data(mad_root, "house"))
+    assert results["pose_MedianAngleError"] < 5
+    assert not torch.equal(scene_values(second), scene_values(first))
 
 
 @pytest.mark.slow
-def test_a_model_can_be_fitted_again(trained, mad_root, tmp_path):
+def test_fitted_model_is_fitted_to_another_object(trained, mad_root, tmp_path):
     """Fitting the same instance to another object forgets the first."""
     name, *_ = trained
     model = make_model(name, steps=5)
     make_engine(tmp_path / "a").fit(model, datamodule=make_data(mad_root, "car"))
-    first = numbers_of(model)
+    first = scene_values(model)
     make_engine(tmp_path / "b").fit(model, datamodule=make_data(mad_root, "house"))
-    assert not torch.equal(first, numbers_of(model))
+    assert not torch.equal(first, scene_values(model))
 
 
 def test_torch_export(trained, mad_root, monkeypatch):
@@ -207,13 +202,13 @@ def test_training_without_poses_is_refused(name, mad_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_adam_finds_gradients_in_the_test_loop(mad_root, tmp_path):
-    """Lightning's test loop runs in inference mode; the paper's refiner needs gradients there."""
+def test_adam_refiner_has_gradients_in_the_test_loop(mad_root, tmp_path):
+    """Lightning's test loop runs in inference mode, where the refiner of the paper needs gradients."""
     model = make_model("SplatPose", refiner="adam", refiner_steps=3, starts=1, steps=5)
     engine = make_engine(tmp_path)
     engine.fit(model, datamodule=make_data(mad_root))
-    (found,) = engine.test(model, datamodule=make_data(mad_root))
-    assert np.isfinite(found["image_AUROC"])
+    (results,) = engine.test(model, datamodule=make_data(mad_root))
+    assert np.isfinite(results["image_AUROC"])
 
 
 @pytest.mark.parametrize(
@@ -229,13 +224,13 @@ def test_adam_finds_gradients_in_the_test_loop(mad_root, tmp_path):
         ({"matcher": "xfeat"}, "needs matcher_weights"),
     ],
 )
-def test_arguments_are_checked(change, message):
+def test_wrong_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         make_model("SplatPose", **change)
 
 
 @pytest.mark.parametrize(("part", "file"), [("backbone", "weights_path"), ("matcher", "matcher_weights")])
-def test_missing_weights_are_named_before_anything_is_fitted(mad_root, tmp_path, part, file):
+def test_missing_weights_are_reported_before_the_fit(mad_root, tmp_path, part, file):
     names = {"backbone": "mobilenetv2_100", "matcher": "aliked"}
     model = make_model("SplatPose", **{part: names[part], file: str(tmp_path / "none.pth")})
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The package's front: light to import, and honest about what it offers."""
+"""Public names of the package: imported at their first use, and listed."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import pytest
 import anomalib_pose
 
 
-def test_import_is_light() -> None:
+def test_import_loads_no_heavy_package() -> None:
     code = """
 import sys, anomalib_pose, anomalib_pose.plugin, anomalib_pose.cli, anomalib_pose_autoload
 assert set(anomalib_pose.__all__) <= set(dir(anomalib_pose))
@@ -23,7 +23,7 @@ assert not heavy, heavy
 
 
 @pytest.mark.parametrize("name", sorted(set(anomalib_pose._HOMES) - {"register"}))
-def test_names_come_from_their_homes(monkeypatch, name) -> None:
+def test_name_is_imported_from_its_home(monkeypatch, name) -> None:
     home = types.ModuleType(anomalib_pose._HOMES[name])
     setattr(home, name, object())
     monkeypatch.setitem(sys.modules, home.__name__, home)
@@ -32,10 +32,10 @@ def test_names_come_from_their_homes(monkeypatch, name) -> None:
     vars(anomalib_pose).pop(name)
 
 
-def test_register_is_the_plugin_s() -> None:
+def test_register_is_that_of_the_plugin() -> None:
     assert anomalib_pose.register is import_module("anomalib_pose.plugin").register
 
 
-def test_unknown_name_is_an_attribute_error() -> None:
+def test_unknown_name_raises_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="NoSuchModel"):
         anomalib_pose.NoSuchModel  # noqa: B018

@@ -86,7 +86,7 @@ class PoseMixin(DetectorExportMixin):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """One epoch collects the views; the fit runs at its end. A summary of parameters would be empty."""
+        """One epoch collects the views; the fit runs at its end. No parameter is trained, so none is summarized."""
         return {
             "max_epochs": 1,
             "num_sanity_val_steps": 0,
