@@ -10,14 +10,14 @@ SAMPLE ?= sample/MAD
 FLOORS ?= .floors
 FLOOR_EXTRAS ?= colmap,mesh,clip
 
-.PHONY: demo test test-floors lint venv clean
+.PHONY: demo test test-all test-floors lint docs venv clean
 
 venv: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -e ".[test]"
+	$(BIN)/python -m pip install --quiet -e ".[test,docs]"
 	touch $@
 
 demo: venv
@@ -29,8 +29,23 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# The variable hides an advertisement.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+FAST := not slow and not gpu
+# Compiled kernels for the second level of x86-64: no AVX. The name alone would keep the features of this processor.
+V2 := NUMBA_CPU_NAME=x86-64-v2 NUMBA_CPU_FEATURES=+sse4.2,+popcnt NUMBA_CACHE_DIR=build/numba-v2
+
+test: lint docs
+	$(PYTEST) -m "$(FAST)"
+
+# Everything: slow tests, and the fast ones on other instruction sets and numbers of threads (x86-64 alone has these names).
+test-all: lint docs
+	$(PYTEST) -m "not gpu"
+	ATEN_CPU_CAPABILITY=default NUMBA_NUM_THREADS=1 $(V2) $(PYTEST) -m "$(FAST)"
+	ATEN_CPU_CAPABILITY=avx2 NUMBA_NUM_THREADS=2 $(V2) $(PYTEST) -m "$(FAST)"
 
 # A tiny fit and a prediction with the lowest versions that pyproject.toml allows, in an environment of their own.
 # FLOOR_EXTRAS=openvino,colmap,mesh,clip exports a model too, and needs a later torch; UV_ARGUMENTS takes further arguments, for example an index of CPU builds of torch.
