@@ -15,7 +15,7 @@ TRAINING = Camera.from_fov(view_sphere(40, 3.0, 1.2, -1.2), 0.7, SIZE, SIZE)
 
 
 def make_fitted(model_class: type[SplatPose | PIAD] = SplatPose, **settings: object) -> SplatPose | PIAD:
-    """A model that knows the toy on white as if it had been fitted to it."""
+    """Make a model with the toy's Gaussians on white, in the state after a fit."""
     model = model_class(bank_spacing=12.0, rasterizer="cpu", **{"sh_degree": 0, **settings})
     detector = model.model
     detector.scene.set_raw(make_toy().raw)
@@ -27,7 +27,7 @@ def make_fitted(model_class: type[SplatPose | PIAD] = SplatPose, **settings: obj
 
 
 def save_checkpoint(model: SplatPose | PIAD, path: Path) -> Path:
-    """A checkpoint as Lightning writes it."""
+    """Save a checkpoint with Lightning."""
     trainer = Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(path)

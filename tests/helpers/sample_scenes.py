@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small objects for tests."""
+"""Small Gaussian scenes for tests."""
 
 import torch
 
@@ -12,6 +12,7 @@ CAMERA = Camera.from_fov(
 
 
 def make_scene(count: int = 40, sh_degree: int = 1, seed: int = 0) -> GaussianScene:
+    """Make a cloud of random Gaussians."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -31,15 +32,15 @@ def make_scene(count: int = 40, sh_degree: int = 1, seed: int = 0) -> GaussianSc
 
 
 def with_reflectance(scene: GaussianScene, seed: int = 3) -> GaussianScene:
-    """The same Gaussians with random reflectances."""
+    """Add random reflectances to the Gaussians of a scene."""
     noise = torch.randn(scene.sh.shape, generator=torch.Generator().manual_seed(seed))
-    found = GaussianScene(scene.sh_degree, "cpu")
-    found.set_raw(scene.raw | {"sh": torch.cat([scene.sh, 0.5 * noise], 2)})
-    return found
+    reflective = GaussianScene(scene.sh_degree, "cpu")
+    reflective.set_raw(scene.raw | {"sh": torch.cat([scene.sh, 0.5 * noise], 2)})
+    return reflective
 
 
 def make_toy(count: int = 1500) -> GaussianScene:
-    """An opaque, asymmetric body with patches of color, which a pose can be found of."""
+    """Make an opaque, asymmetric body with patches of color, so that its pose is unambiguous."""
     generator = torch.Generator().manual_seed(5)
     direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
     bumps = 1 + 0.35 * torch.sin(3 * direction[:, :1] + 1) * torch.cos(2 * direction[:, 1:2]) + 0.3 * direction[:, 2:]
@@ -59,7 +60,7 @@ def make_toy(count: int = 1500) -> GaussianScene:
 
 
 def make_ring(count: int = 1500) -> GaussianScene:
-    """A dark ring in the plane z = 0, through whose hole the background is seen."""
+    """Make a dark ring in the plane z = 0; the background is visible through its hole."""
     generator = torch.Generator().manual_seed(6)
     around, across = (2 * torch.pi * torch.rand(count, generator=generator) for _ in range(2))
     radius = 0.65 + 0.16 * across.cos()

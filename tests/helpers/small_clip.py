@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small CLIP that the reference's numbers were computed with; any weights will do in other tests."""
+"""Configuration of the small CLIP behind the reference numbers; tests without reference numbers use any weights."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ SMALL = {
 
 
 def write_small_clip(folder: Path) -> Path:
-    """Configuration of the small CLIP."""
+    """Write the configuration of the small CLIP to a folder."""
     path = folder / "small.json"
     path.write_text(json.dumps(SMALL))
     return path

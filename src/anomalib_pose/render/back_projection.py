@@ -53,53 +53,6 @@ def back_project(
     return total / weights.sum(0).clamp_min(1).reshape(-1, *channel_axes)
 
 
-def back_projection_matrix(
-    pixels: Int[Tensor, "v n 2"], visible: Bool[Tensor, "v n"], size: int, patches: int
-) -> Float[Tensor, "n m"]:
-    """Build one sparse matrix for bilinear upsampling of patch maps followed by ``back_project``.
-
-    ``matrix @ values.reshape(v * patches * patches, c)`` equals ``back_project`` of the patch maps after upsampling to
-    the views' size (``align_corners=False``). A row has four weights for each view that shows the point.
-
-    Args:
-        pixels: row and column of each point in each view.
-        visible: whether a view counts for a point.
-        size: width and height of the views, pixels.
-        patches: patches along a side of a view.
-
-    Returns:
-        Sparse matrix (COO, coalesced) with ``m = v * patches * patches`` columns.
-
-    Raises:
-        ValueError: if a size is below 1, or a visible point lies outside the views.
-    """
-    view, point = visible.nonzero().unbind(-1)
-    position = pixels[view, point].long()
-    if size < 1 or patches < 1 or (len(position) and not 0 <= int(position.min()) <= int(position.max()) < size):
-        msg = f"Pixels of visible points should be in 0..{size - 1}, and size and patches ({patches}) 1 or more."
-        raise ValueError(msg)
-    low, high, high_weight = _upsampling_weights(position, size, patches)
-    view_weight = 1 / visible.sum(0)[point].to(torch.float32)
-    columns, weights = [], []
-    for r in (0, 1):
-        for c in (0, 1):
-            row, column = (high if r else low)[:, 0], (high if c else low)[:, 1]
-            row_weight = high_weight[:, 0] if r else 1 - high_weight[:, 0]
-            column_weight = high_weight[:, 1] if c else 1 - high_weight[:, 1]
-            columns.append((view * patches + row) * patches + column)
-            weights.append(view_weight * row_weight * column_weight)
-    indices = torch.stack([point.repeat(4), torch.cat(columns)])
-    shape = (visible.shape[1], len(visible) * patches**2)
-    return torch.sparse_coo_tensor(indices, torch.cat(weights), shape, check_invariants=False).coalesce()
-
-
-def _upsampling_weights(position: Tensor, size: int, patches: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the patches before and after each position (n, 2), and the weights (n, 2) of the patches after it."""
-    source = ((position + 0.5) * (patches / size) - 0.5).clamp(0, patches - 1)
-    low = source.floor().long()
-    return low, (low + 1).clamp_max(patches - 1), (source - low).float()
-
-
 def smooth_over_neighbors(
     points: Float[Tensor, "n 3"], values: Float[Tensor, " n"], sigma: float, neighbors: int = 64
 ) -> Float[Tensor, " n"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of a rasterizer with the definition, on any device."""
+"""Comparison of a rasterizer with the definition in ``splat_definition``, on any device."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def _moved(gaussians, offset):
 
 
 def scenes():
-    """Names, Gaussians and cameras that together reach every branch of the image formation."""
+    """Generate names, Gaussians and cameras that together reach all branches of the image formation."""
     plain, camera = make_gaussians(40), make_camera()
     yield "plain", plain, camera
     for degree in range(4):
@@ -68,31 +68,31 @@ def _moved_camera(camera, tangent):
 
 
 def check(rasterizer, gaussians, camera, device="cpu", tolerance=2e-4):
-    """Images and all gradients agree with the definition, over the pixels that no threshold leaves in doubt."""
-    exact, found = _leaves(gaussians, "cpu"), _leaves(gaussians, device)
-    colors = Gaussians(**{name: exact[name] for name in NAMES}, sh_degree=gaussians.sh_degree)
-    *expected, decided = define(colors, _moved_camera(camera, exact["tangent"]), exact["background"])
+    """Check images and all gradients against the definition, on pixels with no value close to a threshold."""
+    exact, leaves = _leaves(gaussians, "cpu"), _leaves(gaussians, device)
+    exact_gaussians = Gaussians(**{name: exact[name] for name in NAMES}, sh_degree=gaussians.sh_degree)
+    *expected, decided = define(exact_gaussians, _moved_camera(camera, exact["tangent"]), exact["background"])
     assert decided.double().mean() > 0.7 or camera.width * camera.height == 1
-    drawn = Gaussians(**{name: found[name] for name in NAMES}, sh_degree=gaussians.sh_degree)
-    output = rasterizer(drawn, _moved_camera(camera, found["tangent"]), found["background"])
+    tested_gaussians = Gaussians(**{name: leaves[name] for name in NAMES}, sh_degree=gaussians.sh_degree)
+    output = rasterizer(tested_gaussians, _moved_camera(camera, leaves["tangent"]), leaves["background"])
     g = torch.Generator().manual_seed(0)
     loss, loss_expected = 0.0, 0.0
     for name, truth in zip(("rgb", "depth", "alpha"), expected, strict=True):
         image = getattr(output, name)
         mask = decided[..., None] if name == "rgb" else decided
-        off = ((image.cpu() - truth) * mask).abs() / (1 + truth.abs())
-        assert off.max() < tolerance, f"{name} is off by {off.max():.1e}"
+        error = ((image.cpu() - truth) * mask).abs() / (1 + truth.abs())
+        assert error.max() < tolerance, f"{name} is off by {error.max():.1e}"
         weights = torch.randn(truth.shape, generator=g, dtype=torch.float64) * mask
-        if name == "depth":  # the quotient of two small sums is ill-conditioned where next to nothing is seen
+        if name == "depth":  # the quotient of two small sums is ill-conditioned at low alpha
             weights = weights * (expected[2] > 0.01)
         loss_expected = loss_expected + (weights * truth).sum()
         loss = loss + (weights.to(device) * image).sum()
     loss_expected.backward()
     loss.backward()
     for name, leaf in exact.items():
-        truth, gradient = leaf.grad, found[name].grad.cpu()
-        off = (gradient - truth).norm() / truth.norm().clamp_min(1e-3)
-        assert off < 5 * tolerance, f"the gradient of {name} is off by {off:.1e} (norm {truth.norm():.1e})"
+        truth, gradient = leaf.grad, leaves[name].grad.cpu()
+        error = (gradient - truth).norm() / truth.norm().clamp_min(1e-3)
+        assert error < 5 * tolerance, f"the gradient of {name} is off by {error:.1e} (norm {truth.norm():.1e})"
 
 
 __all__ = ["SCENES", "Camera", "check", "define", "make_camera", "make_gaussians"]

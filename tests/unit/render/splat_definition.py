@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image formation of Gaussian splatting, spelled out in plain float64 PyTorch, and scenes to try it on."""
+"""Definition of Gaussian splatting in plain float64 PyTorch, and builders of test scenes."""
 
 import math
 
@@ -10,7 +10,7 @@ from anomalib_pose.geometry.lattice import look_at
 from anomalib_pose.render.types import Gaussians
 
 NEAR, BLUR, ALPHA_MIN, ALPHA_MAX, STOP = 0.01, 0.3, 1 / 255, 0.999, 1e-4
-UNDECIDED = 1e-3  # relative distance from a threshold within which float32 may decide otherwise
+UNDECIDED = 1e-3  # relative distance from a threshold within which float32 may fall on the other side
 
 
 def _rotation(quat):
@@ -50,7 +50,7 @@ def _legendre_color(degree, coefficients, direction):
 
 
 def _splat(gaussians, index, camera):
-    """Center (2,), covariance (2, 2), depth and color of one Gaussian; None if it is nearer than the near plane."""
+    """Return center (2,), covariance (2, 2), depth and color of one Gaussian; None in front of the near plane."""
     viewmat, K = torch.linalg.inv(camera.camera_to_world), camera.K
     mean = gaussians.means[index]
     x, y, z = (viewmat[:3, :3] @ mean + viewmat[:3, 3]).unbind()
@@ -74,7 +74,7 @@ def _splat(gaussians, index, camera):
 
 
 def define(gaussians, camera, background=None):
-    """Images (H, W, 3), (H, W), (H, W) of one camera, and the pixels (H, W) that no threshold leaves in doubt."""
+    """Render rgb, depth and alpha of one camera, and mark the pixels (H, W) with no value close to a threshold."""
     rows, columns = torch.meshgrid(
         torch.arange(camera.height, dtype=torch.float64) + 0.5,
         torch.arange(camera.width, dtype=torch.float64) + 0.5,
@@ -84,21 +84,21 @@ def define(gaussians, camera, background=None):
     transmittance = torch.ones_like(rows)
     rgb, sum_z = torch.zeros(*rows.shape, 3, dtype=torch.float64), torch.zeros_like(rows)
     running, decided = torch.ones_like(rows, dtype=torch.bool), torch.ones_like(rows, dtype=torch.bool)
-    drawn = [(_splat(gaussians, i, camera), gaussians.opacities[i]) for i in range(len(gaussians))]
-    for (center, covariance, z, color), opacity in sorted((d for d in drawn if d[0]), key=lambda d: d[0][2].item()):
+    splats = [(_splat(gaussians, i, camera), gaussians.opacities[i]) for i in range(len(gaussians))]
+    for (center, covariance, z, color), opacity in sorted((s for s in splats if s[0]), key=lambda s: s[0][2].item()):
         away = center - pixels
         sigma = 0.5 * torch.einsum("hwi,ij,hwj->hw", away, torch.linalg.inv(covariance), away)
         peak = opacity * torch.exp(-sigma)
         alpha = torch.clamp(peak, max=ALPHA_MAX)
-        seen = alpha >= ALPHA_MIN
+        contributes = alpha >= ALPHA_MIN
         after = transmittance * (1 - alpha)
-        stops = seen & (after <= STOP)
-        doubt = ((peak / ALPHA_MIN - 1).abs() < UNDECIDED) | ((peak / ALPHA_MAX - 1).abs() < 1e-6)
-        doubt |= seen & ((after / STOP - 1).abs() < UNDECIDED)
-        decided &= ~(running & doubt)
+        stops = contributes & (after <= STOP)
+        near_threshold = ((peak / ALPHA_MIN - 1).abs() < UNDECIDED) | ((peak / ALPHA_MAX - 1).abs() < 1e-6)
+        near_threshold |= contributes & ((after / STOP - 1).abs() < UNDECIDED)
+        decided &= ~(running & near_threshold)
         running = running & ~stops
-        weight = torch.where(running & seen, alpha * transmittance, 0.0)
-        transmittance = torch.where(running & seen, after, transmittance)
+        weight = torch.where(running & contributes, alpha * transmittance, 0.0)
+        transmittance = torch.where(running & contributes, after, transmittance)
         rgb = rgb + weight[..., None] * color
         sum_z = sum_z + weight * z
     alpha = 1 - transmittance
@@ -109,7 +109,7 @@ def define(gaussians, camera, background=None):
 
 
 def make_gaussians(count, seed=0, sh_degree=None, size=0.08, opacity=(0.05, 0.95)):
-    """Anisotropic Gaussians in a ball of radius 1, float64 tensors whose values are exact in float32."""
+    """Make anisotropic Gaussians in a ball of radius 1, float64 tensors whose values are exact in float32."""
     g = torch.Generator().manual_seed(seed)
     means = torch.nn.functional.normalize(torch.randn(count, 3, generator=g), dim=-1)
     means = means * torch.rand(count, 1, generator=g) ** (1 / 3)
@@ -124,7 +124,7 @@ def make_gaussians(count, seed=0, sh_degree=None, size=0.08, opacity=(0.05, 0.95
 
 
 def make_camera(eye=(0.3, -0.4, -3.0), width=40, height=32, focal=1.2, offset=(0.0, 0.0), target=(0.0, 0.0, 0.0)):
-    """Camera that looks at a target; focal length and offset of the principal point are in image widths."""
+    """Make a camera that looks at a target; focal length and offset of the principal point are in image widths."""
     pose = look_at(torch.tensor(eye), torch.tensor(target), torch.tensor([0.0, -1.0, 0.0])).to(torch.float64)
     f = focal * width
     K = torch.tensor([[f, 0, width * (0.5 + offset[0])], [0, 1.1 * f, height * (0.5 + offset[1])], [0, 0, 1]])

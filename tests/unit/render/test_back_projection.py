@@ -7,7 +7,6 @@ import torch
 
 from anomalib_pose.render.back_projection import (
     back_project,
-    back_projection_matrix,
     fill_visibility,
     smooth_over_neighbors,
 )
@@ -30,39 +29,39 @@ def scene(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, torch.rand(VIEWS, COUNT, generator=g) > 0.6
 
 
-def borrowed_by_loop(visible: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The rule, as it is told, on flat indices."""
+def filled_by_loop(visible: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The rule of ``fill_visibility``, written as a loop over flat indices."""
     flags, index = visible.copy() & valid, np.flatnonzero(valid)
-    seen = flags.any(0)
+    has_flags = flags.any(0)
     for i in index:
-        if seen[i]:
+        if has_flags[i]:
             continue
-        ahead = [j for j in index if j > i and seen[j]]
-        start = [j for j in index if seen[j]]
+        ahead = [j for j in index if j > i and has_flags[j]]
+        start = [j for j in index if has_flags[j]]
         if not start:
             break
         j, distance = (ahead[0], ahead[0] - i) if ahead else (start[0], index[-1] - i + start[0] - index[0])
-        behind = [k for k in index if k < i and seen[k]]
+        behind = [k for k in index if k < i and has_flags[k]]
         if behind and i - behind[-1] < distance:
             j = behind[-1]
         flags[:, i] = flags[:, j]
-        seen[i] = True
+        has_flags[i] = True
     return flags
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_borrowing_follows_the_rule(seed: int) -> None:
+def test_filled_visibility_equals_the_loop(seed: int) -> None:
     rng = np.random.default_rng(seed)
     valid = rng.random(COUNT) < rng.choice([0.4, 0.9])
     visible = (rng.random((VIEWS, COUNT)) < rng.choice([0.05, 0.2])) & valid
     result = fill_visibility(torch.from_numpy(visible), torch.from_numpy(valid))
-    np.testing.assert_array_equal(result.numpy(), borrowed_by_loop(visible, valid))
+    np.testing.assert_array_equal(result.numpy(), filled_by_loop(visible, valid))
 
 
-def test_nothing_to_borrow() -> None:
-    nothing = torch.zeros(VIEWS, COUNT, dtype=torch.bool)
-    assert not fill_visibility(nothing, torch.ones(COUNT, dtype=torch.bool)).any()
-    assert not fill_visibility(~nothing, torch.zeros(COUNT, dtype=torch.bool)).any()
+def test_visibility_stays_false_without_a_visible_or_valid_point() -> None:
+    invisible = torch.zeros(VIEWS, COUNT, dtype=torch.bool)
+    assert not fill_visibility(invisible, torch.ones(COUNT, dtype=torch.bool)).any()
+    assert not fill_visibility(~invisible, torch.zeros(COUNT, dtype=torch.bool)).any()
 
 
 def test_back_projection_is_the_mean_over_visible_views() -> None:
@@ -70,8 +69,8 @@ def test_back_projection_is_the_mean_over_visible_views() -> None:
     maps = torch.rand(VIEWS, SIZE, SIZE, 2, generator=torch.Generator().manual_seed(1))
     result = back_project(maps, pixels, visible)
     for point in range(COUNT):
-        seen = [maps[v][tuple(pixels[v, point].tolist())] for v in range(VIEWS) if visible[v, point]]
-        expected = torch.stack(seen).mean(0) if seen else torch.zeros(2)
+        values = [maps[v][tuple(pixels[v, point].tolist())] for v in range(VIEWS) if visible[v, point]]
+        expected = torch.stack(values).mean(0) if values else torch.zeros(2)
         torch.testing.assert_close(result[point], expected)
     torch.testing.assert_close(back_project(maps[..., 0], pixels, visible), result[:, 0])
 
@@ -82,7 +81,7 @@ def test_gradients_reach_the_maps() -> None:
     assert torch.autograd.gradcheck(lambda m: back_project(m, pixels, visible), maps.requires_grad_())
 
 
-def test_arrays_of_the_reference(golden) -> None:
+def test_results_equal_the_arrays_of_the_reference_code(golden) -> None:
     for case in range(3):
         valid = golden["valid"][case]
         before, after = golden["cor_before"][case], golden["cor_after"][case]
@@ -92,25 +91,6 @@ def test_arrays_of_the_reference(golden) -> None:
         abnormal = golden["maps_abnormal"][3 * case : 3 * case + 3]
         result = back_project(torch.stack([1 - abnormal, abnormal], -1), pixels, visible & valid)
         torch.testing.assert_close(result.reshape(6, 6, 2), golden["points"][case], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("patches", [1, 4, 5, 16])
-def test_matrix_is_enlargement_and_back_projection(patches: int) -> None:
-    pixels, visible = scene(2)
-    values = torch.rand(VIEWS, patches, patches, 2, generator=torch.Generator().manual_seed(3))
-    large = torch.nn.functional.interpolate(
-        values.permute(0, 3, 1, 2), size=(SIZE, SIZE), mode="bilinear", align_corners=False
-    ).permute(0, 2, 3, 1)
-    matrix = back_projection_matrix(pixels, visible, SIZE, patches)
-    assert matrix.is_sparse
-    assert matrix.shape == (COUNT, VIEWS * patches**2)
-    torch.testing.assert_close(matrix @ values.reshape(-1, 2), back_project(large, pixels, visible))
-
-
-def test_pixels_outside_are_refused() -> None:
-    pixels, visible = scene()
-    with pytest.raises(ValueError, match=r"should be in 0\.\.3"):
-        back_projection_matrix(pixels, visible, 4, 2)
 
 
 def test_smoothing_is_the_gaussian_mean_of_neighbors() -> None:
@@ -126,7 +106,7 @@ def test_smoothing_is_the_gaussian_mean_of_neighbors() -> None:
     assert len(smooth_over_neighbors(points[:0], values[:0], 0.2)) == 0
 
 
-def test_smoothing_needs_sense() -> None:
+def test_smoothing_refuses_sigma_0_and_no_neighbors() -> None:
     with pytest.raises(ValueError, match="sigma"):
         smooth_over_neighbors(torch.rand(3, 3), torch.rand(3), 0.0)
     with pytest.raises(ValueError, match="neighbors"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The triangle renderer against rays that are intersected with every triangle, and against lights in closed form."""
+"""Mesh renderer against rays that are intersected with all triangles, and against lights in closed form."""
 
 import math
 
@@ -26,7 +26,7 @@ def soup(seed: int, count: int) -> Mesh:
 
 
 def square(z: float, half: float, color: float = 1.0) -> Mesh:
-    """A square across the z axis, its lit side up."""
+    """Make a square perpendicular to the z axis, with its lit side up."""
     vertices = torch.tensor([[-half, -half, z], [half, -half, z], [half, half, z], [-half, half, z]])
     faces = torch.tensor([[0, 1, 2], [0, 2, 3]], dtype=torch.int32)
     return Mesh.flat(vertices, faces, torch.full((2, 3), color))
@@ -47,7 +47,7 @@ def camera_at(*eye: float, size: int = 40) -> Camera:
 
 
 def traced(mesh: Mesh, camera: Camera, per_pixel: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Depth (0 for none) and nearest face (-1) on the grid of samples: Cramer's rule for each ray and triangle."""
+    """Compute depth (0 for none) and nearest face (-1 for none) by solving for each ray and triangle."""
     rows, columns = camera.height * per_pixel, camera.width * per_pixel
     y, x = np.mgrid[:rows, :columns]
     pixels = np.stack([(x + 0.5) / per_pixel, (y + 0.5) / per_pixel, np.ones_like(x, float)], -1).reshape(-1, 3)
@@ -103,7 +103,7 @@ def test_shared_edges_leave_no_crack() -> None:
     assert bool((rasterize_mesh(mesh, camera_at(0.1, -0.2, 3.0)).index == torch.arange(40 * 44 * 9)).all())
 
 
-def test_closed_solids_look_the_same_without_their_far_sides() -> None:
+def test_closed_solids_render_equally_without_their_back_faces() -> None:
     corners = torch.tensor([[0.5, 0.5, 0.5], [0.5, -0.5, -0.5], [-0.5, 0.5, -0.5], [-0.5, -0.5, 0.5]])
     faces = torch.tensor([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]], dtype=torch.int32)
     mesh = Mesh.flat(corners, faces, torch.eye(4)[:, :3])
@@ -161,13 +161,13 @@ def test_flat_color_background_and_intensity() -> None:
     torch.testing.assert_close(bright.rgb[edge], blended, atol=0.01, rtol=0)
 
 
-def test_nothing_in_view_is_background() -> None:
+def test_empty_view_is_background() -> None:
     camera = Camera.from_fov(look_at(torch.tensor([0.0, -2.0, 0.0]), torch.tensor([0.0, -4.0, 0.0]), UP), 0.6, 8, 8)
     output = render_mesh(square(0.0, 0.3), camera)
     assert bool((output.rgb == 1).all() and (output.alpha == 0).all() and (output.face == -1).all())
 
 
-def test_errors_name_what_was_found() -> None:
+def test_errors_name_the_invalid_value() -> None:
     mesh, camera = square(0.0, 0.3), camera_at(0.0, -2.0, 1.0)
     with pytest.raises(ValueError, match="got 2"):
         rasterize_mesh(mesh, camera, 2)

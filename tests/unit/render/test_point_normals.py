@@ -59,13 +59,13 @@ def test_points_on_a_plane_have_its_normal_and_points_in_one_place_have_z() -> N
     assert (neighbor_normals(torch.ones(5, 3), 3) == torch.tensor([0.0, 0.0, 1.0])).all()
 
 
-def test_spacings() -> None:
+def test_spacings_are_medians_of_all_neighbor_distances() -> None:
     points, valid = hemisphere()
     row, column = valid.nonzero().T
     distances = []
     for r, c in zip(row.tolist(), column.tolist(), strict=True):
-        others = [other for other in ((r + 1, c), (r, c + 1)) if max(other) < 41 and valid[other]]
-        distances += [(points[r, c] - points[other]).norm().item() for other in others]
+        neighbors = [cell for cell in ((r + 1, c), (r, c + 1)) if max(cell) < 41 and valid[cell]]
+        distances += [(points[r, c] - points[cell]).norm().item() for cell in neighbors]
     assert grid_spacing(points, valid) == pytest.approx(sorted(distances)[(len(distances) - 1) // 2])
     assert grid_spacing(points, torch.zeros_like(valid)) == 0
     cloud = torch.randn(200, 3, generator=torch.Generator().manual_seed(3))

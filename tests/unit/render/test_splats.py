@@ -33,8 +33,8 @@ def threads():
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3])
-def test_colors_without_gradients_are_those_with(rasterizer, degree):
-    """Those with gradients are held against associated Legendre functions."""
+def test_colors_without_gradients_equal_colors_with_gradients(rasterizer, degree):
+    """``test_agrees_with_the_definition`` compares colors with gradients with associated Legendre functions."""
     gaussians = replace(make_gaussians(300, degree, sh_degree=3), sh_degree=degree)
     camera = make_camera((1.0, 2.0, 1.5), width=40, height=30)
     learning = replace(gaussians, colors=gaussians.colors.clone().requires_grad_())
@@ -45,7 +45,7 @@ def test_colors_without_gradients_are_those_with(rasterizer, degree):
         torch.testing.assert_close(rasterizer(learning, camera).rgb, with_gradients, atol=2e-6, rtol=1e-5)
 
 
-def test_gradients_of_the_definition():
+def test_definition_has_correct_gradients():
     gaussians = make_gaussians(3, 3, sh_degree=2, size=0.3)
     camera = make_camera(width=5, height=4)
     tangent = torch.zeros(6, dtype=torch.float64)
@@ -85,8 +85,8 @@ def test_same_bits_on_any_number_of_threads(rasterizer, threads):
     for count in (1, 2, 3, 2):
         threads(count)
         results.append(_loss_gradients(rasterizer, gaussians, camera))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
 def test_same_bits_from_several_python_threads(rasterizer):
@@ -98,26 +98,26 @@ def test_same_bits_from_several_python_threads(rasterizer):
             assert all(torch.equal(a, b) for a, b in zip(expected, job.result(), strict=True))
 
 
-class _Drawings(Dataset):
+class _Gradients(Dataset):
     def __len__(self):
         return 4
 
     def __getitem__(self, index):
-        # The worker needs a pool of its own; torch.set_num_threads would set off OpenMP, which does not survive a fork.
+        # The worker needs its own thread pool. torch.set_num_threads would start OpenMP, which does not survive a fork.
         with mock.patch.object(torch, "get_num_threads", return_value=2):
             return _loss_gradients(CpuRasterizer(), *_big_scene())[-1]
 
 
-def test_from_a_forked_worker(rasterizer, threads):
+def test_a_forked_worker_computes_the_same_bits(rasterizer, threads):
     threads(2)
     expected = _loss_gradients(rasterizer, *_big_scene())[-1]  # the parent has used its threads before the fork
-    loader = DataLoader(_Drawings(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
-    found = list(loader)
-    assert len(found) == 4
-    assert all(torch.equal(expected, gradient) for gradient in found)
+    loader = DataLoader(_Gradients(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    gradients = list(loader)
+    assert len(gradients) == 4
+    assert all(torch.equal(expected, gradient) for gradient in gradients)
 
 
-def test_a_batch_of_cameras_is_its_cameras(rasterizer):
+def test_a_batch_of_cameras_renders_like_single_cameras(rasterizer):
     gaussians = make_gaussians(30, sh_degree=2)
     cameras = [make_camera(eye) for eye in ((0.0, 0.0, -3.0), (2.0, 1.0, -2.0), (0.0, 3.0, 0.1))]
     backgrounds = torch.rand(3, 3, dtype=torch.float64)
@@ -128,15 +128,15 @@ def test_a_batch_of_cameras_is_its_cameras(rasterizer):
         assert torch.equal(together.rgb[index], alone.rgb)
         assert torch.equal(together.depth[index], alone.depth)
         assert torch.equal(together.alpha[index], alone.alpha)
-    one = rasterizer(gaussians, cameras[0].batched(), backgrounds[0])
-    assert one.alpha.shape == (1, 32, 40)
+    batch_of_one = rasterizer(gaussians, cameras[0].batched(), backgrounds[0])
+    assert batch_of_one.alpha.shape == (1, 32, 40)
     shared = rasterizer(gaussians, Camera.stack(cameras), backgrounds[0])
     assert torch.equal(shared.rgb[0], together.rgb[0])
 
 
 @pytest.mark.parametrize("camera", [make_camera(), make_camera((0.0, 0.0, 30.0), target=(0.0, 0.0, 60.0))])
 @pytest.mark.parametrize("count", [0, 5])
-def test_nothing_to_see(rasterizer, camera, count):
+def test_empty_view_is_background_with_zero_gradients(rasterizer, camera, count):
     if count and camera.center[2] < 0:
         camera = camera.with_pose(
             camera.camera_to_world @ torch.diag(torch.tensor([-1.0, 1, -1, 1], dtype=torch.float64))
@@ -164,7 +164,7 @@ def test_extreme_values_stay_finite(rasterizer):
     assert torch.isfinite(rasterizer(replace(make_gaussians(9), means=means), camera).rgb).all()
 
 
-def test_without_gradients_and_in_inference_mode(rasterizer):
+def test_images_are_equal_without_gradients_and_in_inference_mode(rasterizer):
     gaussians, camera = SCENES["plain"]
     expected = rasterizer(gaussians, camera).rgb
     with torch.inference_mode():
@@ -173,7 +173,7 @@ def test_without_gradients_and_in_inference_mode(rasterizer):
         assert torch.equal(rasterizer(gaussians.to(torch.float32), camera).rgb, expected.to(torch.float32))
 
 
-def test_does_not_depend_on_the_default_dtype(rasterizer):
+def test_images_do_not_depend_on_the_default_dtype(rasterizer):
     gaussians, camera = SCENES["plain"]
     expected = rasterizer(gaussians, camera).rgb
     before = torch.get_default_dtype()
@@ -184,8 +184,8 @@ def test_does_not_depend_on_the_default_dtype(rasterizer):
         torch.set_default_dtype(before)
 
 
-def test_pose_gradient_turns_a_camera_back(rasterizer):
-    """Gradient descent on the tangent finds the pose that an image was taken from: the sign convention is right."""
+def test_gradient_descent_recovers_the_pose(rasterizer):
+    """Gradient descent on the tangent finds the pose of the image, so the sign convention is correct."""
     gaussians = make_gaussians(60, 9, size=0.1).to(torch.float32)
     camera = make_camera((0.2, -0.3, -1.7), focal=0.6).to(torch.float32)
     target = rasterizer(gaussians, camera).rgb
@@ -200,7 +200,7 @@ def test_pose_gradient_turns_a_camera_back(rasterizer):
     assert (wrong @ se3_exp(tangent.detach()) - camera.camera_to_world).abs().max() < 5e-3
 
 
-def test_wrong_input(rasterizer):
+def test_invalid_input_is_refused(rasterizer):
     gaussians, camera = SCENES["plain"]
     with pytest.raises(ValueError, match=r"background should be None, \(3,\) or \(1, 3\)"):
         rasterizer(gaussians, camera, torch.zeros(4, 3))
@@ -214,7 +214,7 @@ def test_wrong_input(rasterizer):
         replace(gaussians, colors=torch.zeros(40, 1, 3), sh_degree=1)
 
 
-def test_warmup_compiles_all(rasterizer):
+def test_warmup_compiles_all_kernels(rasterizer):
     warmup()
     assert ssim_kernels.similarity_backward.signatures
     assert splat_tiles.composite_backward.signatures
@@ -233,8 +233,8 @@ def test_make_rasterizer_selects_the_backend_by_name(monkeypatch):
     assert isinstance(make_rasterizer("auto"), CpuRasterizer)
 
 
-class _StandIn:
-    """Stands in for gsplat's function: draws with the CPU, behind gsplat's names, shapes and conventions."""
+class _FakeRasterization:
+    """Replacement of gsplat's function that renders on the CPU, with gsplat's names, shapes and conventions."""
 
     def __call__(self, *, viewmats, Ks, width, height, colors, sh_degree, **options):
         tensors = {name: options.pop(name) for name in ("means", "quats", "scales", "opacities")}
@@ -252,8 +252,8 @@ class _StandIn:
 
 
 @pytest.mark.parametrize("name", ["plain", "sh2", "one row"])
-def test_gsplat_is_called_as_it_wants(monkeypatch, name):
-    monkeypatch.setattr(gsplat_backend, "_rasterization", _StandIn)
+def test_gsplat_gets_its_own_arguments_and_conventions(monkeypatch, name):
+    monkeypatch.setattr(gsplat_backend, "_rasterization", _FakeRasterization)
     monkeypatch.setattr(gsplat_backend, "check_device", lambda *_: None)
     check(GsplatRasterizer(), *SCENES[name])
     output = GsplatRasterizer()(make_gaussians(0), Camera.stack([make_camera()] * 2))
@@ -261,7 +261,7 @@ def test_gsplat_is_called_as_it_wants(monkeypatch, name):
     assert not output.depth.any()
 
 
-def test_gsplat_says_what_is_missing(monkeypatch):
+def test_gsplat_rasterizer_names_the_missing_dependency(monkeypatch):
     monkeypatch.setitem(sys.modules, "gsplat", None)
     with pytest.raises(ImportError, match=r"anomalib-pose\[cuda\]"):
         GsplatRasterizer()

@@ -7,7 +7,7 @@ from anomalib_pose.render.ssim import _by_convolution, ssim
 
 
 def _definition(a, b):
-    """Mean similarity with a window that is not separated, in float64."""
+    """Compute the mean similarity with a 2D window in float64."""
     x, y = (image.double().reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2) for image in (a, b))
     offsets = torch.arange(-5, 6, dtype=torch.float64)
     window = torch.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
@@ -47,8 +47,8 @@ def test_agrees_with_the_definition(implementation, shape):
 
 
 @pytest.mark.parametrize("flat", [0.0, 0.5, 1.0])
-def test_flat_images(flat):
-    """Variances are 0 but for round-off there; the similarity of two levels is then that of their means."""
+def test_uniform_images_agree_with_the_definition(flat):
+    """Variances are 0 except for round-off, so the similarity is the similarity of the means."""
     a, b = torch.full((50, 50, 3), flat, requires_grad=True), torch.full((50, 50, 3), 0.8)
     value, expected = ssim(a, b), _definition(a, b)
     assert value.item() == pytest.approx(expected.item(), abs=3e-4)
@@ -56,7 +56,7 @@ def test_flat_images(flat):
     assert (gradient - truth).norm() < 5e-3 * truth.norm()
 
 
-def test_equal_images():
+def test_equal_images_have_similarity_1():
     a, _ = _images(30, 30)
     a.requires_grad_()
     value = ssim(a, a.detach())
@@ -66,7 +66,7 @@ def test_equal_images():
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_gradient_for_one_of_the_two(which):
+def test_gradient_of_one_image_equals_its_gradient_of_both(which):
     images = list(_images(40, 50))
     both = [image.clone().requires_grad_() for image in images]
     ssim(*both).backward()
@@ -76,7 +76,7 @@ def test_gradient_for_one_of_the_two(which):
     assert images[1 - which].grad is None
 
 
-def test_strided_and_float64_images():
+def test_strided_and_float64_images_are_supported():
     a, b = _images(3, 40, 30)
     strided = a.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
     assert not strided.is_contiguous()
@@ -106,7 +106,7 @@ def test_same_bits_on_any_number_of_threads():
         assert torch.equal(gradient, results[0][1])
 
 
-def test_ascent_finds_the_image():
+def test_gradient_ascent_recovers_the_image():
     _, target = _images(24, 24)
     image = torch.full_like(target, 0.5).requires_grad_()
     optimizer = torch.optim.Adam([image], lr=0.02)
@@ -117,7 +117,7 @@ def test_ascent_finds_the_image():
     assert ssim(image.detach(), target) > 0.98
 
 
-def test_wrong_input():
+def test_invalid_input_is_refused():
     a, b = _images(8, 9)
     with pytest.raises(ValueError, match="one shape"):
         ssim(a, b[:7])

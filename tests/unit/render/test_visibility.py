@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points on meshes against rays that are intersected with every triangle, and against closed forms."""
+"""Points on meshes against rays that are intersected with all triangles, and against closed forms."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ def square(side: float) -> Mesh:
     return triangles(torch.stack([torch.stack([a, b, c]), torch.stack([a, c, d])]))
 
 
-def seen_by_rays(mesh: Mesh, eye: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Whether the way from the eye to each point meets no triangle before its end."""
+def reached_by_rays(mesh: Mesh, eye: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return whether the segment from the eye to each point crosses no triangle."""
     free = np.ones(len(points), bool)
     rays = points - eye
     for a, b, c in mesh.vertices.double().numpy()[mesh.faces.numpy()]:
@@ -50,7 +50,7 @@ def test_visible_points_are_those_that_rays_reach(seed: int, width: int, height:
     in_space = torch.rand((200, 3), generator=torch.Generator().manual_seed(seed)).double() - 0.5
     points = torch.cat([on_surface, in_space])
 
-    expected = seen_by_rays(mesh, eye.double().numpy(), points.numpy())
+    expected = reached_by_rays(mesh, eye.double().numpy(), points.numpy())
 
     assert 0.2 < expected.mean() < 0.9
     np.testing.assert_array_equal(visible_points(mesh, camera, points).numpy(), expected)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rays through voxels: two implementations, closed forms, a loop, and finite differences."""
+"""Volume and voxel rendering against a second implementation, closed forms, a loop and finite differences."""
 
 import math
 
@@ -22,28 +22,28 @@ CAMERA = Camera(
 
 
 def ball(side: int = 20, channels: int = 4) -> Voxels:
-    """A ball of random vertices, with holes, around the origin."""
+    """Make a ball of random vertices, with holes, around the origin."""
     generator = torch.Generator().manual_seed(0)
     ticks = torch.arange(side) - side / 2
     grid = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), -1)
-    kept = (grid.norm(dim=-1) < 0.35 * side) & (torch.rand(side, side, side, generator=generator) < 0.9)
-    values = torch.randn(int(kept.sum()), channels, generator=generator)
+    occupied = (grid.norm(dim=-1) < 0.35 * side) & (torch.rand(side, side, side, generator=generator) < 0.9)
+    values = torch.randn(int(occupied.sum()), channels, generator=generator)
     values[:, 0] -= 1
-    return Voxels(torch.full((3,), -1.0), 2 / side, *index_vertices(kept), values)
+    return Voxels(torch.full((3,), -1.0), 2 / side, *index_vertices(occupied), values)
 
 
-def local(voxels: Voxels, rays: Rays) -> Rays:
+def to_cells(voxels: Voxels, rays: Rays) -> Rays:
     return Rays((rays.origins - voxels.lower) / voxels.cell, rays.directions, rays.cosines)
 
 
-def test_rays_hit_the_pixels_they_are_of():
+def test_rays_project_to_their_pixels():
     rays = camera_rays(CAMERA)
     uv, depth = CAMERA.project(rays.origins + 1.7 * rays.directions)
     rows, columns = torch.meshgrid(torch.arange(18), torch.arange(24), indexing="ij")
     torch.testing.assert_close(uv, torch.stack([columns, rows], -1).reshape(-1, 2) + 0.5, atol=1e-4, rtol=0)
     torch.testing.assert_close(depth, 1.7 * rays.cosines, atol=1e-5, rtol=0)
-    some = torch.tensor([3, 100, 431])
-    torch.testing.assert_close(camera_rays(CAMERA, some).directions, rays.directions[some])
+    pixels = torch.tensor([3, 100, 431])
+    torch.testing.assert_close(camera_rays(CAMERA, pixels).directions, rays.directions[pixels])
 
 
 def test_box_interval_against_sampling():
@@ -74,16 +74,16 @@ def test_composite_against_a_loop():
             assert float(weight[sample]) == pytest.approx(share, abs=1e-12)
             expected += share * np.array([*colors[sample].tolist(), float(distance[sample]), 1.0])
             light *= through
-        found = [*rgb[number].tolist(), float(along[number]), float(alpha[number])]
-        np.testing.assert_allclose(found, expected, atol=1e-12)
+        composited = [*rgb[number].tolist(), float(along[number]), float(alpha[number])]
+        np.testing.assert_allclose(composited, expected, atol=1e-12)
 
 
-def test_a_homogeneous_block_obeys_beer_and_lambert():
-    kept = torch.ones(17, 17, 17, dtype=torch.bool)
+def test_homogeneous_block_obeys_the_beer_lambert_law():
+    occupied = torch.ones(17, 17, 17, dtype=torch.bool)
     values = torch.zeros(17**3, 4)
     values[:, 0] = math.log(math.expm1(0.07))  # softplus gives an optical depth of 0.07 a cell
     values[:, 1] = math.log(0.8 / 0.2)
-    voxels = Voxels(torch.zeros(3), 0.25, *index_vertices(kept), values)
+    voxels = Voxels(torch.zeros(3), 0.25, *index_vertices(occupied), values)
     rays = Rays(torch.tensor([[2.0, 2.0, -1.0]]), torch.tensor([[0.0, 0.0, 1.0]]), torch.ones(1))
     colors, distance, alpha = render_voxels(voxels, rays, 0.5)
     assert float(alpha) == pytest.approx(1 - math.exp(-0.07 * 16), abs=1e-5)
@@ -104,7 +104,7 @@ def test_kernels_equal_plain_pytorch_forward_and_backward(step, channels):
     generator = torch.Generator().manual_seed(2)
     jitter = torch.rand(len(rays.origins), generator=generator)
     compiled = render_voxels(voxels, rays, step, jitter)
-    plain = list(_march_torch(voxels, local(voxels, rays), step, jitter))
+    plain = list(_march_torch(voxels, to_cells(voxels, rays), step, jitter))
     plain[1] = plain[1] * voxels.cell
     assert float(plain[2].detach().max()) > 0.9
     weights = [torch.randn(image.shape, generator=generator) for image in plain]
@@ -112,8 +112,9 @@ def test_kernels_equal_plain_pytorch_forward_and_backward(step, channels):
     for images in (compiled, plain):
         total = sum((image * weight).sum() for image, weight in zip(images, weights, strict=True))
         gradients.append(torch.autograd.grad(total, values)[0])
-    for ours, theirs in zip(compiled, plain, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)  # a ray ends at a thousandth of the light
+    for compiled_image, plain_image in zip(compiled, plain, strict=True):
+        # A ray of the kernels ends at a transmittance of 1e-3.
+        torch.testing.assert_close(compiled_image, plain_image, atol=2e-3, rtol=0)
     torch.testing.assert_close(gradients[0], gradients[1], atol=2e-3, rtol=1e-3)
 
 
@@ -137,27 +138,29 @@ def test_interpolation_against_scipy():
     dense[..., 0] = -8
     dense[voxels.table >= 0] = voxels.values
     points = 19 * torch.rand(500, 3, generator=torch.Generator().manual_seed(3))
-    found, kept = interpolate(voxels, points)
+    values, occupied = interpolate(voxels, points)
     ticks = [np.arange(side) for side in voxels.table.shape]
     expected = RegularGridInterpolator(ticks, dense.numpy())(points.numpy())
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(values.numpy(), expected, atol=1e-5)
     corners = RegularGridInterpolator(ticks, (voxels.table >= 0).float().numpy())(points.numpy()) > 0
-    np.testing.assert_array_equal(kept.numpy(), corners)
+    np.testing.assert_array_equal(occupied.numpy(), corners)
 
 
 def test_blocks_against_a_loop():
-    kept = torch.rand(19, 16, 9, generator=torch.Generator().manual_seed(4)) < 0.001
-    table, blocks = index_vertices(kept)
-    assert table[kept].tolist() == list(range(int(kept.sum())))
-    assert bool((table[~kept] == -1).all())
+    occupied = torch.rand(19, 16, 9, generator=torch.Generator().manual_seed(4)) < 0.001
+    table, blocks = index_vertices(occupied)
+    assert table[occupied].tolist() == list(range(int(occupied.sum())))
+    assert bool((table[~occupied] == -1).all())
     for a, b, c in np.ndindex(*blocks.shape):
-        part = kept[a * BLOCK : (a + 1) * BLOCK + 1, b * BLOCK : (b + 1) * BLOCK + 1, c * BLOCK : (c + 1) * BLOCK + 1]
+        part = occupied[
+            a * BLOCK : (a + 1) * BLOCK + 1, b * BLOCK : (b + 1) * BLOCK + 1, c * BLOCK : (c + 1) * BLOCK + 1
+        ]
         assert bool(blocks[a, b, c]) == bool(part.any())
 
 
-def test_the_same_bits_whatever_the_threads():
+def test_same_bits_on_any_number_of_threads():
     voxels = ball()
-    found = []
+    results = []
     threads = torch.get_num_threads()
     try:
         for number in (1, 3):
@@ -166,8 +169,8 @@ def test_the_same_bits_whatever_the_threads():
             grid = Voxels(voxels.lower, voxels.cell, voxels.table, voxels.blocks, values)
             colors, distance, alpha = render_voxels(grid, camera_rays(CAMERA), 1.0)
             (colors.sum() + distance.sum() + alpha.sum()).backward()
-            found.append((colors.detach(), values.grad))
+            results.append((colors.detach(), values.grad))
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])

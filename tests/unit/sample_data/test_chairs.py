@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chairs: the published layout, honest boxes and masks, cuts in closed form, the same files from the same seed."""
+"""Rendered chairs: published layout, correct boxes and masks, cuts in closed form, equal files for equal seeds."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def folder(chairs: Path) -> Path:
     return chairs
 
 
-def test_the_layout_is_the_published_one(folder: Path) -> None:
+def test_layout_is_the_published_one(folder: Path) -> None:
     queries = find_queries(folder)
     assert len(queries) == SHAPES * QUERIES
     kinds = [query.kind for query in queries]
@@ -50,7 +50,7 @@ def test_the_layout_is_the_published_one(folder: Path) -> None:
         assert label == ("normal" if query.kind == "good" else f"anomaly_{query.kind}")
 
 
-def test_boxes_and_types_fit_masks_and_names(folder: Path) -> None:
+def test_boxes_and_types_agree_with_masks_and_names(folder: Path) -> None:
     for query in find_queries(folder):
         if query.kind == "good":
             assert not query.mask_paths
@@ -67,7 +67,7 @@ def test_boxes_and_types_fit_masks_and_names(folder: Path) -> None:
         assert note["config"]["type"] == ANOMALY_TYPES.index(query.kind) + 1
 
 
-def test_photographs_show_what_the_stored_camera_sees(folder: Path) -> None:
+def test_query_silhouettes_agree_with_the_stored_cameras(folder: Path) -> None:
     """The chair's silhouette, from its mesh and the camera of the annotation, is where the image is not white."""
     checked = 0
     for query in find_queries(folder):
@@ -82,22 +82,22 @@ def test_photographs_show_what_the_stored_camera_sees(folder: Path) -> None:
         changed = np.any([np.asarray(Image.open(path)) > 0 for path in query.mask_paths], axis=0)
         image = np.asarray(Image.open(query.image_path)).min(2)
         unchanged = ~changed[row.clip(0, SIZE - 1), column.clip(0, SIZE - 1)]
-        seen = image[row[unchanged].clip(0, SIZE - 1), column[unchanged].clip(0, SIZE - 1)] < 250
-        assert seen.mean() > 0.97
+        covered = image[row[unchanged].clip(0, SIZE - 1), column[unchanged].clip(0, SIZE - 1)] < 250
+        assert covered.mean() > 0.97
         checked += 1
     assert checked == SHAPES * QUERIES // 2
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
-    first, again, other = (
+def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
+    first, repeated, different = (
         write_chairs(tmp_path / name, 3, queries, seed, size=64, views=1, progress=False)
-        for name, queries, seed in (("first", 2, 7), ("again", 2, 7), ("other", 1, 8))
+        for name, queries, seed in (("first", 2, 7), ("repeated", 2, 7), ("different", 1, 8))
     )
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
-    assert all((first / file).read_bytes() == (again / file).read_bytes() for file in files)
+    assert files == sorted(path.relative_to(repeated) for path in repeated.rglob("*") if path.is_file())
+    assert all((first / file).read_bytes() == (repeated / file).read_bytes() for file in files)
     view = "shapes/shape_0/mv_images/0_3.0_0_20.png"
-    assert (first / view).read_bytes() != (other / view).read_bytes()
+    assert (first / view).read_bytes() != (different / view).read_bytes()
 
 
 def test_wrong_numbers_and_folders_that_exist_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -129,46 +129,46 @@ def test_chairs_fit_into_their_views_and_stand_upright() -> None:
         assert middle[roles == "Leg"].max() < middle[roles == "SeatSurface"].max() < middle.max()
 
 
-def test_what_changes_is_inside_the_mask() -> None:
-    """In light that is the same everywhere, good and broken chair differ in the mask alone."""
-    chair, other = build_chair(np.random.default_rng(3)), build_chair(np.random.default_rng(4))
+def test_all_changes_are_inside_the_mask() -> None:
+    """In uniform light, whole and broken chair differ only inside the mask."""
+    chair, donor = build_chair(np.random.default_rng(3)), build_chair(np.random.default_rng(4))
     plain = Material((0.2, 0.3, 0.4), (0, 0, 0), "plain", 1.0)
     light = Light(specular=0.0)
     rng = np.random.default_rng(0)
-    found = 0
+    visible_count = 0
     for trial in range(20):
         kind = ANOMALY_TYPES[trial % 5]
-        anomaly, pose = break_chair(chair, kind, other, rng), QueryPose.random(rng, 96)
-        change = None if anomaly is None else anomaly_masks(chair, anomaly, pose.chair_camera)
-        if change is None:
+        anomaly, pose = break_chair(chair, kind, donor, rng), QueryPose.random(rng, 96)
+        masks = None if anomaly is None else anomaly_masks(chair, anomaly, pose.chair_camera)
+        if masks is None:
             continue
         images = []
-        for one in (chair, anomaly.chair):
-            everywhere = BakedLight(torch.ones(len(one.mesh.vertices), 3), torch.zeros(len(one.mesh.vertices)))
-            images.append(render_query(one, (plain, plain), pose.chair_camera, light, everywhere).astype(int))
+        for variant in (chair, anomaly.chair):
+            uniform = BakedLight(torch.ones(len(variant.mesh.vertices), 3), torch.zeros(len(variant.mesh.vertices)))
+            images.append(render_query(variant, (plain, plain), pose.chair_camera, light, uniform).astype(int))
         differs = np.abs(images[0] - images[1]).max(2) > 1
-        assert not (differs & ~change.union).any()
-        # where the part was in front of white, or is now, the image has to change
-        alone = change.union & ((images[0] == 255).all(2) | (images[1] == 255).all(2))
-        assert not (alone & ~differs).any()
-        # and where one surface is behind the other, the mask has to be set, whatever their colors
-        depths = [rasterize_mesh(one.mesh, pose.chair_camera, 1) for one in (chair, anomaly.chair)]
+        assert not (differs & ~masks.union).any()
+        # The image has to change where the part of either chair is in front of white.
+        against_white = masks.union & ((images[0] == 255).all(2) | (images[1] == 255).all(2))
+        assert not (against_white & ~differs).any()
+        # The mask has to contain all changes of depth, independent of colors.
+        depths = [rasterize_mesh(variant.mesh, pose.chair_camera, 1) for variant in (chair, anomaly.chair)]
         before, after = (depth.grid(depth.depth, 0.0).numpy() for depth in depths)
-        assert not ((np.abs(before - after) > 0.021) & ~change.union).any()
-        found += 1
-    assert found > 5
+        assert not ((np.abs(before - after) > 0.021) & ~masks.union).any()
+        visible_count += 1
+    assert visible_count > 5
 
 
-def test_changes_that_cannot_be_seen_are_refused() -> None:
+def test_invisible_anomalies_are_refused() -> None:
     chair = build_chair(np.random.default_rng(3))
     pose = QueryPose.random(np.random.default_rng(0), 96)
     for number in range(len(chair.parts)):
         anomaly = break_chair(chair, "missing", chair, np.random.default_rng(number))
-        seen = (chair.face_part == anomaly.number)[rasterize_mesh(chair.mesh, pose.chair_camera, 1).face]
-        change = anomaly_masks(chair, anomaly, pose.chair_camera)
-        share = float(seen.sum()) / 96**2
-        if not 0.0015 < share < 0.0025:  # there, samples at the part's edge decide
-            assert (change is None) == (share < 0.002)
+        on_part = (chair.face_part == anomaly.number)[rasterize_mesh(chair.mesh, pose.chair_camera, 1).face]
+        masks = anomaly_masks(chair, anomaly, pose.chair_camera)
+        area = float(on_part.sum()) / 96**2
+        if not 0.0015 < area < 0.0025:  # between the bounds, samples at the part's edge decide
+            assert (masks is None) == (area < 0.002)
 
 
 def area(solid: Solid) -> np.ndarray:
@@ -176,7 +176,7 @@ def area(solid: Solid) -> np.ndarray:
     return np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
 
 
-def test_a_ball_that_is_cut_out_leaves_half_a_ball_and_takes_a_disc() -> None:
+def test_cutting_out_a_ball_adds_half_a_sphere_and_removes_a_disc() -> None:
     radius = 0.3
     angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     points = [
@@ -188,63 +188,65 @@ def test_a_ball_that_is_cut_out_leaves_half_a_ball_and_takes_a_disc() -> None:
     corner = [(rows + i) * 32 + (columns + j) % 32 for i, j in ((0, 0), (0, 1), (1, 1), (1, 0))]
     faces = np.concatenate([np.stack(c, -1).reshape(-1, 3) for c in (corner[:3], [corner[0], corner[2], corner[3]])])
     ball = Solid(np.array(points), faces.astype(np.int32), np.array(points) / radius)
-    block = box((-0.4, -0.4, -0.4), (0.4, 0.4, 0.0), 0.0)  # the ball's middle is on its top
+    block = box((-0.4, -0.4, -0.4), (0.4, 0.4, 0.0), 0.0)  # the ball's center is on its top
     cut, share = cut_out((block,), ball)
     total = 2 * 0.64 + 4 * 0.32
     assert share == pytest.approx(np.pi * radius**2 / total, rel=0.05)
     inner = (np.abs(np.linalg.norm(cut.vertices[cut.faces], axis=2) - radius) < 1e-6).all(1)
     assert area(cut)[inner].sum() == pytest.approx(2 * np.pi * radius**2, rel=0.05)
     assert area(cut)[~inner].sum() == pytest.approx(total - np.pi * radius**2, rel=0.02)
-    # the new surface is lit from where the ball was
+    # The normals of the new surface point into the cavity.
     facing = (cut.normals[cut.faces[inner]] * cut.vertices[cut.faces[inner]]).sum(-1)
     assert facing.max() < 0
 
 
-def test_inside_of_a_turned_box_is_known_in_closed_form() -> None:
+def test_inside_of_a_rotated_box_equals_the_closed_form() -> None:
     rng = np.random.default_rng(0)
-    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     plain = subdivide(box((-0.3, -0.2, -0.4), (0.3, 0.2, 0.4), 0.0), 0.3)
-    solid = Solid(plain.vertices @ turn.T + 1, plain.faces, plain.normals @ turn.T)
+    solid = Solid(plain.vertices @ rotation.T + 1, plain.faces, plain.normals @ rotation.T)
     points = rng.uniform(-0.6, 0.6, (2000, 3))
     expected = (np.abs(points) < [0.3, 0.2, 0.4]).all(1)
-    np.testing.assert_array_equal(inside(solid, points @ turn.T + 1), expected)
+    np.testing.assert_array_equal(inside(solid, points @ rotation.T + 1), expected)
 
 
 def test_each_kind_changes_one_part_as_its_name_says() -> None:
-    chair, other = build_chair(np.random.default_rng(3)), build_chair(np.random.default_rng(5))
+    chair, donor = build_chair(np.random.default_rng(3)), build_chair(np.random.default_rng(5))
     for kind in ANOMALY_TYPES:
         anomaly = next(
-            found for seed in range(50) if (found := break_chair(chair, kind, other, np.random.default_rng(seed)))
+            candidate
+            for seed in range(50)
+            if (candidate := break_chair(chair, kind, donor, np.random.default_rng(seed)))
         )
-        was, became = chair.parts[anomaly.number], anomaly.chair.parts[anomaly.number]
-        others = [
+        whole_part, broken_part = chair.parts[anomaly.number], anomaly.chair.parts[anomaly.number]
+        unchanged_parts = [
             (a, b) for i, (a, b) in enumerate(zip(chair.parts, anomaly.chair.parts, strict=True)) if i != anomaly.number
         ]
-        assert all(a is b for a, b in others)
+        assert all(a is b for a, b in unchanged_parts)
         if kind == "missing":
-            assert became is None
+            assert broken_part is None
             continue
-        before, after = (vertices_of(one, anomaly.number) for one in (chair, anomaly.chair))
+        before, after = (vertices_of(variant, anomaly.number) for variant in (chair, anomaly.chair))
         if kind == "position":
             moved = after - before
             np.testing.assert_allclose(moved, np.broadcast_to(moved[0], moved.shape), atol=1e-5)
             assert 0.06 < np.linalg.norm(moved[0]) < 0.3
         if kind == "rotation":
-            turn = became.rotation
-            np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-9)
-            assert 12 <= np.degrees(np.arccos((np.trace(turn) - 1) / 2)) <= 45
-            middle = np.add(*was.bounds) / 2
-            np.testing.assert_allclose(after, (before - middle) @ turn.T + middle, atol=1e-5)
+            rotation = broken_part.rotation
+            np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
+            assert 12 <= np.degrees(np.arccos((np.trace(rotation) - 1) / 2)) <= 45
+            middle = np.add(*whole_part.bounds) / 2
+            np.testing.assert_allclose(after, (before - middle) @ rotation.T + middle, atol=1e-5)
         if kind == "swapped":
-            assert became.role == was.role
-            np.testing.assert_allclose(np.add(*became.bounds), np.add(*was.bounds), atol=1e-9)
-            assert len(became.solids) != len(was.solids) or any(
+            assert broken_part.role == whole_part.role
+            np.testing.assert_allclose(np.add(*broken_part.bounds), np.add(*whole_part.bounds), atol=1e-9)
+            assert len(broken_part.solids) != len(whole_part.solids) or any(
                 a.vertices.shape != b.vertices.shape or np.abs(a.vertices - b.vertices).max() > 1e-3
-                for a, b in zip(was.solids, became.solids, strict=True)
+                for a, b in zip(whole_part.solids, broken_part.solids, strict=True)
             )
         if kind == "damaged":
-            assert became.cut is not None
-            assert became.solids is was.solids
+            assert broken_part.cut is not None
+            assert broken_part.solids is whole_part.solids
 
 
 def vertices_of(chair, number: int) -> np.ndarray:

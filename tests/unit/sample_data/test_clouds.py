@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The solids: raw MVTec 3D-AD's layout, honest clouds and masks, the same files from the same seed."""
+"""Rendered clouds: raw MVTec 3D-AD's layout, correct clouds and masks, equal files for equal seeds."""
 
 import filecmp
 import math
@@ -29,7 +29,7 @@ def write(out: Path, **changes: object) -> Path:
     return write_clouds(out, ("dome",), 3, **options)
 
 
-def test_layout_is_mvtec_s(root: Path) -> None:
+def test_layout_is_that_of_mvtec_3d_ad(root: Path) -> None:
     files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     expected = set()
     for part in ("train/good", "validation/good", "test/good", *(f"test/{kind}" for kind in DEFECTS)):
@@ -38,7 +38,7 @@ def test_layout_is_mvtec_s(root: Path) -> None:
     assert files == expected
 
 
-def test_clouds_are_what_a_camera_sees(root: Path) -> None:
+def test_points_project_to_their_cells(root: Path) -> None:
     for path in root.rglob("*.tiff"):
         xyz = read_xyz(path).double()
         valid = xyz[..., 2] != 0
@@ -71,18 +71,18 @@ def test_masks_are_where_the_defects_are(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "sign"), [("bump", 1), ("dent", -1), ("hole", -1), ("contamination", 0)])
-def test_defects_change_the_surface_as_their_names_say(kind: str, sign: int) -> None:
+def test_defects_move_the_surface_in_the_direction_of_their_kind(kind: str, sign: int) -> None:
     for shape in SOLIDS:
         good = build_solid(shape, "good", np.random.default_rng(5))
         bad = build_solid(shape, kind, np.random.default_rng(5))
         assert good.defect.sum() == 0
-        spoiled = bad.defect > 0
-        assert 3 < spoiled.sum() < 0.2 * len(bad.defect)
-        from_axis = [solid.mesh.vertices[spoiled, 2].mean() for solid in (good, bad)]
-        assert np.sign(round((from_axis[1] - from_axis[0]).item(), 4)) == sign
+        defective = bad.defect > 0
+        assert 3 < defective.sum() < 0.2 * len(bad.defect)
+        heights = [solid.mesh.vertices[defective, 2].mean() for solid in (good, bad)]
+        assert np.sign(round((heights[1] - heights[0]).item(), 4)) == sign
 
 
-def test_normals_turn_outwards() -> None:
+def test_normals_point_outwards() -> None:
     for shape in SOLIDS:
         mesh = build_solid(shape, "good", np.random.default_rng(0)).mesh
         corners = mesh.vertices.double()[mesh.faces.long()]
@@ -93,13 +93,13 @@ def test_normals_turn_outwards() -> None:
         assert mesh.normals[mesh.vertices[:, 2].argmax(), 2] > 0.9
 
 
-def test_same_seed_same_files(root: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_files(root: Path, tmp_path: Path) -> None:
     again = write(tmp_path, test_per_defect=0, train=0)
     for part in ("rgb/000.png", "xyz/000.tiff", "gt/000.png"):
         assert filecmp.cmp(root / "dome/test/good" / part, again / "dome/test/good" / part, shallow=False)
 
 
-def test_what_exists_is_kept(root: Path) -> None:
+def test_existing_categories_are_not_overwritten(root: Path) -> None:
     with pytest.raises(FileExistsError, match="dome exists"):
         write(root)
 
@@ -108,13 +108,13 @@ def test_what_exists_is_kept(root: Path) -> None:
     ("arguments", "words"),
     [({"categories": ("cube",)}, "cube"), ({"categories": ()}, "none"), ({"size": 10}, "64"), ({"train": -1}, "-1")],
 )
-def test_bad_arguments(tmp_path: Path, arguments: dict, words: str) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path, arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         write_clouds(tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_solids() -> None:
+def test_unknown_solids_are_refused() -> None:
     with pytest.raises(ValueError, match="ring, dome, peg"):
         build_solid("cube", "good", np.random.default_rng(0))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy data set: MAD's layout, honest poses, exact masks, the same files from the same seed."""
+"""Rendered toys in MAD's layout: correct poses, exact masks, equal files for equal seeds."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def hidden(folder: Path) -> dict:
     return json.loads((folder.parent / "_hidden" / f"{folder.name}.json").read_text())
 
 
-def test_layout_is_mads(folder: Path) -> None:
+def test_layout_is_that_of_mad(folder: Path) -> None:
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     expected = {"transforms.json"} | {f"train/good/{i}.png" for i in range(VIEWS)}
     expected |= {f"test/good/{i}.png" for i in range(GOOD)}
@@ -72,15 +72,15 @@ def test_training_poses_are_on_the_lattice_and_see_the_toy(folder: Path) -> None
         assert float((lattice - camera.camera_to_world.float()).abs().amax((1, 2)).min()) < 1e-6
         uv, depth = camera.project(points)
         assert float(depth.min()) > 0
-        drawn = (read(folder / frame["file_path"]) < 255).any(2)
-        seen = np.zeros_like(drawn)
-        seen[tuple(uv.floor().long().numpy().T[::-1])] = True
-        assert not (seen & ~binary_dilation(drawn)).any(), "a point of the toy fell on the background"
-        # Vertices are dense enough at this size that nearly all of the silhouette lies next to one.
-        assert (drawn & ~binary_dilation(seen, iterations=2)).sum() <= 0.02 * drawn.sum()
+        covered = (read(folder / frame["file_path"]) < 255).any(2)
+        projected = np.zeros_like(covered)
+        projected[tuple(uv.floor().long().numpy().T[::-1])] = True
+        assert not (projected & ~binary_dilation(covered)).any(), "a point of the toy fell on the background"
+        # At this size nearly all pixels of the silhouette lie next to a vertex.
+        assert (covered & ~binary_dilation(projected, iterations=2)).sum() <= 0.02 * covered.sum()
 
 
-def test_test_poses_draw_the_good_test_images_again(folder: Path) -> None:
+def test_rendering_at_test_poses_reproduces_the_good_test_images(folder: Path) -> None:
     toy, light, truth = build_toy("rocket", SEED), Light(), hidden(folder)
     baked = bake_light(toy.mesh, light)
     images = [image for image in truth["images"] if image["file"].startswith("test/good/")]
@@ -88,8 +88,8 @@ def test_test_poses_draw_the_good_test_images_again(folder: Path) -> None:
     assert [image["file"] for image in images] == [f"test/good/{i}.png" for i in range(GOOD)]
     for image in images:
         camera = camera_of(image["transform_matrix"], 0.6911111611634243)
-        drawn = render_mesh(toy.mesh, camera, light, baked).rgb.numpy() * 255
-        assert np.abs(drawn - read(folder / image["file"])).max() <= 1
+        rendering = render_mesh(toy.mesh, camera, light, baked).rgb.numpy() * 255
+        assert np.abs(rendering - read(folder / image["file"])).max() <= 1
 
 
 def test_test_poses_are_off_the_lattice_and_on_the_upper_hemisphere(folder: Path) -> None:
@@ -104,7 +104,7 @@ def test_test_poses_are_off_the_lattice_and_on_the_upper_hemisphere(folder: Path
         assert float(-(center / center.norm()) @ pose[:3, 2]) > np.cos(np.radians(1))
 
 
-def test_masks_are_exactly_where_the_defect_shows(folder: Path) -> None:
+def test_masks_are_exactly_the_changed_pixels(folder: Path) -> None:
     toy, light = build_toy("rocket", SEED), Light()
     baked = bake_light(toy.mesh, light)
     images = {image["file"]: image for image in hidden(folder)["images"]}
@@ -120,14 +120,14 @@ def test_masks_are_exactly_where_the_defect_shows(folder: Path) -> None:
             assert 5 <= differs.sum() == truth["area_px"] <= 0.06 * SIZE**2
 
 
-def test_same_seed_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bytes(folder: Path, tmp_path: Path) -> None:
     again = make(tmp_path)
     for path in [*folder.rglob("*.png"), folder / "transforms.json"]:
         assert path.read_bytes() == (again / path.relative_to(folder)).read_bytes(), path.name
     assert hidden(folder) == hidden(again)
 
 
-def test_an_existing_category_is_kept_unless_asked(folder: Path, tmp_path: Path) -> None:
+def test_existing_category_is_replaced_only_with_overwrite(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)
     (copy / "mine.txt").touch()
@@ -150,7 +150,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_brightness_varies_only_where_asked(folder: Path, tmp_path: Path) -> None:
+def test_brightness_varies_only_with_brightness_variation(folder: Path, tmp_path: Path) -> None:
     assert all(image["brightness"] == 1 for image in hidden(folder)["images"])
     varied = hidden(make(tmp_path, test_per_defect=0, views=1, brightness_variation=0.3))["images"]
     factors = [image["brightness"] for image in varied]
@@ -162,14 +162,14 @@ def test_brightness_varies_only_where_asked(folder: Path, tmp_path: Path) -> Non
     ("changes", "expected"),
     [({"views": 211}, "views 211"), ({"radius": 1.0}, "got 1.0"), ({"category": "../x"}, "plain folder name")],
 )
-def test_bad_arguments_are_named(tmp_path: Path, changes: dict, expected: str) -> None:
+def test_invalid_arguments_are_named(tmp_path: Path, changes: dict, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         make(tmp_path, **changes)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("category", ["car", "house", "rocket", "anything"])
-def test_toys_are_colorful_solid_and_in_the_middle(category: str) -> None:
+def test_toys_are_colorful_and_centered_and_depend_on_the_seed(category: str) -> None:
     toy = build_toy(category, 1)
     low, high = toy.mesh.vertices.amin(0), toy.mesh.vertices.amax(0)
     torch.testing.assert_close(low, -high, atol=1e-5, rtol=0)
@@ -178,11 +178,11 @@ def test_toys_are_colorful_solid_and_in_the_middle(category: str) -> None:
     assert sum(part.removable for part in toy.parts) >= 20
     assert len(toy.part) == len(toy.mesh.faces)
     torch.testing.assert_close(toy.mesh.normals.norm(dim=1), torch.ones(len(toy.mesh.normals)))
-    other = build_toy(category, 2).mesh
+    different = build_toy(category, 2).mesh
     same = build_toy(category, 1).mesh
     assert torch.equal(same.vertices, toy.mesh.vertices)
     assert torch.equal(same.colors, toy.mesh.colors)
-    assert other.colors.shape != same.colors.shape or not torch.equal(other.colors, same.colors)
+    assert different.colors.shape != same.colors.shape or not torch.equal(different.colors, same.colors)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_toys_are_colorful_solid_and_in_the_middle(category: str) -> None:
     ],
 )
 def test_normals_point_out_of_solids_of_the_right_volume(solid, inside: tuple, volume: float) -> None:
-    """The volume is a third of the area times the height over each face; with a wrong normal it would not come out."""
+    """The volume is the sum of a third of area times height over all faces; a wrong normal changes it."""
     for candidate in (solid, subdivide(solid, 0.3)):
         corners = candidate.vertices[candidate.faces]
         cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])

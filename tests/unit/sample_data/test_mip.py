@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy data set in MIP's layouts: other lights, honest poses, exact masks, models that COLMAP's library reads."""
+"""Rendered toys in MIP's layouts: lights, correct poses, exact masks, models that pycolmap reads."""
 
 import json
 from collections import Counter
@@ -49,7 +49,7 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_synthetic_layout(synthetic: Path) -> None:
+def test_synthetic_layout_is_that_of_mip(synthetic: Path) -> None:
     expected = {"transforms.json"} | {f"train/{i}.png" for i in range(VIEWS)}
     expected |= {f"test/good_{light}/{i}.png" for light in (1, 2, 3) for i in range(GOOD)}
     for folder in ("test", "ground_truth"):
@@ -57,7 +57,7 @@ def test_the_synthetic_layout(synthetic: Path) -> None:
     assert files(synthetic) == expected
 
 
-def test_the_real_layout(real: Path) -> None:
+def test_real_layout_is_that_of_mip_real(real: Path) -> None:
     expected = {f"sparse/0/{name}.txt" for name in ("cameras", "images", "points3D")}
     expected |= {f"images/{i}.jpg" for i in range(VIEWS)}
     expected |= {f"test/good/{i}.jpg" for i in range(LIGHTS * GOOD)}
@@ -71,7 +71,7 @@ def test_the_real_layout(real: Path) -> None:
 
 @cache
 def _studio(number: int) -> tuple[Toy, Light, BakedLight]:
-    """The toy in light 1, 2 or 3, as the writer promises them: lamps turned, colors and strength changed."""
+    """Make the toy in light 1, 2 or 3, which rotate the lamps and change their colors and intensity."""
     toy = build_toy(CATEGORY, SEED)
     degrees, tint, intensity = {1: (0, (1, 1, 1), 1.0), 2: (110, (1.25, 1, 0.68), 0.8), 3: (-125, (1, 1, 1), 1.3)}[
         number
@@ -107,18 +107,18 @@ def test_training_views_are_on_the_lattice_in_light_1(synthetic: Path) -> None:
 
 
 @pytest.mark.parametrize("light", [1, 2, 3])
-def test_queries_are_seen_in_their_light_and_masks_are_exact(synthetic: Path, light: int) -> None:
+def test_queries_have_their_light_and_masks_are_exact(synthetic: Path, light: int) -> None:
     images = [image for image in hidden(synthetic) if image["light"] == light]
     assert Counter(image["kind"] for image in images) == {"good": GOOD, **dict.fromkeys(KINDS, 1)}
     for image in images:
-        drawn, stored = _good(image, light), read(synthetic / image["file"])
+        rendering, stored = _good(image, light), read(synthetic / image["file"])
         assert image["brightness"] == pytest.approx({1: 1, 2: 0.8, 3: 1.3}[light])
-        differs = np.abs(drawn.astype(int) - stored).max(2)
+        differs = np.abs(rendering.astype(int) - stored).max(2)
         if image["kind"] == "good":
             assert differs.max() <= 1
         else:
             mask = read(synthetic / image["file"].replace("test/", "ground_truth/"))
-            # Sines in another order may round a value the other way.
+            # Another order of sine evaluations may round a value differently.
             assert not (differs[mask == 0] > 1).any()
             assert image["area_px"] == (mask == 255).sum() > 4
             assert (differs[mask == 255] > 1).mean() > 0.9
@@ -157,9 +157,9 @@ def test_the_datamodule_reads_the_real_layout(real: Path) -> None:
         assert item.image.shape == (3, 36, 48)
         uv, depth = Camera(item.camera_to_world.double(), item.intrinsics.double(), 48, 36).project(vertices)
         assert float(depth.min()) > 0
-        # The toy fills the picture's height and stays inside; its box is where the picture is not white.
-        drawn = torch.nonzero((item.image < 0.9).any(0)).flip(1)
-        low, high = drawn.amin(0), drawn.amax(0) + 1
+        # The bounding box of the pixels that are not white is the bounding box of the projected vertices.
+        covered = torch.nonzero((item.image < 0.9).any(0)).flip(1)
+        low, high = covered.amin(0), covered.amax(0) + 1
         if not item.gt_label:
             assert bool(((uv.amin(0) - low).abs() < 1.5).all())
             assert bool(((uv.amax(0) - high).abs() < 1.5).all())
@@ -168,11 +168,11 @@ def test_the_datamodule_reads_the_real_layout(real: Path) -> None:
             assert bool(item.gt_label) == (truth[key]["kind"] != "good")
 
 
-def test_the_models_points_lie_on_the_toy(real: Path) -> None:
+def test_points_of_the_model_lie_on_the_toy(real: Path) -> None:
     pytest.importorskip("pycolmap", reason="needs the extra anomalib-pose[colmap]")
     positions, colors = read_colmap_points(real / "sparse" / "0")
     mesh = _studio(1)[0].mesh
-    # A vertex of several parts has several colors: the nearest in place and color is looked for.
+    # A place may have vertices of several colors, so the nearest vertex in position and color counts.
     distance, _ = cKDTree(torch.cat([mesh.vertices, mesh.colors], 1)).query(torch.cat([positions, colors], 1))
     assert len(positions) == 500
     assert distance.max() < 1 / 255
@@ -180,7 +180,7 @@ def test_the_models_points_lie_on_the_toy(real: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["synthetic", "real"])
-def test_same_arguments_same_bytes(layout: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_equal_arguments_give_equal_bytes(layout: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(layout)
     again = make(tmp_path, colmap=layout == "real")
     assert files(folder) == files(again)
@@ -198,7 +198,7 @@ def test_same_arguments_same_bytes(layout: str, tmp_path: Path, request: pytest.
         ({"radius": 1.0}, "got 1.0"),
     ],
 )
-def test_bad_arguments_are_named(tmp_path: Path, changes: dict, expected: str) -> None:
+def test_invalid_arguments_are_named(tmp_path: Path, changes: dict, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         make(tmp_path, **changes)
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defects painted onto photographs lie on the object, change what their masks say, and come back with every seed."""
+"""Painted defects lie on the object, change exactly the pixels of their masks, and depend only on the seed."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ VIEWS = 5
 
 
 def photograph(seed=0):
-    """A shaded, speckled disc on a greenish table, and the pixels that show it."""
+    """Make an image of a shaded, speckled disc on a greenish table, and the mask of the disc."""
     rng = np.random.default_rng(seed)
     v, u = np.mgrid[:SIZE, :SIZE] + 0.5
     inside = np.hypot(u - SIZE / 2, v - SIZE / 2) < SIZE / 3
@@ -72,7 +72,7 @@ def digest(folder):
 
 
 @pytest.mark.parametrize("kind", PAINTED_DEFECTS)
-def test_the_mask_is_what_changed_on_the_object_alone(painted, source, kind):
+def test_masks_are_the_changed_pixels_and_lie_on_the_object(painted, source, kind):
     for name in ("0", "3"):
         before = pixels(source / "images" / f"{name}.png")
         inside = pixels(source / f"{name}_mask.png") > 127
@@ -91,18 +91,18 @@ def test_good_queries_are_the_held_out_photographs(painted, source):
     assert sorted(path.name for path in (painted / "train").iterdir()) == ["1.png", "2.png", "4.png"]
 
 
-def test_the_datamodule_reads_what_was_written_with_the_true_poses(painted, source):
+def test_the_datamodule_reads_the_files_and_the_true_poses(painted, source):
     data = PosedFolder(painted, "queries", "ground_truth", image_size=48, num_workers=0)
     data.setup()
     original = PosedFolder(source, holdout_every=3, image_size=48, num_workers=0)
     original.setup()
-    ours = {Path(item.image_path).stem: item for item in data.train_data}
+    items = {Path(item.image_path).stem: item for item in data.train_data}
     for item in original.train_data:
-        match = ours.pop(Path(item.image_path).stem)
+        match = items.pop(Path(item.image_path).stem)
         assert torch.equal(item.image, match.image)
         assert torch.equal(item.foreground, match.foreground)
         assert torch.equal(item.camera_to_world, match.camera_to_world)
-    assert not ours
+    assert not items
     truth = {Path(item.image_path).stem: item.camera_to_world for item in original.test_data}
     queries = [data.test_data[index] for index in range(len(data.test_data))]
     assert sorted(int(item.gt_label) for item in queries) == [0] * 2 + [1] * 6
@@ -112,18 +112,18 @@ def test_the_datamodule_reads_what_was_written_with_the_true_poses(painted, sour
     assert json.loads((painted / "transforms.json").read_text())["note"] == "kept"
 
 
-def test_equal_seeds_give_equal_bytes_and_others_do_not(source, painted, tmp_path):
-    for name, seed in (("same", 4), ("other", 5)):
+def test_equal_seeds_give_equal_bytes_and_different_seeds_do_not(source, painted, tmp_path):
+    for name, seed in (("same", 4), ("different", 5)):
         write_painted_queries(source, tmp_path / name, 3, seed, progress=False)
     assert digest(tmp_path / "same") == digest(painted)
-    other = digest(tmp_path / "other")
-    differing = {name for name, value in digest(painted).items() if other[name] != value}
+    different = digest(tmp_path / "different")
+    differing = {name for name, value in digest(painted).items() if different[name] != value}
     assert differing == {
-        name for name in other if "queries/good" not in name and name.startswith(("queries", "ground"))
+        name for name in different if "queries/good" not in name and name.startswith(("queries", "ground"))
     }
 
 
-def test_on_white_all_that_the_mask_leaves_out_is_white(source, tmp_path):
+def test_white_makes_all_pixels_outside_the_mask_white(source, tmp_path):
     write_painted_queries(source, tmp_path / "white", 3, white=True, per_image=2, progress=False)
     inside = pixels(source / "0_mask.png") > 127
     for file in ("queries/good/0.png", "queries/missing/0_0.png", "queries/missing/0_1.png"):
@@ -133,7 +133,7 @@ def test_on_white_all_that_the_mask_leaves_out_is_white(source, tmp_path):
     assert np.median(pixels(tmp_path / "white" / "queries" / "missing" / "0_0.png")[gone]) == 255
 
 
-def test_sizes_are_shares_of_the_object():
+def test_sizes_are_fractions_of_the_object():
     image, inside = photograph()
     for share in (0.01, 0.1):
         sizes = DefectSizes(stain_area=(share, share), missing_area=(share, share))
@@ -153,41 +153,41 @@ def test_sizes_are_shares_of_the_object():
     assert 2 < lengths[1] / lengths[0] < 4
 
 
-def test_no_defect_leaves_the_object():
+def test_defects_stay_on_the_object():
     image, _ = photograph()
     thin = np.zeros((SIZE, SIZE), bool)
     thin[40:56, 10:86] = True
     sizes = DefectSizes(scratch_length=(1, 1), scratch_width=(0.05, 0.05))
     for kind in PAINTED_DEFECTS:
         for seed in range(8):
-            spoiled, mask = paint_defect(image, thin, kind, np.random.default_rng(seed), sizes)
+            defective, mask = paint_defect(image, thin, kind, np.random.default_rng(seed), sizes)
             assert not (mask & ~thin).any()
-            assert np.array_equal(spoiled[~thin], image[~thin])
+            assert np.array_equal(defective[~thin], image[~thin])
 
 
-def test_a_stain_keeps_the_surfaces_own_shading():
+def test_a_stain_is_modulated_by_the_shading_of_the_surface():
     image, inside = photograph()
     sizes = DefectSizes(stain_area=(0.4, 0.4))
-    spoiled, mask = paint_defect(image, inside, "stain", np.random.default_rng(0), sizes)
+    defective, mask = paint_defect(image, inside, "stain", np.random.default_rng(0), sizes)
     inner = ndimage.binary_erosion(mask, iterations=6)  # the edge is soft
-    luminance = [picture.mean(2)[inner] for picture in (image, spoiled)]
+    luminance = [rgb.mean(2)[inner] for rgb in (image, defective)]
     assert np.corrcoef(*luminance)[0, 1] > 0.9
     spreads = [values.std() / values.mean() for values in luminance]
     assert spreads[1] > 0.8 * spreads[0]
     assert luminance[1].mean() < 0.7 * luminance[0].mean()
 
 
-def test_a_missing_piece_shows_the_background_beside_it():
+def test_a_missing_piece_has_the_color_of_the_background_beside_it():
     image, inside = photograph()
     sizes = DefectSizes(missing_area=(0.05, 0.05))
-    spoiled, mask = paint_defect(image, inside, "missing", np.random.default_rng(1), sizes)
+    defective, mask = paint_defect(image, inside, "missing", np.random.default_rng(1), sizes)
     inner = ndimage.binary_erosion(mask, iterations=2)
     beside = image[~inside].mean(0)
-    assert np.abs(spoiled[inner] - beside).max() < 15
+    assert np.abs(defective[inner] - beside).max() < 15
     assert np.abs(image[inner].mean(0) - beside).max() > 40
 
 
-def test_errors_say_what_is_missing(source, tmp_path):
+def test_errors_name_the_missing_input(source, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(FileNotFoundError, match=r"no transforms\.json"):
         write_painted_queries(tmp_path, out)
