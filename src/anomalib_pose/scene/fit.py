@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anomalib_pose.geometry import Camera
-from anomalib_pose.render import Gaussians
+from anomalib_pose.render import Gaussians, RasterizerName
 from anomalib_pose.render.reflectance import Decomposition, reflectance, reflectance_of_color
 from anomalib_pose.render.ssim import ssim
 from anomalib_pose.scene.density import AdaptiveDensity, DensityControl, Relocation
@@ -56,7 +56,7 @@ def fit_gaussians(
     checkpoint: str | Path | None = None,
     progress: bool = True,
     device: torch.device | str = "cpu",
-    rasterizer: str = "auto",
+    rasterizer: RasterizerName = "auto",
     decompose: Decomposition = reflectance,
 ) -> FitResult:
     """Fit Gaussians to an object.
@@ -108,7 +108,7 @@ class _Fitter(FitLoop):
         fitted: list[int],
         settings: FitSettings,
         points: tuple[Tensor, Tensor] | None,
-        rasterizer: str,
+        rasterizer: RasterizerName,
         decompose: Decomposition,
     ) -> None:
         super().__init__(settings.steps, "Fitting Gaussians")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.geometry import Camera
-from anomalib_pose.render import Gaussians, Rasterizer, RenderOutput, make_rasterizer
+from anomalib_pose.render import Gaussians, Rasterizer, RasterizerName, RenderOutput, make_rasterizer
 
 RAW_NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
 COLORS = 3
@@ -42,7 +42,7 @@ class GaussianScene(nn.Module):
     sh: Tensor
     counts: Tensor
 
-    def __init__(self, sh_degree: int = 0, rasterizer: str = "auto") -> None:
+    def __init__(self, sh_degree: int = 0, rasterizer: RasterizerName = "auto") -> None:
         super().__init__()
         self.sh_degree = sh_degree
         self.rasterizer_name = rasterizer
@@ -192,7 +192,7 @@ def activate(raw: dict[str, Tensor], sh_degree: int) -> Gaussians:
     )
 
 
-def scene_rasterizer(name: str, device: torch.device) -> Rasterizer:
+def scene_rasterizer(name: RasterizerName, device: torch.device) -> Rasterizer:
     """Return the rasterizer of a name; ``"auto"`` is the CPU rasterizer for a CPU device and gsplat for CUDA."""
     if name != "auto":
         return make_rasterizer(name)

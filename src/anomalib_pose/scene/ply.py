@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalib_pose.render import RasterizerName
 from anomalib_pose.scene.gaussian_scene import COLORS, GaussianScene
 from anomalib_pose.scene.ply_table import read_ply_vertices, write_ply_vertices
 
@@ -55,7 +56,7 @@ def save_ply(scene: GaussianScene, path: str | Path) -> None:
     write_ply_vertices(path, values.view(dtype)[:, 0])
 
 
-def load_ply(path: str | Path, rasterizer: str = "auto") -> GaussianScene:
+def load_ply(path: str | Path, rasterizer: RasterizerName = "auto") -> GaussianScene:
     """Read Gaussians from a .ply file of any 3D Gaussian splatting program.
 
     Args:

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from anomalib_pose.geometry import Camera
+from anomalib_pose.render import RasterizerName
 from anomalib_pose.render.reflectance import Decomposition, reflectance
 from anomalib_pose.scene import FitSettings, GaussianScene, fit_gaussians
 
@@ -25,7 +26,7 @@ class GaussianFit:
         self,
         settings: FitSettings,
         checkpoint: str | None,
-        rasterizer: str,
+        rasterizer: RasterizerName,
         *,
         progress: bool,
         decompose: Decomposition = reflectance,
