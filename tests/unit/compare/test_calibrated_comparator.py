@@ -24,7 +24,6 @@ from anomalib_pose.compare.residual_statistics import (
 
 SIZE = 120
 TINY = "test_efficientnet.r160_in1k"
-TRANSFORMER = "test_vit.r160_in1k"
 
 
 def _view(seed):
@@ -196,7 +195,6 @@ def test_state_dict_keeps_scores(comparator):
             lambda: CalibratedComparator(NetworkSettings(TINY, (0, 1)), weights=LayerWeights(features=(1.0,))),
             "2 weights",
         ),
-        (lambda: LayerWeights(second_mix=1.5), "second_mix"),
     ],
 )
 def test_invalid_settings_raise(make, message):
@@ -208,29 +206,6 @@ def test_calibration_needs_a_view():
     none = torch.zeros(0, 3, 8, 8)
     with pytest.raises(ValueError, match="at least one normal view"):
         CalibratedComparator().fit_calibration(none, none, none[:, 0])
-
-
-def test_map_is_linear_in_two_networks():
-    """Without the layers' own levels the map is linear in them: half of each network is the mean of both maps."""
-    torch.manual_seed(0)
-    options = {"window": WindowSettings(96), "scoring": ScoringSettings(self_normalization=0.0)}
-    networks = NetworkSettings(TINY, (0, 1, 2)), NetworkSettings(TRANSFORMER, ())
-    whole = CalibratedComparator(
-        networks[0], second_network=networks[1], weights=LayerWeights(second_mix=0.25), **options
-    )
-    first = CalibratedComparator(networks[0], **options)
-    second = CalibratedComparator(second_network=networks[1], **options)
-    first.extractor.load_state_dict(whole.extractor.state_dict())
-    second.second.load_state_dict(whole.second.state_dict())
-    maps = []
-    for comparator in (whole, first, second):
-        for network in (comparator.extractor, comparator.second):
-            if network is not None:
-                network.loaded.fill_(value=True)
-        comparator.fit_calibration(*_pairs(range(4)))
-        maps.append(comparator(*_pairs([20, 21])))
-    assert (maps[1] - maps[2]).abs().max() > 0.1
-    torch.testing.assert_close(maps[0], 0.75 * maps[1] + 0.25 * maps[2], rtol=1e-4, atol=1e-4)
 
 
 def test_background_in_both_images_has_no_residual():

@@ -121,11 +121,6 @@ def test_unknown_names():
         FeatureExtractor(TINY, (0, 9))
     with pytest.raises(ValueError, match="one of 'calibrated', 'illumination', 'paper', 'product', got 'other'"):
         make_comparator("other")
-    with pytest.raises(ValueError, match="'paper' has one network: leave second_backbone empty"):
-        make_comparator("paper", TINY, second_backbone=TINY)
-    two = make_comparator("illumination", TINY, second_backbone="test_vit.r160_in1k", second_weights_path="file.pth")
-    assert two.second.backbone == "test_vit.r160_in1k"
-    assert two.second.weights_path == "file.pth"
 
 
 def test_factory():

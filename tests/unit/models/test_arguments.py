@@ -29,8 +29,6 @@ SHARED = {
     "comparator": "calibrated",
     "backbone": "",
     "weights_path": "",
-    "second_backbone": "",
-    "second_weights_path": "",
     "holdout_every": 10,
     "surface_views": 120,
     "memory_patches": 1000,
@@ -92,15 +90,18 @@ def test_checkpoints_contain_every_argument_and_load(model_class, tmp_path):
     assert (loaded.seed, loaded.model.bank.rolls, loaded.model.estimator.starts) == (4, 2, 1)
 
 
-@pytest.mark.parametrize(("value", "warnings"), [(False, 0), (True, 1)])
-def test_old_checkpoint_with_a_removed_argument_loads(value, warnings, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("name", "value", "warnings"),
+    [("reflectance", False, 0), ("reflectance", True, 1), ("second_backbone", "", 0), ("second_backbone", "vit", 1)],
+)
+def test_old_checkpoint_with_a_removed_argument_loads(name, value, warnings, tmp_path, caplog):
     path = save_checkpoint(make_fitted(PIAD), tmp_path / "model.ckpt")
     checkpoint = torch.load(path, weights_only=True)
-    checkpoint["hyper_parameters"]["reflectance"] = value
+    checkpoint["hyper_parameters"][name] = value
     torch.save(checkpoint, path)
     loaded = PIAD.load_from_checkpoint(path, map_location="cpu")
-    assert "reflectance" not in loaded.hparams
-    assert caplog.text.count("PIAD ignores reflectance=True") == warnings
+    assert name not in loaded.hparams
+    assert caplog.text.count(f"PIAD ignores {name}={value!r}") == warnings
 
 
 def test_scene_with_reflectance_channels_loads_without_the_paper_recipe(tmp_path):

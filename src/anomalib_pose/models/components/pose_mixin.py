@@ -33,7 +33,8 @@ from anomalib_pose.models.components.metrics import (
     PosesWithinOneDegree,
 )
 from anomalib_pose.models.components.no_optimizer import NoOptimizer
-from anomalib_pose.models.components.scene_detector import FitScene, SceneDetector
+from anomalib_pose.models.components.scene_detector import SceneDetector
+from anomalib_pose.models.components.scene_fit import FitScene
 from anomalib_pose.visualization import register_panels
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline of every scene model in plain PyTorch: scene, view bank, pose search, comparison."""
 
-import logging
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -14,16 +12,10 @@ from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.compare.reference import Reference, render_reference, stack_references
 from anomalib_pose.compare.reference_comparison import ReferenceComparison
 from anomalib_pose.geometry import Camera, resize_intrinsics
-from anomalib_pose.models.components.white_background import over_white, query_over_white
+from anomalib_pose.models.components.scene_fit import FitScene, fit_detector
+from anomalib_pose.models.components.white_background import query_over_white
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
-from anomalib_pose.pose.held_out import localize_held_out_views
-from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene, sort_by_contribution
-from anomalib_pose.scene.view_coverage import has_sparse_views, warn_about_sparse_views
-
-logger = logging.getLogger(__name__)
-
-FitScene = Callable[[nn.Module, Tensor, Camera, Tensor | None, tuple[int, ...]], float]
-"""Fits a scene to images, cameras and masks without the held-out views, and returns the PSNR of the held-out views."""
+from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene
 
 
 class ScenePrediction(NamedTuple):
@@ -122,51 +114,7 @@ class SceneDetector(nn.Module):
             foreground: masks of the object; None to derive them from a white background where there is one.
             fit_scene: fits the scene.
         """
-        images, foreground, white_background = over_white(images, foreground)
-        self.white_background = torch.tensor(white_background, device=images.device)
-        sparse = has_sparse_views(cameras)
-        if sparse:
-            fallbacks = {
-                "attenuates_unsupported": self.nearby is not None,
-                "has_patch_memory": self.comparison.memory is not None,
-            }
-            warn_about_sparse_views(cameras, masked=foreground is not None, **fallbacks)
-        views = range(len(images))
-        held_out = (
-            tuple(views[self.holdout_every // 2 :: self.holdout_every]) if len(views) > self.holdout_every else ()
-        )
-        self.psnr = torch.tensor(fit_scene(self.scene, images, cameras, foreground, held_out), device=images.device)
-        sort_by_contribution(self.rendered, cameras)
-        self.intrinsics = cameras.median_intrinsics
-        self.image_size = torch.tensor([cameras.height, cameras.width], device=images.device)
-        self.bank.build(self.rendered, cameras)
-        if self.nearby is not None:
-            fitted = [index for index in views if index not in held_out]
-            keep = self.check_support or sparse
-            self.nearby.store_residuals(self.rendered, images[fitted], cameras[fitted], keep_photographs=keep)
-        self._calibrate(images, cameras, foreground, held_out)
-
-    def _calibrate(self, images: Tensor, cameras: Camera, foreground: Tensor | None, held_out: tuple[int, ...]) -> None:
-        """Treat held-out views as queries: their residuals are the residuals of normal queries.
-
-        The held-out views are stored: an exported detector is calibrated on them from the checkpoint alone.
-        """
-        selected_views = list(held_out) or list(range(len(images)))
-        reference_cameras: Sequence[Camera] = [cameras[index] for index in selected_views]
-        self.calibration_views = (images[list(held_out)] * 255).round().to(torch.uint8)
-        if held_out:
-            masks = [None] * len(held_out) if foreground is None else foreground[selected_views]
-            parts = zip(images[selected_views], cameras.K[selected_views], masks, strict=True)
-            queries = [Query(*part) for part in parts]
-            reference_cameras = localize_held_out_views(
-                self.estimator, self.rendered, self.bank, queries, cameras[selected_views]
-            )
-        else:
-            logger.warning("Too few views (%d) to hold some out: the comparison is not calibrated.", len(images))
-        references = stack_references(map(self.render_reference, reference_cameras))
-        self.comparison.calibrate(
-            images, references, held_out, lambda index: self.render_reference(cameras[index]), self.rendered
-        )
+        fit_detector(self, images, cameras, foreground, fit_scene)
 
     @torch.no_grad()
     def render_reference(self, camera: Camera) -> Reference:

@@ -56,9 +56,6 @@ class SceneModelMixin(PoseMixin):
         backbone: timm name of the network whose features are compared. Empty for none in ``"calibrated"`` and
             ``"illumination"``, which then need no weights, and for EfficientNet-B4 in ``"paper"`` and ``"product"``.
         weights_path: file with the weights of the backbone; empty for a single download by timm.
-        second_backbone: timm name of a second network that is compared like the first, for example the transformer
-            ``vit_small_patch14_dinov2.lvd142m``; empty for none.
-        second_weights_path: file with the weights of the second network; empty for a single download by timm.
         holdout_every: every n-th training view is held out from the fit, for calibration.
         surface_views: number of training views whose residuals are averaged on the surface of the object, to normalize
             the anomaly map there; 0 for none, as in the papers.
@@ -79,7 +76,11 @@ class SceneModelMixin(PoseMixin):
         ValueError: if the value of an argument is not allowed.
     """
 
-    removed_arguments: ClassVar[Mapping[str, Any]] = {"reflectance": False}
+    removed_arguments: ClassVar[Mapping[str, Any]] = {
+        "reflectance": False,
+        "second_backbone": "",
+        "second_weights_path": "",
+    }
     """Arguments of earlier versions with their defaults. Checkpoints contain them, so they are accepted and ignored."""
     remove_ignored_hparams: Any
 
@@ -97,8 +98,6 @@ class SceneModelMixin(PoseMixin):
         comparator: ComparatorName = "calibrated",
         backbone: str = "",
         weights_path: str = "",
-        second_backbone: str = "",
-        second_weights_path: str = "",
         holdout_every: int = 10,
         surface_views: int = 120,
         memory_patches: int = 1000,
@@ -133,8 +132,6 @@ class SceneModelMixin(PoseMixin):
             "name": comparator,
             "backbone": backbone,
             "weights_path": weights_path,
-            "second_backbone": second_backbone,
-            "second_weights_path": second_weights_path,
         }
         self._detector_arguments: dict[str, Any] = {
             "bank_spacing": bank_spacing,
