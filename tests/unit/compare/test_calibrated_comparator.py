@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calibrated comparison on a drawn object whose renderings are blurred and shifted a little."""
+"""The calibrated comparison on a synthetic object whose references are slightly blurred and shifted."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ TINY = "test_efficientnet.r160_in1k"
 
 
 def _view(seed):
-    """A disc with colored patches on white: photograph, alpha."""
+    """Draw a disc with colored patches on white; return image and alpha."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     inside = (x - 62) ** 2 + (y - 58) ** 2 < 34**2
@@ -41,7 +41,7 @@ def _view(seed):
 
 
 def _pairs(seeds, shift=0.4):
-    """Noisy photographs, smoothed and shifted renderings, alphas."""
+    """Make noisy queries, blurred and shifted references, and alphas."""
     views = [_view(seed) for seed in seeds]
     queries = torch.stack([image for image, _ in views])
     alphas = torch.stack([alpha for _, alpha in views])
@@ -79,15 +79,15 @@ def test_statistics_equal_numpy():
         statistics.edges.numpy(), np.quantile(contrasts.numpy()[inside], [0.2, 0.4, 0.6, 0.8]), rtol=1e-5
     )
     zone = outline_zone(alphas).long().numpy()
-    place = zone * 5 + np.digitize(contrasts.numpy(), statistics.edges.numpy(), right=True)
+    bin_index = zone * 5 + np.digitize(contrasts.numpy(), statistics.edges.numpy(), right=True)
     for layer in range(3):
         values = residuals[:, layer].numpy().astype(np.float64)
         prior, prior_square = values[inside].mean(), (values[inside] ** 2).mean()
-        for index in np.unique(place):
-            own = values[place == index]
-            total = len(own) + PRIOR_PIXELS
-            mean = (own.sum() + PRIOR_PIXELS * prior) / total
-            std = np.sqrt(((own**2).sum() + PRIOR_PIXELS * prior_square) / total - mean**2)
+        for index in np.unique(bin_index):
+            values_in_bin = values[bin_index == index]
+            total = len(values_in_bin) + PRIOR_PIXELS
+            mean = (values_in_bin.sum() + PRIOR_PIXELS * prior) / total
+            std = np.sqrt(((values_in_bin**2).sum() + PRIOR_PIXELS * prior_square) / total - mean**2)
             np.testing.assert_allclose(statistics.mean[layer, index].item(), mean, rtol=1e-5)
             expected = max(std, FLOOR * values[inside].std())
             np.testing.assert_allclose(statistics.std[layer, index].item(), expected, rtol=1e-4)
@@ -101,14 +101,14 @@ def test_mean_and_standard_deviation_are_interpolated_between_bins():
     opacity = torch.tensor([0.0, 0.25, 0.4, 0.5, 0.7, 0.75, 1.0])
     contrast = torch.tensor([0.0, 0.89, 0.95, 1.0, 1.5, 2.04, 9.0])
     # An image of one opacity is at all distances from the outline at once.
-    share = np.clip(2 * opacity.numpy().astype(float) - 0.5, 0, 1)
-    level = np.interp(contrast.numpy(), [0.9, 1.1, 1.8, 2.2], [0, 1, 1, 2])
-    for alpha, zone in zip(opacity, len(OUTLINE_DISTANCES) * share, strict=True):
+    inside_fraction = np.clip(2 * opacity.numpy().astype(float) - 0.5, 0, 1)
+    contrast_class = np.interp(contrast.numpy(), [0.9, 1.1, 1.8, 2.2], [0, 1, 1, 2])
+    for alpha, zone in zip(opacity, len(OUTLINE_DISTANCES) * inside_fraction, strict=True):
         shape = (1, 5, 5)
-        for value, step in zip(contrast, level, strict=True):
-            found = statistics(torch.full((1, *shape), 50.0), value.expand(shape), alpha.expand(shape))
-            place = 3 * zone + step
-            np.testing.assert_allclose(found, (50 - place) / (1 + place), rtol=1e-4)
+        for value, step in zip(contrast, contrast_class, strict=True):
+            result = statistics(torch.full((1, *shape), 50.0), value.expand(shape), alpha.expand(shape))
+            bin_index = 3 * zone + step
+            np.testing.assert_allclose(result, (50 - bin_index) / (1 + bin_index), rtol=1e-4)
 
 
 def test_zones_are_distances_to_the_outline():
@@ -131,8 +131,8 @@ def test_defect_scores_above_normal_views_and_is_localized(comparator, kind):
     queries[:, :, rows, columns] = torch.tensor(color)[:, None, None]
     maps = comparator(queries, references, alphas)
     assert comparator.score(maps, alphas).min() > 1.5 * good.max()
-    for found in maps:
-        row, column = divmod(int(found.argmax()), SIZE)
+    for result in maps:
+        row, column = divmod(int(result.argmax()), SIZE)
         assert box[0] - 3 <= row < box[0] + 11
         assert box[1] - 3 <= column < box[1] + 11
 
@@ -163,9 +163,9 @@ def test_finite_without_object_and_without_calibration(comparator):
     empty = torch.zeros_like(alphas)
     for each in (comparator, CalibratedComparator(window=WindowSettings(64))):
         assert isinstance(each, Comparator)
-        found = each(queries, references, empty)
-        assert torch.isfinite(found).all()
-        assert torch.isfinite(each.score(found, empty)).all()
+        result = each(queries, references, empty)
+        assert torch.isfinite(result).all()
+        assert torch.isfinite(each.score(result, empty)).all()
     bare = CalibratedComparator(window=WindowSettings(64))
     bare.fit_calibration(queries, references, empty)
     assert torch.isfinite(bare(queries, references, alphas)).all()

@@ -36,7 +36,7 @@ def test_features_equal_those_of_the_whole_network(tmp_path, network, image, end
     else:
         save_file(network.state_dict(), path)
     extractor = FeatureExtractor(TINY, (0, 2), weights_path=str(path), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-    found = extractor(image)
+    features = extractor(image)
     normalized = (image - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.3, 0.4])[:, None, None]
     with torch.no_grad():
         outputs = []
@@ -47,8 +47,8 @@ def test_features_equal_those_of_the_whole_network(tmp_path, network, image, end
     strides = [64 // output.shape[-1] for output in outputs]
     expected = [[o for o, s in zip(outputs, strides, strict=True) if s == stride][-1] for stride in extractor.strides]
     assert extractor.strides == (2, 8)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for feature, expected_feature in zip(features, expected, strict=True):
+        torch.testing.assert_close(feature, expected_feature)
 
 
 def test_layers_of_the_papers_network():
@@ -65,10 +65,10 @@ def test_layers_of_the_papers_network():
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         network.eval()(extractor.normalize(image))
-    found = extractor(image)
-    assert [f.shape[1] for f in found] == [24, 32, 56, 160]
-    for ours, index in zip(found, (1, 5, 9, 21), strict=True):
-        torch.testing.assert_close(ours, outputs[index])
+    features = extractor(image)
+    assert [f.shape[1] for f in features] == [24, 32, 56, 160]
+    for feature, index in zip(features, (1, 5, 9, 21), strict=True):
+        torch.testing.assert_close(feature, outputs[index])
 
 
 def test_checkpoint_needs_no_file(tmp_path, network, image):
@@ -148,6 +148,6 @@ def test_layers_of_a_transformer_are_its_blocks_at_any_size(tmp_path, name):
     resized = torch.nn.functional.interpolate(extractor.normalize(image), (96, 64), mode="bilinear")
     with torch.no_grad():
         network.forward_features(resized)
-    for layer, found in zip(extractor.layers, extractor(image), strict=True):
+    for layer, features in zip(extractor.layers, extractor(image), strict=True):
         grid = tokens[layer][:, network.num_prefix_tokens :].transpose(1, 2).unflatten(2, (6, 4))
-        torch.testing.assert_close(found, grid)
+        torch.testing.assert_close(features, grid)

@@ -15,7 +15,7 @@ def _random(*shape, seed=0):
 
 def test_tolerant_distance_equals_a_loop_over_shifts():
     query, reference = _random(1, 3, 7, 9), _random(1, 3, 7, 9, seed=1)
-    found = tolerant_distance(query, reference, tolerance_shifts(2.0))[0].numpy()
+    result = tolerant_distance(query, reference, tolerance_shifts(2.0))[0].numpy()
     q, r = query[0].numpy(), reference[0].numpy()
     expected = np.zeros((7, 9))
     for y in range(7):
@@ -24,13 +24,13 @@ def test_tolerant_distance_equals_a_loop_over_shifts():
             forth = min(np.linalg.norm(q[:, y, x] - r[:, v, u]) for v, u in near)
             back = min(np.linalg.norm(r[:, y, x] - q[:, v, u]) for v, u in near)
             expected[y, x] = max(forth, back)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(result, expected, rtol=1e-9)
 
 
 def test_no_tolerance_is_the_plain_distance():
     query, reference = _random(2, 4, 5, 6), _random(2, 4, 5, 6, seed=1)
-    found = tolerant_distance(query, reference, tolerance_shifts(0.0))
-    torch.testing.assert_close(found, (query - reference).norm(dim=1))
+    result = tolerant_distance(query, reference, tolerance_shifts(0.0))
+    torch.testing.assert_close(result, (query - reference).norm(dim=1))
 
 
 def test_fractional_shift_of_a_ramp_and_shifts_in_cells():
@@ -47,9 +47,9 @@ def test_missing_and_added_parts_have_equal_distance():
     dot = blank.clone()
     dot[0, 0, 7, 7] = 1
     for pair in ((blank, dot), (dot, blank)):
-        found = tolerant_distance(*pair, tolerance_shifts(2.0))[0]
-        assert found[7, 7] == 1
-        assert found.sum() == 1
+        result = tolerant_distance(*pair, tolerance_shifts(2.0))[0]
+        assert result[7, 7] == 1
+        assert result.sum() == 1
 
 
 def test_top_mean_weights_the_last_pixel_by_the_fraction():
@@ -64,10 +64,10 @@ def test_top_mean_counts_the_objects_pixels():
     maps = _random(2, 20, 20)
     alpha = torch.zeros(2, 20, 20, dtype=torch.float64)
     alpha[0, :10] = 1  # the second has no object: the image's area counts
-    found = top_mean(maps, alpha, 0.1)
+    result = top_mean(maps, alpha, 0.1)
     for index, count in enumerate((20, 40)):
         expected = np.sort(maps[index].numpy().ravel())[-count:].mean()
-        np.testing.assert_allclose(found[index].item(), expected)
+        np.testing.assert_allclose(result[index].item(), expected)
 
 
 def test_window_and_back():

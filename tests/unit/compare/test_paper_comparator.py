@@ -36,9 +36,9 @@ def test_small_golden(shared, rgb_term, suffix):
         difference = squared_difference(sides["query"][1][i], sides["reference"][1][i])[0]
         torch.testing.assert_close(difference, golden[f"layer_diff_{i}"], rtol=2e-6, atol=0)
     (query, query_features), (reference, reference_features) = sides["query"], sides["reference"]
-    found = paper_map(query, reference, query_features, reference_features, rgb_term=rgb_term)[0]
-    torch.testing.assert_close(found, golden[f"smoothed{suffix}"], rtol=2e-6, atol=0)
-    torch.testing.assert_close(found.max(), golden[f"score{suffix}"], rtol=2e-6, atol=0)
+    result = paper_map(query, reference, query_features, reference_features, rgb_term=rgb_term)[0]
+    torch.testing.assert_close(result, golden[f"smoothed{suffix}"], rtol=2e-6, atol=0)
+    torch.testing.assert_close(result.max(), golden[f"score{suffix}"], rtol=2e-6, atol=0)
     raw = paper_map(query, reference, query_features, reference_features, blur_sigma=0.0)[0]
     torch.testing.assert_close(raw, golden["raw_map"], rtol=2e-6, atol=0)
 
@@ -50,11 +50,11 @@ def test_full_golden(shared, unit, rgb_term, suffix):
     for side in ("query", "reference"):
         images[side] = unit(f"cmp.full.{side}", (3, 224, 224))
         features[side] = [unit(f"cmp.full.{side}.feat.{i}", shape) for i, shape in enumerate(FULL_SHAPES)]
-    found = paper_map(
+    result = paper_map(
         images["query"], images["reference"], features["query"], features["reference"], rgb_term=rgb_term
     )[0]
-    np.testing.assert_allclose(found.numpy(), golden[f"smoothed{suffix}"], rtol=2e-6)
-    np.testing.assert_allclose(found.max().item(), golden[f"score{suffix}"], rtol=2e-6)
+    np.testing.assert_allclose(result.numpy(), golden[f"smoothed{suffix}"], rtol=2e-6)
+    np.testing.assert_allclose(result.max().item(), golden[f"score{suffix}"], rtol=2e-6)
 
 
 @pytest.mark.parametrize("sigma", [0.7, 2.0, 4.0, 9.0])
@@ -72,10 +72,10 @@ def test_comparator_resizes_the_shorter_side_and_back():
     reference = query.clone()
     reference[1, :, 40:60, 70:90] = 0
     alpha = torch.zeros(2, 96, 128)
-    found = comparator(query, reference, alpha)
-    assert found.shape == (2, 96, 128)
-    assert found[0].abs().max() == 0
-    row, column = divmod(int(found[1].argmax()), 128)
+    result = comparator(query, reference, alpha)
+    assert result.shape == (2, 96, 128)
+    assert result[0].abs().max() == 0
+    row, column = divmod(int(result[1].argmax()), 128)
     assert 36 <= row < 64
     assert 66 <= column < 94
-    torch.testing.assert_close(comparator.score(found, alpha), torch.stack([found[0].max(), found[1].max()]))
+    torch.testing.assert_close(comparator.score(result, alpha), torch.stack([result[0].max(), result[1].max()]))

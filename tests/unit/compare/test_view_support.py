@@ -18,8 +18,8 @@ def test_support_residual_of_five_percent_halves_the_map() -> None:
 def test_attenuation_is_local() -> None:
     maps, support_residual = torch.ones(1, 200, 200), torch.zeros(1, 200, 200)
     support_residual[0, 100, 50] = 1.0
-    found = attenuate_unsupported(maps, support_residual)[0]
-    assert found[100, 50] < 0.15
-    assert found[100, 51] < 0.2
+    attenuated = attenuate_unsupported(maps, support_residual)[0]
+    assert attenuated[100, 50] < 0.15
+    assert attenuated[100, 51] < 0.2
     away = (torch.arange(200)[:, None] - 100).abs().maximum((torch.arange(200) - 50).abs()) > 8
-    assert torch.equal(found[away], torch.ones_like(found[away]))
+    assert torch.equal(attenuated[away], torch.ones_like(attenuated[away]))

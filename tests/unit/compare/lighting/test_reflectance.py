@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reflectance: the closed form, the published network's layout, and what the comparators make of another light."""
+"""Reflectance: closed form, layout of the published network, and comparators under another light."""
 
 import math
 
@@ -21,7 +21,7 @@ from anomalib_pose.render.reflectance import reflectance, reflectance_of_color
 
 
 def colored(size: int = 64) -> torch.Tensor:
-    """A disc with patches of color on white."""
+    """Draw a disc with color patches on white."""
     ticks = torch.linspace(-1, 1, size)
     v, u = torch.meshgrid(ticks, ticks, indexing="ij")
     phase = torch.stack([3 * u + v, 2 * v - u, 4 * u * v])
@@ -35,17 +35,17 @@ def disc(size: int = 64) -> torch.Tensor:
 def state(seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = ((32, 3, 3, 3), (32, 32, 3, 3), (32, 32, 3, 3), (4, 32, 3, 3))
-    found = {}
+    result = {}
     for number, shape in enumerate(shapes):
-        found[f"decom.{2 * number}.weight"] = torch.randn(shape, generator=generator) / math.sqrt(9 * shape[1])
-        found[f"decom.{2 * number}.bias"] = 0.1 * torch.randn(shape[0], generator=generator)
-    return found
+        result[f"decom.{2 * number}.weight"] = torch.randn(shape, generator=generator) / math.sqrt(9 * shape[1])
+        result[f"decom.{2 * number}.bias"] = 0.1 * torch.randn(shape[0], generator=generator)
+    return result
 
 
 def test_closed_form_equals_values_computed_by_hand():
-    found = reflectance(torch.tensor([0.6, 0.3, 0.0]).view(1, 3, 1, 1)).flatten().tolist()
+    result = reflectance(torch.tensor([0.6, 0.3, 0.0]).view(1, 3, 1, 1)).flatten().tolist()
     light = 0.52 * 0.6 + 0.53 * 0.3 + 0.007
-    assert found == pytest.approx([min(1, 0.6 / light), 0.3 / light, 0.0], abs=1e-6)
+    assert result == pytest.approx([min(1, 0.6 / light), 0.3 / light, 0.0], abs=1e-6)
 
 
 def test_closed_form_does_not_depend_on_exposure_or_gray_level():
@@ -68,10 +68,10 @@ def test_network_equals_four_convolutions(nested, tmp_path):
         hidden = F.conv2d(hidden, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
         hidden = F.relu(hidden) if number == 3 else F.leaky_relu(hidden, 0.2)
     expected = hidden[:, :3].clamp(0, 1)
-    found = network(image)
-    torch.testing.assert_close(found[..., 6:-6, 6:-6], expected[..., 6:-6, 6:-6])
-    assert bool((found[..., :6, :] == expected[..., 9, 9][..., None, None]).all())
-    assert bool((found[..., -6:] == expected[..., 9, 9][..., None, None]).all())
+    result = network(image)
+    torch.testing.assert_close(result[..., 6:-6, 6:-6], expected[..., 6:-6, 6:-6])
+    assert bool((result[..., :6, :] == expected[..., 9, 9][..., None, None]).all())
+    assert bool((result[..., -6:] == expected[..., 9, 9][..., None, None]).all())
 
 
 def test_wrong_weights_raise(tmp_path):
@@ -83,20 +83,20 @@ def test_wrong_weights_raise(tmp_path):
 
 
 def test_illumination_comparator_ignores_exposure_and_detects_a_stain():
-    """Half the light is a defect to the default comparison, hardly one to that of other light; a stain is to both."""
+    """Half the light raises the score of ``calibrated`` like a stain does, and hardly that of ``illumination``."""
     reference, alpha = colored(), disc()
     dim = torch.where(alpha[:, None] > 0, 0.5 * reference, reference)
     stained = dim.clone()
     stained[:, 0, 28:36, 28:36], stained[:, 2, 28:36, 28:36] = 0.45, 0.02
-    found = {}
+    result = {}
     for name in ("calibrated", "illumination"):
         comparator = make_comparator(name)
-        found[name] = [
+        result[name] = [
             float(comparator.score(comparator(query, reference, alpha), alpha)) for query in (reference, dim, stained)
         ]
-    same, dimmed, stain = found["illumination"]
+    same, dimmed, stain = result["illumination"]
     assert stain - same > 4 * (dimmed - same)
-    same, dimmed, stain = found["calibrated"]
+    same, dimmed, stain = result["calibrated"]
     assert stain - same < 2 * (dimmed - same)
 
 
@@ -116,7 +116,7 @@ def test_self_normalization_equals_a_loop():
 
 
 class _Colors(torch.nn.Module):
-    """In place of a network: the image itself, and at half the size."""
+    """Stands in for a network: returns the image, and the image at half the size."""
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         return [image, F.avg_pool2d(image, 2)]
@@ -129,14 +129,14 @@ def test_product_map_equals_its_definition(monkeypatch):
     gray = torch.full_like(reference, 0.5)
     comparator = ProductComparator(NetworkSettings("resnet18", pretrained=False), image_size=0, blur_sigma=0.0)
     monkeypatch.setattr(comparator, "extractor", _Colors())
-    found = comparator(query, reference, disc())
+    result = comparator(query, reference, disc())
     expected = torch.zeros(1, 64, 64)
     for size in (1, 2):
         parts = [F.avg_pool2d(image, size) for image in (query, reference, reflectance(query), reflectance(reference))]
         product = (parts[0] - parts[1]).square().sum(1) * (parts[2] - parts[3]).square().sum(1)
         expected += F.interpolate(product[:, None], (64, 64), mode="bilinear")[:, 0]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    # gray on gray is what the product cannot see
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
+    # the product misses gray on gray
     assert float(comparator(0.6 * gray, gray, disc()).max()) < 1e-4
 
 

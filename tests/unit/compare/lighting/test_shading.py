@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ball in another light: what is fitted is what Lambert's law says, in spite of a defect."""
+"""A ball in another light: the fitted light follows Lambert's law in spite of a defect."""
 
 import torch
 
@@ -20,15 +20,15 @@ def lit(albedo: torch.Tensor, light: torch.Tensor, color: torch.Tensor) -> torch
 
 
 def test_normals_of_a_ball():
-    found = surface_normals(POINTS[None], ALPHA[None])[0]
+    relit = surface_normals(POINTS[None], ALPHA[None])[0]
     # the camera is at the origin: the ball's outer normals point at it
-    cosine = (found * NORMALS).sum(-1)[INNER]
+    cosine = (relit * NORMALS).sum(-1)[INNER]
     assert (cosine < -0.99).all()
-    assert not found[ALPHA == 0].any()
+    assert not relit[ALPHA == 0].any()
 
 
 def test_normals_change_continuously_with_opacity():
-    """Rounding would decide, and other runtimes would decide otherwise."""
+    """At a threshold, rounding would decide, and differently in each runtime."""
     rim = torch.where((ALPHA > 0) & ~INNER, 0.5, ALPHA)
     below, above = (surface_normals(POINTS[None], (rim + change * (rim == 0.5))[None]) for change in (-1e-6, 1e-6))
     torch.testing.assert_close(below, above, atol=1e-4, rtol=0)
@@ -42,31 +42,31 @@ def test_relighting_removes_light_but_not_defects():
     light = torch.nn.functional.normalize(torch.tensor([-1.0, 0.5, -1.0]), dim=0)
     query = lit(albedo, light, torch.tensor([1.0, 0.8, 0.5]))
     defect = (slice(None), slice(40, 52), slice(30, 42))
-    spoilt = query.clone()
-    spoilt[defect] = torch.tensor([0.1, 0.9, 0.2])[:, None, None]
-    found = relight_reference(*(part[None] for part in (spoilt, reference, ALPHA, POINTS)))[0]
+    defective = query.clone()
+    defective[defect] = torch.tensor([0.1, 0.9, 0.2])[:, None, None]
+    relit = relight_reference(*(part[None] for part in (defective, reference, ALPHA, POINTS)))[0]
     before = (reference - query)[:, INNER].abs().mean()
     assert before > 0.1
-    assert (found - query)[:, INNER].abs().mean() < 0.03 * before
-    assert (found - spoilt)[defect].abs().mean() > 0.2
-    assert torch.equal(found[:, ALPHA == 0], reference[:, ALPHA == 0])
-    back = relight_query(*(part[None] for part in (spoilt, reference, ALPHA, POINTS)))[0]
-    kept = INNER.clone()
-    kept[defect[1:]] = False
-    assert (back - reference)[:, kept].abs().mean() < 0.03 * before
+    assert (relit - query)[:, INNER].abs().mean() < 0.03 * before
+    assert (relit - defective)[defect].abs().mean() > 0.2
+    assert torch.equal(relit[:, ALPHA == 0], reference[:, ALPHA == 0])
+    back = relight_query(*(part[None] for part in (defective, reference, ALPHA, POINTS)))[0]
+    without_defect = INNER.clone()
+    without_defect[defect[1:]] = False
+    assert (back - reference)[:, without_defect].abs().mean() < 0.03 * before
     assert (back - reference)[defect].abs().mean() > 0.2
-    assert torch.equal(back[:, ALPHA == 0], spoilt[:, ALPHA == 0])
+    assert torch.equal(back[:, ALPHA == 0], defective[:, ALPHA == 0])
 
 
 def test_relighting_keeps_equal_light_and_tiny_objects():
     reference = torch.where(ALPHA > 0, 0.6, 1.0).expand(3, -1, -1)
     same = relight_reference(*(part[None] for part in (reference, reference, ALPHA, POINTS)))[0]
     torch.testing.assert_close(same, reference, atol=1e-4, rtol=0)
-    nearly_nothing = torch.zeros_like(ALPHA)
-    nearly_nothing[:5, :5] = 1
+    tiny_object = torch.zeros_like(ALPHA)
+    tiny_object[:5, :5] = 1
     assert torch.equal(
-        relight_reference(1 - reference[None], reference[None], nearly_nothing[None], POINTS[None])[0], reference
+        relight_reference(1 - reference[None], reference[None], tiny_object[None], POINTS[None])[0], reference
     )
     assert torch.equal(
-        relight_query(reference[None], 1 - reference[None], nearly_nothing[None], POINTS[None])[0], reference
+        relight_query(reference[None], 1 - reference[None], tiny_object[None], POINTS[None])[0], reference
     )

@@ -29,7 +29,7 @@ def calibrate_surface(detector: SceneDetector, images: torch.Tensor) -> None:
 
 
 def photographs(detector: SceneDetector, place: torch.Tensor) -> torch.Tensor:
-    """Renderings with a green spot wherever the surface is near a place."""
+    """Render all views with a green spot where the surface is near a place."""
     images = []
     for index in range(len(POSES)):
         image, alpha, points, *_ = detector.render_reference(CAMERAS[index])
@@ -41,11 +41,13 @@ def photographs(detector: SceneDetector, place: torch.Tensor) -> torch.Tensor:
 def test_residuals_of_all_training_views_are_divided_out() -> None:
     detector = make_detector(24)
     image, alpha, points, *_ = detector.render_reference(CAMERAS[3])
-    usual, other = (points[row, column] for row, column in ((26, 26), (38, 38)))
-    calibrate_surface(detector, photographs(detector, usual))
-    both = photographs(detector, usual)[3]
-    both = torch.where((photographs(detector, other)[3] != image).any(0), photographs(detector, other)[3], both)
-    anomaly_map = detector.comparison.comparator(both[None], image[None], alpha[None])
+    marked_place, new_place = (points[row, column] for row, column in ((26, 26), (38, 38)))
+    calibrate_surface(detector, photographs(detector, marked_place))
+    both_marked = photographs(detector, marked_place)[3]
+    both_marked = torch.where(
+        (photographs(detector, new_place)[3] != image).any(0), photographs(detector, new_place)[3], both_marked
+    )
+    anomaly_map = detector.comparison.comparator(both_marked[None], image[None], alpha[None])
     corrected = detector.comparison.surface(anomaly_map, points[None], alpha[None])[0] / anomaly_map[0].clamp(min=1e-6)
     assert corrected[26, 26] < 0.5
     assert corrected[38, 38] > 0.9
@@ -114,7 +116,7 @@ LAMP, LAMP_COLOR = torch.tensor([0.8, -0.6, 0.0]), torch.tensor([1.0, 0.75, 0.5]
 
 @pytest.fixture
 def detectors() -> list[SceneDetector]:
-    """One that leaves the light of queries as it is, and one that does not."""
+    """One detector without relighting and one with."""
     made = []
     for relight in (False, True):
         comparison = ReferenceComparison(CalibratedComparator(window=WindowSettings(64)), relight=relight)
@@ -126,19 +128,19 @@ def detectors() -> list[SceneDetector]:
 
 
 def under_the_lamp(detector: SceneDetector, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Photograph and alpha of the object in other light."""
+    """Render photograph and opacity of the object in another light."""
     image, alpha, points, *_ = detector.render_reference(CAMERA.with_pose(pose))
     shade = (0.55 + 0.45 * surface_normals(points[None], alpha[None])[0] @ LAMP) * LAMP_COLOR[:, None, None]
     return torch.lerp(image, image * shade, alpha), alpha
 
 
 def test_relighting_lowers_the_map_under_another_lamp(detectors) -> None:
-    found = []
+    means = []
     for detector in detectors:
         lit, alpha = under_the_lamp(detector, view_sphere(7, 3.0, 0.9, -0.1)[3])
-        found.append(detector(lit[None], CAMERA.K[None]).anomaly_map[0, 0][alpha > 0.5].mean())
-    plain, in_its_light = found
-    assert in_its_light < 0.6 * plain, found
+        means.append(detector(lit[None], CAMERA.K[None]).anomaly_map[0, 0][alpha > 0.5].mean())
+    plain, relit = means
+    assert relit < 0.6 * plain, means
 
 
 def test_relighting_lowers_pose_errors_under_another_lamp(detectors) -> None:
@@ -167,12 +169,12 @@ def test_comparison_uses_the_fitted_reflectance() -> None:
     torch.testing.assert_close(residual_map, expected, rtol=0, atol=0)
     without = detector.comparison.residual_map(reference.rgb, reference._replace(reflectance=None))
     assert residual_map.amax() > without.amax()
-    for other in (
+    for without_reflectance in (
         SceneDetector(scene, make_estimator(), ReferenceComparison(comparator, relight=True)),
         SceneDetector(make_toy(), make_estimator(), ReferenceComparison(comparator)),
         SceneDetector(scene, make_estimator(), ReferenceComparison(CalibratedComparator(window=WindowSettings(64)))),
     ):
-        assert other.render_reference(CAMERAS[3]).reflectance is None
+        assert without_reflectance.render_reference(CAMERAS[3]).reflectance is None
 
 
 def test_reference_over_the_background_of_a_query() -> None:
