@@ -2,7 +2,7 @@
 """Direct alignment of a query with renderings of color and depth: damped Gauss-Newton, coarse to fine."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -10,41 +10,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anomalib_pose.geometry import Camera, pose_error, rigid_inverse, scale_focal_lengths, se3_exp
-from anomalib_pose.pose.pyramid import central_differences, gaussian_blur_replicated, shrink
+from anomalib_pose.geometry import pose_error, rigid_inverse, se3_exp
+from anomalib_pose.pose.pyramid_levels import CameraEstimate, PyramidLevel, build_levels
 from anomalib_pose.pose.surface_alignment import OPAQUE, NormalEquations, RenderedSurface, linearize, rendered_surface
 from anomalib_pose.pose.types import Query, RefinementResult
-from anomalib_pose.scene import Scene, reduced_scene
+from anomalib_pose.scene import Scene
 
 _MAX_REJECTIONS = 4
 _INITIAL_DAMPING = 1e-3
 _DUPLICATE_DISTANCE = 0.05  # radians, and fraction of the distance to the origin: a third of the bank's view spacing
 _AMBIGUITY_RATIO = 1.2  # of the lowest cost: the far side of a car that looks the same had a cost a tenth higher
-_SETTLED_SHIFT = {8: 0.2, 4: 0.2, 2: 0.1, 1: 0.02}  # pixels, by the level's divisor; smaller shifts end the level
 _MIN_GAIN = 0.01  # fraction of the cost; a smaller gain of a step needs a new rendering first
-# Smallest shorter side in pixels of a level, by its divisor. Smaller images have too few pixels for six degrees of
-# freedom. Divisor 8 needs more: a view of the bank is close enough without this level, and on images of 25 pixels a
-# missing part of the object moved the camera out of the next level's basin of convergence.
-_MIN_LEVEL_SIZE = {8: 48, 4: 24, 2: 24, 1: 0}
-_REDESCENDING_FROM = 4  # divisor; pixels of coarser levels mix missing and present parts of the object
-_REDUCED_SCENE_FROM = 4  # divisor; there the Gaussians that the reduced scene omits are smaller than a pixel
-_FOCAL_FROM = 2  # divisor; on coarser levels the focal length would absorb errors of the pose
 _MAX_LOG_FOCAL = math.log(1.2)
-_BLUR_OF_DIVISOR = {8: 2.0, 4: 1.0, 2: 0.7, 1: 0.0}
-
-
-@dataclass(frozen=True)
-class _CameraEstimate:
-    """A pose (4, 4), and the logarithm of the factor on the query's focal lengths."""
-
-    camera_to_world: Tensor
-    log_focal: float = 0.0
 
 
 class _Candidate(NamedTuple):
     """A camera estimate at the end of a level, its cost there, and whether the level converged."""
 
-    camera: _CameraEstimate
+    camera: CameraEstimate
     cost: float
     converged: bool
 
@@ -64,51 +47,11 @@ class _StepResult(NamedTuple):
 class _LevelRendering:
     """Rendering of one level at a camera estimate, and its mean robust cost."""
 
-    camera: _CameraEstimate
+    camera: CameraEstimate
     rgb: Tensor
     depth: Tensor
     alpha: Tensor
     cost: float
-
-
-@dataclass
-class _Level:
-    """One level of the image pyramid: the query at one size, and the scene that is rendered at this size.
-
-    Args:
-        camera: camera of the level's size; its pose is replaced by the estimate's.
-        image: blurred query (3, h, w).
-        blur: standard deviation of the blur in pixels.
-        background: color (3,).
-        scene: the object.
-        maps: image and its derivatives along x and y (9, h, w).
-        redescends: use redescending weights.
-        refines_focal: refine the focal length.
-        settled_shift: mean shift in pixels below which the level ends.
-        n_renders: number of renderings so far.
-    """
-
-    camera: Camera
-    image: Tensor
-    blur: float
-    background: Tensor
-    scene: Scene
-    maps: Tensor
-    redescends: bool
-    refines_focal: bool
-    settled_shift: float
-    n_renders: int = 0
-
-    def render(self, estimate: _CameraEstimate) -> tuple[Tensor, Tensor, Tensor]:
-        """Render blurred color over the background (3, h, w), depth (h, w) and alpha (h, w)."""
-        self.n_renders += 1
-        camera = replace(self.camera.with_pose(estimate.camera_to_world), K=self.intrinsics(estimate))
-        output = self.scene.render(camera, self.background)
-        return gaussian_blur_replicated(output.rgb.permute(2, 0, 1), self.blur), output.depth, output.alpha
-
-    def intrinsics(self, estimate: _CameraEstimate) -> Tensor:
-        """Return K (3, 3) at this level's size, with the estimate's focal factor."""
-        return scale_focal_lengths(self.camera.K, math.exp(estimate.log_focal))
 
 
 class GaussNewtonRefiner:
@@ -172,7 +115,7 @@ class GaussNewtonRefiner:
     def __call__(self, scene: Scene, query: Query, initial_poses: Float[Tensor, "s 4 4"]) -> RefinementResult:
         """Refine initial poses and return the best result; see ``Refiner``."""
         levels = self._levels(scene, query)
-        candidates = [_Candidate(_CameraEstimate(pose), float("inf"), converged=False) for pose in initial_poses]
+        candidates = [_Candidate(CameraEstimate(pose), float("inf"), converged=False) for pose in initial_poses]
         for number, level in enumerate(levels):
             if number >= self.coarse_levels:
                 candidates = self._select_survivors(candidates)
@@ -192,32 +135,11 @@ class GaussNewtonRefiner:
         ambiguous = sum(candidate.cost < _AMBIGUITY_RATIO * candidates[0].cost for candidate in candidates)
         return candidates[: max(self.survivors, ambiguous)]
 
-    def _levels(self, scene: Scene, query: Query) -> list[_Level]:
-        """Build the image pyramid of a query, the coarsest level first."""
-        height, width = query.image.shape[-2:]
-        finest = max(1.0, max(width, height) / self.max_size)
-        full_size_camera = query.camera_at(torch.eye(4, device=query.image.device))
-        levels = []
-        for divisor, blur in _BLUR_OF_DIVISOR.items():
-            if divisor > self.coarsest or min(width, height) / finest / divisor < _MIN_LEVEL_SIZE[divisor]:
-                continue
-            size = (max(1, round(width / finest / divisor)), max(1, round(height / finest / divisor)))
-            image = gaussian_blur_replicated(shrink(query.image, *size), blur)
-            level = _Level(
-                camera=full_size_camera.resized(*size),
-                image=image,
-                blur=blur,
-                background=query.background,
-                scene=reduced_scene(scene, small=divisor >= _REDUCED_SCENE_FROM),
-                maps=torch.cat([image, *central_differences(image)]),
-                redescends=self.redescending and divisor <= _REDESCENDING_FROM,
-                refines_focal=self.refine_focal and divisor <= _FOCAL_FROM,
-                settled_shift=_SETTLED_SHIFT[divisor],
-            )
-            levels.append(level)
-        return levels
+    def _levels(self, scene: Scene, query: Query) -> list[PyramidLevel]:
+        options = {"redescending": self.redescending, "refine_focal": self.refine_focal}
+        return build_levels(scene, query, self.max_size, self.coarsest, **options)
 
-    def _refine_on_level(self, level: _Level, camera: _CameraEstimate) -> _Candidate:
+    def _refine_on_level(self, level: PyramidLevel, camera: CameraEstimate) -> _Candidate:
         """Take Gauss-Newton steps on one level."""
         rendering = self._render(level, camera)
         damping, converged = _INITIAL_DAMPING, False
@@ -237,13 +159,13 @@ class GaussNewtonRefiner:
                 break
         return _Candidate(rendering.camera, rendering.cost, converged)
 
-    def _render(self, level: _Level, camera: _CameraEstimate) -> _LevelRendering:
+    def _render(self, level: PyramidLevel, camera: CameraEstimate) -> _LevelRendering:
         """Render one level at a camera estimate and compute the cost."""
         rgb, depth, alpha = level.render(camera)
         costs, _ = self._robust_cost(level, rgb - level.image)
         return _LevelRendering(camera, rgb, depth, alpha, float(costs.mean()))
 
-    def _robust_cost(self, level: _Level, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def _robust_cost(self, level: PyramidLevel, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return costs and weights of residuals: Charbonnier's, or Geman and McClure's on a redescending level."""
         scale = self.robust_scale
         squared = (residual / scale).square()
@@ -253,14 +175,16 @@ class GaussNewtonRefiner:
         return scale**2 * (root - 1), 1 / root
 
     def _linearize(
-        self, level: _Level, rendering: _LevelRendering, surface: RenderedSurface, motion: Tensor
+        self, level: PyramidLevel, rendering: _LevelRendering, surface: RenderedSurface, motion: Tensor
     ) -> NormalEquations:
         """Build the Gauss-Newton system of a level's query and a moved surface."""
         intrinsics = level.intrinsics(rendering.camera)
         robust_cost = partial(self._robust_cost, level)
         return linearize(surface, level.maps, intrinsics, motion, robust_cost, focal=level.refines_focal)
 
-    def _step(self, level: _Level, rendering: _LevelRendering, surface: RenderedSurface, damping: float) -> _StepResult:
+    def _step(
+        self, level: PyramidLevel, rendering: _LevelRendering, surface: RenderedSurface, damping: float
+    ) -> _StepResult:
         """Take one step: several motions of the rendered surface, or one damped step if they raise the cost."""
         system = self._linearize(level, rendering, surface, _no_motion(rendering))
         viewmat = rigid_inverse(rendering.camera.camera_to_world.double())
@@ -269,7 +193,7 @@ class GaussNewtonRefiner:
             if shift < level.settled_shift:
                 return _StepResult(None, damping, 0.0)
             pose = rigid_inverse(motion @ viewmat).to(rendering.rgb)
-            following = self._render(level, _CameraEstimate(pose, rendering.camera.log_focal))
+            following = self._render(level, CameraEstimate(pose, rendering.camera.log_focal))
             if following.cost < rendering.cost:
                 return _StepResult(following, max(damping / 6, 1e-6), shift / float(level.camera.K[0, 0]))
             damping *= 8
@@ -277,7 +201,7 @@ class GaussNewtonRefiner:
 
     def _align_surface(
         self,
-        level: _Level,
+        level: PyramidLevel,
         rendering: _LevelRendering,
         surface: RenderedSurface,
         system: NormalEquations,
@@ -303,7 +227,7 @@ class GaussNewtonRefiner:
         return motion, system.shift
 
     def _damped_step(
-        self, level: _Level, rendering: _LevelRendering, system: NormalEquations, viewmat: Tensor, damping: float
+        self, level: PyramidLevel, rendering: _LevelRendering, system: NormalEquations, viewmat: Tensor, damping: float
     ) -> _StepResult:
         """Render after one step, and raise the damping until the cost falls."""
         opaque = rendering.depth[rendering.alpha > OPAQUE]
@@ -315,7 +239,7 @@ class GaussNewtonRefiner:
             pose = rigid_inverse(se3_exp(tangent[:6]) @ viewmat).to(rendering.camera.camera_to_world)
             log_focal = rendering.camera.log_focal + float(tangent[6:].sum())  # tangent[6:] has no element or one
             log_focal = min(max(log_focal, -_MAX_LOG_FOCAL), _MAX_LOG_FOCAL)
-            following = self._render(level, _CameraEstimate(pose, log_focal))
+            following = self._render(level, CameraEstimate(pose, log_focal))
             if following.cost < rendering.cost:
                 size = max(float(tangent[:3].abs().max()) / distance, float(tangent[3:].abs().max()))
                 return _StepResult(following, max(damping / 6, 1e-6), size)

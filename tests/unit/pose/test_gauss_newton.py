@@ -7,8 +7,9 @@ import torch
 from anomalib_pose.geometry import Camera, look_at, pose_error, scale_focal_lengths, se3_exp, view_sphere
 from anomalib_pose.pose import AdamRefiner, GaussNewtonRefiner, Query
 from anomalib_pose.pose.adam import InerfRefiner, ReflectanceRefiner, interest_region
-from anomalib_pose.pose.gauss_newton import _CameraEstimate, _Candidate, _without_duplicates
+from anomalib_pose.pose.gauss_newton import _Candidate, _without_duplicates
 from anomalib_pose.pose.pyramid import central_differences, gaussian_blur_replicated
+from anomalib_pose.pose.pyramid_levels import CameraEstimate
 from anomalib_pose.pose.surface_alignment import _extended_depth, linearize, rendered_surface
 from anomalib_pose.render.reflectance import reflectance
 from anomalib_pose.render.spherical_harmonics import C0
@@ -81,7 +82,7 @@ def test_gauss_newton_renders_a_reduced_scene_once_the_gaussians_are_sorted():
 
 def test_candidates_of_nearly_the_lowest_cost_survive():
     """Images of a few pixels cannot tell look-alike sides apart."""
-    candidates = [_Candidate(_CameraEstimate(torch.eye(4)), cost, converged=True) for cost in (2.0, 1.0, 1.1, 1.3)]
+    candidates = [_Candidate(CameraEstimate(torch.eye(4)), cost, converged=True) for cost in (2.0, 1.0, 1.1, 1.3)]
     for survivors, costs in ((1, [1.0, 1.1]), (2, [1.0, 1.1]), (3, [1.0, 1.1, 1.3]), (9, [1.0, 1.1, 1.3, 2.0])):
         selected = GaussNewtonRefiner(survivors=survivors)._select_survivors(candidates)
         assert [candidate.cost for candidate in selected] == costs
@@ -153,9 +154,9 @@ def test_focal_gradient_is_the_finite_difference():
     level = refiner._levels(scene, query)[-1]
 
     def cost(log_focal: float) -> float:
-        return refiner._render(level, _CameraEstimate(TRUTH, log_focal)).cost * level.image.numel()
+        return refiner._render(level, CameraEstimate(TRUTH, log_focal)).cost * level.image.numel()
 
-    rendering = refiner._render(level, _CameraEstimate(TRUTH, 0.004))
+    rendering = refiner._render(level, CameraEstimate(TRUTH, 0.004))
     intrinsics = level.intrinsics(rendering.camera)
     surface = rendered_surface(rendering.rgb, rendering.depth, rendering.alpha, intrinsics)
     gradient = refiner._linearize(level, rendering, surface, torch.eye(4)).gradient
@@ -194,7 +195,7 @@ def test_duplicates_are_recognized_by_angle_and_by_distance():
     far[:3, 3] *= 1.1
     turned, near = perturbed_pose(6, 0.0, 0), perturbed_pose(1, 0.01, 0)
     costs = ((near, 0.3), (TRUTH, 0.2), (far, 0.4), (turned, 0.1))
-    candidates = [_Candidate(_CameraEstimate(pose), cost, converged=True) for pose, cost in costs]
+    candidates = [_Candidate(CameraEstimate(pose), cost, converged=True) for pose, cost in costs]
     assert [candidate.cost for candidate in _without_duplicates(candidates)] == [0.1, 0.2, 0.4]
 
 
