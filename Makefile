@@ -47,15 +47,15 @@ test-all: lint docs
 	ATEN_CPU_CAPABILITY=default NUMBA_NUM_THREADS=1 $(V2) $(PYTEST) -m "$(FAST)"
 	ATEN_CPU_CAPABILITY=avx2 NUMBA_NUM_THREADS=2 $(V2) $(PYTEST) -m "$(FAST)"
 
-# A tiny fit and a prediction with the lowest versions that pyproject.toml allows, in an environment of their own.
-# FLOOR_EXTRAS=openvino,colmap,mesh,clip exports a model too, and needs a later torch; UV_ARGUMENTS takes further arguments, for example an index of CPU builds of torch.
+# A tiny fit and a prediction with the lowest versions that pyproject.toml allows, in an environment of its own.
+# UV_ARGUMENTS takes further arguments of uv, for example an index of CPU builds of torch.
 test-floors:
 	rm -rf $(FLOORS)
 	$(PYTHON) -m venv $(FLOORS)/uv
 	$(FLOORS)/uv/bin/python -m pip install --quiet uv
 	$(FLOORS)/uv/bin/uv venv --quiet --python $(PYTHON) $(FLOORS)/venv
-	$(FLOORS)/uv/bin/uv pip install --quiet --python $(FLOORS)/venv/bin/python --resolution lowest-direct $(UV_ARGUMENTS) \
-		".[$(FLOOR_EXTRAS)]"
+	$(FLOORS)/uv/bin/uv pip install --quiet --python $(FLOORS)/venv/bin/python --resolution lowest-direct \
+		$(UV_ARGUMENTS) ".[$(FLOOR_EXTRAS)]"
 	$(FLOORS)/venv/bin/python tests/floors/fit_and_predict.py
 	rm -rf $(FLOORS)
 

@@ -25,7 +25,7 @@ from anomalib.data import ImageBatch
 from anomalib.deploy import CompressionType
 from anomalib.post_processing import PostProcessor
 from scipy.stats import spearmanr
-from splat_pose import calibrate, held_out_pairs, kept, load_detector, network_settings, show, stacked
+from splat_pose import calibrate, held_out_pairs, load_detector, network_settings, result_path, show, stacked
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
@@ -191,7 +191,7 @@ def main() -> None:
         with torch.no_grad():
             poses = torch.cat([exported.model.reference(image[None]).camera_to_world for image in test["image"]])
         for precision in arguments.precision:
-            folder = kept(arguments, f"export_{views}_{window}_{precision}")
+            folder = result_path(arguments, f"export_{views}_{window}_{precision}")
             path = exported.to_openvino(folder, compression_type=PRECISIONS[precision], datamodule=data)
             row, scores, maps = run(path, test, arguments.inference)
             row |= accuracy(scores, maps, test)
@@ -205,7 +205,7 @@ def main() -> None:
                     scores, midway_threshold(float(calibrated.image_threshold), scores), test
                 )
             result[f"{views} views, {window} px, {precision}"] = row
-            kept(arguments, "export.json").write_text(json.dumps(result, indent=2))
+            result_path(arguments, "export.json").write_text(json.dumps(result, indent=2))
     for name, row in result.items():
         show(f"export: {arguments.category}, fitted at {arguments.size} px, {name}", row)
 

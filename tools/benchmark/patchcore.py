@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure anomalib's own PatchCore, which knows of no poses, on the images and the backbone of the other benchmarks.
+"""Measure anomalib's PatchCore, which uses no poses, on the images and with the backbone of the other benchmarks.
 
     python tools/benchmark/patchcore.py DATA --category car --size 400 --weights FILE
 
-It is trained and exported to OpenVINO by anomalib; file size, seconds an image and accuracy are measured as for
-exported detectors.
+anomalib trains it and exports it to OpenVINO. File size, seconds an image and accuracy are measured as for exported
+detectors.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from export import accuracy, run
 from pose_agnostic_data import DataSpec
 from pose_agnostic_methods import Settings
 from pose_agnostic_models import baseline_model
-from splat_pose import kept, show, stacked
+from splat_pose import result_path, show, stacked
 
 from anomalib_pose.data import MAD
 
@@ -27,9 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("data", help="folder with the categories")
     parser.add_argument("--category", required=True)
-    parser.add_argument("--size", type=int, default=400, help="of the images")
+    parser.add_argument("--size", type=int, default=400, help="longer side of the images in pixels")
     parser.add_argument("--window", type=int, default=256, help="side that the model resizes images to")
-    parser.add_argument("--coreset", type=float, default=0.01, help="share of the patches that are remembered")
+    parser.add_argument("--coreset", type=float, default=0.01, help="fraction of the patches in the memory bank")
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--layers", nargs="+", default=["blocks.2", "blocks.4"])
     parser.add_argument("--weights", required=True, help="file with the backbone's weights")
@@ -50,8 +50,8 @@ def main() -> None:
         )
         row, scores, maps = run(Path(str(path)), test)
     row |= accuracy(scores, maps, test)
-    show(f"PatchCore: {arguments.category}, {arguments.size} px seen at {arguments.window}", row)
-    kept(arguments, "patchcore.json").write_text(json.dumps(row, indent=2))
+    show(f"PatchCore: {arguments.category}, {arguments.size} px resized to {arguments.window}", row)
+    result_path(arguments, "patchcore.json").write_text(json.dumps(row, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure methods of pose-agnostic detection on data sets, with several seeds, beside anomalib's own models.
+"""Measure methods of pose-agnostic detection and anomalib's own models on data sets, with several seeds.
 
     python tools/benchmark/pose_agnostic.py --data car=datasets/brickmad:car \
         --data few=datasets/brickmad:car:views=0.1 --data tankard=data/tankard \
@@ -8,18 +8,18 @@
 
 A data set is ``NAME=ROOT:CATEGORY`` in MAD's layout, or ``NAME=ROOT`` for a folder with ``transforms.json`` and its
 queries in ``queries`` and masks in ``ground_truth`` (as ``anomalib-pose draw-defects`` writes it; ``:queries=`` and
-``:masks=`` name others). ``:queries=ROOT2`` in MAD's layout takes the test images of another root, in other light.
-``:views=0.1`` keeps a tenth of the training views, ``:views=4`` four, evenly spaced. ``--data-file`` takes the same
-from a YAML file, a list of mappings with name, root, category, queries, masks and views.
+``:masks=`` name other folders). In MAD's layout ``:queries=ROOT2`` uses the test images of another root, in other
+light. ``:views=0.1`` uses a tenth of the training views, ``:views=4`` four, evenly spaced. ``--data-file`` reads data
+sets from a YAML file: a list of mappings with name, root, category, queries, masks and views.
 
-Each run is a process of its own and leaves one file in ``OUT/runs``; if it aborts, the others go on. Started again, the
-benchmark does what is missing, and what has other settings than the file that is there; it does not notice that images
-or programs were changed. Fitted scenes are kept in ``OUT/scenes`` and shared by the methods that fit them alike.
-``results.json``, ``table.md``, ROC curves, pose errors, latencies and the worst-ranked queries are written to ``OUT``
-from all files whose settings are up to date; ``--report-only`` writes them from what is there.
+Each run is a process of its own and writes one file to ``OUT/runs``. If a run fails, the other runs continue. A second
+start repeats only runs whose file is missing or has other settings. It does not notice changed images or programs.
+Fitted scenes are stored in ``OUT/scenes``, and methods with equal fits share them. ``results.json``, ``table.md``, ROC
+curves, pose errors, latencies and the worst-ranked queries are written to ``OUT`` from all files with the current
+settings. ``--report-only`` writes them without a run.
 
-Methods are those of ``pose_agnostic_methods.py``. The paper's preset and anomalib's models take the same backbone,
-weights and images. ``--paper-steps`` shortens the paper's fit; the table says so in its column of steps.
+``pose_agnostic_methods.py`` lists the methods. The paper's preset and anomalib's models use the same backbone, weights
+and images. ``--paper-steps`` shortens the paper's fit; the table has the number in its column of steps.
 """
 
 import argparse
@@ -43,11 +43,11 @@ logger = logging.getLogger(__name__)
 
 
 def planned(arguments: argparse.Namespace) -> list[Settings]:
-    """All runs that are asked for, in the order of the table.
+    """List all requested runs, in the order of the table.
 
     Raises:
-        FileNotFoundError: if there are no weights at the given path.
-        ValueError: if a data set is given twice, or a method needs weights and has none.
+        FileNotFoundError: if the file with weights does not exist.
+        ValueError: if two data sets have the same name, or a method needs weights and none are given.
     """
     specs = [parse_data(text) for text in arguments.data]
     specs += [spec for path in arguments.data_file for spec in read_data_file(Path(path))]
@@ -64,13 +64,13 @@ def planned(arguments: argparse.Namespace) -> list[Settings]:
 
 
 def run_all(plan: Sequence[Settings], weights: str, out: Path, jobs: int) -> list[str]:
-    """Do the runs that have no up-to-date result.
+    """Do the runs that have no result with the current settings.
 
     Args:
         plan: all runs.
         weights: file with the backbone's weights; empty for none.
         out: folder of the benchmark.
-        jobs: how many processes at a time.
+        jobs: number of processes at a time.
 
     Returns:
         Names of the runs that failed.
@@ -83,7 +83,7 @@ def run_all(plan: Sequence[Settings], weights: str, out: Path, jobs: int) -> lis
 
 
 def run_child(settings: Settings, weights: str, out: Path) -> int:
-    """Do one run in a process of its own, whose output goes to ``logs``; returns its exit status."""
+    """Do one run in a process of its own, whose output goes to ``logs``; return its exit status."""
     log = out / "logs" / f"{settings.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     program = Path(__file__).with_name("pose_agnostic_runs.py")
@@ -99,7 +99,7 @@ def run_child(settings: Settings, weights: str, out: Path) -> int:
 
 
 def report(plan: Sequence[Settings], out: Path) -> None:
-    """Write tables and plots of all runs that are kept, but for those whose settings are not up to date."""
+    """Write tables and plots of all stored runs, without runs whose settings have changed."""
     stale = {str(run_path(out, settings)) for settings in plan if not finished(out, settings)}
     order = {settings.name: place for place, settings in enumerate(plan)}
 
@@ -107,10 +107,10 @@ def report(plan: Sequence[Settings], out: Path) -> None:
         settings = result["settings"]
         return f"{settings['data']['name']}-{settings['method']}-{settings['seed']}"
 
-    kept = [result for result in read_results(out) if str(out / "runs" / f"{name(result)}.json") not in stale]
-    kept.sort(key=lambda result: order.get(name(result), len(order)))
-    files = write_report(out, kept, [Path(path).stem for path in stale])
-    logger.info("Wrote %d files to %s: table.md is the table.", len(files), out)
+    current = [result for result in read_results(out) if str(out / "runs" / f"{name(result)}.json") not in stale]
+    current.sort(key=lambda result: order.get(name(result), len(order)))
+    files = write_report(out, current, [Path(path).stem for path in stale])
+    logger.info("Wrote %d files to %s: read table.md.", len(files), out)
 
 
 _SHARED = (
@@ -120,40 +120,52 @@ _SHARED = (
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--data", action="append", default=[], help="NAME=ROOT:CATEGORY[:queries=ROOT2][:views=0.1]")
-    made.add_argument("--data-file", action="append", default=[], help="YAML file with a list of data sets")
-    made.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
-    made.add_argument("--seeds", type=int, nargs="+", default=[0])
-    made.add_argument("--out", default="results/pose_agnostic")
-    made.add_argument("--jobs", type=int, default=1, help="processes at a time")
-    made.add_argument("--size", type=int, default=Settings.size, help="longer side of the images in pixels")
-    made.add_argument("--weights", default="", help="file with the backbone's weights")
-    made.add_argument("--backbone", default=Settings.backbone, help="timm name of the network")
-    made.add_argument("--mean", type=float, default=Settings.mean, help="normalization of the network, all channels")
-    made.add_argument("--std", type=float, default=Settings.std, help="normalization of the network, all channels")
-    made.add_argument("--pad-type", default=Settings.pad_type, help="padding of its convolutions; '' for timm's")
-    made.add_argument("--layers", nargs="+", default=list(Settings.layers), help="stages that anomalib's models read")
-    made.add_argument("--window", type=int, default=Settings.window, help="side of anomalib's models' images")
-    made.add_argument("--steps", type=int, default=0, help="of the fits but the paper's; 0 for the models' defaults")
-    made.add_argument(
-        "--paper-steps", type=int, default=Settings.paper_steps, help="of the papers' fits; 0 for their own"
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--data", action="append", default=[], help="NAME=ROOT:CATEGORY[:queries=ROOT2][:views=0.1]")
+    result.add_argument("--data-file", action="append", default=[], help="YAML file with a list of data sets")
+    result.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    result.add_argument("--seeds", type=int, nargs="+", default=[0])
+    result.add_argument("--out", default="results/pose_agnostic")
+    result.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    result.add_argument("--size", type=int, default=Settings.size, help="longer side of the images in pixels")
+    result.add_argument("--weights", default="", help="file with the backbone's weights")
+    result.add_argument("--backbone", default=Settings.backbone, help="timm name of the network")
+    result.add_argument("--mean", type=float, default=Settings.mean, help="normalization of the network, all channels")
+    result.add_argument("--std", type=float, default=Settings.std, help="normalization of the network, all channels")
+    result.add_argument("--pad-type", default=Settings.pad_type, help="padding of its convolutions; '' for timm's")
+    result.add_argument("--layers", nargs="+", default=list(Settings.layers), help="stages that anomalib's models read")
+    result.add_argument(
+        "--window", type=int, default=Settings.window, help="side that anomalib's models resize images to"
     )
-    made.add_argument("--paper-refiner-steps", type=int, default=Settings.paper_refiner_steps, help="0: their own")
-    made.add_argument("--device", default=Settings.device, choices=["cpu", "cuda"])
-    made.add_argument("--report-only", action="store_true", help="measure nothing")
-    return made
+    result.add_argument(
+        "--steps", type=int, default=0, help="steps of all fits except the papers'; 0 for the models' defaults"
+    )
+    result.add_argument(
+        "--paper-steps",
+        type=int,
+        default=Settings.paper_steps,
+        help="steps of the papers' fits; 0 for the papers' numbers",
+    )
+    result.add_argument(
+        "--paper-refiner-steps",
+        type=int,
+        default=Settings.paper_refiner_steps,
+        help="steps of the papers' refiners; 0 for the papers' numbers",
+    )
+    result.add_argument("--device", default=Settings.device, choices=["cpu", "cuda"])
+    result.add_argument("--report-only", action="store_true", help="write the report without a run")
+    return result
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    found = parser()
-    arguments = found.parse_args(words)
+    command_line = parser()
+    arguments = command_line.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out = Path(arguments.out)
     try:
         plan = planned(arguments)
     except (FileNotFoundError, ValueError) as error:
-        found.exit(2, f"{error}\n")
+        command_line.exit(2, f"{error}\n")
     failed = [] if arguments.report_only else run_all(plan, arguments.weights, out, arguments.jobs)
     report(plan, out)
     return 1 if failed else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of ``pose_agnostic.py``: how they are named, which views are kept, and their images as tensors."""
+"""Data sets of ``pose_agnostic.py``: their description, the selection of training views, and images as tensors."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
@@ -22,14 +22,14 @@ class DataSpec:
     """One data set of the benchmark.
 
     Args:
-        name: what tables and plots call it.
+        name: name in tables and plots.
         root: folder of the categories (MAD's layout, or one of MIP's), or without a category the folder with
             ``transforms.json``.
         category: folder of the object in MAD's layout; empty for ``PosedFolder``.
-        queries: MAD's layout: another root whose test images are taken, in other light; ``PosedFolder``: the folder of
-            the queries, ``queries`` if there is one, else views are held out.
-        masks: ``PosedFolder``: the folder of the defects' masks, ``ground_truth`` if there is one.
-        views: training views that are kept, evenly spaced: a share below 1, or a count; 0 for all.
+        queries: MAD's layout: another root, whose test images in other light are used; ``PosedFolder``: the folder of
+            the queries (default: ``queries`` if it exists, else views are held out).
+        masks: ``PosedFolder``: the folder of the defects' masks (default: ``ground_truth`` if it exists).
+        views: training views that are used, evenly spaced: a fraction below 1, or a count; 0 for all.
     """
 
     name: str
@@ -44,7 +44,7 @@ class DataSpec:
             msg = f"A data set needs a name without spaces, colons and slashes, and a root, got {self}."
             raise ValueError(msg)
         if self.views < 0 or (self.views >= 1 and self.views != int(self.views)):
-            msg = f"views of {self.name} should be a share below 1, a whole count, or 0 for all, got {self.views}."
+            msg = f"views of {self.name} should be a fraction below 1, a whole count, or 0 for all, got {self.views}."
             raise ValueError(msg)
 
 
@@ -61,8 +61,8 @@ def parse_data(text: str) -> DataSpec:
     root, *parts = rest.split(":")
     values: dict[str, Any] = {}
     for part in parts:
-        key, given, value = part.partition("=")
-        key, value = (key, value) if given else ("category", part)
+        key, separator, value = part.partition("=")
+        key, value = (key, value) if separator else ("category", part)
         if key not in {"category", *_OPTIONS} or key in values or not value:
             msg = f"{text!r} has {part!r}: expected NAME=ROOT:CATEGORY and {', '.join(f'{o}=...' for o in _OPTIONS)}."
             raise ValueError(msg)
@@ -81,10 +81,10 @@ def read_data_file(path: Path) -> list[DataSpec]:
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     names = {field.name for field in fields(DataSpec)}
-    if not isinstance(content, list) or not all(isinstance(each, dict) and set(each) <= names for each in content):
+    if not isinstance(content, list) or not all(isinstance(entry, dict) and set(entry) <= names for entry in content):
         msg = f"{path} should hold a list of data sets with {', '.join(sorted(names))}."
         raise ValueError(msg)
-    return [_spec(each, str(path)) for each in content]
+    return [_spec(entry, str(path)) for entry in content]
 
 
 def _spec(values: dict[str, Any], where: str) -> DataSpec:
@@ -93,28 +93,31 @@ def _spec(values: dict[str, Any], where: str) -> DataSpec:
     except (TypeError, ValueError) as error:
         msg = f"{where}: {error}"
         raise ValueError(msg) from error
-    # Runs are recognized by their settings, from whichever folder the benchmark is started.
+    # Absolute paths, because settings identify a run and the benchmark may be started from any folder.
     queries = str(Path(spec.queries).resolve()) if spec.queries and spec.category else spec.queries
     return replace(spec, root=str(Path(spec.root).resolve()), queries=queries)
 
 
-def chosen_views(count: int, views: float) -> list[int]:
-    """Indices of the training views that are kept: the middles of equal stretches of all.
+def select_views(count: int, views: float) -> list[int]:
+    """Select evenly spaced training views: the middles of equal intervals of their indices.
 
     Args:
-        count: training views that there are.
-        views: see ``DataSpec``; a share keeps one view at least.
+        count: number of training views of the data set.
+        views: see ``DataSpec``; a fraction selects at least one view.
+
+    Returns:
+        Indices of the selected views.
 
     Raises:
-        ValueError: if more views are asked for than there are.
+        ValueError: if ``views`` is above ``count``.
     """
     if not views:
         return list(range(count))
-    kept = max(1, round(views * count)) if views < 1 else int(views)
-    if kept > count:
-        msg = f"{kept} training views are asked for, but there are {count}."
+    selected = max(1, round(views * count)) if views < 1 else int(views)
+    if selected > count:
+        msg = f"Expected views of at most {count}, the number of training views, got {selected}."
         raise ValueError(msg)
-    return [(2 * index + 1) * count // (2 * kept) for index in range(kept)]
+    return [(2 * index + 1) * count // (2 * selected) for index in range(selected)]
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,11 @@ class Views:
     Args:
         image: RGB (n, 3, h, w) in [0, 1].
         K: intrinsics (n, 3, 3), pixels.
-        camera_to_world: poses (n, 4, 4), or None where one is not known.
-        foreground: masks of the object (n, h, w), or None where one is not known.
+        camera_to_world: poses (n, 4, 4), or None if one is missing.
+        foreground: masks of the object (n, h, w), or None if one is missing.
         label: (n,) 1 for a defect.
         mask: masks of the defects (n, h, w), or None without masks.
-        files: the last two parts of the paths.
+        files: last two parts of the paths.
     """
 
     image: Tensor
@@ -144,29 +147,29 @@ class Views:
 
     @property
     def cameras(self) -> Camera:
-        """Cameras of views whose poses are known."""
+        """Cameras of the views; their poses must be known."""
         height, width = self.image.shape[-2:]
         return Camera(self.camera_to_world, self.K, width, height)
 
     def to(self, device: str) -> "Views":
-        """The same on another device; labels and masks of defects stay."""
+        """Move images, cameras and masks of the object to another device; labels and masks of defects stay."""
         moved = {name: getattr(self, name) for name in ("image", "K", "camera_to_world", "foreground")}
         return replace(self, **{name: None if value is None else value.to(device) for name, value in moved.items()})
 
 
 def load(spec: DataSpec, size: int) -> tuple[PosedDataset, PosedDataset]:
-    """Training views that are kept, and labeled queries.
+    """Load the selected training views and the labeled queries.
 
     Args:
         spec: the data set.
         size: longer side of the images, pixels; 0 for the stored size.
 
     Raises:
-        FileNotFoundError: if something is missing.
-        ValueError: if queries have no labels, or too many views are asked for.
+        FileNotFoundError: if a folder or file is missing.
+        ValueError: if queries have no labels, or ``spec.views`` is above the number of views.
     """
     data = _set_up(_datamodule(spec, spec.root, size))
-    train = data.train_data.subsample(chosen_views(len(data.train_data), spec.views))
+    train = data.train_data.subsample(select_views(len(data.train_data), spec.views))
     test = data.test_data
     if spec.category and spec.queries:
         test = _set_up(_datamodule(spec, spec.queries, size)).test_data
@@ -194,19 +197,19 @@ def _datamodule(spec: DataSpec, root: str, size: int) -> PosedDataModule:
 
 
 def stacked(dataset: PosedDataset) -> Views:
-    """All images of a data set."""
+    """Stack all images of a data set."""
     items = [dataset[index] for index in range(len(dataset))]
 
-    def together(values: Iterable[Tensor | None]) -> Tensor | None:
-        known = [value for value in values if value is not None]
-        return torch.stack(known) if len(known) == len(items) else None
+    def stack_if_complete(values: Iterable[Tensor | None]) -> Tensor | None:
+        tensors = [value for value in values if value is not None]
+        return torch.stack(tensors) if len(tensors) == len(items) else None
 
     return Views(
         torch.stack([item.image.as_subclass(Tensor) for item in items]),
         torch.stack([item.intrinsics for item in items]),
-        together(item.camera_to_world for item in items),
-        together(item.foreground for item in items),
+        stack_if_complete(item.camera_to_world for item in items),
+        stack_if_complete(item.foreground for item in items),
         torch.tensor([int(item.gt_label) for item in items]),
-        together(None if item.gt_mask is None else item.gt_mask.as_subclass(Tensor).float() for item in items),
+        stack_if_complete(None if item.gt_mask is None else item.gt_mask.as_subclass(Tensor).float() for item in items),
         ["/".join(Path(item.image_path).parts[-2:]) for item in items],
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of ``pose_agnostic.py``, and the settings by which a run is recognized."""
+"""Methods of ``pose_agnostic.py``, and the settings that identify a run."""
 
 import hashlib
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from pose_agnostic_data import DataSpec
 
 PAPER_CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "paper"
 FORMAT = 8
-"""Raised when what a run stores or measures changes, so that older runs are not taken for finished."""
+"""Version of the results. Increase it when a run stores or measures something else, so that older runs are repeated."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Method:
     """A model with its settings.
 
     Args:
-        title: what tables and plots call it.
+        title: name in tables and plots.
         model: class name, in ``anomalib_pose`` for scene models, else in ``anomalib.models``.
         scene: whether it is a scene model.
-        arguments: of the constructor.
-        comparison: the comparator's name, and arguments of the comparator that the constructor has no name for.
+        arguments: arguments of the constructor.
+        comparison: the comparator's name, and arguments of the comparator that the model's constructor lacks.
         network: whether it compares features of the backbone.
-        needs_network: whether it cannot do without.
+        needs_network: whether it needs the backbone.
         preset: file in ``configs/paper`` that holds the model's arguments; empty for its defaults.
     """
 
@@ -60,13 +60,13 @@ def _baseline(model: str, **arguments: Any) -> Method:
 METHODS = {
     "splatpose": Method("SplatPose"),
     "splatpose_paper": _paper("SplatPose", "SplatPose", "splatpose_mad.yaml", "paper"),
-    "splatpose_no_surface": _changed("whole surface alike", surface_views=0),
-    "splatpose_no_memory": _changed("no memory", memory_patches=0),
-    "splatpose_not_corrected": _changed("references as they are rendered", nearby_views=0),
-    "splatpose_one_start": _changed("one start", starts=1),
+    "splatpose_no_surface": _changed("no surface statistics", surface_views=0),
+    "splatpose_no_memory": _changed("no patch memory", memory_patches=0),
+    "splatpose_not_corrected": _changed("no residuals of nearby views", nearby_views=0),
+    "splatpose_one_start": _changed("one initial pose", starts=1),
     "splatpose_paper_comparison": _compared("paper's comparison", name="paper", needs_network=True),
-    "splatpose_no_own_level": _compared("not against its own level", self_normalization=0.0),
-    "splatpose_no_tolerance": _compared("no tolerance to shifts", tolerance=0.0),
+    "splatpose_no_own_level": _compared("no self-normalization", self_normalization=0.0),
+    "splatpose_no_tolerance": _compared("no shift tolerance", tolerance=0.0),
     "splatpose_no_network": Method("SplatPose, no network", network=False),
     "omniposead": Method("OmniposeAD", "OmniposeAD"),
     "omniposead_paper": _paper("OmniposeAD", "OmniposeAD", "omniposead_mad.yaml", "paper"),
@@ -80,37 +80,37 @@ METHODS = {
         needs_network=True,
     ),
     "piad_no_relight": Method(
-        "PIAD, not in the query's light", "PIAD", arguments={"relight": False}, comparison={"name": "illumination"}
+        "PIAD, no relighting", "PIAD", arguments={"relight": False}, comparison={"name": "illumination"}
     ),
     "patchcore": _baseline("Patchcore", coreset_sampling_ratio=0.01),
     "padim": _baseline("Padim", n_features=100),
     "dfm": _baseline("Dfm"),
 }
-"""By the names that ``--methods`` takes."""
+"""Methods by the names that ``--methods`` takes."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the outcome of a run besides the data's files.
+    """Settings that determine the outcome of a run, together with the files of the data set.
 
     Args:
         data: the data set.
         method: key of ``METHODS``.
-        seed: of everything random.
+        seed: seed of the run.
         size: longer side of the images, pixels; 0 for the stored size.
         backbone: timm name of the network.
         weights: name of the file with its weights; empty for none.
-        weights_sha256: of that file.
+        weights_sha256: digest of that file.
         mean: image normalization of the network, the same for all channels.
         std: image normalization of the network.
         pad_type: padding of its convolutions; empty for timm's default.
         layers: stages that anomalib's models read, by timm's module names; scene models read the first four stages.
         window: side that anomalib's models resize images to, pixels.
-        steps: of the fits; 0 for each model's default.
-        paper_steps: of the papers' fits; 0 for their own.
-        paper_refiner_steps: of the papers' refiners; 0 for their own.
+        steps: steps of the fits; 0 for each model's default.
+        paper_steps: steps of the papers' fits; 0 for the papers' numbers.
+        paper_refiner_steps: steps of the papers' refiners; 0 for the papers' numbers.
         device: cpu or cuda.
-        format: of what is stored.
+        format: version of the results.
     """
 
     data: DataSpec
@@ -133,7 +133,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            msg = f"There is no method {self.method!r}; there are: {', '.join(METHODS)}."
+            msg = f"Expected a method of {', '.join(METHODS)}, got {self.method!r}."
             raise ValueError(msg)
         if METHODS[self.method].needs_network and not self.weights:
             msg = f"{self.method} compares features of a network: give --weights."
@@ -146,21 +146,22 @@ class Settings:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of the model's constructor but for the network."""
+        """Arguments of the model's constructor without those of the network."""
         method = METHODS[self.method]
         if not method.scene:
             return dict(method.arguments)
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         steps = {"steps": self.steps}
         if method.preset:
-            found = yaml.safe_load((PAPER_CONFIGS / method.preset).read_text(encoding="utf-8"))["model"]["init_args"]
+            preset = yaml.safe_load((PAPER_CONFIGS / method.preset).read_text(encoding="utf-8"))
+            arguments = preset["model"]["init_args"]
             steps = {"steps": self.paper_steps, "refiner_steps": self.paper_refiner_steps}
-            del found["backbone"]
-        found |= {name: number for name, number in steps.items() if number}
-        return {**found, **method.arguments, "comparator": method.comparison["name"], "seed": self.seed}
+            del arguments["backbone"]
+        arguments |= {name: number for name, number in steps.items() if number}
+        return {**arguments, **method.arguments, "comparator": method.comparison["name"], "seed": self.seed}
 
     def stored(self) -> dict[str, Any]:
-        """What a run is recognized by, plain enough for JSON: only what this method depends on."""
+        """Return the settings that identify a run, as JSON: only those that this method depends on."""
         method = METHODS[self.method]
         content = {name: getattr(self, name) for name in ("method", "seed", "size", "device", "format")}
         content |= {"title": method.title, "data": asdict(self.data), "arguments": self.arguments}
@@ -175,16 +176,16 @@ class Settings:
 
     @classmethod
     def restored(cls, content: dict[str, Any]) -> "Settings":
-        """Settings from the JSON of ``dataclasses.asdict``."""
+        """Make settings from the JSON of ``dataclasses.asdict``."""
         return cls(**{**content, "data": DataSpec(**content["data"]), "layers": tuple(content["layers"])})
 
 
 @cache
 def sha256(path: Path) -> str:
-    """Digest of a file.
+    """Compute the digest of a file.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if the file does not exist.
     """
     if not path.is_file():
         msg = f"There is no file {path}: --weights names a file with the backbone's weights."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of ``pose_agnostic.py``: how they are built with one network's weights, fitted, timed and asked."""
+"""Models of ``pose_agnostic.py``: construction with the weights of one network, fit, timing and prediction."""
 
 import hashlib
 import tempfile
@@ -37,18 +37,18 @@ _BATCH = 8
 
 @dataclass
 class Outcome:
-    """What a model says of all queries.
+    """Predictions of a model for all queries.
 
     Args:
         scores: (n,).
         maps: (n, h, w).
         seconds: mean seconds a query: ``total``, and for scene models ``coarse`` (retrieval from the bank), ``fine``
-            (refinement), ``render`` (the reference) and ``compare``; the rest of the total is overhead.
+            (refinement), ``render`` (the reference) and ``compare``; the remainder of the total is overhead.
         references: rendered counterparts (n, 3, h, w) as bytes, or None.
         poses: estimated (n, 4, 4), or None.
-        confidences: of the poses.
+        confidences: confidences of the poses.
         oracle: scores and maps with the true poses, or None.
-        figures: more of the model itself.
+        figures: further figures of the model.
     """
 
     scores: Tensor
@@ -65,7 +65,7 @@ class Stopwatch:
     """Sums the seconds that functions take.
 
     Args:
-        device: whose queue is waited for.
+        device: device that is synchronized before each reading.
     """
 
     def __init__(self, device: str) -> None:
@@ -78,7 +78,7 @@ class Stopwatch:
         return time.perf_counter()
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose seconds are added to a part."""
+        """Wrap a function so that its seconds are added to a part."""
 
         def measured(*args: Any, **kwargs: Any) -> Any:
             start = self._now()
@@ -90,7 +90,7 @@ class Stopwatch:
         return measured
 
     def watch(self, detector: SceneDetector) -> None:
-        """Time the parts of a detector from now on."""
+        """Measure the parts of a detector from now on."""
         detector.bank.nearest = self.timed("coarse", detector.bank.nearest)
         detector.estimator.forward = self.timed("pose", detector.estimator.forward)
         detector.render_reference = self.timed("render", detector.render_reference)
@@ -102,15 +102,15 @@ class Stopwatch:
         comparison.comparator.score = self.timed("compare", comparison.comparator.score)
 
     def means(self, queries: int) -> dict[str, float]:
-        """Mean seconds a query of each part; ``fine`` is the pose search but for the retrieval."""
-        found = {part: total / queries for part, total in self.seconds.items()}
-        if "pose" in found:
-            found["fine"] = found.pop("pose") - found.get("coarse", 0.0)
-        return found
+        """Return the mean seconds a query of each part; ``fine`` is the pose search without the retrieval."""
+        means = {part: total / queries for part, total in self.seconds.items()}
+        if "pose" in means:
+            means["fine"] = means.pop("pose") - means.get("coarse", 0.0)
+        return means
 
 
-class KnownPose(nn.Module):
-    """Takes the place of the pose search where the truth is known: what the comparison could reach."""
+class TruePose(nn.Module):
+    """Replacement of the pose search that returns the true pose, to measure the comparison alone."""
 
     retry_below = 0.0
 
@@ -119,17 +119,17 @@ class KnownPose(nn.Module):
         self.camera_to_world = torch.eye(4)
 
     def forward(self, scene: Any, bank: Any, query: Query, change: Callable[..., Query] | None = None) -> PoseEstimate:
-        """An estimate that is right."""
+        """Return an estimate with the true pose."""
         del scene, bank, change
         return PoseEstimate(query.camera_at(self.camera_to_world.to(query.K)), 0.0, 1.0, converged=True, n_renders=0)
 
 
-class KeptFit:
-    """Fits a scene, or takes it from a file where the same fit of the same images was kept: ablations share the scene.
+class CachedFit:
+    """Fit of a scene that reads the result of the same fit of the same images from a file, so that ablations share it.
 
     Args:
-        fit_scene: fits it.
-        folder: of the files.
+        fit_scene: fits a scene.
+        folder: folder of the files.
     """
 
     def __init__(self, fit_scene: FitScene, folder: Path) -> None:
@@ -145,18 +145,18 @@ class KeptFit:
         foreground: Tensor | None,
         held_out: tuple[int, ...],
     ) -> float:
-        """Fit and return the PSNR on the held-out views in dB; ``seconds`` are those of the fit itself."""
-        left_out = {"progress", "decompose"}  # the benchmark gives no weights of a decomposition
-        recipe = sorted((name, value) for name, value in vars(self.fit_scene).items() if name not in left_out)
+        """Fit or read the scene; return the PSNR on the held-out views in dB. ``seconds`` are those of the fit."""
+        ignored = {"progress", "decompose"}  # the benchmark gives no weights of a decomposition
+        recipe = sorted((name, value) for name, value in vars(self.fit_scene).items() if name not in ignored)
         digest = hashlib.sha256(f"{type(scene).__name__} {recipe} {held_out} {images.device}".encode())
         for tensor in (images, cameras.camera_to_world, cameras.K, foreground):
             digest.update(b"" if tensor is None else tensor.cpu().contiguous().numpy().tobytes())
         path = self.folder / f"{digest.hexdigest()[:24]}.pt"
         if path.is_file():
-            kept = torch.load(path, weights_only=True, map_location=images.device)
-            scene.load_state_dict(kept["scene"])
-            self.seconds = kept["seconds"]
-            return kept["psnr"]
+            cached = torch.load(path, weights_only=True, map_location=images.device)
+            scene.load_state_dict(cached["scene"])
+            self.seconds = cached["seconds"]
+            return cached["psnr"]
         start = time.perf_counter()
         psnr = float(self.fit_scene(scene, images, cameras, foreground, held_out))
         self.seconds = time.perf_counter() - start
@@ -168,12 +168,12 @@ class KeptFit:
 
 
 def scene_model(settings: Settings, weights: str) -> AnomalibModule:
-    """A scene model that is not fitted, its comparator with the given network."""
+    """Make a scene model that is not fitted, with a comparator that uses the network."""
     method = METHODS[settings.method]
     network: dict[str, Any] = {}
     if method.network and weights:
         network = {"backbone": settings.backbone, "weights_path": weights}
-    # The detector is built with the network, for its memory is one of the network's features.
+    # The detector needs the network at construction, because its patch memory stores the network's features.
     model = getattr(anomalib_pose, method.model)(**settings.arguments, **network)
     if network:
         normalization = {name: (getattr(settings, name),) * 3 for name in ("mean", "std")}
@@ -187,8 +187,8 @@ def scene_model(settings: Settings, weights: str) -> AnomalibModule:
     return model
 
 
-def run_scene(settings: Settings, weights: str, train: Views, test: Views, kept: Path) -> Outcome:
-    """Fit a scene model and ask it for every query, with estimated poses and with true ones."""
+def run_scene(settings: Settings, weights: str, train: Views, test: Views, cache: Path) -> Outcome:
+    """Fit a scene model and predict all queries, with estimated poses and with true poses."""
     model = scene_model(settings, weights)
     model.trainer = Trainer(
         accelerator="cpu",
@@ -199,50 +199,51 @@ def run_scene(settings: Settings, weights: str, train: Views, test: Views, kept:
     )
     detector: SceneDetector = model.model.to(settings.device)
     train, test = train.to(settings.device), test.to(settings.device)
-    fit = KeptFit(model.fit_scene(), kept)
+    fit = CachedFit(model.fit_scene(), cache)
     start = time.perf_counter()
     detector.fit(train.image, train.cameras, train.foreground, fit)
     calibrated_s = time.perf_counter() - start
     stopwatch = Stopwatch(settings.device)
     stopwatch.watch(detector)
-    found = _ask(stopwatch.timed("total", detector), test)
+    scores, maps, renderings, poses, confidences = _predict(stopwatch.timed("total", detector), test)
     outcome = Outcome(
-        *found[:2],
+        scores,
+        maps,
         stopwatch.means(len(test)),
-        (found[2] * 255).round().to(torch.uint8),
-        found[3],
-        found[4].tolist(),
+        (renderings * 255).round().to(torch.uint8),
+        poses,
+        confidences.tolist(),
         figures={
             "psnr_db": float(detector.psnr),
             "scene_fit_s": fit.seconds,
             "fit_and_calibration_s": calibrated_s,
-            "doubtful_poses": float((found[4] < detector.estimator.retry_below).float().mean()),
+            "doubtful_poses": float((confidences < detector.estimator.retry_below).float().mean()),
             "center": detector.rendered.center.tolist(),
         },
     )
     if test.camera_to_world is not None:
-        known = detector.estimator = KnownPose()
-        outcome.oracle = _ask(detector, test, known)[:2]
+        true_pose = detector.estimator = TruePose()
+        outcome.oracle = _predict(detector, test, true_pose)[:2]
     return outcome
 
 
-def _ask(detector: Callable[..., Any], test: Views, known: KnownPose | None = None) -> tuple[Tensor, ...]:
-    """Scores, maps, references, poses and confidences of all queries, asked one by one."""
-    answers = []
+def _predict(detector: Callable[..., Any], test: Views, true_pose: TruePose | None = None) -> tuple[Tensor, ...]:
+    """Predict scores, maps, references, poses and confidences of all queries, one by one."""
+    predictions = []
     for index in range(len(test)):
-        if known is not None:
-            known.camera_to_world = test.camera_to_world[index]
+        if true_pose is not None:
+            true_pose.camera_to_world = test.camera_to_world[index]
         foreground = None if test.foreground is None else test.foreground[index : index + 1]
-        answers.append(detector(test.image[index : index + 1], test.K[index : index + 1], foreground))
-    scores, maps, references, poses, confidences = (torch.cat(part).cpu() for part in zip(*answers, strict=True))
+        predictions.append(detector(test.image[index : index + 1], test.K[index : index + 1], foreground))
+    scores, maps, references, poses, confidences = (torch.cat(part).cpu() for part in zip(*predictions, strict=True))
     return scores, maps[:, 0], references, poses, confidences
 
 
 def baseline_model(settings: Settings, weights: str, **changed: Any) -> AnomalibModule:
-    """One of anomalib's models with the backbone's weights from a file, which it has no argument for.
+    """Make one of anomalib's models with the backbone's weights from a file, which it has no argument for.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         weights: file with the backbone's weights.
         changed: further arguments of the model.
     """
@@ -250,11 +251,11 @@ def baseline_model(settings: Settings, weights: str, **changed: Any) -> Anomalib
     builder = getattr(anomalib.models, method.model)
     transform = builder.configure_pre_processor(image_size=(settings.window, settings.window)).transform
     for part in transform.transforms:
-        if isinstance(part, Normalize):  # what the weights were trained with
+        if isinstance(part, Normalize):  # the normalization that the weights were trained with
             part.mean, part.std = [settings.mean] * 3, [settings.std] * 3
     layers = {"layer": settings.layers[-1]} if method.model == "Dfm" else {"layers": list(settings.layers)}
     off = {"post_processor": False, "evaluator": False, "visualizer": False}
-    # A processor copies its transform for exports when it is made: it has to be made of the changed one.
+    # The constructor copies the transform for exports, so it gets the changed transform.
     options = {"pre_trained": False, "pre_processor": PreProcessor(transform), **layers, **off, **settings.arguments}
     model = builder(settings.backbone, **{**options, **changed})
     extractor = model.model.feature_extractor
@@ -267,28 +268,28 @@ def baseline_model(settings: Settings, weights: str, **changed: Any) -> Anomalib
 
 
 def run_baseline(settings: Settings, weights: str, train: PosedDataset, test: Views) -> Outcome:
-    """Train one of anomalib's models on the same images and ask it for every query."""
+    """Train one of anomalib's models on the same images and predict all queries."""
     model = baseline_model(settings, weights)
     loader = DataLoader(train, _BATCH, collate_fn=train.collate_fn)
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:  # the Engine insists on a checkpoint
+    with tempfile.TemporaryDirectory() as folder:  # the Engine always writes a checkpoint
         Engine(default_root_dir=folder, accelerator=settings.device, **options).fit(model, train_dataloaders=loader)
     fit_s = time.perf_counter() - start
     model = model.to(settings.device).eval()
     stopwatch = Stopwatch(settings.device)
-    # not the module itself: outside of the Engine it resizes as exported models do, without antialiasing
-    ask = stopwatch.timed("total", lambda image: model.model(model.pre_processor.transform(image)))
+    # not the module itself, because outside of the Engine it resizes like exported models, without antialiasing
+    predict = stopwatch.timed("total", lambda image: model.model(model.pre_processor.transform(image)))
     with torch.no_grad():
-        answers = [ask(image[None].to(settings.device)) for image in test.image]
-    maps = torch.cat([answer.anomaly_map.reshape(1, 1, *answer.anomaly_map.shape[-2:]) for answer in answers]).cpu()
+        predictions = [predict(image[None].to(settings.device)) for image in test.image]
+    maps = torch.cat([output.anomaly_map.reshape(1, 1, *output.anomaly_map.shape[-2:]) for output in predictions]).cpu()
     maps = functional.interpolate(maps, test.image.shape[-2:], mode="bilinear")[:, 0]
-    scores = torch.cat([answer.pred_score.reshape(1) for answer in answers]).cpu()
+    scores = torch.cat([output.pred_score.reshape(1) for output in predictions]).cpu()
     return Outcome(scores, maps, stopwatch.means(len(test)), figures={"fit_and_calibration_s": fit_s})
 
 
 def run_model(settings: Settings, weights: str, train: PosedDataset, test: Views, out: Path) -> Outcome:
-    """Fit the method's model and ask it for every query; fitted scenes are kept in ``out/scenes``."""
+    """Fit the method's model and predict all queries; fitted scenes are stored in ``out/scenes``."""
     if METHODS[settings.method].scene:
         return run_scene(settings, weights, stacked(train), test, out / "scenes")
     return run_baseline(settings, weights, train, test)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and plots of what ``pose_agnostic.py`` has kept: results.json, table.md, and pictures."""
+"""Tables and plots of the stored results of ``pose_agnostic.py``: results.json, table.md, and pictures."""
 
 import json
 from collections import defaultdict
@@ -20,27 +20,27 @@ mpl.use("agg")
 
 _PARTS = ("coarse", "fine", "render", "compare")
 _NOTES = """
-AUROC and AUPRO have no threshold, and none was chosen on test labels. In brackets: 95% bootstrap interval over the
-queries. Poses: share of queries within a degree (and 1% of the camera's distance), median error, share lost (beyond 5
-degrees or 5%), and share that the model itself doubts (confidence below its own limit). With true pose: image AUROC,
-pixel AUROC and AUPRO of the same comparison where the pose search is replaced by the truth.
+AUROC and AUPRO use no threshold, and no threshold was chosen on test labels. In brackets: 95% bootstrap interval over
+the queries. Poses: percentage of queries within 1 degree (and 1% of the camera's distance), median error, percentage
+lost (beyond 5 degrees or 5%), and percentage of low confidence (below the model's own limit). With true pose: image
+AUROC, pixel AUROC and AUPRO of the same comparison with true poses instead of estimated poses.
 """
 
 Result = dict[str, Any]
 
 
 def read_results(out: Path) -> list[Result]:
-    """All runs that are kept, in the order of their files' names."""
+    """Read all stored runs, in the order of their file names."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "runs").glob("*.json"))]
 
 
 def write_report(out: Path, results: list[Result], failed: Iterable[str] = ()) -> list[Path]:
-    """Write everything.
+    """Write tables, plots and galleries.
 
     Args:
         out: folder of the benchmark.
         results: runs as ``read_results`` gives them, in the order of the table.
-        failed: names of runs that have no result.
+        failed: names of runs without a result.
 
     Returns:
         The files.
@@ -53,9 +53,9 @@ def write_report(out: Path, results: list[Result], failed: Iterable[str] = ()) -
     by_data = defaultdict(list)
     for result in results:
         by_data[result["settings"]["data"]["name"]].append(result)
-    for name, some in by_data.items():
-        files += _saved(out, f"roc_{name}.png", roc_plot(name, some))
-        files += _saved(out, f"pose_{name}.png", pose_plot(name, some))
+    for name, runs in by_data.items():
+        files += _saved(out, f"roc_{name}.png", roc_plot(name, runs))
+        files += _saved(out, f"pose_{name}.png", pose_plot(name, runs))
     files += _saved(out, "latency.png", latency_plot(results))
     for result in results:
         files += _saved(out, f"failures_{_label(result, '-')}.png", gallery(out, result))
@@ -63,7 +63,7 @@ def write_report(out: Path, results: list[Result], failed: Iterable[str] = ()) -
 
 
 def flat_row(result: Result) -> dict[str, Any]:
-    """One line of ``results.json``: the settings that a figure depends on, and the figures."""
+    """Make one row of ``results.json``: the settings that the figures depend on, and the figures."""
     settings = result["settings"]
     row = {
         "data": settings["data"]["name"],
@@ -77,7 +77,7 @@ def flat_row(result: Result) -> dict[str, Any]:
 
 
 def markdown(rows: list[dict[str, Any]], failed: list[str]) -> str:
-    """The table, with a note of what was measured how."""
+    """Write the table as Markdown, with a note about its columns."""
     columns = {
         "data": lambda row: row["data"],
         "method": lambda row: row["method"],
@@ -93,14 +93,14 @@ def markdown(rows: list[dict[str, Any]], failed: list[str]) -> str:
         "poses within 1° (and 1%)": lambda row: _both(row, "within_1_deg", "within_1_deg_1_percent", _percent),
         "median error": lambda row: _both(row, "median_deg", "median_percent", _number, "°", "%"),
         "lost": lambda row: _percent(row["failed_poses"]),
-        "doubted": lambda row: _percent(row.get("doubtful_poses")),
+        "low confidence": lambda row: _percent(row.get("doubtful_poses")),
         "s a query": lambda row: _number(row["seconds_per_query"]),
         "with true pose": _oracle,
     }
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(column(row) for column in columns.values()) + " |" for row in rows]
     text = "\n".join(lines) + "\n" + _NOTES
-    return text + "".join(f"\n{name} failed; its log lies in logs/.\n" for name in failed)
+    return text + "".join(f"\n{name} failed; see its log in logs/.\n" for name in failed)
 
 
 def _number(value: float | None) -> str:
@@ -116,15 +116,15 @@ def _interval(row: dict[str, Any], name: str) -> str:
     return "" if value is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _both(row: dict[str, Any], first: str, second: str, shown: Any, unit: str = "", other_unit: str = "") -> str:
+def _both(row: dict[str, Any], first: str, second: str, text: Any, unit: str = "", other_unit: str = "") -> str:
     if row[first] is None:
         return ""
-    return f"{shown(row[first])}{unit} ({shown(row[second])}{other_unit})"
+    return f"{text(row[first])}{unit} ({text(row[second])}{other_unit})"
 
 
 def _oracle(row: dict[str, Any]) -> str:
-    found = [row[f"oracle_{name}"] for name in ("image_auroc", "pixel_auroc", "aupro")]
-    return "" if found[0] is None else " / ".join(_number(value) or "-" for value in found)
+    figures = [row[f"oracle_{name}"] for name in ("image_auroc", "pixel_auroc", "aupro")]
+    return "" if figures[0] is None else " / ".join(_number(value) or "-" for value in figures)
 
 
 def _label(result: Result, separator: str) -> str:
@@ -137,13 +137,13 @@ def _legend(result: Result) -> str:
 
 
 def _arrays(result: Result) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, and whether the query is defective."""
+    """Return scores (n,), and whether each query is defective (n,)."""
     queries = result["queries"]
     return np.array([query["score"] for query in queries]), np.array([query["label"] for query in queries]) > 0
 
 
 def roc_points(scores: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true alarms, as shares, at every threshold from the highest; equal scores are one point."""
+    """Return false and true positive rates at every threshold from the highest; equal scores are one point."""
     levels = np.unique(scores)[::-1]
     alarms = scores[None] >= levels[:, None]
     false = np.concatenate([[0.0], alarms[:, ~defective].mean(1)])
@@ -151,7 +151,7 @@ def roc_points(scores: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, n
 
 
 def roc_plot(name: str, results: list[Result]) -> Figure | None:
-    """Image ROC of every run on one data set; None if none has good and defective queries."""
+    """Plot the image ROC of every run on one data set; None if no run has good and defective queries."""
     figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
     for result in results:
         scores, defective = _arrays(result)
@@ -164,10 +164,10 @@ def roc_plot(name: str, results: list[Result]) -> Figure | None:
 
 
 def pose_plot(name: str, results: list[Result]) -> Figure | None:
-    """Pose error against score, each run's scores as ranks; None if no pose is known."""
-    shown = [result for result in results if any("angle_deg" in query for query in result["queries"])]
+    """Plot pose error against the rank of the score; None if no pose is known."""
+    with_poses = [result for result in results if any("angle_deg" in query for query in result["queries"])]
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    for number, result in enumerate(shown):
+    for number, result in enumerate(with_poses):
         scores, defective = _arrays(result)
         angles = np.array([query.get("angle_deg", np.nan) for query in result["queries"]])
         ranks = scores.argsort().argsort() / max(1, len(scores) - 1)
@@ -182,16 +182,16 @@ def pose_plot(name: str, results: list[Result]) -> Figure | None:
 
 
 def latency_plot(results: list[Result]) -> Figure | None:
-    """Mean seconds a query of each run, split into its parts; None without runs."""
+    """Plot the mean seconds a query of each run, split into parts; None without runs."""
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.35 * len(results)), layout="constrained")
     names = [_label(result, ", ") for result in results]
     left = np.zeros(len(results))
     for part in (*_PARTS, "other"):
         seconds = [result["seconds"] for result in results]
         if part == "other":
-            values = np.array([each["total"] for each in seconds]) - left
+            values = np.array([parts["total"] for parts in seconds]) - left
         else:
-            values = np.array([each.get(part, 0.0) for each in seconds])
+            values = np.array([parts.get(part, 0.0) for parts in seconds])
         axes.barh(names, values, left=left, label=part)
         left = left + values
     axes.invert_yaxis()
@@ -200,24 +200,24 @@ def latency_plot(results: list[Result]) -> Figure | None:
 
 
 def gallery(out: Path, result: Result) -> Figure | None:
-    """The worst-ranked queries of a run: query, reference where there is one, map; None without pictures."""
-    pictures = [each for each in result["pictures"] if (out / each["picture"]).is_file()]
+    """Show the worst-ranked queries of a run: query, reference if there is one, map; None without pictures."""
+    pictures = [entry for entry in result["pictures"] if (out / entry["picture"]).is_file()]
     if not pictures:
         return None
     queries = {query["file"]: query for query in result["queries"]}
     figure, axes = plt.subplots(len(pictures), figsize=(6, 2.4 * len(pictures)), layout="constrained", squeeze=False)
-    for panel, each in zip(axes[:, 0], pictures, strict=True):
-        query = queries[each["query"]]
+    for panel, entry in zip(axes[:, 0], pictures, strict=True):
+        query = queries[entry["query"]]
         error = f", pose {query['angle_deg']:.2f}° off" if "angle_deg" in query else ""
-        panel.imshow(np.asarray(Image.open(out / each["picture"])))
-        panel.set_title(f"{each['query']}, score {query['score']:.3g}{error}", fontsize=8)
+        panel.imshow(np.asarray(Image.open(out / entry["picture"])))
+        panel.set_title(f"{entry['query']}, score {query['score']:.3g}{error}", fontsize=8)
         panel.set_axis_off()
     figure.suptitle(f"{result['settings']['data']['name']}: {_legend(result)}", fontsize=9)
     return figure
 
 
 def _with_legend(figure: Figure) -> Figure | None:
-    """The figure with a legend; None if nothing was drawn that has a name."""
+    """Add a legend to the figure; None if no curve has a label."""
     axes = figure.axes[0]
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
@@ -228,7 +228,7 @@ def _with_legend(figure: Figure) -> Figure | None:
 
 
 def _saved(out: Path, name: str, figure: Figure | None) -> list[Path]:
-    """Write a figure, and forget it; nothing where there is none."""
+    """Write a figure and close it; nothing for None."""
     if figure is None:
         return []
     partial = out / f".{name}"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of ``pose_agnostic.py``: a method on a data set with a seed, kept in one JSON file.
+"""One run of ``pose_agnostic.py``: a method on a data set with a seed, stored in one JSON file.
 
     python tools/benchmark/pose_agnostic_runs.py --settings JSON --weights FILE --out results/pose_agnostic
 
-``pose_agnostic.py`` calls it so, in a process of its own.
+``pose_agnostic.py`` starts this program in a process of its own.
 """
 
 import argparse
@@ -33,30 +33,30 @@ from torch import Tensor
 from anomalib_pose.data.files import write_image, write_json
 
 GALLERY = 4
-"""Pictures that are kept of each run."""
+"""Number of pictures that each run stores."""
 
 
 def run_path(out: Path, settings: Settings) -> Path:
-    """File of a run's result."""
+    """Return the path of a run's result."""
     return out / "runs" / f"{settings.name}.json"
 
 
 def finished(out: Path, settings: Settings) -> bool:
-    """Whether the run's result is there, and was made with these settings."""
+    """Tell whether the run's result exists and was made with these settings."""
     path = run_path(out, settings)
     return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["settings"] == settings.stored()
 
 
 def execute(settings: Settings, weights: str, out: Path) -> Path:
-    """Do one run and keep its result.
+    """Do one run and store its result.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         weights: file with the backbone's weights; empty for none.
         out: folder of the benchmark.
 
     Returns:
-        The result's file.
+        The path of the result.
     """
     seed_everything(settings.seed)
     train, test_data = load(settings.data, settings.size)
@@ -70,12 +70,12 @@ def execute(settings: Settings, weights: str, out: Path) -> Path:
 
 
 def result_of(outcome: Outcome, settings: Settings, views: int, test: Views) -> dict[str, Any]:
-    """Figures of a run, and what is known about each query.
+    """Compute the figures of a run and the record of each query.
 
     Args:
-        outcome: what the model says.
-        settings: of the run.
-        views: training views.
+        outcome: predictions of the model.
+        settings: settings of the run.
+        views: number of training views.
         test: the queries.
     """
     scores, labels = outcome.scores.tolist(), test.label.tolist()
@@ -98,8 +98,8 @@ def result_of(outcome: Outcome, settings: Settings, views: int, test: Views) -> 
     }
     if outcome.oracle is not None:
         row |= {f"oracle_{name}": value for name, value in _areas(*outcome.oracle, test, settings.seed).items()}
-    known = zip(test.files, labels, scores, strict=True)
-    queries = [{"file": file, "label": label, "score": score} for file, label, score in known]
+    records = zip(test.files, labels, scores, strict=True)
+    queries = [{"file": file, "label": label, "score": score} for file, label, score in records]
     for query, angle, percent in zip(queries, angles, percents, strict=False):
         query |= {"angle_deg": angle, "distance_percent": percent}
     for query, confidence in zip(queries, outcome.confidences, strict=False):
@@ -120,7 +120,7 @@ def _areas(scores: Tensor, maps: Tensor, test: Views, seed: int) -> dict[str, fl
 
 def _pictures(outcome: Outcome, test: Views, out: Path, settings: Settings) -> list[dict[str, Any]]:
     """Write query, reference and map of the worst-ranked queries side by side."""
-    kept = []
+    pictures = []
     largest = float(outcome.maps.max()) or 1.0
     for place, index in enumerate(worst_ranked(outcome.scores.tolist(), test.label.tolist(), GALLERY)):
         panels = [_bytes(test.image[index])]
@@ -130,8 +130,8 @@ def _pictures(outcome: Outcome, test: Views, out: Path, settings: Settings) -> l
         panels.append((heat * 255).round().astype(np.uint8))
         file = f"pictures/{settings.name}/{place}.png"
         write_image(out / file, np.concatenate(panels, 1))
-        kept.append({"picture": file, "query": test.files[index]})
-    return kept
+        pictures.append({"picture": file, "query": test.files[index]})
+    return pictures
 
 
 def _bytes(image: Tensor) -> np.ndarray:
@@ -139,11 +139,11 @@ def _bytes(image: Tensor) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
-    """The same without numbers that JSON does not have."""
+    """Replace numbers that JSON lacks (infinity, nan) by None."""
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of a run of ``pose_agnostic.py``: areas under curves, their intervals, pose errors. None has a threshold."""
+"""Figures of a run of ``pose_agnostic.py``: areas under curves, their intervals, pose errors. None uses a threshold."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ _BOTH = 2
 
 
 def image_auroc(scores: Sequence[float], labels: Sequence[int]) -> float | None:
-    """Share of pairs of a defective and a good query that are ranked rightly, ties half; None without pairs."""
+    """Return the fraction of (defective, good) pairs of queries in the right order, ties half; None without pairs."""
     wins = _wins(scores, labels)
     return float(wins.mean()) if wins.size else None
 
@@ -24,13 +24,13 @@ def image_auroc(scores: Sequence[float], labels: Sequence[int]) -> float | None:
 def bootstrap_interval(
     scores: Sequence[float], labels: Sequence[int], seed: int, replicates: int = REPLICATES
 ) -> tuple[float, float] | None:
-    """95% interval of the image AUROC: percentiles over queries drawn again, good and defective ones apart.
+    """Return the 95% bootstrap interval of the image AUROC; good and defective queries are resampled separately.
 
     Args:
         scores: of the queries.
         labels: 1 for a defect.
-        seed: of the draws: first the good queries of all replicates, then the defective ones.
-        replicates: how many draws.
+        seed: seed of the samples: first the good queries of all replicates, then the defective queries.
+        replicates: number of samples.
 
     Returns:
         Lower and upper end; None without queries of both kinds.
@@ -48,55 +48,55 @@ def bootstrap_interval(
 
 
 def _wins(scores: Sequence[float], labels: Sequence[int]) -> np.ndarray:
-    """(defective, good): 1 where the defective query has the higher score, 0.5 where both are equal."""
+    """Return (defective, good): 1 where the defective query has the higher score, 0.5 where the scores are equal."""
     values, defective = np.asarray(scores, dtype=np.float64), np.asarray(labels) > 0
     difference = values[defective][:, None] - values[~defective][None]
     return (np.sign(difference) + 1) / 2
 
 
-def _counts(drawn: np.ndarray, count: int) -> np.ndarray:
-    """How often each of ``count`` queries is in each row of draws."""
-    return np.stack([np.bincount(row, minlength=count) for row in drawn])
+def _counts(samples: np.ndarray, count: int) -> np.ndarray:
+    """Count how often each of ``count`` queries is in each row of the samples."""
+    return np.stack([np.bincount(row, minlength=count) for row in samples])
 
 
 def worst_ranked(scores: Sequence[float], labels: Sequence[int], count: int) -> list[int]:
-    """Queries that the most of the other kind are ranked wrongly with, the worst first.
+    """Return the queries with the most wrongly ordered pairs, the worst first.
 
-    Of equally bad ones the first is the one that lies farther on the wrong side.
+    Of queries with equally many, the one farther on the wrong side comes first.
     """
     values, defective = np.asarray(scores, dtype=np.float64), np.asarray(labels) > 0
     losses = np.zeros(len(values))
     wins = _wins(scores, labels)
     if wins.size:
         losses[defective], losses[~defective] = 1 - wins.mean(1), 1 - wins.mean(0)
-    wrongly = np.where(defective, -values, values)
-    return np.lexsort((-wrongly, -losses))[:count].tolist()
+    wrong_side = np.where(defective, -values, values)
+    return np.lexsort((-wrong_side, -losses))[:count].tolist()
 
 
 def pixel_figures(maps: Tensor, scores: Tensor, labels: Tensor, masks: Tensor | None) -> dict[str, float | None]:
-    """Pixel AUROC and AUPRO of maps (n, h, w); None without masks of defects."""
+    """Compute pixel AUROC and AUPRO of maps (n, h, w); None without masks of defects."""
     if masks is None or not bool((masks > 0).any()) or len(labels.unique()) < _BOTH:
         return {"pixel_auroc": None, "aupro": None}
-    found = accuracy(maps, scores, {"label": labels, "mask": masks})
-    return {"pixel_auroc": found["pixel_auroc"], "aupro": found["pixel_aupro"]}
+    figures = accuracy(maps, scores, {"label": labels, "mask": masks})
+    return {"pixel_auroc": figures["pixel_auroc"], "aupro": figures["pixel_aupro"]}
 
 
 def pose_errors(estimates: Tensor, truth: Tensor, center: Tensor) -> tuple[list[float], list[float]]:
-    """Angles in degrees, and distances of the optical centers in percent of the camera's distance from the object.
+    """Compute angles in degrees, and distances of the camera centers in percent of the distance from the object.
 
     Args:
         estimates: camera-to-world poses (n, 4, 4).
         truth: camera-to-world poses (n, 4, 4).
-        center: of the object (3,).
+        center: center of the object (3,).
     """
     estimates, truth, center = estimates.double().cpu(), truth.double().cpu(), center.double().cpu()
     angle, distance = pose_error(estimates, truth)
-    away = (truth[:, :3, 3] - center).norm(dim=1)
-    return torch.rad2deg(angle).tolist(), (100 * distance / away).tolist()
+    object_distance = (truth[:, :3, 3] - center).norm(dim=1)
+    return torch.rad2deg(angle).tolist(), (100 * distance / object_distance).tolist()
 
 
 def pose_figures(angles: list[float], percents: list[float]) -> dict[str, Any]:
-    """Shares of queries within a degree, within a degree and 1% of the distance, beyond 5 of either, and medians."""
+    """Compute fractions of queries within 1 degree, within 1 degree and 1%, beyond 5 degrees or 5%, and medians."""
     if not angles:
         names = ("within_1_deg", "within_1_deg_1_percent", "failed_poses", "median_deg", "median_percent")
         return dict.fromkeys(names)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit NeRF's two networks to the views of an object, as the paper's preset of OmniposeAD does, or for less.
+"""Fit NeRF's two networks to the views of an object, as the paper's preset of OmniposeAD does, or with fewer steps.
 
     python tools/benchmark/radiance_field.py DATA --category car --size 100 --steps 20000 --rays 16
 
-The paper takes 200,000 steps of 1024 rays. It prints the PSNR on every tenth view, which is left out, and the seconds
-that a step takes. An interrupted fit continues from its checkpoint in ``--out``.
+The paper takes 200,000 steps of 1024 rays. The program prints the PSNR on every tenth view, which is not fitted, and
+the seconds of a step. An interrupted fit continues from its checkpoint in ``--out``.
 """
 
 import argparse
@@ -23,9 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("data", help="folder with the categories")
     parser.add_argument("--category", required=True)
-    parser.add_argument("--size", type=int, default=100, help="of the images in pixels")
+    parser.add_argument("--size", type=int, default=100, help="longer side of the images in pixels")
     parser.add_argument("--steps", type=int, default=MlpFitSettings.steps // 10)
-    parser.add_argument("--rays", type=int, default=MlpFitSettings.rays, help="of a step")
+    parser.add_argument("--rays", type=int, default=MlpFitSettings.rays, help="rays of a step")
     parser.add_argument("--out", default="results/benchmark", help="folder of the checkpoint")
     parser.set_defaults(queries="")
     arguments = parser.parse_args()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time the CPU rasterizer and the structural similarity: python tools/benchmark/rasterizer.py --json out.json."""
+"""Measure the time of the CPU rasterizer and of the structural similarity.
+
+python tools/benchmark/rasterizer.py --json out.json
+"""
 
 import argparse
 import json
@@ -22,7 +25,10 @@ SIZES = ((10_000, 200), (50_000, 400))
 
 
 def make_scene(count: int, size: int, seed: int = 0, sigma: float = 2.5) -> tuple[Gaussians, Camera]:
-    """Flat Gaussians of about ``sigma`` px on a bumpy sphere that fills 60 % of the image; denser than fitted ones."""
+    """Make flat Gaussians of about ``sigma`` px on a bumpy sphere that fills 60 % of the image.
+
+    They are denser than the Gaussians of a fitted scene.
+    """
     g = torch.Generator().manual_seed(seed)
     direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=g), dim=1)
     radius = 1 + 0.15 * torch.sin(5 * direction[:, 0]) * torch.cos(4 * direction[:, 1])
@@ -47,7 +53,7 @@ def make_scene(count: int, size: int, seed: int = 0, sigma: float = 2.5) -> tupl
 
 
 def measure(function: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Milliseconds of this thread's CPU time and of the wall: the first hardly depends on what else is running."""
+    """Measure milliseconds of this thread's CPU time, which other processes hardly change, and of wall time."""
     function()
     cpu, wall = [], []
     for _ in range(repeats):
@@ -96,7 +102,7 @@ def ssim_functions(size: int) -> dict[str, Callable[[], object]]:
 def report(results: dict[str, dict[str, float]], threads: int) -> None:
     table = Table(title=f"Milliseconds on {threads} thread(s)")
     columns = ("cpu_median", "cpu_min", "wall_median")
-    table.add_column("what")
+    table.add_column("function")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for name, result in results.items():
@@ -106,11 +112,11 @@ def report(results: dict[str, dict[str, float]], threads: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15, help="how often each is run")
+    parser.add_argument("--repeats", type=int, default=15, help="number of runs of each function")
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU time is that of one thread; look at the wall for more"
+        "--threads", type=int, default=1, help="CPU time is that of one thread; read the wall time for more"
     )
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warmup()

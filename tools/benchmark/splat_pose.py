@@ -5,12 +5,12 @@
     python tools/benchmark/splat_pose.py pose    DATA --category car --size 200 --out results/benchmark --adam 10
     python tools/benchmark/splat_pose.py compare DATA --category car --size 200 --out results/benchmark --weights FILE
 
-With ``--scene grid`` OmniposeAD's field takes the place of the Gaussians; ``--queries`` names a data set whose test
-images, in another light, take the place of the data's.
+``--scene grid`` uses OmniposeAD's field instead of Gaussians. ``--queries`` names another data set, whose test images
+in other light replace those of DATA.
 
-``fit`` measures held-out PSNR and seconds and keeps the detector. ``pose`` measures share, error, renders and seconds
-of both refiners from the same starts. ``compare`` measures AUROC and AUPRO of the comparators on the references that
-``pose`` kept.
+``fit`` measures held-out PSNR and seconds, and stores the detector. ``pose`` measures success rate, error, renders and
+seconds of both refiners from the same initial poses, and stores the references. ``compare`` measures AUROC and AUPRO of
+the comparators on the stored references.
 """
 
 import argparse
@@ -52,18 +52,19 @@ from anomalib_pose.scene import FitSettings, GaussianScene, VoxelFitSettings, wh
 console = Console()
 
 Search = Callable[[Query], PoseEstimate]
-"""From a query to its camera."""
+"""Estimates the camera of a query."""
 
 
 def root_of(arguments: argparse.Namespace) -> str:
-    """The data set, or one linked from its training views and the test set of ``--queries``."""
+    """Return the data set, or a data set of links to its training views and to the test set of ``--queries``."""
     if not arguments.queries:
         return str(arguments.data)
-    root, source, other = kept(arguments, "data"), Path(arguments.data).resolve(), Path(arguments.queries).resolve()
+    root = result_path(arguments, "data")
+    source, query_source = Path(arguments.data).resolve(), Path(arguments.queries).resolve()
     category = arguments.category
     links = {f"{category}/{name}": source / category / name for name in ("train", "transforms.json")}
-    links |= {f"{category}/{name}": other / category / name for name in ("test", "ground_truth")}
-    links["_hidden"] = other / "_hidden"
+    links |= {f"{category}/{name}": query_source / category / name for name in ("test", "ground_truth")}
+    links["_hidden"] = query_source / "_hidden"
     for name, target in links.items():
         link = root / name
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def root_of(arguments: argparse.Namespace) -> str:
 
 
 def stacked(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    """Training and test images with cameras, labels and masks, and the test files."""
+    """Return training and test images with cameras, labels and masks, and the names of the test files."""
     data = MAD(root=root_of(arguments), category=arguments.category, image_size=arguments.size, num_workers=0)
     data.prepare_data()
     data.setup()
@@ -104,8 +105,8 @@ def empty_detector(scene: str) -> SceneDetector:
     )
 
 
-def kept(arguments: argparse.Namespace, what: str, *, fitted: bool = False) -> Path:
-    """File of the results; what is fitted does not depend on the queries."""
+def result_path(arguments: argparse.Namespace, what: str, *, fitted: bool = False) -> Path:
+    """Return the path of a result; files of the fit (``fitted``) do not depend on the queries."""
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
     scene = "" if arguments.scene == "gaussians" else f"{arguments.scene}_"
@@ -114,7 +115,7 @@ def kept(arguments: argparse.Namespace, what: str, *, fitted: bool = False) -> P
 
 
 def fit(arguments: argparse.Namespace) -> dict[str, float]:
-    """Fit the default recipe, calibrate, keep the detector."""
+    """Fit with the default recipe, calibrate, store the detector."""
     train, _, _ = stacked(arguments)
     height, width = train["image"].shape[-2:]
     cameras = Camera(train["camera_to_world"], train["K"], width, height)
@@ -127,22 +128,22 @@ def fit(arguments: argparse.Namespace) -> dict[str, float]:
         fit_scene = FieldFit(arguments.steps or VoxelFitSettings.steps, 0, None, progress=True)
     seconds = {}
 
-    def timed(*given: Any) -> float:
+    def timed(*fit_arguments: Any) -> float:
         start = time.perf_counter()
-        psnr = fit_scene(*given)
+        psnr = fit_scene(*fit_arguments)
         seconds["fit_s"] = time.perf_counter() - start
         return psnr
 
     start = time.perf_counter()
     detector.fit(train["image"], cameras, None, timed)
     seconds["fit_bank_calibration_s"] = time.perf_counter() - start
-    torch.save(detector.state_dict(), kept(arguments, "detector.pt", fitted=True))
+    torch.save(detector.state_dict(), result_path(arguments, "detector.pt", fitted=True))
     return {"psnr_db": float(detector.psnr), **seconds}
 
 
 def load_detector(arguments: argparse.Namespace) -> SceneDetector:
     detector = empty_detector(arguments.scene)
-    detector.load_state_dict(torch.load(kept(arguments, "detector.pt", fitted=True), weights_only=True))
+    detector.load_state_dict(torch.load(result_path(arguments, "detector.pt", fitted=True), weights_only=True))
     return detector
 
 
@@ -154,89 +155,90 @@ def queries(test: dict[str, Tensor]) -> list[Query]:
     ]
 
 
-def references(detector: SceneDetector, found: list[Query]) -> tuple[Tensor, Tensor, Tensor]:
-    """Renderings, alphas and surface points at the queries' estimated poses."""
-    cameras = [detector.estimator(detector.scene, detector.bank, query).camera for query in found]
-    found_there = stack_references(detector.render_reference(camera) for camera in cameras)
-    return found_there.rgb, found_there.alpha, found_there.points
+def references(detector: SceneDetector, test_queries: list[Query]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return renderings, alphas and surface points at the estimated poses of queries."""
+    cameras = [detector.estimator(detector.scene, detector.bank, query).camera for query in test_queries]
+    stack = stack_references(detector.render_reference(camera) for camera in cameras)
+    return stack.rgb, stack.alpha, stack.points
 
 
 def pose(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Both refiners, on some queries in turns; keeps the references of Gauss-Newton."""
+    """Measure both refiners, alternating on a subset of the queries; store the references of Gauss-Newton."""
     _, test, files = stacked(arguments)
     detector = load_detector(arguments)
-    found, truths, center = queries(test), test["camera_to_world"], detector.scene.center
-    ours = make_refiner("gauss_newton")
-    default = search_with(detector, ours, arguments.starts)
-    result = {"gauss_newton": measure_poses(default, found, truths, center)}
-    shown = dict(zip(("reference", "alpha", "points"), references(detector, found), strict=True))
-    torch.save({**shown, "files": files}, kept(arguments, "references.pt"))
+    test_queries, truths, center = queries(test), test["camera_to_world"], detector.scene.center
+    gauss_newton = make_refiner("gauss_newton")
+    default = search_with(detector, gauss_newton, arguments.starts)
+    result = {"gauss_newton": measure_poses(default, test_queries, truths, center)}
+    stored = dict(zip(("reference", "alpha", "points"), references(detector, test_queries), strict=True))
+    torch.save({**stored, "files": files}, result_path(arguments, "references.pt"))
     if arguments.adam:
-        chosen = torch.linspace(0, len(found) - 1, min(arguments.adam, len(found))).long().tolist()
+        count = min(arguments.adam, len(test_queries))
+        subset = torch.linspace(0, len(test_queries) - 1, count).long().tolist()
         searches = {
-            "gauss_newton, some": default,
-            "gauss_newton, one start, some": search_with(detector, ours, 1),
-            "adam, one start, some": search_with(detector, make_refiner("adam"), 1),
+            "gauss_newton, subset": default,
+            "gauss_newton, one initial pose, subset": search_with(detector, gauss_newton, 1),
+            "adam, one initial pose, subset": search_with(detector, make_refiner("adam"), 1),
         }
-        result |= measure_in_turns(searches, [found[index] for index in chosen], truths[chosen], center)
+        result |= measure_alternately(searches, [test_queries[index] for index in subset], truths[subset], center)
     return result
 
 
-class SingleStart:
-    """A bank that offers its best view alone, so that no refiner gets a second chance from elsewhere."""
+class SingleViewBank:
+    """A bank that returns only its most similar view, so that no refiner gets a second initial pose."""
 
     def __init__(self, bank: ViewBank) -> None:
         self.bank = bank
 
     def nearest(self, query: Query, count: int) -> tuple[Tensor, Tensor]:
-        """The most similar view, whatever the count."""
+        """Return the most similar view; ``count`` is ignored."""
         del count
         return self.bank.nearest(query, 1)
 
 
 def search_with(detector: SceneDetector, refiner: Refiner, starts: int) -> Search:
-    """The detector's search with a refiner."""
-    own = detector.estimator
-    robust_refiner = None if isinstance(refiner, AdamRefiner) else own.robust_refiner
-    estimator = PoseEstimator(refiner, starts, own.retry_below, robust_refiner)
-    bank = detector.bank if starts > 1 else SingleStart(detector.bank)
-    estimator.typical_residual = own.typical_residual
+    """Return the detector's search with another refiner."""
+    default = detector.estimator
+    robust_refiner = None if isinstance(refiner, AdamRefiner) else default.robust_refiner
+    estimator = PoseEstimator(refiner, starts, default.retry_below, robust_refiner)
+    bank = detector.bank if starts > 1 else SingleViewBank(detector.bank)
+    estimator.typical_residual = default.typical_residual
     return lambda query: estimator(detector.scene, bank, query)
 
 
-def measure_poses(search: Search, found: list[Query], truths: Tensor, center: Tensor) -> dict[str, float]:
-    """Errors and seconds of a pose search on queries whose poses are known."""
-    return measure_in_turns({"": search}, found, truths, center)[""]
+def measure_poses(search: Search, test_queries: list[Query], truths: Tensor, center: Tensor) -> dict[str, float]:
+    """Measure errors and seconds of a pose search on queries whose poses are known."""
+    return measure_alternately({"": search}, test_queries, truths, center)[""]
 
 
-def measure_in_turns(
-    searches: dict[str, Search], found: list[Query], truths: Tensor, center: Tensor
+def measure_alternately(
+    searches: dict[str, Search], test_queries: list[Query], truths: Tensor, center: Tensor
 ) -> dict[str, dict[str, float]]:
-    """``measure_poses`` of several searches, one after the other on each query: the machine's pace changes."""
+    """Measure several searches; all take one query before the next, because the speed of the machine changes."""
     measured: dict[str, list[tuple[PoseEstimate, float]]] = {name: [] for name in searches}
-    for query in found:
+    for query in test_queries:
         for name, search in searches.items():
             start = time.perf_counter()
             estimate = search(query)
             measured[name].append((estimate, time.perf_counter() - start))
-    return {name: pose_figures(each, truths, center) for name, each in measured.items()}
+    return {name: pose_figures(estimates, truths, center) for name, estimates in measured.items()}
 
 
 def pose_figures(measured: list[tuple[PoseEstimate, float]], truths: Tensor, center: Tensor) -> dict[str, float]:
-    """Errors of estimates, and what they took in renderings and seconds."""
-    angles, shares = [], []
+    """Summarize errors, renders and seconds of pose estimates."""
+    angles, percents = [], []
     for (estimate, _), truth in zip(measured, truths, strict=True):
         angle, distance = pose_error(estimate.camera.camera_to_world.double(), truth.double())
         angles.append(float(torch.rad2deg(angle)))
-        shares.append(100 * float(distance) / float((truth[:3, 3] - center).norm()))
-    angle, share = torch.tensor(angles), torch.tensor(shares)
+        percents.append(100 * float(distance) / float((truth[:3, 3] - center).norm()))
+    angle, percent = torch.tensor(angles), torch.tensor(percents)
     return {
         "queries": len(measured),
         "within_1_deg": float((angle < 1).float().mean()),
-        "within_1_deg_1_percent": float(((angle < 1) & (share < 1)).float().mean()),
-        "within_5_deg_5_percent": float(((angle < 5) & (share < 5)).float().mean()),
+        "within_1_deg_1_percent": float(((angle < 1) & (percent < 1)).float().mean()),
+        "within_5_deg_5_percent": float(((angle < 5) & (percent < 5)).float().mean()),
         "median_deg": float(angle.median()),
-        "median_percent": float(share.median()),
+        "median_percent": float(percent.median()),
         "worst_deg": float(angle.max()),
         "median_renders": float(torch.tensor([float(estimate.n_renders) for estimate, _ in measured]).median()),
         "median_seconds": float(torch.tensor([seconds for _, seconds in measured]).median()),
@@ -245,7 +247,7 @@ def pose_figures(measured: list[tuple[PoseEstimate, float]], truths: Tensor, cen
 
 
 def held_out_pairs(detector: SceneDetector, train: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The views that were not fitted, with references at their estimated poses."""
+    """Return the views that were not fitted, and references at their estimated poses."""
     left_out = slice(detector.holdout_every // 2, None, detector.holdout_every)
     views = {name: tensor[left_out] for name, tensor in train.items()}
     return views["image"], *references(detector, queries(views))[:2]
@@ -257,7 +259,7 @@ def calibrate(
     pairs: tuple[Tensor, Tensor, Tensor],
     train: dict[str, Tensor],
 ) -> None:
-    """Put a comparator into a fitted detector and calibrate it as the fit would have."""
+    """Put a comparator into a fitted detector and calibrate it as the fit does."""
     detector.comparison.comparator = comparator
     comparator.fit_calibration(*pairs)
     height, width = train["image"].shape[-2:]
@@ -279,25 +281,25 @@ def network_settings(arguments: argparse.Namespace) -> NetworkSettings | None:
 
 
 def comparators(arguments: argparse.Namespace) -> dict[str, Comparator]:
-    found: dict[str, Comparator] = {"calibrated, color and structure": CalibratedComparator()}
+    available: dict[str, Comparator] = {"calibrated, color and structure": CalibratedComparator()}
     network = network_settings(arguments)
     if network is not None:
-        found["paper"] = PaperComparator(network)
-        found["product"] = ProductComparator(network)
-        found["illumination"] = make_comparator(
+        available["paper"] = PaperComparator(network)
+        available["product"] = ProductComparator(network)
+        available["illumination"] = make_comparator(
             "illumination", arguments.backbone, arguments.weights, network_options=CONVERTED
         )
-        found["calibrated"] = CalibratedComparator(network)
-    return {name: found[name] for name in arguments.comparators or found}
+        available["calibrated"] = CalibratedComparator(network)
+    return {name: available[name] for name in arguments.comparators or available}
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Every comparator on the same references."""
+    """Measure every comparator on the same references."""
     train, test, files = stacked(arguments)
     detector = load_detector(arguments)
-    at_hand = torch.load(kept(arguments, "references.pt"), weights_only=True)
-    if at_hand["files"] != files:
-        msg = "The references belong to other test images; run `pose` again."
+    stored = torch.load(result_path(arguments, "references.pt"), weights_only=True)
+    if stored["files"] != files:
+        msg = "The stored references belong to other test images: run `pose` again."
         raise ValueError(msg)
     pairs = held_out_pairs(detector, train)
     result = {}
@@ -305,24 +307,26 @@ def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         if comparator.can_calibrate:
             calibrate(detector, comparator, pairs, train)
         start = time.perf_counter()
-        shown = zip(test["image"], at_hand["reference"], at_hand["alpha"], strict=True)
-        maps = torch.cat([comparator(image[None], ours[None], alpha[None]) for image, ours, alpha in shown])
+        pairs_and_alphas = zip(test["image"], stored["reference"], stored["alpha"], strict=True)
+        maps = torch.cat(
+            [comparator(query[None], reference[None], alpha[None]) for query, reference, alpha in pairs_and_alphas]
+        )
         seconds = (time.perf_counter() - start) / len(maps)
         rows = {name: maps}
         if comparator.can_calibrate:
-            rows[name] = detector.comparison.surface(maps, at_hand["points"], at_hand["alpha"])
-            rows[f"{name}, whole surface alike"] = maps
-        for row, found in rows.items():
-            result[row] = {**accuracy(found, comparator.score(found, at_hand["alpha"]), test), "seconds": seconds}
+            rows[name] = detector.comparison.surface(maps, stored["points"], stored["alpha"])
+            rows[f"{name}, without surface statistics"] = maps
+        for row, row_maps in rows.items():
+            result[row] = {**accuracy(row_maps, comparator.score(row_maps, stored["alpha"]), test), "seconds": seconds}
     return result
 
 
 def accuracy(maps: Tensor, scores: Tensor, test: dict[str, Tensor]) -> dict[str, float]:
-    scores = scores / scores.max()  # torchmetrics takes what is above 1 for logits, whose sigmoids it cannot tell apart
+    scores = scores / scores.max()  # torchmetrics takes values above 1 for logits, whose sigmoids are all near 1
     labels, masks = test["label"], (test["mask"] > 0).int()
     aupro = AUPRO()
     scaled = (maps - maps.min()) / (maps.max() - maps.min())
-    # it sorts all pixels once a region, which takes minutes for images of 400 px
+    # AUPRO sorts all pixels once for each region, which takes minutes for images of 400 px
     coarser = max(1, maps.shape[-1] // 200)
     aupro.update(functional.avg_pool2d(scaled, coarser), functional.max_pool2d(masks.float(), coarser).int())
     return {
@@ -350,20 +354,20 @@ def main() -> None:
     parser.add_argument("--category", required=True)
     parser.add_argument("--size", type=int, default=200)
     parser.add_argument("--out", default="results/benchmark")
-    parser.add_argument("--queries", default="", help="another data set whose test images are taken, in other light")
+    parser.add_argument("--queries", default="", help="another data set, whose test images in other light are used")
     parser.add_argument("--scene", default="gaussians", choices=["gaussians", *FIELDS])
-    parser.add_argument("--steps", type=int, default=0, help="of the fit; 0 for the default")
+    parser.add_argument("--steps", type=int, default=0, help="steps of the fit; 0 for the default")
     parser.add_argument("--gaussians", type=int, default=FitSettings.max_gaussians)
     parser.add_argument("--starts", type=int, default=3)
-    parser.add_argument("--adam", type=int, default=0, help="queries that the paper's refiner is measured on")
+    parser.add_argument("--adam", type=int, default=0, help="number of queries for the paper's refiner")
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--weights", help="file with the backbone's weights")
-    parser.add_argument("--comparators", nargs="+", help="names of those to measure; all by default")
+    parser.add_argument("--comparators", nargs="+", help="names of the comparators to measure (default: all)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     result = {"fit": fit, "pose": pose, "compare": compare}[arguments.what](arguments)
     show(f"{arguments.what}: {arguments.category}, {arguments.size} px", result)
-    kept(arguments, f"{arguments.what}.json").write_text(json.dumps(result, indent=2))
+    result_path(arguments, f"{arguments.what}.json").write_text(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

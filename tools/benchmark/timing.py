@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds that a function takes, for the benchmarks beside this file."""
+"""Measurement of the seconds that a function takes, for the benchmarks in this folder."""
 
 import statistics
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def measure(function: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Median seconds of this process's CPU time and of the wall, after one call that does not count."""
+    """Measure median seconds of this process's CPU time and of wall time, after one call that does not count."""
     function()
     cpu, wall = [], []
     for _ in range(repeats):

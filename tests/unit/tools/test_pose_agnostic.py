@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's figures agree with slow definitions, finished runs are kept, and the report shows what was stored."""
+"""The benchmark's figures agree with slow definitions, finished runs are not repeated, and the report is complete."""
 
 import importlib
 import json
@@ -26,11 +26,11 @@ BACKBONE = "mobilenetv2_050"
 
 @pytest.fixture(scope="module")
 def tool():
-    """All modules of the benchmark by the last part of their names, the program itself as "main"."""
+    """Modules of the benchmark by the last part of their names; the program itself is "main"."""
     sys.path.insert(0, str(TOOLS))
     parts = ("data", "methods", "models", "report", "runs", "scores")
-    found = {part: importlib.import_module(f"pose_agnostic_{part}") for part in parts}
-    yield type("Tool", (), {**found, "main": importlib.import_module("pose_agnostic")})
+    modules = {part: importlib.import_module(f"pose_agnostic_{part}") for part in parts}
+    yield type("Tool", (), {**modules, "main": importlib.import_module("pose_agnostic")})
     sys.path.remove(str(TOOLS))
 
 
@@ -42,24 +42,24 @@ def weights(tmp_path_factory):
     return path
 
 
-def drawn(seed, good=9, bad=14):
-    """Scores of good and defective queries, some of them equal."""
+def random_scores(seed, good=9, bad=14):
+    """Make scores and labels of good and defective queries; several scores are equal."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation([0] * good + [1] * bad)
     return np.round(rng.normal(size=len(labels)) + labels, 1).tolist(), labels.tolist()
 
 
 @pytest.mark.parametrize("count", [7, 24, 69, 210])
-def test_views_are_kept_at_even_distances(tool, count):
-    assert tool.data.chosen_views(count, 0) == list(range(count))
-    for views, kept in ((0.1, max(1, round(0.1 * count))), (0.2, round(0.2 * count)), (4, 4), (count, count)):
-        chosen = tool.data.chosen_views(count, views)
-        assert len(chosen) == len(set(chosen)) == kept
-        gaps = np.diff([*chosen, chosen[0] + count])
+def test_selected_views_are_evenly_spaced(tool, count):
+    assert tool.data.select_views(count, 0) == list(range(count))
+    for views, expected in ((0.1, max(1, round(0.1 * count))), (0.2, round(0.2 * count)), (4, 4), (count, count)):
+        selected = tool.data.select_views(count, views)
+        assert len(selected) == len(set(selected)) == expected
+        gaps = np.diff([*selected, selected[0] + count])
         assert gaps.max() - gaps.min() <= 1
-        assert abs((chosen[0] + chosen[-1]) / 2 - (count - 1) / 2) <= 1
-    with pytest.raises(ValueError, match=f"{count + 1} training views are asked for, but there are {count}"):
-        tool.data.chosen_views(count, count + 1)
+        assert abs((selected[0] + selected[-1]) / 2 - (count - 1) / 2) <= 1
+    with pytest.raises(ValueError, match=f"at most {count}, the number of training views, got {count + 1}"):
+        tool.data.select_views(count, count + 1)
 
 
 def test_data_sets_are_named_by_text_or_file(tool, tmp_path, monkeypatch):
@@ -116,16 +116,16 @@ def test_layouts_of_several_lights_are_recognized(tool, tmp_path, colmap):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_interval_is_that_of_plain_resampling(tool, seed):
-    scores, labels = drawn(seed)
+def test_the_interval_equals_plain_resampling(tool, seed):
+    scores, labels = random_scores(seed)
     assert tool.scores.image_auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
     rng = np.random.default_rng(seed)
     good = [score for score, label in zip(scores, labels, strict=True) if not label]
     bad = [score for score, label in zip(scores, labels, strict=True) if label]
     good_draws, bad_draws = rng.integers(len(good), size=(300, len(good))), rng.integers(len(bad), size=(300, len(bad)))
     areas = []
-    for some, others in zip(good_draws, bad_draws, strict=True):
-        values = [good[index] for index in some] + [bad[index] for index in others]
+    for good_sample, bad_sample in zip(good_draws, bad_draws, strict=True):
+        values = [good[index] for index in good_sample] + [bad[index] for index in bad_sample]
         areas.append(roc_auc_score([0] * len(good) + [1] * len(bad), values))
     expected = np.percentile(areas, [2.5, 97.5])
     assert tool.scores.bootstrap_interval(scores, labels, seed, 300) == pytest.approx(tuple(expected))
@@ -134,25 +134,25 @@ def test_the_interval_is_that_of_plain_resampling(tool, seed):
     )
 
 
-def test_without_both_kinds_there_is_no_area(tool):
+def test_without_good_and_defective_queries_there_is_no_area(tool):
     assert tool.scores.image_auroc([1.0, 2.0], [0, 0]) is None
     assert tool.scores.bootstrap_interval([1.0, 2.0], [1, 1], 0) is None
     maps, labels = torch.rand(2, 8, 8), torch.tensor([0, 1])
     assert tool.scores.pixel_figures(maps, torch.rand(2), labels, None) == {"pixel_auroc": None, "aupro": None}
 
 
-def test_pixel_auroc_is_sklearns(tool):
+def test_pixel_auroc_equals_sklearn(tool):
     torch.manual_seed(0)
     masks = torch.zeros(4, 16, 16)
     masks[2:, 3:9, 4:8] = 1
     maps = torch.rand(4, 16, 16) + 0.4 * masks
-    found = tool.scores.pixel_figures(maps, maps.amax((1, 2)), torch.tensor([0, 0, 1, 1]), masks)
+    figures = tool.scores.pixel_figures(maps, maps.amax((1, 2)), torch.tensor([0, 0, 1, 1]), masks)
     expected = roc_auc_score(masks.flatten().int(), maps.flatten())
-    assert found["pixel_auroc"] == pytest.approx(expected, abs=2e-3)
-    assert 0 < found["aupro"] < 1
+    assert figures["pixel_auroc"] == pytest.approx(expected, abs=2e-3)
+    assert 0 < figures["aupro"] < 1
 
 
-def test_the_worst_ranked_come_first(tool):
+def test_the_worst_ranked_queries_come_first(tool):
     scores, labels = [0.1, 0.9, 0.3, 0.2, 0.8, 0.7], [0, 0, 0, 1, 1, 1]
     # the good 0.9 is above all defects, the defect 0.2 above one good query of three, the good 0.3 above one defect
     assert tool.scores.worst_ranked(scores, labels, 3) == [1, 3, 4] or tool.scores.worst_ranked(scores, labels, 2) == [
@@ -171,34 +171,34 @@ def test_pose_figures_of_known_errors(tool):
     angles = torch.tensor([0.5, 0.8, 2.0, 8.0], dtype=torch.float64)
     tangents = torch.zeros(4, 6, dtype=torch.float64)
     tangents[:, 5] = torch.deg2rad(angles)
-    turned = truth @ se3_exp(tangents)
+    rotated = truth @ se3_exp(tangents)
     shares = torch.tensor([0.5, 3.0, 0.1, 0.2], dtype=torch.float64)
     away = (truth[:, :3, 3] - center.double()).norm(dim=1)
-    turned[:, 2, 3] += shares / 100 * away
-    found = tool.scores.pose_errors(turned, truth, center)
-    np.testing.assert_allclose(found[0], angles, atol=1e-5)
-    np.testing.assert_allclose(found[1], shares, atol=1e-5)
-    figures = tool.scores.pose_figures(*found)
+    rotated[:, 2, 3] += shares / 100 * away
+    errors = tool.scores.pose_errors(rotated, truth, center)
+    np.testing.assert_allclose(errors[0], angles, atol=1e-5)
+    np.testing.assert_allclose(errors[1], shares, atol=1e-5)
+    figures = tool.scores.pose_figures(*errors)
     expected = {"within_1_deg": 0.5, "within_1_deg_1_percent": 0.25, "failed_poses": 0.25}
     assert figures == pytest.approx({**expected, "median_deg": 1.4, "median_percent": 0.35}, abs=1e-5)
     assert set(tool.scores.pose_figures([], []).values()) == {None}
 
 
-def test_baselines_see_with_the_same_network_as_the_comparison(tool, weights):
+def test_baselines_use_the_same_network_as_the_comparison(tool, weights):
     spec = tool.data.DataSpec("toy", "nowhere", "toy")
     settings = tool.methods.Settings(spec, "patchcore", backbone=BACKBONE, weights="random.pth", window=64)
     model = tool.models.baseline_model(settings, str(weights)).eval()
-    ours = FeatureExtractor(
+    extractor = FeatureExtractor(
         BACKBONE, (2, 3), weights_path=str(weights), pad_type="same", mean=(0.5,) * 3, std=(0.5,) * 3
     )
     image = torch.rand(1, 3, 64, 64)
     for transform in (model.pre_processor, model.pre_processor.transform):  # the first is what is exported
-        theirs = model.model.feature_extractor(transform(image))
-        for layer, expected in zip(("blocks.2", "blocks.4"), ours(image), strict=True):
-            torch.testing.assert_close(theirs[layer], expected, atol=1e-4, rtol=1e-4)
+        baseline_features = model.model.feature_extractor(transform(image))
+        for layer, expected in zip(("blocks.2", "blocks.4"), extractor(image), strict=True):
+            torch.testing.assert_close(baseline_features[layer], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_kept_fit_is_not_repeated(tool, tmp_path):
+def test_a_cached_fit_is_not_repeated(tool, tmp_path):
     class Fit:
         def __init__(self, steps):
             self.steps, self.progress = steps, True
@@ -215,7 +215,7 @@ def test_a_kept_fit_is_not_repeated(tool, tmp_path):
 
     def fitted(steps, images):
         scene = make_scene(3)
-        psnr = tool.models.KeptFit(Fit(steps), tmp_path)(scene, images, cameras, None, (0,))
+        psnr = tool.models.CachedFit(Fit(steps), tmp_path)(scene, images, cameras, None, (0,))
         return psnr, scene
 
     first, again = fitted(5, images), fitted(5, images)
@@ -255,7 +255,7 @@ def plan(tool, tmp_path, *words):
 
 @pytest.fixture
 def children(tool, monkeypatch):
-    """Runs that were started; each leaves a result, but for those of a method that fails."""
+    """Names of the runs that were started; each writes a result, except runs of a method that fails."""
     started = []
 
     def run_child(settings, _weights, out):
@@ -273,8 +273,8 @@ def children(tool, monkeypatch):
 
 
 def stored(settings, seed):
-    """A result as a run leaves it."""
-    scores, labels = drawn(seed)
+    """Make a result as a run stores it."""
+    scores, labels = random_scores(seed)
     queries = [
         {"file": f"kind/{index}.png", "label": label, "score": score, "angle_deg": 0.1 * index + 0.05}
         for index, (score, label) in enumerate(zip(scores, labels, strict=True))
@@ -330,10 +330,10 @@ def test_settings_survive_the_way_to_the_child(tool, tmp_path, weights):
         plan(tool, tmp_path, "--data", f"toy={tmp_path}:car", "--methods", "splatpose")
 
 
-def test_ablations_change_what_they_name(tool, tmp_path, weights):
+def test_each_ablation_changes_the_setting_in_its_name(tool, tmp_path, weights):
     settings = {
-        each.method: each
-        for each in plan(tool, tmp_path, "--weights", str(weights), "--backbone", BACKBONE, "--paper-steps", "11")
+        run.method: run
+        for run in plan(tool, tmp_path, "--weights", str(weights), "--backbone", BACKBONE, "--paper-steps", "11")
     }
 
     def detector(method):
@@ -358,7 +358,7 @@ def test_ablations_change_what_they_name(tool, tmp_path, weights):
     assert detector("piad").model.comparison.comparator.reflectance is not None
 
 
-def test_the_report_shows_what_was_stored(tool, tmp_path):
+def test_the_report_has_every_stored_run(tool, tmp_path):
     out = tmp_path / "out"
     runs = plan(tool, tmp_path, "--methods", "splatpose", "piad")
     for number, settings in enumerate(runs):
@@ -377,7 +377,7 @@ def test_the_report_shows_what_was_stored(tool, tmp_path):
     for name in pictures:
         assert np.asarray(Image.open(out / name).convert("L")).std() > 1
     lines = (out / "table.md").read_text().splitlines()
-    scores, labels = drawn(0)
+    scores, labels = random_scores(0)
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells == [
         "toy", "SplatPose", "0", "32x32", "none", "default", "24", "23 (14)",
@@ -393,20 +393,20 @@ def test_the_report_shows_what_was_stored(tool, tmp_path):
     assert ([row["method"] for row in content["rows"]], content["failed"]) == (["PIAD"], ["toy-splatpose-0"])
 
 
-def test_roc_points_are_sklearns(tool):
-    scores, labels = drawn(3)
+def test_roc_points_equal_sklearn(tool):
+    scores, labels = random_scores(3)
     false, true = tool.report.roc_points(np.array(scores), np.array(labels) > 0)
     expected = roc_curve(labels, scores, drop_intermediate=False)
     np.testing.assert_allclose(false, expected[0])
     np.testing.assert_allclose(true, expected[1])
 
 
-def test_the_true_pose_takes_the_place_of_the_search(tool):
-    known = tool.models.KnownPose()
+def test_the_true_pose_replaces_the_search(tool):
+    true_pose = tool.models.TruePose()
     pose = look_at(torch.tensor([0.0, -3, 0.4]), torch.zeros(3), torch.tensor([0.0, 0, 1]))
-    known.camera_to_world = pose
+    true_pose.camera_to_world = pose
     query = tool.models.Query(torch.rand(3, 6, 8), torch.eye(3))
-    estimate = known(None, None, query, lambda query, camera: query)
+    estimate = true_pose(None, None, query, lambda query, camera: query)
     assert torch.equal(estimate.camera.camera_to_world, pose)
     assert estimate.confidence == 1
 
@@ -421,8 +421,8 @@ def test_the_whole_benchmark_on_a_toy(tool, weights, tmp_path, capfd):
     ]  # fmt: skip
     assert tool.main.main([*words, "--data", f"gone={tmp_path}:none"]) == 1
     content = json.loads((out / "results.json").read_text())
-    found = [(row["data"], row["method"], row["views"]) for row in content["rows"]]
-    assert found == [("few", "SplatPose", 12), ("few", "Patchcore", 12)]
+    rows = [(row["data"], row["method"], row["views"]) for row in content["rows"]]
+    assert rows == [("few", "SplatPose", 12), ("few", "Patchcore", 12)]
     assert content["failed"] == ["gone-patchcore-0", "gone-splatpose-0"]
     assert "There is no category 'none'" in (out / "logs" / "gone-splatpose-0.log").read_text()
     result = json.loads((out / "runs" / "few-splatpose-0.json").read_text())
