@@ -69,6 +69,7 @@ class ExportedDetector(ExportMixin, LightningModule):
         kwargs.setdefault("opset_version", _OPSET)
         # The optimizer takes minutes for an unrolled graph, and runtimes simplify the graph again anyway.
         kwargs.setdefault("optimize", False)
+        kwargs.setdefault("verbose", False)
         with _temporary(export_root) as folder:
             written = super().to_onnx(folder, model_file_name, input_size, **kwargs)
             return _publish(written, folder, export_root)
@@ -173,7 +174,6 @@ def _publish(written: Path, folder: str, export_root: Path | str) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(written.parent.iterdir(), key=lambda path: path == written):
         path.replace(target / path.name)
-    logger.info("Exported to %s.", target / written.name)
     return target / written.name
 
 
