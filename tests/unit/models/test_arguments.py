@@ -104,6 +104,18 @@ def test_old_checkpoint_with_a_removed_argument_loads(name, value, warnings, tmp
     assert caplog.text.count(f"PIAD ignores {name}={value!r}") == warnings
 
 
+def test_old_checkpoint_with_one_network_loads_and_with_two_is_refused(tmp_path):
+    path = save_checkpoint(make_fitted(), tmp_path / "model.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"] |= {"second_backbone": "", "second_weights_path": ""}
+    torch.save(checkpoint, path)
+    assert "second_backbone" not in SplatPose.load_from_checkpoint(path, map_location="cpu").hparams
+    checkpoint["hyper_parameters"]["second_backbone"] = "test_vit"
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="compares with one network, got second_backbone='test_vit'"):
+        SplatPose.load_from_checkpoint(path, map_location="cpu")
+
+
 def test_scene_with_reflectance_channels_loads_without_the_paper_recipe(tmp_path):
     model = make_fitted(PIAD)
     model.model.scene.set_raw(with_reflectance(make_toy()).raw)

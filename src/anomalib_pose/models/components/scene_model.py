@@ -156,6 +156,10 @@ class SceneModelMixin(PoseMixin):
             if name not in self.removed_arguments:
                 msg = f"{model}.__init__() got an unexpected keyword argument {name!r}"
                 raise TypeError(msg)
+            if name == "second_backbone" and value:
+                # The statistics of a checkpoint with two networks do not match one network.
+                msg = f"This version compares with one network, got second_backbone={value!r}: fit the object again."
+                raise ValueError(msg)
             if value != self.removed_arguments[name]:
                 logger.warning("%s ignores %s=%r: this version has no such argument.", model, name, value)
         self.remove_ignored_hparams([*removed])
