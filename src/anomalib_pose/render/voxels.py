@@ -102,7 +102,7 @@ def _march_torch(voxels: Voxels, rays: Rays, step: float, jitter: Tensor) -> tup
 def _march_chunk(
     voxels: Voxels, rays: Rays, step: float, jitter: Tensor, max_samples: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Render so few rays that all their samples fit into memory."""
+    """Render a chunk of rays, small enough to hold all samples in memory."""
     top = rays.origins.new_tensor(voxels.table.shape) - 1
     enter, leave = box_interval(rays, torch.zeros_like(top), top)
     with torch.no_grad():

@@ -130,19 +130,17 @@ def _changed_surface(rendering: ToyRendering, toy: Toy, bake: Callable[[], Baked
     """
     fragments = rasterize_mesh(toy.mesh, rendering.camera)
     albedo = fragments.interpolate(toy.mesh, toy.mesh.colors)
-    old_depth, new_depth = (
-        rendering.fragments.grid(rendering.fragments.depth, 0.0),
-        fragments.grid(fragments.depth, 0.0),
-    )
-    old_color, new_color = rendering.fragments.grid(rendering.albedo, 1.0), fragments.grid(albedo, 1.0)
-    differs = ((old_depth - new_depth).abs() > _SAME_DEPTH) | ((old_color - new_color).abs().amax(2) > _SAME_COLOR)
+    good = rendering.fragments
+    depth_change = (good.grid(good.depth, 0.0) - fragments.grid(fragments.depth, 0.0)).abs()
+    color_change = (good.grid(rendering.albedo, 1.0) - fragments.grid(albedo, 1.0)).abs().amax(2)
+    differs = (depth_change > _SAME_DEPTH) | (color_change > _SAME_COLOR)
 
     def render() -> np.ndarray:
         new_samples = shade(toy.mesh, fragments, albedo, rendering.camera, rendering.light, bake())
-        unchanged = ~differs.flatten()[rendering.fragments.index]
+        unchanged = ~differs.flatten()[good.index]
         changed = differs.flatten()[fragments.index]
         samples = torch.cat([rendering.samples[unchanged], new_samples[changed]])
-        return to_bytes(resolve(_concatenate(rendering.fragments[unchanged], fragments[changed]), samples).rgb)
+        return to_bytes(resolve(_concatenate(good[unchanged], fragments[changed]), samples).rgb)
 
     s = fragments.supersampling
     area = differs.unflatten(0, (-1, s)).unflatten(2, (-1, s)).any(3).any(1).sum()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image tiles, the Gaussians that overlap them, and alpha blending of their pixels.
 
-Twin: ``anomalib_pose.render.splat_blocks``, which sorts Gaussians into blocks and blends them. The tests hold the whole
+Twin: ``anomalib_pose.render.splat_tiles``, which sorts Gaussians into tiles and blends them. The tests hold the whole
 rasterizer against its twin, see ``gaussian_rasterizer``, and the logarithm that blending uses against ``torch.log`` (to
 a relative 1e-5).
 

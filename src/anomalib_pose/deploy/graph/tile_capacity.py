@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tile capacities: how many Gaussians each part of an image holds at most, because a graph has fixed sizes.
 
-This module has no twin: ``anomalib_pose.render.splat_blocks`` uses lists of any length. With the measured capacities,
+This module has no twin: ``anomalib_pose.render.splat_tiles`` uses lists of any length. With the measured capacities,
 images differ from those without a limit by less than 1e-4 on average and by less than 0.011 in any color.
 """
 
