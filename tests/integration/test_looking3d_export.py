@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking3D with one shape baked in says in every runtime what it says in PyTorch."""
+"""Exported Looking3D, with one constant shape, agrees with PyTorch in every runtime."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ openvino = pytest.importorskip("openvino", reason="the extra openvino is not ins
 
 
 def photographs(count: int, seed: int) -> torch.Tensor:
-    """An object of noise on white: most of its cells are background, whose keys are chosen by number alone."""
+    """Create objects on white. Most cells are background, whose keys are selected by their numbers."""
     g = torch.Generator().manual_seed(seed)
     images = torch.ones(count, 3, 256, 256)
     spots = torch.nn.functional.interpolate(torch.rand(count, 3, 12, 10, generator=g), size=(130, 120), mode="bicubic")
@@ -40,26 +40,26 @@ def outputs(model: Looking3D, images: torch.Tensor) -> dict[str, np.ndarray]:
         return {name: value.numpy() for name, value in model.feed_forward(box=True)(images)._asdict().items()}
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
-    assert {*found} == {*expected} == {"pred_score", "pred_label", "anomaly_map", "pred_mask", "box"}
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
+    assert {*actual} == {*expected} == {"pred_score", "pred_label", "anomaly_map", "pred_mask", "box"}
     assert expected["anomaly_map"].max() > 0.01
     for name, value in expected.items():
         if value.dtype == bool:
-            assert np.array_equal(found[name], value)
+            assert np.array_equal(actual[name], value)
         else:
-            np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance)
+            np.testing.assert_allclose(actual[name], value, rtol=0, atol=tolerance)
 
 
-def test_the_exported_detector_is_the_model(model):
+def test_the_exported_graph_agrees_with_the_model(model):
     images = photographs(2, 3)
-    found = outputs(model, images)
+    exported = outputs(model, images)
     with torch.no_grad():
         truth = model(images)
-    np.testing.assert_allclose(found["pred_score"], truth.pred_score, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(found["anomaly_map"], truth.anomaly_map, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(exported["pred_score"], truth.pred_score, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(exported["anomaly_map"], truth.anomaly_map, rtol=0, atol=1e-6)
 
 
-def test_other_sizes_and_eight_bits_of_everything_are_refused(model, tmp_path):
+def test_other_sizes_and_full_quantization_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="photographs of 256 x 256 pixels, got input_size"):
         model.to_onnx(tmp_path, input_size=(128, 128))
     with pytest.raises(ValueError, match="matching needs its digits"):
@@ -68,14 +68,14 @@ def test_other_sizes_and_eight_bits_of_everything_are_refused(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx(model, tmp_path):
+def test_onnx_agrees_with_pytorch(model, tmp_path):
     path = model.to_onnx(tmp_path, box=True)
     session = onnxruntime.InferenceSession(str(path))
     names = [output.name for output in session.get_outputs()]
     for count in (1, 3):
         images = photographs(count, 4)
-        found = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
-        assert_same(found, outputs(model, images), 1e-4)
+        actual = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
+        assert_same(actual, outputs(model, images), 1e-4)
 
 
 @pytest.mark.slow
@@ -83,28 +83,28 @@ def test_onnx(model, tmp_path):
     ("compression", "tolerance", "megabytes"),
     [(None, 1e-4, 130), (CompressionType.FP16, 5e-3, 65), (CompressionType.INT8, 3e-2, 40)],
 )
-def test_openvino(model, tmp_path, compression, tolerance, megabytes):
+def test_openvino_agrees_with_pytorch(model, tmp_path, compression, tolerance, megabytes):
     path = Path(model.to_openvino(tmp_path, compression_type=compression, onnx_kwargs={"box": True}))
     assert 0.8 * megabytes < path.with_suffix(".bin").stat().st_size / 1e6 < megabytes
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     image = photographs(1, 5)
     expected = outputs(model, image)
-    found = compiled(image.numpy())
-    assert_same({name: found[name] for name in expected}, expected, tolerance)
-    assert [file.name for file in tmp_path.iterdir()] == ["weights"], "an export leaves nothing but its result"
+    actual = compiled(image.numpy())
+    assert_same({name: actual[name] for name in expected}, expected, tolerance)
+    assert [file.name for file in tmp_path.iterdir()] == ["weights"], "an export leaves only its result"
 
 
 @pytest.mark.slow
-def test_anomalibs_inferencers(model, tmp_path, monkeypatch):
+def test_anomalibs_inferencers_agree_with_pytorch(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     image = photographs(1, 6)[0]
     expected = outputs(model, image[None])
     by_torch = TorchInferencer(model.to_torch(tmp_path), device="cpu").predict(image)
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO would choose BF16 on some machines
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO's default is BF16 on some machines
     by_openvino = OpenVINOInferencer(Path(model.to_openvino(tmp_path)), "CPU", exact).predict(
         image.permute(1, 2, 0).numpy()
     )
-    for found in (by_torch, by_openvino):
-        np.testing.assert_allclose(np.asarray(found.pred_score).ravel(), expected["pred_score"], atol=1e-3)
-        np.testing.assert_allclose(np.asarray(found.anomaly_map).squeeze(), expected["anomaly_map"][0, 0], atol=1e-3)
+    for result in (by_torch, by_openvino):
+        np.testing.assert_allclose(np.asarray(result.pred_score).ravel(), expected["pred_score"], atol=1e-3)
+        np.testing.assert_allclose(np.asarray(result.anomaly_map).squeeze(), expected["anomaly_map"][0, 0], atol=1e-3)

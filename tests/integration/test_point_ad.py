@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PointAD's prompts through the stock commands: learned, tested, used, exported, and used without CLIP."""
+"""PointAD's prompts through anomalib's commands: train, test, predict, export, and infer without CLIP."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def data_root(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_stock_commands(data_root, tmp_path, monkeypatch):
+def test_anomalibs_commands(data_root, tmp_path, monkeypatch):
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     monkeypatch.chdir(tmp_path)
     model = ["--model", "PointAD", "--model.clip_model", str(write_small_clip(tmp_path)), "--model.pretrained", ""]
@@ -37,27 +37,36 @@ def test_the_stock_commands(data_root, tmp_path, monkeypatch):
 
     AnomalibCLI(args=["train", *model, *data, *QUICK, "--trainer.max_epochs", "2"])
     (checkpoint,) = [path for path in tmp_path.rglob("model.ckpt") if "latest" not in path.parts]
-    given = ["--ckpt_path", str(checkpoint)]
-    tested = AnomalibCLI(args=["test", *model, *data, *QUICK, *given, "--model.point_cloud_dir", "tested"])
+    checkpoint_flag = ["--ckpt_path", str(checkpoint)]
+    tested = AnomalibCLI(args=["test", *model, *data, *QUICK, *checkpoint_flag, "--model.point_cloud_dir", "tested"])
     assert tested.engine.trainer.callback_metrics["image_AUROC"] >= 0
     assert len(list(Path("tested").rglob("*.ply"))) == 6
-    AnomalibCLI(args=["predict", *model, *data, *QUICK, *given])
+    AnomalibCLI(args=["predict", *model, *data, *QUICK, *checkpoint_flag])
     clouds = list(Path("results").rglob("point_clouds/**/*.ply"))
     assert len(clouds) == 6
 
-    # all that is needed is in the checkpoint
-    export = ["export", "--model", "PointAD", *given, "--export_type", "openvino", "--compression_type", "FP16"]
+    # the checkpoint holds all arguments
+    export = [
+        "export",
+        "--model",
+        "PointAD",
+        *checkpoint_flag,
+        "--export_type",
+        "openvino",
+        "--compression_type",
+        "FP16",
+    ]
     AnomalibCLI(args=[*export, "--onnx_kwargs", '{"images": 6}', "--export_root", "exported"])
     inferencer = PointADInferencer(next(Path("exported").rglob("model.xml")), RenderSettings.of_views(5, 64))
     assert inferencer.aggregation.threshold is not None
-    loaded = anomalib_pose.PointAD.load_from_checkpoint(checkpoint)
+    loaded = anomalib_pose.PointAD.load_checkpoint_flag(checkpoint)
     module = anomalib_pose.MVTec3DRendered(data_root, "ring", "peg", views=5, size=64, num_workers=0)
     module.setup()
     for batch in module.test_dataloader():
         image = Path(batch.image_path[0])
-        found = inferencer.predict(image.parents[1] / "xyz" / f"{image.stem}.tiff", image)
+        prediction = inferencer.predict(image.parents[1] / "xyz" / f"{image.stem}.tiff", image)
         with torch.no_grad():
             expected = loaded.test_step(batch)
-        assert found.score == pytest.approx(float(expected.object_score[0]), abs=5e-3)
-        torch.testing.assert_close(found.point_map, expected.point_scores[0], rtol=0, atol=5e-3)
+        assert prediction.score == pytest.approx(float(expected.object_score[0]), abs=5e-3)
+        torch.testing.assert_close(prediction.point_map, expected.point_scores[0], rtol=0, atol=5e-3)
     assert all(read_ply_vertices(path)["score"].min() >= 0 for path in clouds)

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure Looking3D: what a query takes, and what a training learns.
+"""Measure Looking3D: seconds for each query, and learning curves.
 
     python tools/benchmark/looking3d.py time --views 20 --repeats 3 --json looking3d.json
     python tools/benchmark/looking3d.py train DATA --epochs 4 --json curve.json
 
-``time`` compares queries as published with those for which a shape is encoded once. The weights are random, which takes
-as long as published ones. Objects cover a third of their images. As published, every query encodes the views again and
-masks the keys that a cell may not attend to.
+``time`` compares the published form, which encodes the views again for every query and masks keys, with shapes that are
+encoded once. The weights are random, which does not change the time. Objects cover a third of their images.
 
-``train`` trains from random weights on a data set in BrokenChairs' layout by the settings of
-``configs/looking3d_sample.yaml``, and prints the AUROC of shapes it was not trained on as it goes. Minutes are those
-of this process's CPU time, without evaluations. Seconds are those of the wall and of CPU time, which hardly depends on
-what else is running.
+``train`` trains from random weights on a data set in BrokenChairs' layout with the settings of
+``configs/looking3d_sample.yaml``, and prints the AUROC on unseen shapes during the training. Minutes are CPU time of
+this process, without evaluations. Seconds are wall time and CPU time; CPU time hardly depends on other processes.
 """
 
 import argparse
@@ -40,7 +38,7 @@ _LOSSES = ("alignment", "task")
 
 
 def photographs(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise on white."""
+    """Create images of noise on white (count, 3, 256, 256)."""
     images = torch.ones(count, 3, 256, 256)
     images[..., 50:210, 60:196] = 0.8 * torch.rand(count, 3, 160, 136, generator=generator)
     return images
@@ -52,30 +50,30 @@ def megabytes(shape: ReferenceShape) -> float:
 
 @torch.inference_mode()
 def compare_times(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a query in all forms, printed as a table."""
+    """Time one query in all forms, and print a table."""
     generator = torch.Generator().manual_seed(0)
     model = Looking3DModel().eval()
     query, views = photographs(1, generator), photographs(arguments.views, generator)[None]
     xyz = torch.rand(1, arguments.views, 32, 32, 3, generator=generator)
     whole = model.reference(views, xyz)
     compact = whole.compact(model.topk)
-    found = {
+    seconds_by_form = {
         "as published": measure(lambda: model(query, model.reference(views, xyz), published=True), arguments.repeats),
-        "as published, views encoded before": measure(lambda: model(query, whole, published=True), arguments.repeats),
+        "as published, encoded views": measure(lambda: model(query, whole, published=True), arguments.repeats),
         "gathered, whole shape": measure(lambda: model(query, whole), arguments.repeats),
         "gathered, compact shape": measure(lambda: model(query, compact), arguments.repeats),
-        "once a shape": measure(lambda: model.reference(views, xyz).compact(model.topk), arguments.repeats),
+        "once for each shape": measure(lambda: model.reference(views, xyz).compact(model.topk), arguments.repeats),
     }
     difference = (model(query, compact).logit - model(query, whole, published=True).logit).abs().item()
     table = Table("", "CPU s", "wall s")
-    for name, seconds in found.items():
+    for name, seconds in seconds_by_form.items():
         table.add_row(name, *(f"{seconds[key]:.2f}" for key in ("cpu_median", "wall_median")))
     console.print(table)
     sizes = {"whole": megabytes(whole), "compact": megabytes(compact)}
     console.print(
         f"A shape takes {sizes['compact']:.1f} MB, whole {sizes['whole']:.1f}; logits differ by {difference:.1e}."
     )
-    return {"seconds": found, "megabytes": sizes, "logit_difference": difference}
+    return {"seconds": seconds_by_form, "megabytes": sizes, "logit_difference": difference}
 
 
 class Curve(Callback):
@@ -83,7 +81,7 @@ class Curve(Callback):
 
     Args:
         loader: of test queries.
-        every: steps between evaluations.
+        every: number of steps between evaluations.
     """
 
     def __init__(self, loader: DataLoader, every: int) -> None:
@@ -94,19 +92,19 @@ class Curve(Callback):
         self.start = time.process_time()
 
     def on_train_batch_end(self, trainer: Trainer, model: Looking3D, *_: Any) -> None:
-        """Keep the losses, evaluate now and then."""
+        """Record the losses, and evaluate at regular steps."""
         self.losses.append(tuple(float(trainer.callback_metrics[f"train_{name}_loss_step"]) for name in _LOSSES))
         if trainer.global_step % self.every == 0:
             self.evaluate(trainer.global_step, model)
 
     def on_train_end(self, trainer: Trainer, model: Looking3D) -> None:
-        """Evaluate what the training ended with."""
+        """Evaluate the final weights."""
         if trainer.global_step % self.every:
             self.evaluate(trainer.global_step, model)
 
     @torch.no_grad()
     def evaluate(self, step: int, model: Looking3D) -> None:
-        """Add a point of the curve."""
+        """Add a point to the curve."""
         before = time.process_time()
         model.eval()
         model.on_test_start()
@@ -127,7 +125,7 @@ class Curve(Callback):
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Points of the learning curve, printed as they come."""
+    """Train, print the points of the learning curve, and return them."""
     seed_everything(arguments.seed)
     settings = yaml.safe_load(_CONFIG.read_text())
     data = BrokenChairs(**{**settings["data"]["init_args"], "root": arguments.data, "num_workers": 0})
@@ -143,25 +141,25 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    times = commands.add_parser("time", help="seconds of a query")
+    times = commands.add_parser("time", help="seconds for each query")
     times.add_argument("--views", type=int, default=20, help="reference views of the shape")
-    times.add_argument("--repeats", type=int, default=3, help="runs that the median is taken of")
+    times.add_argument("--repeats", type=int, default=3, help="number of runs, of which the median is reported")
     times.set_defaults(run=compare_times)
-    learning = commands.add_parser("train", help="learning curve on shapes that are not trained on")
+    learning = commands.add_parser("train", help="learning curve on unseen shapes")
     learning.add_argument("data", type=Path, help="data set, as anomalib-pose sample chairs writes it")
     learning.add_argument("--epochs", type=int, default=4, help="length of the training")
-    learning.add_argument("--every", type=int, default=100, help="steps between points of the curve")
-    learning.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    learning.add_argument("--every", type=int, default=100, help="steps between evaluations")
+    learning.add_argument("--seed", type=int, default=0, help="random seed of weights, order and augmentation")
     learning.set_defaults(run=train)
     for command in (times, learning):
-        command.add_argument("--threads", type=int, default=1, help="of PyTorch")
-        command.add_argument("--json", type=Path, help="file to write the numbers to")
+        command.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+        command.add_argument("--json", type=Path, help="output file of the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    found = arguments.run(arguments)
+    results = arguments.run(arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+        arguments.json.write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure mutual scoring of clouds: python tools/benchmark/mutual.py DATA --category cable_gland --weights FILE.
 
-DATA is a folder in raw MVTec 3D-AD's layout. Features of views and photographs are read once; then each setting scores
-the whole test set. The figures are transductive: they depend on the set. ``--weights`` takes MobileNetV2's as
-TensorFlow has them; without it timm downloads those of ``--backbone``.
+DATA is a folder in raw MVTec 3D-AD's layout. Features of views and photographs are computed once; then each setting
+scores the whole test set. The figures are transductive: they depend on the set. ``--weights`` takes a file with
+TensorFlow's weights of MobileNetV2; without it timm downloads the weights of ``--backbone``.
 """
 
 import argparse
@@ -33,29 +33,29 @@ from anomalib_pose.models.point_ad.mutual import MutualScorer, MutualSettings
 TENSORFLOW: dict[str, Any] = {"pad_type": "same", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
-class KeptFeatures(torch.nn.Module):
-    """Features of all stages of images that stay in memory, computed once; gives those stages that are asked for."""
+class CachedFeatures(torch.nn.Module):
+    """Computes the features of all stages once for each image in memory, and returns the selected stages."""
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         super().__init__()
         self.extractor = extractor
-        self.chosen = extractor.layers
-        self.kept: dict[int, list[Tensor]] = {}
+        self.selected = extractor.layers
+        self.cache: dict[int, list[Tensor]] = {}
         self.seconds = 0.0
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The chosen stages of images (n, 3, h, w)."""
-        place = images.data_ptr()
-        if place not in self.kept:
+        """Return the selected stages of images (n, 3, h, w)."""
+        key = images.data_ptr()
+        if key not in self.cache:
             start = time.perf_counter()
-            self.kept[place] = [layer.half() for layer in self.extractor(images)]
+            self.cache[key] = [layer.half() for layer in self.extractor(images)]
             self.seconds += time.perf_counter() - start
-        return [self.kept[place][self.extractor.layers.index(layer)] for layer in self.chosen]
+        return [self.cache[key][self.extractor.layers.index(layer)] for layer in self.selected]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of the table."""
+    """One row of the table."""
 
     name: str
     layers: tuple[int, ...] = (2, 3)
@@ -64,7 +64,7 @@ class Setting:
     top_fraction: float = 0.0
 
 
-def settings(wanted: list[str]) -> list[Setting]:
+def settings(names: list[str]) -> list[Setting]:
     base = Setting("default")
     plain = MutualSettings()
     rows = [
@@ -82,36 +82,36 @@ def settings(wanted: list[str]) -> list[Setting]:
         replace(base, name="top 5 %", top_fraction=0.05),
         replace(base, name="background too", mutual=replace(plain, foreground_only=False)),
     ]
-    return [row for row in rows if not wanted or row.name in wanted]
+    return [row for row in rows if not names or row.name in names]
 
 
-def measure(setting: Setting, batches: list[Any], features: KeptFeatures) -> dict[str, float]:
-    """Figures of one setting, without and with photographs; features are read before."""
+def measure(setting: Setting, batches: list[Any], features: CachedFeatures) -> dict[str, float]:
+    """Measure one setting, without and with photographs, with cached features."""
     results = {}
-    features.chosen = setting.layers
+    features.selected = setting.layers
     for name, fused in (("views", False), ("with photograph", True)):
         scorer = MutualScorer(features, replace(setting.mutual, fuse_rgb=fused))
         before, start = features.seconds, time.perf_counter()
         scorer.collect(batches, torch.device("cpu"), progress=False)
-        found = []
+        objects = []
         for batch in batches:
             (scores,) = scorer.score_images(batch)
-            found.append(object_scores(scores, grid_of(batch, 0), setting.smoothing, setting.top_fraction))
+            objects.append(object_scores(scores, grid_of(batch, 0), setting.smoothing, setting.top_fraction))
         seconds = time.perf_counter() - start - (features.seconds - before)
-        maps = torch.stack([each.point_map for each in found])
-        scores_found = torch.stack([each.score for each in found])
-        figures = evaluate(batches, maps, scores_found) | {"s/cloud": seconds / len(batches)}
+        maps = torch.stack([result.point_map for result in objects])
+        scores_of_objects = torch.stack([result.score for result in objects])
+        figures = evaluate(batches, maps, scores_of_objects) | {"s/cloud": seconds / len(batches)}
         results |= {f"{name}: {key}": value for key, value in figures.items()}
     return results
 
 
 def evaluate(batches: list[Any], maps: Tensor, scores: Tensor) -> dict[str, float]:
-    """Image AUROC and AP, AUROC of points, AUPRO."""
+    """Compute image AUROC and AP, AUROC of points, and AUPRO."""
     labels = torch.cat([batch.gt_label for batch in batches]).int().numpy()
     masks, valid = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("gt_mask", "valid"))
     aupro = AUPRO(fields=["anomaly_map", "gt_mask"])
-    for truth, found in zip(masks, maps, strict=True):
-        aupro.update(CloudBatch(image=torch.zeros(1, 3, 8, 8), gt_mask=truth[None], anomaly_map=found[None]))
+    for mask, point_map in zip(masks, maps, strict=True):
+        aupro.update(CloudBatch(image=torch.zeros(1, 3, 8, 8), gt_mask=mask[None], anomaly_map=point_map[None]))
     return {
         "AUROC": float(roc_auc_score(labels, scores.numpy())),
         "AP": float(average_precision_score(labels, scores.numpy())),
@@ -123,14 +123,14 @@ def evaluate(batches: list[Any], maps: Tensor, scores: Tensor) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the data set")
-    parser.add_argument("--category", required=True, help="folder of one object")
-    parser.add_argument("--weights", default="", help="file with MobileNetV2's weights as TensorFlow has them")
+    parser.add_argument("--category", required=True, help="category of the data set")
+    parser.add_argument("--weights", default="", help="file with TensorFlow's weights of MobileNetV2")
     parser.add_argument("--backbone", default="mobilenetv2_100.ra_in1k", help="timm name of the network")
-    parser.add_argument("--views", type=int, default=9, help="5, 9 or 11")
+    parser.add_argument("--views", type=int, default=9, help="number of views: 5, 9 or 11")
     parser.add_argument("--size", type=int, default=336, help="width and height of the views")
-    parser.add_argument("--settings", nargs="*", default=[], help="names of settings, as in the table; all without")
-    parser.add_argument("--threads", type=int, default=1, help="threads")
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--settings", nargs="*", default=[], help="names of settings, as in the table; default: all")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    parser.add_argument("--json", type=Path, help="output file of the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     extractor = FeatureExtractor(
@@ -140,12 +140,12 @@ def main() -> None:
         arguments.data, arguments.category, None, views=arguments.views, size=arguments.size, num_workers=0
     )
     data.setup()
-    batches = list(track(DataLoader(data.test_data, 1, collate_fn=CloudBatch.collate), "Drawing", transient=True))
-    features = KeptFeatures(extractor)
+    batches = list(track(DataLoader(data.test_data, 1, collate_fn=CloudBatch.collate), "Rendering", transient=True))
+    features = CachedFeatures(extractor)
     for batch in track(batches, "Reading features", transient=True):
         features(batch.views[0])
         features(batch.image[0][None])
-    logging.getLogger("anomalib_pose").setLevel(logging.ERROR)  # it says for each setting that it is transductive
+    logging.getLogger("anomalib_pose").setLevel(logging.ERROR)  # each setting would log that it is transductive
     rows = {}
     for setting in track(settings(arguments.settings), "Scoring", transient=True):
         rows[setting.name] = measure(setting, batches, features)

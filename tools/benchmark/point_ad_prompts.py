@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time a step of learning PointAD's prompts from cached features, and what a class takes on this CPU.
+"""Time a training step of PointAD's prompts on cached features, and estimate the training of a category.
 
     python tools/benchmark/point_ad_prompts.py --threads 1 --json prompts.json
 
-Weights and features are random, which takes as long as true ones; the text tower and all sizes are those of the model.
-Seconds are those of the wall and of this process's CPU time, which hardly depends on what else is running. As
-published, the text tower reads 77 tokens; the image tower, which then runs in every step too, is not timed here.
+Weights and features are random, which does not change the time. The text tower and all sizes are those of the model.
+Seconds are wall time and CPU time of this process; CPU time hardly depends on other processes. In the published program
+the text tower reads 77 tokens, and the image tower runs in every step too; the image tower is not timed here.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from anomalib_pose.models.point_ad.training import prompt_loss, prompt_optimizer
 
 
 def text_tower(model: str) -> tuple[TextTower, int, int, int]:
-    """The text tower of a model with a dwarf of an image tower; size and patches of images, and width of features."""
+    """Create a model's text tower; also return image size, patches along a side, and width of the features."""
     configuration = open_clip.get_model_config(model)
     size, patch = (configuration["vision_cfg"][key] for key in ("image_size", "patch_size"))
     configuration["vision_cfg"] = {"layers": 1, "width": 64, "patch_size": patch, "image_size": patch}
@@ -39,7 +39,7 @@ def text_tower(model: str) -> tuple[TextTower, int, int, int]:
 def sample(
     objects: int, views: int, size: int, patches: int, width: int, fill: float, generator: torch.Generator
 ) -> tuple[ClipFeatures, CloudTargets]:
-    """Random objects of which a share of the grid's cells hold a point, which about half of the views show."""
+    """Create random objects; a fraction of the cells holds a point, and about half of the views show each point."""
     cells = size * size
     valid = torch.rand(objects, cells, generator=generator) < fill
     features = ClipFeatures(
@@ -59,15 +59,15 @@ def sample(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-L-14-336", help="name of open_clip")
-    parser.add_argument("--objects", type=int, default=4, help="in a step")
-    parser.add_argument("--views", type=int, default=9, help="of an object")
-    parser.add_argument("--fill", type=float, default=0.3, help="share of the grid's cells that hold a point")
-    parser.add_argument("--class-size", type=int, default=131, help="objects of the class to learn from (cookie: 131)")
-    parser.add_argument("--epochs", type=int, default=15, help="of the class")
-    parser.add_argument("--repeats", type=int, default=3, help="runs that the median is taken of")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
-    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    parser.add_argument("--model", default="ViT-L-14-336", help="name of a model in open_clip")
+    parser.add_argument("--objects", type=int, default=4, help="objects in one step")
+    parser.add_argument("--views", type=int, default=9, help="views of each object")
+    parser.add_argument("--fill", type=float, default=0.3, help="fraction of the grid's cells that hold a point")
+    parser.add_argument("--class-size", type=int, default=131, help="objects of the training category (cookie: 131)")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs of a training")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs, of which the median is reported")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    parser.add_argument("--json", type=Path, help="output file of the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -91,25 +91,25 @@ def main() -> None:
         prompt_loss(text, prompts, features, targets).total.backward()
         optimizer.step()
 
-    found = {
+    seconds_by_part = {
         "text tower, as published": measure(whole_text, arguments.repeats),
         "text tower, to the ends": measure(lambda: direction(prompts(text)).sum().backward(), arguments.repeats),
         "losses": measure(losses, arguments.repeats),
         "whole step": measure(step, arguments.repeats),
     }
     table = Table("forward and backward", "CPU s", "wall s")
-    for name, seconds in found.items():
+    for name, seconds in seconds_by_part.items():
         table.add_row(name, *(f"{seconds[key]:.2f}" for key in ("cpu_median", "wall_median")))
     console = Console()
     console.print(table)
     steps = math.ceil(arguments.class_size / arguments.objects) * arguments.epochs
-    minutes = {key: steps * seconds / 60 for key, seconds in found["whole step"].items()}
+    minutes = {key: steps * seconds / 60 for key, seconds in seconds_by_part["whole step"].items()}
     console.print(
-        f"A class of {arguments.class_size} objects takes {steps} steps in {arguments.epochs} epochs: "
+        f"A category of {arguments.class_size} objects takes {steps} steps in {arguments.epochs} epochs: "
         f"{minutes['cpu_median']:.0f} minutes of CPU time, {minutes['wall_median']:.0f} of the wall."
     )
     if arguments.json:
-        numbers = {"seconds": found, "steps": steps, "minutes": minutes}
+        numbers = {"seconds": seconds_by_part, "steps": steps, "minutes": minutes}
         arguments.json.write_text(json.dumps(numbers, indent=2))
 
 

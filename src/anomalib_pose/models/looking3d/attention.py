@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of attention over a query's cells and those of the reference; the names are those of the published weights."""
+"""Attention blocks over query cells and reference cells; parameter names are those of the published weights."""
 
 import math
 
@@ -12,17 +12,18 @@ from anomalib_pose.models.looking3d.encoder import CHANNELS
 WIDTH = 512
 """Channels of a token."""
 HEADS = 8
+"""Number of attention heads."""
 CONTEXT = 2 * CHANNELS
-"""Channels of a reference cell: its feature and the code of its position."""
+"""Channels of a reference cell: its feature and its position code."""
 _CHUNK = 128
-"""Query cells that are attended for at once: what they gather stays in the processor's cache."""
+"""Query cells in one step: the reference cells that they gather fit in the processor's cache."""
 
 
 class Attention(nn.Module):
     """Attention with eight heads.
 
     Args:
-        context: channels of what is attended to.
+        context: channels of the context.
     """
 
     def __init__(self, context: int) -> None:
@@ -33,55 +34,58 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(WIDTH, WIDTH))
 
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What queries read from the context (B, n, 512).
+        """Attend to a context (B, n, 512).
 
         Args:
             queries: tokens (B, n, 512).
-            context: what is attended to (B or 1, M, C).
-            mask: true where a query may attend to a key (B, n, M), or None for everywhere.
+            context: reference cells or tokens (B or 1, M, C).
+            mask: true where a query may attend to a key (B, n, M); None for everywhere.
         """
         q, k, v = (_heads(part) for part in (self.to_q(queries), self.to_k(context), self.to_v(context)))
-        read = functional.scaled_dot_product_attention(
+        attended = functional.scaled_dot_product_attention(
             q,
             k.expand(q.shape[0], -1, -1, -1),
             v.expand(q.shape[0], -1, -1, -1),
             None if mask is None else mask[:, None],
         )
-        return self.to_out(read.transpose(1, 2).flatten(2))
+        return self.to_out(attended.transpose(1, 2).flatten(2))
 
     def absorbed(self, queries: Tensor, gathered: Tensor) -> Tensor:
-        """The same where every query has a context of its own, (B, n, 512).
+        r"""Attend to a context of each query's own (B, n, 512), with the same result as ``forward``.
 
-        The matrices of keys and values are applied to the few queries instead of the many keys:
-        ``q (C K)' = (q K') C'`` and ``a (C V) = (a C) V``. Nothing of the context is then to be projected or stored.
+        The matrices K of keys and V of values are applied to the few queries instead of the many context cells C:
+
+        .. math:: q (C K)^T = (q K^T) C^T, \qquad a (C V) = (a C) V
+
+        The context is therefore neither projected nor stored.
 
         Args:
             queries: tokens (B, n, 512).
-            gathered: what each query attends to (B, n, k, C), or (B or 1, 1, M, C) for all of them.
+            gathered: context of each query (B, n, k, C), or one context (B or 1, 1, M, C) for all queries.
         """
         channels = gathered.shape[-1]
         q = self.to_q(queries).unflatten(-1, (HEADS, -1))
         keys, values = (part.weight.view(HEADS, -1, channels) for part in (self.to_k, self.to_v))
-        wanted = torch.einsum("bnhd,hdc->bnhc", q, keys) / math.sqrt(q.shape[-1])
-        weights = (wanted @ gathered.transpose(-1, -2)).softmax(-1)
-        read = torch.einsum("bnhc,hdc->bnhd", weights @ gathered, values)
-        return self.to_out(read.flatten(-2))
+        scaled_queries = torch.einsum("bnhd,hdc->bnhc", q, keys) / math.sqrt(q.shape[-1])
+        weights = (scaled_queries @ gathered.transpose(-1, -2)).softmax(-1)
+        attended = torch.einsum("bnhc,hdc->bnhd", weights @ gathered, values)
+        return self.to_out(attended.flatten(-2))
 
 
 def _heads(tokens: Tensor) -> Tensor:
-    """(B, n, 512) as (B, 8, n, 64)."""
+    """Split tokens (B, n, 512) by heads: (B, 8, n, 64)."""
     return tokens.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
 class GatedUnit(nn.Module):
-    """Linear map whose one half is gated by the other through a GELU."""
+    """Linear map; one half of its output is multiplied by the GELU of the other half (GEGLU)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.proj = nn.Linear(WIDTH, 8 * WIDTH)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens of four times the width.
+        """Compute tokens of four times the width (..., 2048).
 
         Args:
             tokens: (..., 512).
@@ -91,20 +95,20 @@ class GatedUnit(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated unit and linear map."""
+    """Gated unit, then linear map."""
 
     def __init__(self) -> None:
         super().__init__()
-        # the middle is where the published network drops nothing out
+        # the identity stands for the published dropout with probability 0, so that names agree
         self.net = nn.Sequential(GatedUnit(), nn.Identity(), nn.Linear(4 * WIDTH, WIDTH))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., 512)."""
+        """Compute tokens (..., 512) from tokens (..., 512)."""
         return self.net(tokens)
 
 
 class Block(nn.Module):
-    """Self-attention, attention to the reference, feed-forward, each on normalized tokens and added to them."""
+    """Pre-norm transformer block: self-attention, attention to the reference, feed-forward, each with a residual."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,59 +117,59 @@ class Block(nn.Module):
         self.attn2 = Attention(CONTEXT)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(WIDTH) for _ in range(3))
 
-    def read_tokens(self, tokens: Tensor, rows: int | None = None) -> Tensor:
-        """The first ``rows`` tokens, or all, after self-attention to all of them (B, n, 512).
+    def self_attend(self, tokens: Tensor, rows: int | None = None) -> Tensor:
+        """Apply self-attention and return the first ``rows`` tokens (B, rows, 512).
 
         Args:
             tokens: class token and query cells (B, 1 + g * g, 512).
-            rows: number of tokens that are wanted, or None for all.
+            rows: number of tokens to return; None for all.
         """
         normed = self.norm1(tokens)
         return tokens[:, :rows] + self.attn1(normed[:, :rows], normed)
 
     def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        """All tokens, as published: keys that a token may not attend to are masked.
+        """Compute all tokens as published, by masking the keys that a token must not attend to.
 
         Args:
             tokens: class token and query cells (B, 1 + g * g, 512).
             context: reference cells (B or 1, M, 256).
-            mask: true where a token may attend to a key (B, 1 + g * g, M), or None for everywhere.
+            mask: true where a token may attend to a key (B, 1 + g * g, M); None for everywhere.
         """
-        tokens = self.read_tokens(tokens)
+        tokens = self.self_attend(tokens)
         tokens = tokens + self.attn2(self.norm2(tokens), context, mask)
         return tokens + self.ff(self.norm3(tokens))
 
     def gathered(self, tokens: Tensor, context: Tensor, keys: Tensor) -> Tensor:
-        """The same with the context gathered that each query cell attends to.
+        """Compute all tokens by gathering the keys of each query cell, with the same result as ``forward``.
 
         Args:
             tokens: class token and query cells (B, 1 + g * g, 512).
             context: reference cells (B or 1, M, 256).
             keys: numbers of the reference cells that each query cell attends to (B, g * g, k).
         """
-        tokens = self.read_tokens(tokens)
+        tokens = self.self_attend(tokens)
         normed = self.norm2(tokens)
-        read = [self.attn2.absorbed(normed[:, :1], context[:, None])]
+        attended = [self.attn2.absorbed(normed[:, :1], context[:, None])]
         for start in range(0, keys.shape[1], _CHUNK):
-            chosen = _gather(context, keys[:, start : start + _CHUNK])
-            read.append(self.attn2.absorbed(normed[:, 1 + start : 1 + start + _CHUNK], chosen))
-        tokens = tokens + torch.cat(read, 1)
+            cells = _gather(context, keys[:, start : start + _CHUNK])
+            attended.append(self.attn2.absorbed(normed[:, 1 + start : 1 + start + _CHUNK], cells))
+        tokens = tokens + torch.cat(attended, 1)
         return tokens + self.ff(self.norm3(tokens))
 
     def class_token(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """The class token alone (B, 1, 512), which attends to everything.
+        """Compute only the class token (B, 1, 512), which attends to everything.
 
         Args:
             tokens: class token and query cells (B, 1 + g * g, 512).
             context: reference cells (B or 1, M, 256).
         """
-        token = self.read_tokens(tokens, 1)
+        token = self.self_attend(tokens, 1)
         token = token + self.attn2.absorbed(self.norm2(token), context[:, None])
         return token + self.ff(self.norm3(token))
 
 
 def _gather(context: Tensor, keys: Tensor) -> Tensor:
-    """Rows ``keys`` (B, n, k) of the context (B or 1, M, C): (B, n, k, C)."""
+    """Select rows ``keys`` (B, n, k) of the context (B or 1, M, C): (B, n, k, C)."""
     if len(context) == 1:
         return context[0][keys]
     return torch.stack([rows[index] for rows, index in zip(context, keys, strict=True)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published and converted weights of Looking3D, read without running anything that a file may hold."""
+"""Published and converted weights of Looking3D, read without executing code from a file."""
 
 import logging
 from pathlib import Path
@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("encoder", "projector", "attention_decoder")
 AVERAGES = ("encoder_ema", "projector_ema")
-"""Moving averages, which only training needs."""
+"""Moving averages, needed only for training."""
 
-_NEVER_USED = (
+_UNUSED = (
     "fpn.inner_blocks.0.",
     "fpn.layer_blocks.0.",
     "conv1x1_mask.",
@@ -25,56 +25,57 @@ _NEVER_USED = (
     "pose_to_3d_emb.",
     "crossatten.norm.",
 )
+"""Prefixes of published entries that the published network never reads."""
 
 Weights = dict[str, dict[str, Tensor]]
 """A state dict for each part."""
 
 
-def used(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict by our names, without what the published network holds but never reads.
+def used_entries(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Select the used entries of a published state dict and give them this package's names.
 
-    These are the finest level of the feature pyramid, the mask head, three tables of positions that were never applied
-    and a normalization that is skipped. Old versions of torchvision name the pyramid's convolutions one word shorter.
+    Unused are the finest level of the feature pyramid, the mask head, three tables of positions and one normalization.
+    Old versions of torchvision omit one word in the names of the pyramid's convolutions.
 
     Args:
         weights: state dict of one part.
     """
-    kept = {}
+    selected = {}
     for name, value in weights.items():
-        if name.startswith(_NEVER_USED):
+        if name.startswith(_UNUSED):
             continue
         words = name.split(".")
         if words[0] == "fpn" and len(words) == 4:
             words.insert(3, "0")
-        kept[".".join(words)] = value
-    return kept
+        selected[".".join(words)] = value
+    return selected
 
 
 def read_checkpoint(path: str | Path) -> Weights:
-    """State dicts of the parts: encoder, projector, decoder and, if the file has them, the moving averages.
+    """Read the state dicts of encoder, projector and decoder, and of the moving averages if the file has them.
 
     Args:
-        path: the published ``model.pt``, or what ``anomalib-pose convert-checkpoint`` made of it.
+        path: the published ``model.pt``, or its conversion by ``anomalib-pose convert-checkpoint``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it does not hold these parts, or more than tensors.
+        ValueError: if the file does not hold these parts, or holds objects other than tensors.
     """
-    given = read_weights(path, "weights of Looking3D")
-    found = sorted(map(str, given)) if isinstance(given, dict) else type(given).__name__
-    if not isinstance(given, dict) or not {*PARTS} <= {*given} <= {*PARTS, *AVERAGES}:
+    content = read_weights(path, "weights of Looking3D")
+    if not isinstance(content, dict) or not {*PARTS} <= {*content} <= {*PARTS, *AVERAGES}:
+        holds = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         msg = (
             f"{path} should hold the state dicts {', '.join(PARTS)} and perhaps {' and '.join(AVERAGES)}, found "
-            f"{found}: give Looking3D's published model.pt, or what anomalib-pose convert-checkpoint made of it."
+            f"{holds}. Give Looking3D's published model.pt, or its conversion by anomalib-pose convert-checkpoint."
         )
         raise ValueError(msg)
-    return {part: used(weights) for part, weights in given.items()}
+    return {part: used_entries(weights) for part, weights in content.items()}
 
 
 def load_part(module: nn.Module, weights: dict[str, Tensor], part: str) -> None:
-    """Fill in one part; every name has to fit.
+    """Load the weights of one part; every name and shape must fit.
 
-    A query's positions, which no published weights know, keep what they have.
+    The linear map of the query's position encodings, which published weights lack, keeps its values.
 
     Args:
         module: the part.
@@ -90,14 +91,14 @@ def load_part(module: nn.Module, weights: dict[str, Tensor], part: str) -> None:
     if wrong:
         msg = (
             f"The weights of Looking3D's {part} do not fit: {len(wrong)} entries are missing, unknown or of another "
-            f"shape, {wrong[0]!r} first. Is this another network, or another version of it?"
+            f"shape, {wrong[0]!r} first. Check that the file belongs to this network."
         )
         raise ValueError(msg)
     module.load_state_dict(weights)
 
 
 def modules() -> dict[str, nn.Module]:
-    """A new network of every part, to hold weights against."""
+    """Create a network of each part, to check weights against."""
     return {
         "encoder": Encoder(),
         "projector": Projector(),
@@ -108,25 +109,25 @@ def modules() -> dict[str, nn.Module]:
 
 
 def convert(source: str | Path, target: str | Path, *, training: bool = False) -> None:
-    """Write what inference needs of a published file; the target is there whole or not at all.
+    """Write the part of a published file that inference needs, completely or not at all.
 
     Args:
         source: the published ``model.pt``.
         target: file to write.
-        training: keep the moving averages too, to train on.
+        training: keep the moving averages too, to continue training.
 
     Raises:
-        FileNotFoundError: if there is no source.
-        ValueError: if the source does not hold the weights of this network, or no averages though they are wanted.
+        FileNotFoundError: if the source does not exist.
+        ValueError: if the source does not hold the weights of this network, or lacks averages that ``training`` needs.
     """
     weights = read_checkpoint(source)
     missing = [part for part in AVERAGES if part not in weights]
     if training and missing:
-        msg = f"{source} should hold {' and '.join(AVERAGES)} to train on, but {missing[0]} is missing."
+        msg = f"{source} should hold {' and '.join(AVERAGES)} to continue training, but {missing[0]} is missing."
         raise ValueError(msg)
-    kept = {part: weights[part] for part in (*PARTS, *(AVERAGES if training else ()))}
+    selected = {part: weights[part] for part in (*PARTS, *(AVERAGES if training else ()))}
     for part, module in modules().items():
-        if part in kept:
-            load_part(module, kept[part], part)
-    target = write_weights(target, kept)
+        if part in selected:
+            load_part(module, selected[part], part)
+    target = write_weights(target, selected)
     logger.info("Wrote %s: %.1f MB, was %.1f MB.", target, *(Path(p).stat().st_size / 1e6 for p in (target, source)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The correspondence-guided attention decoder and its heads; the names are those of the published weights."""
+"""Correspondence-guided attention decoder and its heads; parameter names are those of the published weights."""
 
 import itertools
 from typing import cast
@@ -12,10 +12,11 @@ from anomalib_pose.models.looking3d.attention import WIDTH, Block
 from anomalib_pose.models.looking3d.encoder import CHANNELS, GRID
 
 _FREQUENCIES = 10
+"""Number of frequencies of the position code."""
 
 
 def position_code(points: Tensor) -> Tensor:
-    """Coordinates with sines and cosines of twice, four times, ... themselves, (..., 63) (section 4.3).
+    r"""Encode 3D positions (..., 63): :math:`[x, \sin(2^j x), \cos(2^j x)]` for j = 0..9 (section 4.3).
 
     Args:
         points: coordinates (..., 3) in the frame of the mesh.
@@ -27,7 +28,7 @@ def position_code(points: Tensor) -> Tensor:
 
 
 def grid_code(grid: int = GRID) -> Tensor:
-    """Sines and cosines of row and column of every cell, (g * g, 128), the same at the same place on every grid.
+    """Encode row and column of each cell by sines and cosines (g * g, 128), equal at equal places of all grids.
 
     Args:
         grid: cells along a side.
@@ -39,7 +40,7 @@ def grid_code(grid: int = GRID) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """Three blocks between two linear maps."""
+    """Three blocks between two linear maps, 128 to 512 to 128 channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class Head(nn.Module):
     """Linear maps with ReLU between them.
 
     Args:
-        widths: channels before, between and after the maps.
+        widths: channels at the input, between the maps, and at the output.
     """
 
     def __init__(self, *widths: int) -> None:
@@ -65,7 +66,7 @@ class Head(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output of the last map."""
+        """Compute the output of the last map."""
         *hidden, last = self.layers
         for layer in hidden:
             x = layer(x).relu()
@@ -76,8 +77,8 @@ class Decoder(nn.Module):
     """Correspondence-guided attention: query cells attend to the reference cells they match (section 4.3).
 
     Args:
-        query_position: tell the query's cells where they are, which the paper does not. The map that does it starts at
-            zero, so published weights say with it what they say without.
+        query_position: add position encodings to the query's cells; the paper has none. Their linear map starts at
+            zero, so that published weights have equal outputs with and without it.
         grid: cells along a side.
     """
 
@@ -100,22 +101,22 @@ class Decoder(nn.Module):
             self.register_buffer("cell_code", grid_code(grid), persistent=False)
 
     def context(self, features: Tensor, xyz: Tensor) -> Tensor:
-        """What is attended to: features of reference cells beside the code of their positions (..., M, 256).
+        """Concatenate features and position codes of reference cells (..., M, 256).
 
         Args:
             features: (..., M, 128).
             xyz: coordinates in the frame of the mesh (..., M, 3), -1 where a cell is empty.
         """
-        # half precision has no digits left at the highest frequency
+        # half precision is too coarse for the highest frequency
         code = self.map_to_pos_enc(position_code(xyz.float()))
         return torch.cat([features, code.to(features)], -1)
 
     def tokens(self, features: Tensor, places: Tensor | None = None) -> Tensor:
-        """Class token and query cells (B, 1 + n, 512).
+        """Compose the class token and the tokens of query cells (B, 1 + n, 512).
 
         Args:
             features: of the query's cells (B, n, 128).
-            places: numbers of these cells (B, n), or None for all in their order.
+            places: numbers of these cells (B, n); None for all cells in order.
         """
         token = self.token.weight.expand(features.shape[0], 1, -1).to(features)
         tokens = self.crossatten.proj_in(torch.cat([token, features], 1))
@@ -127,12 +128,12 @@ class Decoder(nn.Module):
     def forward(
         self, features: Tensor, context: Tensor, keys: Tensor | None, places: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Logits (B,) and boxes before the sigmoid (B, 4), without computing what does not reach them.
+        """Compute logits (B,) and boxes before the sigmoid (B, 4); skip tokens that do not influence them.
 
         Args:
             features: of the query's cells (B, n, 128).
             context: of the reference's cells (B or 1, M, 256).
-            keys: numbers of the reference cells that each query cell attends to (B, n, k), or None for all.
+            keys: numbers of the reference cells that each query cell attends to (B, n, k); None for all.
             places: see ``tokens``.
         """
         *blocks, last = self.crossatten.blocks
@@ -144,9 +145,9 @@ class Decoder(nn.Module):
     def published(
         self, features: Tensor, context: Tensor, keys: Tensor | None, places: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What ``forward`` gives, computed as published: every key masked or not, every row of every block.
+        """Compute the result of ``forward`` in the published form: masked keys, all rows of all blocks.
 
-        It defines what the faster form must give; it takes several times as long and as much memory.
+        This form defines the correct result. It needs several times the time and memory of ``forward``.
 
         Args:
             features: see ``forward``.
@@ -157,7 +158,7 @@ class Decoder(nn.Module):
         mask = None
         if keys is not None:
             mask = torch.zeros(*keys.shape[:2], context.shape[1], dtype=torch.bool, device=keys.device)
-            # the class token sees everything
+            # the class token attends to everything
             mask = functional.pad(mask.scatter(2, keys, value=True), (0, 0, 1, 0), value=True)
         tokens = self.tokens(features, places)
         for block in self.crossatten.blocks:
@@ -165,7 +166,7 @@ class Decoder(nn.Module):
         return self.heads(self.crossatten.proj_out(tokens)[:, 0])
 
     def heads(self, token: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B,) and boxes before the sigmoid (B, 4).
+        """Compute logits (B,) and boxes before the sigmoid (B, 4).
 
         Args:
             token: class token (B, 128).

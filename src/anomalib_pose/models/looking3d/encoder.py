@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature network and projector that queries and reference views share; names as in the published weights."""
+"""Encoder and projector, shared by queries and reference views; names are those of the published weights."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torchvision.models import resnet18
 from anomalib_pose.weights import misfits, read_weights
 
 CHANNELS = 128
-"""Of a feature."""
+"""Channels of a feature."""
 IMAGE_SIZE = 256
 """Side in pixels of queries and views."""
 CELL = 8
@@ -22,9 +22,9 @@ DESCRIPTOR = 256
 
 
 class FeaturePyramid(nn.Module):
-    """Feature pyramid network over the last three stages of a ResNet, nearest-neighbor upsampling.
+    """Feature pyramid network over the last three stages of a ResNet, with nearest-neighbor upsampling.
 
-    The levels are numbered as in a pyramid over all four stages, whose finest level nothing reads.
+    The levels are numbered as in the published pyramid over all four stages; its finest level is never used.
 
     Args:
         widths: channels of the three stages, fine to coarse.
@@ -46,7 +46,7 @@ class FeaturePyramid(nn.Module):
                 nn.init.zeros_(part.bias)
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
-        """The three levels, fine to coarse.
+        """Compute the three levels, fine to coarse.
 
         Args:
             stages: outputs of the three stages (B, C, H, W), fine to coarse.
@@ -61,7 +61,7 @@ class FeaturePyramid(nn.Module):
 
 
 def _convolutions(count: int, *, upsample: bool) -> nn.Sequential:
-    """``count`` times convolution, batch normalization, ReLU and, if wanted, upsampling to twice the size."""
+    """Stack ``count`` convolutions with batch normalization and ReLU, each optionally followed by 2x upsampling."""
     parts: list[nn.Module] = []
     for _ in range(count):
         convolution = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
@@ -73,9 +73,9 @@ def _convolutions(count: int, *, upsample: bool) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """ResNet-18 with a feature pyramid, summed on a grid of cells of 8 x 8 pixels (Looking3D, section 4.1).
+    """ResNet-18 and feature pyramid, summed on a grid of cells of 8 x 8 pixels (Looking3D, section 4.1).
 
-    The weights are random (He), as in the paper; ``load_backbone`` fills in others.
+    The initial weights are random (He), as in the paper; ``load_backbone`` loads others.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         self.panoptic_3 = _convolutions(2, upsample=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, 128, g, g).
+        """Compute features (B, 128, g, g).
 
         Args:
             images: RGB (B, 3, 8 g, 8 g) in [-1, 1].
@@ -103,17 +103,17 @@ class Encoder(nn.Module):
         return self.panoptic_1(fine) + self.panoptic_2(middle) + self.panoptic_3(coarse)
 
     def load_backbone(self, path: str | Path) -> None:
-        """Start the ResNet from other weights, such as ImageNet's.
+        """Load other initial weights of the ResNet, such as ImageNet's.
 
         Args:
             path: file with the state dict of torchvision's or timm's ``resnet18``.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it does not hold these weights, or more than tensors.
+            ValueError: if the file does not hold these weights, or holds objects other than tensors.
         """
-        given = read_weights(path, "the weights of a ResNet-18 as encoder_weights")
-        weights = {name: value for name, value in given.items() if not name.startswith("fc.")}
+        content = read_weights(path, "the weights of a ResNet-18 as encoder_weights")
+        weights = {name: value for name, value in content.items() if not name.startswith("fc.")}
         wrong = misfits(self.backbone.state_dict(), weights)
         if wrong:
             msg = (
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
 
 
 class Projector(nn.Module):
-    """Turns features into unit-length descriptors, by whose dot products cells are matched (section 4.2)."""
+    """Projects features to unit descriptors; cells are matched by their dot products (section 4.2)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,16 +140,16 @@ class Projector(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Descriptors (B, 256, h, w).
+        """Compute descriptors (B, 256, h, w).
 
         Args:
-            features: of the encoder (B, 128, h, w), the grid or cells gathered from it.
+            features: of the encoder (B, 128, h, w): the grid, or cells selected from it.
         """
         return functional.normalize(self.mlp(features).float(), dim=1)
 
 
 def cells(grid: Tensor) -> Tensor:
-    """A grid (B, C, g, g) as a list of cells (B, g * g, C), row by row.
+    """Flatten a grid (B, C, g, g) to cells (B, g * g, C), row by row.
 
     Args:
         grid: of features, descriptors or weights.
@@ -158,11 +158,11 @@ def cells(grid: Tensor) -> Tensor:
 
 
 def cell_index(points: Tensor, grid: int = GRID) -> Tensor:
-    """Numbers (..., m) of the cells that pixels lie in.
+    """Return the numbers of the cells that contain the given pixels (..., m).
 
     Args:
-        points: integer (row, col) pixel coordinates (..., m, 2) in the 256 x 256 image; those outside count as the
-            nearest pixel inside.
+        points: integer (row, col) pixel coordinates (..., m, 2) in the 256 x 256 image; pixels outside are
+            moved to the nearest pixel inside.
         grid: cells along a side.
     """
     inside = points.clamp(0, IMAGE_SIZE - 1) * grid // IMAGE_SIZE

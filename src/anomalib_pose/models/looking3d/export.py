@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network with one shape baked in, as a graph that takes single photographs."""
+"""Export of the network with one constant shape, as a graph that scores photographs."""
 
 import copy
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from anomalib_pose.models.looking3d.torch_model import Looking3DModel, Reference
 
 
 class BoxedInferenceBatch(NamedTuple):
-    """anomalib's ``InferenceBatch`` and the box.
+    """anomalib's ``InferenceBatch`` with the box.
 
     Args:
         pred_score: see anomalib.
         pred_label: see anomalib.
         anomaly_map: see anomalib.
         pred_mask: see anomalib.
-        box: around the anomaly (B, 4): center, width and height in parts of the photograph.
+        box: around the anomaly (B, 4): center, width and height as fractions of the photograph.
     """
 
     pred_score: Tensor
@@ -36,7 +36,7 @@ class BoxedInferenceBatch(NamedTuple):
 
 
 class ExportableReference(nn.Module):
-    """Network and shape: photographs in, scores, maps and boxes out.
+    """Network with a constant shape; computes scores, maps and boxes of photographs.
 
     Args:
         network: with its weights; copied.
@@ -45,31 +45,31 @@ class ExportableReference(nn.Module):
 
     descriptors: Tensor
     context: Tensor
-    chosen: Tensor
+    cell_indices: Tensor
 
     def __init__(self, network: Looking3DModel, shape: ReferenceShape) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
-        compact = shape if shape.chosen is not None else shape.compact(network.topk)
+        compact = shape if shape.cell_indices is not None else shape.compact(network.topk)
         for name, value in compact._asdict().items():
             self.register_buffer(name, value.detach().clone())
 
     def forward(self, images: Tensor) -> PhotographOutput:
-        """Scores, maps and boxes of whole photographs.
+        """Compute scores, maps and boxes of whole photographs.
 
         Args:
-            images: RGB (B, 3, H, W) in [0, 1]; the graph that is exported takes 256 x 256 pixels.
+            images: RGB (B, 3, H, W) in [0, 1]; an exported graph takes 256 x 256 pixels.
         """
-        return inspect(self.network, images, ReferenceShape(self.descriptors, self.context, self.chosen))
+        return inspect(self.network, images, ReferenceShape(self.descriptors, self.context, self.cell_indices))
 
 
 class ExportedReference(ExportedDetector):
-    """Network, shape and post-processor as one graph.
+    """Writes network, shape and post-processor as one graph.
 
     Args:
         detector: network and shape.
-        post_processor: or None for raw scores.
-        box: give the box as a further output, which anomalib's inferencers do not know.
+        post_processor: of the model; None for raw scores.
+        box: add the box as an output; anomalib's inferencers do not accept it.
     """
 
     def __init__(self, detector: ExportableReference, post_processor: nn.Module | None, *, box: bool = False) -> None:
@@ -77,16 +77,16 @@ class ExportedReference(ExportedDetector):
         self.box = box
 
     def forward(self, images: Tensor) -> InferenceBatch | BoxedInferenceBatch:
-        """Scores of photographs.
+        """Score photographs.
 
         Args:
             images: RGB (B, 3, 256, 256) in [0, 1].
         """
-        found = self.model(images)
-        prediction = InferenceBatch(pred_score=found.pred_score, anomaly_map=found.anomaly_map)
+        output = self.model(images)
+        prediction = InferenceBatch(pred_score=output.pred_score, anomaly_map=output.anomaly_map)
         if self.post_processor is not None:
             prediction = self.post_processor(prediction)
-        return BoxedInferenceBatch(**prediction._asdict(), box=found.box) if self.box else prediction
+        return BoxedInferenceBatch(**prediction._asdict(), box=output.box) if self.box else prediction
 
     def to_onnx(
         self,
@@ -98,15 +98,15 @@ class ExportedReference(ExportedDetector):
         """Write ``weights/onnx/<name>.onnx``, which takes photographs of 256 x 256 pixels.
 
         Args:
-            export_root: folder that ``weights/onnx`` is made in.
+            export_root: parent folder of ``weights/onnx``.
             model_file_name: name without suffix.
             input_size: (256, 256), or None for the same.
             kwargs: of ``torch.onnx.export``.
 
         Raises:
-            ValueError: if another size is asked for.
+            ValueError: if ``input_size`` is another size.
         """
-        return super().to_onnx(export_root, model_file_name, _checked(input_size), **kwargs)
+        return super().to_onnx(export_root, model_file_name, _checked_size(input_size), **kwargs)
 
     def to_openvino(
         self,
@@ -119,20 +119,20 @@ class ExportedReference(ExportedDetector):
         """Write ``weights/openvino/<name>.xml`` and ``.bin``, which take a photograph of 256 x 256 pixels.
 
         Args:
-            export_root: folder that ``weights/openvino`` is made in.
+            export_root: parent folder of ``weights/openvino``.
             model_file_name: name without suffix.
             input_size: (256, 256), or None for the same.
-            compression_type: None for single precision, FP16, or INT8: the network's weights have eight bits, not
+            compression_type: None for single precision, FP16, or INT8 for eight bits in the network's weights, not in
                 the shape.
             kwargs: see anomalib's ``to_openvino``.
 
         Raises:
-            ValueError: if another size or another compression is asked for.
+            ValueError: if ``input_size`` or ``compression_type`` is another one.
         """
         if compression_type not in {None, CompressionType.FP16, CompressionType.INT8}:
-            msg = f"Looking3D's matching needs its digits: take INT8 (weights), FP16 or none, not {compression_type}."
+            msg = f"Looking3D's matching needs its digits: use INT8 (weights), FP16 or none, got {compression_type}."
             raise ValueError(msg)
-        size = _checked(input_size)
+        size = _checked_size(input_size)
         return super().to_openvino(export_root, model_file_name, size, compression_type, **kwargs)
 
     def _compress_ov_model(
@@ -143,7 +143,7 @@ class ExportedReference(ExportedDetector):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """INT8 compresses the network's weights alone: the shape is a constant too, but OpenVINO cannot run it so."""
+        """Compress only the network's weights to INT8: OpenVINO cannot run the constant shape in eight bits."""
         if compression_type != CompressionType.INT8:
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
         import nncf
@@ -162,15 +162,15 @@ class ReferenceExportMixin(FeedForwardExportMixin):
     warn_of_random_weights: Callable[[], None]
 
     def feed_forward(self, reference: str | Path = "", *, box: bool = False) -> ExportedReference:
-        """Network and shape as one graph.
+        """Build the graph of network and shape.
 
         Args:
-            reference: folder of rendered views, or empty for the model's.
-            box: give the box as a further output, which anomalib's inferencers do not know.
+            reference: mesh or folder of rendered views; empty for the model's reference.
+            box: add the box as an output; anomalib's inferencers do not accept it.
 
         Raises:
-            FileNotFoundError: if there is no view in the folder.
-            ValueError: if no folder is given.
+            FileNotFoundError: if there is no such file, or no view in the folder.
+            ValueError: if there is no reference.
         """
         self.eval()
         self.warn_of_random_weights()
@@ -181,14 +181,14 @@ class ReferenceExportMixin(FeedForwardExportMixin):
         """Write network and shape as ``weights/torch/<name>.pt``.
 
         Args:
-            export_root: folder that ``weights/torch`` is made in.
+            export_root: parent folder of ``weights/torch``.
             model_file_name: name without suffix.
         """
         return self.feed_forward().to_torch(export_root, model_file_name)
 
 
 def _products_with_shape(model: Any) -> list[str]:
-    """Names of the products with a shape's constants, which have a batch dimension as no weights do."""
+    """Return the names of the products with constants of the shape: these have a batch dimension, weights do not."""
     return [
         node.get_friendly_name()
         for node in model.get_ops()
@@ -200,8 +200,8 @@ def _products_with_shape(model: Any) -> list[str]:
     ]
 
 
-def _checked(input_size: tuple[int, int] | None) -> tuple[int, int]:
-    """The one size that the network knows."""
+def _checked_size(input_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the network's size; raise if another one is given."""
     size = (IMAGE_SIZE, IMAGE_SIZE)
     if input_size is not None and tuple(input_size) != size:
         msg = f"Looking3D takes photographs of {IMAGE_SIZE} x {IMAGE_SIZE} pixels, got input_size {input_size}."

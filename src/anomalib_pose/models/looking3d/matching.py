@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Foreground, affinity and the keys that every query cell attends to; none of it is learned."""
+"""Foreground, affinity, and the selection of keys for each query cell. Nothing here is learned."""
 
 import torch
 from torch import Tensor
@@ -9,26 +9,29 @@ from anomalib_pose.models.looking3d.encoder import CELL
 
 _GRAY = (0.2989, 0.587, 0.114)
 _BRIGHT = 0.8
+"""Gray value, in [-1, 1], from which on a pixel counts as background."""
 _TIE = 1e-30
+"""Step between the offsets that order equal affinities."""
 
 
 def foreground_weights(images: Tensor) -> Tensor:
-    """How much of each cell is object, (B, g, g), in quarters: whatever is darker than a white background.
+    """Compute the fraction of each cell that shows the object (B, g, g), in quarters.
 
-    Dark pixels are dilated by two and resized to the grid; the resize reads the four pixels around a cell's center.
+    The object is darker than a white background; bright parts of it count as background. The mask of dark pixels is
+    dilated by two pixels and resized to the grid; the resize reads the four pixels around the center of a cell.
 
     Args:
         images: RGB (B, 3, 8 g, 8 g) in [-1, 1].
     """
     gray = (images.float() * images.new_tensor(_GRAY, dtype=torch.float32)[:, None, None]).sum(1, keepdim=True)
-    grown = functional.max_pool2d((gray < _BRIGHT).float(), 5, stride=1, padding=2)[:, 0]
+    dilated = functional.max_pool2d((gray < _BRIGHT).float(), 5, stride=1, padding=2)[:, 0]
     first, second = CELL // 2 - 1, CELL // 2
-    rows = grown[:, first::CELL] + grown[:, second::CELL]
+    rows = dilated[:, first::CELL] + dilated[:, second::CELL]
     return (rows[..., first::CELL] + rows[..., second::CELL]) / 4
 
 
 def foreground_cells(weights: Tensor, count: int) -> Tensor:
-    """Numbers (B, n) of the cells with most foreground, in their order; of equal ones the first.
+    """Select the cells with most foreground: sorted numbers (B, n); of equal cells the first ones.
 
     Args:
         weights: foreground of the query (B, g, g), in quarters.
@@ -41,9 +44,9 @@ def foreground_cells(weights: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def affinity(query: Tensor, reference: Tensor) -> Tensor:
-    """Products (B, g * g, M) of the descriptors of query cells and reference cells.
+    """Compute the dot products of query descriptors and reference descriptors (B, g * g, M).
 
-    Computed in single precision: half precision would change which keys are among the best.
+    They are computed in single precision: half precision would change the selection of keys.
 
     Args:
         query: descriptors times foreground weights (B, g * g, 256).
@@ -55,26 +58,28 @@ def affinity(query: Tensor, reference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def top_keys(affinities: Tensor, count: int) -> Tensor:
-    """Numbers (B, g * g, k) of the reference cells most like each query cell (section 4.3).
+    """Select the reference cells with the largest affinity to each query cell: numbers (B, g * g, k) (section 4.3).
 
-    Background has no affinity to anything: all its products are exactly 0. Among zeros the key of the lower number goes
-    first, on every device and in every runtime, so a background cell attends to keys 0 to k - 1. Another rule would
-    change what published weights say a little, as their authors' devices had no rule.
+    All affinities of background cells are exactly 0. Among zeros the lower number wins, on every device and in every
+    runtime, so that a background cell attends to keys 0 to k - 1. The published program has no rule: its ties depend
+    on the device, which changes its results slightly.
 
     Args:
         affinities: of query and reference cells (B, g * g, M).
-        count: keys a query cell, k; all of them where there are no more.
+        count: number of keys of each query cell, k; all keys if there are fewer.
     """
     keys = affinities.shape[-1]
-    # Far below the last digit of any affinity but 0: it orders the zeros and changes nothing else.
+    # far below the last digit of any affinity except 0: the offsets order the zeros and change nothing else
     order = torch.arange(keys, device=affinities.device, dtype=torch.float32) * -_TIE
     return (affinities + order).topk(min(count, keys), dim=-1, sorted=False).indices
 
 
 def match_residual(affinities: Tensor, weights: Tensor) -> Tensor:
-    """How little each query cell resembles any cell of the reference, (B, g, g), in [0, 1]; background has none.
+    r"""Compute the residual of each query cell (B, g, g), in [0, 1]; 0 in the background.
 
-    It is 1 less the largest cosine, by the cell's foreground weight: the affinities hold that weight already.
+    .. math:: r_i = m_i \, (1 - \max_j \cos(q_i, v_j))
+
+    with the foreground weight :math:`m_i`, which the affinities already contain.
 
     Args:
         affinities: of query and reference cells (B, g * g, M).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy of labels, and how well boxes fit."""
+"""Accuracy of labels, and overlap of predicted and true boxes."""
 
 from typing import Any
 
@@ -15,17 +15,17 @@ _FIELDS = ("pred_box", "box", "pred_label", "gt_label")
 
 
 class Accuracy(AnomalibMetric, BinaryAccuracy):
-    """Share of the queries whose label is right."""
+    """Fraction of the queries with a correct label."""
 
     default_fields = ("pred_label", "gt_label")
 
 
 class _BoxMetric(Metric):
-    """Mean over anomalous queries whose box is known.
+    """Mean over anomalous queries with a true box.
 
     Args:
-        detected_only: count those alone that were found to be anomalous, as the paper does. Otherwise a query counts
-            whatever its label, so that a detector gains nothing by leaving out what is hard.
+        detected_only: count only queries that are predicted to be anomalous, as the paper does. Otherwise all count, so
+            that a detector gains nothing by missing hard anomalies.
         kwargs: of ``Metric``.
     """
 
@@ -41,28 +41,28 @@ class _BoxMetric(Metric):
 
     def update(
         self,
-        found: Float[Tensor, "b 4"],
-        truth: Float[Tensor, "b 4"],
+        boxes: Float[Tensor, "b 4"],
+        true_boxes: Float[Tensor, "b 4"],
         label: Shaped[Tensor, " b"],
         true_label: Shaped[Tensor, " b"],
     ) -> None:
         """Add queries.
 
         Args:
-            found: boxes: center, width and height.
-            truth: boxes; zeros where there is none.
-            label: what was found, 1 for anomalous.
-            true_label: what is true.
+            boxes: predicted center, width and height.
+            true_boxes: true boxes; zeros for no box.
+            label: predicted label, 1 for anomalous.
+            true_label: true label.
         """
-        counted = true_label.bool() & (truth[:, 2:] > 0).all(-1)
+        counted = true_label.bool() & (true_boxes[:, 2:] > 0).all(-1)
         if self.detected_only:
             counted &= label.bool()
-        boxes = [box_convert(box[counted].float(), "cxcywh", "xyxy") for box in (found, truth)]
-        self.total += self.values(box_iou(*boxes).diagonal()).sum()
+        corners = [box_convert(part[counted].float(), "cxcywh", "xyxy") for part in (boxes, true_boxes)]
+        self.total += self.values(box_iou(*corners).diagonal()).sum()
         self.count += counted.sum()
 
     def values(self, overlap: Tensor) -> Tensor:
-        """What is averaged.
+        """Return the values to average.
 
         Args:
             overlap: intersections over unions (b,).
@@ -70,25 +70,25 @@ class _BoxMetric(Metric):
         return overlap
 
     def compute(self) -> Tensor:
-        """The mean; NaN if no query counts."""
+        """Return the mean; NaN if no query counts."""
         return self.total / self.count
 
 
 class _HitMetric(_BoxMetric):
-    """Mean over anomalous queries of whether the box was found."""
+    """Fraction of anomalous queries whose boxes overlap by more than half."""
 
     def values(self, overlap: Tensor) -> Tensor:
-        """1 where the overlap is more than a half."""
+        """Return 1 where the overlap is above 0.5, else 0."""
         return (overlap > 0.5).float()
 
 
 class BoxIoU(AnomalibMetric, _BoxMetric):
-    """Mean intersection over union of found and true boxes of anomalous queries."""
+    """Mean intersection over union of predicted and true boxes of anomalous queries."""
 
     default_fields = _FIELDS
 
 
 class BoxAccuracy(AnomalibMetric, _HitMetric):
-    """Share of the anomalous queries whose box overlaps the true one by more than half of their union."""
+    """Fraction of anomalous queries whose predicted and true box have an intersection over union above 0.5."""
 
     default_fields = _FIELDS

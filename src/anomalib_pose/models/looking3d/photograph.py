@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the network finds in the part of a photograph that it sees, in the whole photograph's frame."""
+"""Comparison of whole photographs with a shape: crop to the network's view, and map its results back."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +20,12 @@ from anomalib_pose.models.looking3d.torch_model import Looking3DModel, Reference
 
 
 class PhotographOutput(NamedTuple):
-    """What is found in whole photographs.
+    """Predictions for whole photographs.
 
     Args:
         pred_score: probability of being anomalous (B,).
-        anomaly_map: how little each pixel resembles the shape (B, 1, H, W), in [0, 1].
-        box: around the anomaly (B, 4): center, width and height in parts of the photograph.
+        anomaly_map: residual of each pixel (B, 1, H, W), in [0, 1].
+        box: around the anomaly (B, 4): center, width and height as fractions of the photograph.
     """
 
     pred_score: Tensor
@@ -34,34 +34,34 @@ class PhotographOutput(NamedTuple):
 
 
 def read_photograph(path: str | Path, mask_dir: str | Path = "") -> Tensor:
-    """Read a photograph as a query (3, H, W) in [0, 1] on white.
+    """Read a photograph with its object on white (3, H, W) in [0, 1].
 
     Args:
         path: the photograph.
-        mask_dir: folder with a mask of its object, white on black, of the photograph's name but ``.png``; empty if the
-            photograph is transparent or white around the object.
+        mask_dir: folder with a mask of the object, white on black, with the photograph's name but ``.png``; empty if
+            the photograph is transparent or white around the object.
 
     Raises:
-        FileNotFoundError: if the photograph or its mask is not there.
-        ValueError: if a file cannot be read, mask and photograph differ in size, or nothing tells the object from the
-            background.
+        FileNotFoundError: if the photograph or its mask does not exist.
+        ValueError: if a file cannot be read, mask and photograph differ in size, or the background is neither
+            transparent nor white.
     """
     if not mask_dir:
         return read_query(path)
     mask = Path(mask_dir) / f"{Path(path).stem}.png"
     if not mask.is_file():
-        msg = f"mask_dir should have a mask of every photograph: there is none of {path} at {mask}."
+        msg = f"mask_dir should have a mask of every photograph, but there is none of {path} at {mask}."
         raise FileNotFoundError(msg)
     return read_query(path, mask)
 
 
 def whole_map(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps of what evaluation shows as maps of whole photographs (B, 1, height, width), zero where it shows nothing.
+    """Map anomaly maps back to whole photographs (B, 1, height, width); zero outside of the evaluated crop.
 
     Args:
-        maps: of what ``evaluation_view`` gave (B, 1, 256, 256).
-        height: of the photograph.
-        width: of the photograph.
+        maps: of the output of ``evaluation_view`` (B, 1, 256, 256).
+        height: of the photograph in pixels.
+        width: of the photograph in pixels.
     """
     side, (top, left) = max(height, width), square_margins(height, width)
     small = functional.interpolate(maps, (CROP_SIZE, CROP_SIZE), mode="bilinear")
@@ -70,12 +70,12 @@ def whole_map(maps: Tensor, height: int, width: int) -> Tensor:
 
 
 def whole_box(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Boxes in parts of what evaluation shows as boxes in parts of the whole photograph (B, 4).
+    """Map boxes back to fractions of the whole photograph (B, 4).
 
     Args:
-        boxes: center, width and height (B, 4).
-        height: of the photograph.
-        width: of the photograph.
+        boxes: center, width and height as fractions of the evaluated crop (B, 4).
+        height: of the photograph in pixels.
+        width: of the photograph in pixels.
     """
     side, (top, left) = max(height, width), square_margins(height, width)
     margin = side * CROP_MARGIN / QUERY_SIZE
@@ -84,14 +84,14 @@ def whole_box(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def inspect(network: Looking3DModel, images: Tensor, shape: ReferenceShape) -> PhotographOutput:
-    """Compare whole photographs with one shape; they are seen as the queries of evaluation are.
+    """Compare whole photographs with one shape, by the crop of evaluation.
 
     Args:
         network: in evaluation mode.
         images: RGB (B, 3, H, W) in [0, 1], objects on white.
-        shape: of the reference.
+        shape: encoded reference.
     """
     height, width = images.shape[-2:]
-    found = network(evaluation_view(images), shape)
-    maps = whole_map(anomaly_map(found.residual), height, width)
-    return PhotographOutput(found.logit.sigmoid(), maps, whole_box(found.box, height, width))
+    output = network(evaluation_view(images), shape)
+    maps = whole_map(anomaly_map(output.residual), height, width)
+    return PhotographOutput(output.logit.sigmoid(), maps, whole_box(output.box, height, width))

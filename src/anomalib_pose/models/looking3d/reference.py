@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shapes that queries are compared with: read from files, and encoded once."""
+"""Reference shapes: read from a mesh or from rendered views, and encoded once."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import torch
@@ -13,19 +13,24 @@ from anomalib_pose.data.reference_views.mesh_files import MESH_SUFFIXES, read_me
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape
 from anomalib_pose.render.reference_views import render_reference_views
 
-_KEPT_SHAPES = 8
+_CAPACITY = 8
+"""Number of encoded shapes in memory."""
 
 
 def load_reference(path: str | Path) -> tuple[Tensor, Tensor]:
-    """Views of a shape, RGB (V, 3, 256, 256) in [0, 1], and the coordinates of what their cells show (V, 32, 32, 3).
+    """Read or render the views of a shape.
 
     Args:
-        path: mesh, of which 20 views are drawn, or folder of rendered views in Looking3D's layout, as
+        path: mesh, which is rendered from 20 sides; or folder of rendered views in Looking3D's layout, as
             ``anomalib-pose render-views`` writes them.
 
+    Returns:
+        Views, RGB (V, 3, 256, 256) in [0, 1]; and the surface coordinates of their cells in the frame of the mesh
+        (V, 32, 32, 3), -1 where a cell is empty.
+
     Raises:
-        FileNotFoundError: if there is no such file or folder, or no view in it.
-        ImportError: if it is a mesh and trimesh is not installed.
+        FileNotFoundError: if there is no such file or folder, or no view in the folder.
+        ImportError: if the path is a mesh and trimesh is not installed.
         ValueError: if a file cannot be read.
     """
     path = Path(path)
@@ -37,10 +42,10 @@ def load_reference(path: str | Path) -> tuple[Tensor, Tensor]:
 
 
 class EncodedShapes:
-    """Compact shapes as a network encodes them, each encoded once as long as it is among the last ones used.
+    """Cache of compact shapes, encoded by a network; the least recently used shape is dropped first.
 
     Args:
-        network: in evaluation mode when it encodes.
+        network: encodes shapes; in evaluation mode.
     """
 
     def __init__(self, network: Looking3DModel) -> None:
@@ -48,16 +53,16 @@ class EncodedShapes:
         self._shapes: OrderedDict[Hashable, ReferenceShape] = OrderedDict()
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Drop all shapes."""
         self._shapes.clear()
 
     @torch.no_grad()
     def encode(self, views: Tensor, xyz: Tensor) -> ReferenceShape:
-        """A shape. Its views are encoded one after the other: more at once would not be faster on a CPU.
+        """Encode one shape, view by view: larger batches are not faster on a CPU.
 
         Args:
             views: RGB (V, 3, 256, 256) in [0, 1].
-            xyz: coordinates of what their cells show (V, 32, 32, 3).
+            xyz: surface coordinates of their cells (V, 32, 32, 3).
         """
         network = self.network
         device = next(network.parameters()).device
@@ -66,7 +71,7 @@ class EncodedShapes:
         return whole.compact(network.topk)
 
     def encode_file(self, path: str | Path) -> ReferenceShape:
-        """The shape of a mesh or of a folder of rendered views.
+        """Encode the shape of a mesh or of a folder of rendered views.
 
         Args:
             path: see ``load_reference``, which raises the same errors.
@@ -74,33 +79,30 @@ class EncodedShapes:
         return self.encode(*load_reference(path))
 
     def of_views(self, name: str | None, views: Tensor, xyz: Tensor) -> ReferenceShape:
-        """The shape of a query.
+        """Return the shape of reference views; encode it at the first call.
 
         Args:
-            name: of the shape, or None if it has none and is not kept.
+            name: of the shape; None for a shape without a name, which is not cached.
             views: see ``encode``.
             xyz: see ``encode``.
         """
         if name is None:
             return self.encode(views, xyz)
-        return self._kept(("shape", name)) or self._keep(("shape", name), self.encode(views, xyz))
+        return self._cached(("shape", name), lambda: self.encode(views, xyz))
 
     def of_file(self, path: str | Path) -> ReferenceShape:
-        """The shape of a mesh or of a folder, as ``encode_file`` gives it.
+        """Return the shape of a mesh or of a folder of rendered views; encode it at the first call.
 
         Args:
             path: see ``encode_file``.
         """
-        key = ("file", str(path))
-        return self._kept(key) or self._keep(key, self.encode_file(path))
+        return self._cached(("file", str(path)), lambda: self.encode_file(path))
 
-    def _kept(self, key: Hashable) -> ReferenceShape | None:
-        if key in self._shapes:
-            self._shapes.move_to_end(key)
-        return self._shapes.get(key)
-
-    def _keep(self, key: Hashable, shape: ReferenceShape) -> ReferenceShape:
-        self._shapes[key] = shape
-        if len(self._shapes) > _KEPT_SHAPES:
+    def _cached(self, key: Hashable, encode: Callable[[], ReferenceShape]) -> ReferenceShape:
+        """Return the shape of a key; encode it if it is not in the cache."""
+        if key not in self._shapes:
+            self._shapes[key] = encode()
+        self._shapes.move_to_end(key)
+        if len(self._shapes) > _CAPACITY:
             self._shapes.popitem(last=False)
-        return shape
+        return self._shapes[key]

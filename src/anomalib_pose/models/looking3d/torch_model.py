@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking3D's network: a query is matched with views of the shape it should have."""
+"""Looking3D's network: it compares a query with reference views of its shape."""
 
 import itertools
 from typing import NamedTuple
@@ -19,47 +19,49 @@ from anomalib_pose.models.looking3d.matching import (
 )
 
 IMAGE_SIZES = (256, 128)
+"""Sides in pixels that the network accepts for its images."""
 
 
 class ReferenceShape(NamedTuple):
-    """What the network has to know of shapes; it is computed once a shape and used for every query.
+    """Encoded reference views of shapes, computed once for each shape and used for all of its queries.
 
     Args:
-        descriptors: of the reference cells, times their foreground weights (B or 1, M, 256); M = g * g a view.
-        context: of the reference cells: features and codes of their positions (B or 1, M, 256).
-        chosen: numbers of the cells that ``descriptors`` holds (P,), or None if it holds all.
+        descriptors: of the reference cells, times their foreground weights (B or 1, M, 256); M = g * g for each view.
+        context: of the reference cells: features and position codes (B or 1, M, 256).
+        cell_indices: numbers of the cells in ``descriptors`` (P,); None for all cells.
     """
 
     descriptors: Tensor
     context: Tensor
-    chosen: Tensor | None = None
+    cell_indices: Tensor | None = None
 
     def compact(self, topk: int) -> "ReferenceShape":
-        """One shape with the descriptors alone that can ever be among the keys; nothing changes by it.
+        """Drop the descriptors of one shape that can never be among the keys; results do not change.
 
-        Background cells have no affinity to anything, and of those the first ``topk`` go first.
+        All affinities of background cells are 0, and among equal affinities the first ``topk`` cells win.
 
         Args:
-            topk: reference cells that each query cell attends to.
+            topk: number of reference cells that each query cell attends to.
 
         Raises:
             ValueError: if there are several shapes, or the shape is compact already.
         """
-        if len(self.descriptors) != 1 or self.chosen is not None:
-            msg = f"One whole shape can be made compact, got {len(self.descriptors)} of them, chosen: {self.chosen}."
+        if len(self.descriptors) != 1 or self.cell_indices is not None:
+            state = "whole" if self.cell_indices is None else "compact"
+            msg = f"Expected one whole shape to make compact, got {len(self.descriptors)}, {state}."
             raise ValueError(msg)
         empty = (self.descriptors[0] == 0).all(-1)
-        chosen = (~empty | (empty.cumsum(0) <= max(topk, 1))).nonzero()[:, 0]
-        return ReferenceShape(self.descriptors[:, chosen], self.context, chosen)
+        cell_indices = (~empty | (empty.cumsum(0) <= max(topk, 1))).nonzero()[:, 0]
+        return ReferenceShape(self.descriptors[:, cell_indices], self.context, cell_indices)
 
 
 class Looking3DOutput(NamedTuple):
-    """What the network says of queries.
+    """Predictions for queries.
 
     Args:
         logit: of being anomalous (B,).
-        box: around the anomaly (B, 4): center (x, y), width and height in parts of the image.
-        residual: how little each cell resembles any cell of the reference (B, g, g), in [0, 1].
+        box: around the anomaly (B, 4): center (x, y), width and height as fractions of the image.
+        residual: foreground weight of each cell, less its largest cosine with the reference (B, g, g), in [0, 1].
     """
 
     logit: Tensor
@@ -68,11 +70,11 @@ class Looking3DOutput(NamedTuple):
 
 
 def normalize(images: Tensor, size: int = IMAGE_SIZE) -> Tensor:
-    """RGB in [0, 1] as the network takes it, (..., 3, size, size).
+    """Shrink images to the network's size and normalize them to [-1, 1]: (..., 3, size, size).
 
     Args:
-        images: (..., 3, 256, 256).
-        size: 256, or a part of it: pixels are then averaged.
+        images: RGB (..., 3, 256, 256) in [0, 1].
+        size: 256, or a divisor of it; blocks of pixels are then averaged.
 
     Raises:
         ValueError: if the images are of another size.
@@ -87,28 +89,28 @@ def normalize(images: Tensor, size: int = IMAGE_SIZE) -> Tensor:
 
 
 def coarser(xyz: Tensor, factor: int) -> Tensor:
-    """Coordinates of cells as those of larger cells: of several that are known, the one nearest to the cell's middle.
+    """Merge cells to larger ones. A merged cell takes the coordinates nearest to its center, of its nonempty cells.
 
     Args:
-        xyz: coordinates (..., g, g, 3), -1 where a cell is empty; each has its middle at its cell's first corner.
-        factor: how many times as large as the cells along a side.
+        xyz: coordinates (..., g, g, 3), -1 where a cell is empty; they are sampled at the first corner of each cell.
+        factor: number of cells along the side of a merged cell.
     """
-    found = torch.full_like(xyz[..., ::factor, ::factor, :], -1.0)
+    merged = torch.full_like(xyz[..., ::factor, ::factor, :], -1.0)
     for row, column in itertools.product(range(factor), repeat=2):
         candidate = xyz[..., row::factor, column::factor, :]
-        found = torch.where((candidate == -1).all(-1, keepdim=True), found, candidate)
-    return found
+        merged = torch.where((candidate == -1).all(-1, keepdim=True), merged, candidate)
+    return merged
 
 
 class Looking3DModel(nn.Module):
     """Correspondence-matching transformer (Looking3D, section 4).
 
     Args:
-        topk: reference cells that each query cell attends to; 0 for all.
-        query_position: tell the query's cells where they are, which the paper does not.
-        image_size: side in pixels that images are shrunk to, 256 or 128; the grid has g = image_size / 8 cells a side.
-        query_cells: cells of the query that the decoder is given, those with most foreground; 0 for all, as in the
-            paper.
+        topk: number of reference cells that each query cell attends to; 0 for all.
+        query_position: add position encodings to the query's cells; the paper has none.
+        image_size: side in pixels that images are shrunk to, 256 or 128; the grid has g = image_size / 8 cells along a
+            side.
+        query_cells: number of query cells in the decoder, those with most foreground; 0 for all, as in the paper.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -124,9 +126,9 @@ class Looking3DModel(nn.Module):
         if image_size not in IMAGE_SIZES:
             msg = f"image_size should be one of {', '.join(map(str, IMAGE_SIZES))}, got {image_size}."
             raise ValueError(msg)
-        cells_there = (image_size // CELL) ** 2
-        if not 0 <= query_cells <= cells_there:
-            msg = f"query_cells should be 1 to {cells_there} cells of the query, or 0 for all, got {query_cells}."
+        cell_count = (image_size // CELL) ** 2
+        if not 0 <= query_cells <= cell_count:
+            msg = f"query_cells should be 1 to {cell_count} cells of the query, or 0 for all, got {query_cells}."
             raise ValueError(msg)
         self.topk = topk
         self.query_cells = query_cells
@@ -136,13 +138,13 @@ class Looking3DModel(nn.Module):
         self.attention_decoder = Decoder(query_position=query_position, grid=image_size // CELL)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """RGB (..., 3, 256, 256) in [0, 1] as the network takes it, (..., 3, 8 g, 8 g) in [-1, 1]."""
+        """Shrink and normalize RGB images (..., 3, 256, 256) in [0, 1]: (..., 3, 8 g, 8 g) in [-1, 1]."""
         return normalize(images, self.image_size)
 
     def describe(self, images: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Descriptors of cells times their foreground weights (B, g * g, 256), and the weights (B, g, g).
+        """Compute descriptors times foreground weights (B, g * g, 256), and the foreground weights (B, g, g).
 
-        No gradient passes: matching only chooses (section 4.3).
+        No gradient passes: matching only selects cells (section 4.3).
 
         Args:
             images: RGB (B, 3, 8 g, 8 g) in [-1, 1].
@@ -157,16 +159,16 @@ class Looking3DModel(nn.Module):
 
         Args:
             views: RGB (B, V, 3, 256, 256) in [0, 1].
-            xyz: coordinates in the frame of the mesh of what each cell shows (B, V, 32, 32, 3), -1 where it is empty.
-            features: of the views (B, V, 128, g, g) if they are known.
+            xyz: surface coordinates of each cell in the frame of the mesh (B, V, 32, 32, 3), -1 where it is empty.
+            features: of the views (B, V, 128, g, g); None to compute them.
         """
         images = self.normalize(views).flatten(0, 1)
-        found = self.encoder(images) if features is None else features.flatten(0, 1)
-        descriptors, _ = self.describe(images, found)
+        features = self.encoder(images) if features is None else features.flatten(0, 1)
+        descriptors, _ = self.describe(images, features)
         count = len(views)
         xyz = coarser(xyz, IMAGE_SIZE // self.image_size)
         context = self.attention_decoder.context(
-            cells(found).reshape(count, -1, found.shape[1]), xyz.flatten(1, 3).to(found.device)
+            cells(features).reshape(count, -1, features.shape[1]), xyz.flatten(1, 3).to(features.device)
         )
         return ReferenceShape(descriptors.reshape(count, -1, descriptors.shape[-1]), context)
 
@@ -183,11 +185,11 @@ class Looking3DModel(nn.Module):
 
         Args:
             images: RGB (B, 3, 256, 256) in [0, 1].
-            shape: one for all queries, or one each.
-            features: of the queries (B, 128, g, g) if they are known.
-            keys: numbers of the reference cells that each query cell attends to (B, g * g, k), to use instead of those
-                with the largest affinity.
-            published: compute as published, which gives the same in more time.
+            shape: one for all queries, or one for each query.
+            features: of the queries (B, 128, g, g); None to compute them.
+            keys: numbers of the reference cells that each query cell attends to (B, g * g, k); None for those with the
+                largest affinity.
+            published: compute by the published form of attention: same result, more time.
         """
         images = self.normalize(images)
         if features is None:
@@ -196,23 +198,23 @@ class Looking3DModel(nn.Module):
         affinities = affinity(descriptors, shape.descriptors)
         if keys is None and self.topk:
             keys = top_keys(affinities, self.topk)
-            keys = keys if shape.chosen is None else shape.chosen[keys]
-        given, places = cells(features), None
+            keys = keys if shape.cell_indices is None else shape.cell_indices[keys]
+        query, places = cells(features), None
         if self.query_cells:
             places = foreground_cells(weights, self.query_cells)
-            given, keys = _rows(given, places), None if keys is None else _rows(keys, places)
+            query, keys = _rows(query, places), None if keys is None else _rows(keys, places)
         decode = self.attention_decoder.published if published else self.attention_decoder
-        logit, raw = decode(given, shape.context, keys, places)
-        return Looking3DOutput(logit, raw.sigmoid(), match_residual(affinities, weights))
+        logit, raw_box = decode(query, shape.context, keys, places)
+        return Looking3DOutput(logit, raw_box.sigmoid(), match_residual(affinities, weights))
 
 
 def _rows(values: Tensor, places: Tensor) -> Tensor:
-    """Rows (B, n, C) of (B, m, C) by their numbers (B, n)."""
+    """Select rows (B, n, C) of (B, m, C) by their numbers (B, n)."""
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def anomaly_map(residual: Tensor) -> Tensor:
-    """Residuals of cells as a map of the image's pixels (B, 1, 256, 256).
+    """Upsample the residuals of cells to the pixels of the image (B, 1, 256, 256), bilinear.
 
     Args:
         residual: (B, g, g).

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Looking3D is trained: two losses, one optimizer."""
+"""Training of Looking3D: two losses, one optimizer, and its learning-rate schedules."""
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from anomalib.data import Batch
@@ -14,7 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from anomalib_pose.models.looking3d.losses import Alignment, task_loss
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape
 
-SCHEDULES = ("cosine", "step")
+Schedule = Literal["cosine", "step"]
+"""Cosine decay to zero; division by ten every 20 epochs (the paper's)."""
+
 _STEP_EPOCHS = 20
 
 
@@ -25,7 +27,7 @@ class TwoLossTraining:
     alignment: Alignment
     learning_rate: float
     beta1: float
-    schedule: str
+    schedule: Schedule
     warmup_steps: int
     automatic_optimization: bool
     random_weights: bool
@@ -37,18 +39,18 @@ class TwoLossTraining:
     log: Callable[..., None]
 
     def on_train_start(self) -> None:
-        """From here on the weights are learned."""
+        """Record that the weights are trained from now on."""
         self.random_weights = False
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
-        """Adam and the schedule, which goes on with every batch.
+        """Create Adam and the schedule, which advances with every batch.
 
         Raises:
-            ValueError: if the cosine's end is not known.
+            ValueError: if the schedule is cosine and the number of epochs is unknown.
         """
         epochs = self.trainer.max_epochs
         if self.schedule == "cosine" and (epochs is None or epochs < 1):
-            msg = f"The cosine schedule ends with the training: set max_epochs to 1 or more, it is {epochs}."
+            msg = f"The cosine schedule needs the number of epochs: set max_epochs to 1 or more, it is {epochs}."
             raise ValueError(msg)
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = Adam(parameters, lr=self.learning_rate, betas=(self.beta1, 0.999))
@@ -64,7 +66,7 @@ class TwoLossTraining:
         return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
 
     def alignment_loss(self, batch: Batch) -> Tensor:
-        """Loss of the descriptors, after the averages have followed.
+        """Update the moving averages, and compute the loss of the descriptors (section 4.2); a scalar.
 
         Args:
             batch: with ``image``, ``pair_images`` and ``pair_points``.
@@ -76,29 +78,31 @@ class TwoLossTraining:
         )
 
     def task_loss(self, batch: Batch) -> Tensor:
-        """Loss of labels and boxes. Queries and views are encoded at once, so they share the batches' statistics.
+        """Compute the loss of labels and boxes (section 4.4); a scalar.
 
-        Queries of one shape share the views of the first of them, which are encoded once.
+        Queries and views are encoded in one batch, so that they share the statistics of batch normalization. Queries of
+        one shape share the views of the first of these queries, which are encoded once.
 
         Args:
-            batch: with ``image``, ``reference_images``, ``reference_xyz``, ``gt_label``, ``box`` and, if it is known,
+            batch: with ``image``, ``reference_images``, ``reference_xyz``, ``gt_label``, ``box`` and, where known,
                 ``shape_id``.
         """
         names = batch.shape_id or range(len(batch.image))
         firsts = {name: index for index, name in reversed(list(enumerate(names)))}
-        chosen = list(firsts.values())
-        owner = torch.tensor([chosen.index(firsts[name]) for name in names], device=batch.image.device)
-        views = batch.reference_images[chosen]
+        shape_rows = list(firsts.values())
+        shape_of_query = [shape_rows.index(firsts[name]) for name in names]
+        views = batch.reference_images[shape_rows]
         normalize = self.model.normalize
         features = self.model.encoder(torch.cat([normalize(batch.image), normalize(views).flatten(0, 1)]))
-        query, others = features.split([len(batch.image), views.shape[0] * views.shape[1]])
-        shapes = self.model.reference(views, batch.reference_xyz[chosen], others.unflatten(0, views.shape[:2]))
-        each = ReferenceShape(shapes.descriptors[owner], shapes.context[owner])
-        found = self.model(batch.image, each, query)
-        return task_loss(found.logit, found.box, batch.gt_label, batch.box)
+        query_features, view_features = features.split([len(batch.image), views.shape[0] * views.shape[1]])
+        view_features = view_features.unflatten(0, views.shape[:2])
+        shapes = self.model.reference(views, batch.reference_xyz[shape_rows], view_features)
+        per_query = ReferenceShape(shapes.descriptors[shape_of_query], shapes.context[shape_of_query])
+        output = self.model(batch.image, per_query, query_features)
+        return task_loss(output.logit, output.box, batch.gt_label, batch.box)
 
     def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor | None:
-        """Both losses of a batch: their sum, or a step of the optimizer for each."""
+        """Return the sum of both losses, or take one optimizer step for each of them."""
         del args, kwargs
         if self.automatic_optimization:
             losses = {"alignment": self.alignment_loss(batch), "task": self.task_loss(batch)}
@@ -115,5 +119,6 @@ class TwoLossTraining:
         return None
 
     def _log_losses(self, losses: dict[str, Tensor], count: int) -> None:
+        """Log losses by name."""
         for name, loss in losses.items():
             self.log(f"train_{name}_loss", loss.detach(), on_epoch=True, prog_bar=True, batch_size=count)

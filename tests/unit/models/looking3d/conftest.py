@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights and inputs that the reference's numbers were computed with, made by formula."""
+"""Weights and inputs of the stored reference outputs, computed by formula."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def model(published) -> Looking3DModel:
 
 
 class Golden:
-    """Inputs and numbers of one file; its views and their features are encoded once."""
+    """Inputs and stored outputs of one file, with the features of its views."""
 
     def __init__(self, path: Path, count: int, formula: ModuleType) -> None:
         self.arrays = np.load(path)
@@ -64,11 +64,11 @@ class Golden:
 
 @pytest.fixture(scope="session", params=["3", "3_background", pytest.param("20", marks=pytest.mark.slow)])
 def golden(request, shared, formula, model) -> Golden:
-    found = Golden(
+    case = Golden(
         shared / "reference" / f"looking3d_golden_{request.param}.npz", int(request.param[:2].rstrip("_")), formula
     )
     with torch.no_grad():
-        found.features = torch.stack([model.encoder((view - 0.5) / 0.5) for view in found.views.transpose(0, 1)], 1)
-        found.query_features = model.encoder((found.query - 0.5) / 0.5)
-        found.shape = model.reference(found.views, found.xyz, found.features)
-    return found
+        case.features = torch.stack([model.encoder((view - 0.5) / 0.5) for view in case.views.transpose(0, 1)], 1)
+        case.query_features = model.encoder((case.query - 0.5) / 0.5)
+        case.shape = model.reference(case.views, case.xyz, case.features)
+    return case

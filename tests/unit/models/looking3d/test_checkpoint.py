@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published files are read strictly, converted whole, and never unpickled."""
+"""Published files are read strictly, converted completely, and never unpickled."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from anomalib_pose.models.looking3d.checkpoint import convert, load_part, module
 from anomalib_pose.models.looking3d.encoder import Encoder
 
 
-def test_every_published_entry_is_loaded_or_known_never_to_be_used(published, published_weights, shared):
+def test_every_published_entry_is_loaded_or_known_as_unused(published, published_weights, shared):
     import json
 
     layout = json.loads((shared / "reference" / "looking3d_checkpoint_layout.json").read_text())["state_dicts"]
@@ -29,17 +29,17 @@ def test_every_published_entry_is_loaded_or_known_never_to_be_used(published, pu
 def test_the_command_writes_only_what_inference_reads(published, tmp_path):
     target = tmp_path / "new" / "weights.pt"
     run_command("convert-checkpoint", ["looking3d", str(published), str(target)])
-    given, found = read_checkpoint(published), read_checkpoint(target)
-    assert {*found} == {"encoder", "projector", "attention_decoder"}
-    for part, weights in found.items():
-        assert {*weights} == {*given[part]}
-        assert all(torch.equal(value, given[part][name]) for name, value in weights.items())
-    # 4 bytes a number that inference reads, and little more
+    source, converted = read_checkpoint(published), read_checkpoint(target)
+    assert {*converted} == {"encoder", "projector", "attention_decoder"}
+    for part, weights in converted.items():
+        assert {*weights} == {*source[part]}
+        assert all(torch.equal(value, source[part][name]) for name, value in weights.items())
+    # 4 bytes for each number that inference reads, and little more
     assert target.stat().st_size == pytest.approx(4 * 30_356_293, rel=0.01)
     assert [path.name for path in target.parent.iterdir()] == ["weights.pt"]
 
 
-def test_averages_are_kept_to_train_on(published, tmp_path):
+def test_the_option_training_keeps_the_moving_averages(published, tmp_path):
     target = tmp_path / "weights.pt"
     run_command("convert-checkpoint", ["looking3d", str(published), str(target), "--training"])
     assert {"encoder_ema", "projector_ema"} < {*read_checkpoint(target)}
@@ -49,7 +49,7 @@ def test_averages_are_kept_to_train_on(published, tmp_path):
     assert not (tmp_path / "third.pt").exists()
 
 
-def test_older_names_of_the_pyramid(published_weights, tmp_path):
+def test_older_names_of_the_pyramid_are_accepted(published_weights, tmp_path):
     older = {
         part: {
             ".".join(words[:3] + words[4:]) if (words := name.split("."))[0] == "fpn" else name: value
@@ -61,16 +61,16 @@ def test_older_names_of_the_pyramid(published_weights, tmp_path):
     encoder = Encoder()
     load_part(encoder, read_checkpoint(tmp_path / "old.pt")["encoder"], "encoder")
     own = encoder.state_dict()
-    pyramid = [name for name in own if name.startswith("fpn.")]
-    assert pyramid
-    assert all(torch.equal(own[name], published_weights["encoder"][name]) for name in pyramid)
+    names = [name for name in own if name.startswith("fpn.")]
+    assert names
+    assert all(torch.equal(own[name], published_weights["encoder"][name]) for name in names)
 
 
 def test_other_files_are_refused(published_weights, tmp_path):
     with pytest.raises(FileNotFoundError, match="found none at"):
         read_checkpoint(tmp_path / "none.pt")
     torch.save({"model": {}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="give Looking3D's published"):
+    with pytest.raises(ValueError, match="Give Looking3D's published"):
         read_checkpoint(tmp_path / "other.pt")
     torch.save(nn.Linear(1, 1), tmp_path / "pickle.pt")
     with pytest.raises(Exception, match="weights_only"):
@@ -83,7 +83,7 @@ def test_other_files_are_refused(published_weights, tmp_path):
     assert not (tmp_path / "out.pt").exists()
 
 
-def test_imagenet_weights_start_the_encoder(tmp_path):
+def test_the_encoder_accepts_other_initial_weights(tmp_path):
     from torchvision.models import resnet18
 
     source = resnet18(weights=None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training, evaluation and files of Looking3D, on batches as the datamodule gives them."""
+"""Training, evaluation and checkpoints of Looking3D, on batches like those of the data module."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ def images_on_white(count: int, seed: int) -> torch.Tensor:
 
 
 class Queries(Dataset):
-    """Queries of two shapes; every other one is anomalous."""
+    """Queries of two shapes; every second query is anomalous."""
 
     def __init__(self, count: int = 4) -> None:
         g = torch.Generator().manual_seed(5)
@@ -73,8 +73,8 @@ def network() -> Looking3D:
         return Looking3D(topk=20, visualizer=False)
 
 
-def test_one_summed_step_reaches_every_parameter(network):
-    """Whatever a batch holds: processes that train together would otherwise wait for what never comes."""
+def test_the_summed_loss_has_gradients_for_all_parameters(network):
+    """For every batch: in distributed training, processes would otherwise wait for missing gradients."""
     network.train()
     (first, *_) = loader()
     first.gt_label, first.box = torch.zeros(2, dtype=torch.long), torch.zeros(2, 4)
@@ -86,8 +86,8 @@ def test_one_summed_step_reaches_every_parameter(network):
     network.zero_grad()
 
 
-def test_queries_of_one_shape_share_the_views_of_the_first(network):
-    """In evaluation mode, where the number of images that are encoded makes no difference."""
+def test_queries_of_one_shape_share_the_views_of_the_first_query(network):
+    """In evaluation mode the number of encoded images makes no difference."""
     network.eval()
     (batch,) = DataLoader(Queries(2), batch_size=2, collate_fn=ViewBatch.collate)
     with torch.no_grad():
@@ -101,8 +101,8 @@ def test_queries_of_one_shape_share_the_views_of_the_first(network):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
-def test_the_rate_grows_and_falls(network, monkeypatch, schedule):
-    """Over 25 epochs of 4 steps, after 9 steps of warm-up."""
+def test_the_learning_rate_grows_and_decays(network, monkeypatch, schedule):
+    """25 epochs of 4 steps, with 9 steps of warm-up."""
     loop = SimpleNamespace(setup_data=lambda: None)
     trainer = SimpleNamespace(max_epochs=25, num_training_batches=8, accumulate_grad_batches=2, fit_loop=loop)
     monkeypatch.setattr(network, "_trainer", trainer)
@@ -122,29 +122,29 @@ def test_the_rate_grows_and_falls(network, monkeypatch, schedule):
 
 
 @pytest.mark.slow
-def test_half_precision_says_nearly_the_same(network):
-    """Matching stays in single precision, so it chooses the same keys of the same features."""
+def test_half_precision_changes_outputs_little(network):
+    """Matching stays in single precision, so that equal features select equal keys."""
     network.eval()
     (first, *_) = loader(2)
     query, views = first.image[:1], first.reference_images[:1, :1]
     with torch.no_grad():
-        features, others = network.model.encoder(query), network.model.encoder(views[0])[None]
+        query_features, view_features = network.model.encoder(query), network.model.encoder(views[0])[None]
 
-        def found() -> tuple[torch.Tensor, ...]:
-            shape = network.model.reference(views, first.reference_xyz[:1, :1], others)
-            return network.model(query, shape, features)
+        def outputs() -> tuple[torch.Tensor, ...]:
+            shape = network.model.reference(views, first.reference_xyz[:1, :1], view_features)
+            return network.model(query, shape, query_features)
 
-        single = found()
+        single = outputs()
         with torch.autocast("cpu", torch.bfloat16):
-            half = found()
+            half = outputs()
     assert half[0].dtype == torch.bfloat16
-    for one, other in zip(half, single, strict=True):
-        torch.testing.assert_close(one.float(), other, rtol=0, atol=0.03)
+    for half_output, single_output in zip(half, single, strict=True):
+        torch.testing.assert_close(half_output.float(), single_output, rtol=0, atol=0.03)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("two_steps", [False, True])
-def test_training_leaves_a_checkpoint_with_its_weights(tmp_path, two_steps):
+def test_a_training_writes_a_checkpoint_with_its_weights(tmp_path, two_steps):
     torch.manual_seed(0)
     model = Looking3D(topk=20, visualizer=False, two_steps=two_steps, schedule="step", learning_rate=1e-4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -166,8 +166,8 @@ def test_training_leaves_a_checkpoint_with_its_weights(tmp_path, two_steps):
 
 
 @pytest.mark.slow
-def test_training_goes_on_where_it_stopped(tmp_path):
-    """Weights, averages, optimizer and schedule after an epoch, a stop and an epoch are those of two epochs."""
+def test_a_training_resumes_from_a_checkpoint(tmp_path):
+    """Two epochs with a stop in between have the results of two epochs without it."""
 
     def trained(name: str, epochs: int, seed: int, checkpoint: str | None = None) -> tuple[Looking3D, str]:
         torch.manual_seed(seed)
@@ -179,18 +179,18 @@ def test_training_goes_on_where_it_stopped(tmp_path):
     whole, _ = trained("whole", 2, 0)
     first, checkpoint = trained("first", 1, 0)
     resumed, _ = trained("rest", 2, 1, checkpoint)
-    kept = first.state_dict()
+    after_one_epoch = first.state_dict()
     for name, value in resumed.state_dict().items():
-        # thresholds that nobody has computed are NaN
+        # thresholds are NaN before a validation
         torch.testing.assert_close(value, whole.state_dict()[name], rtol=0, atol=1e-6, equal_nan=True, msg=name)
     weight = "model.projector.mlp.0.weight"
-    assert not torch.equal(resumed.state_dict()[weight], kept[weight])
+    assert not torch.equal(resumed.state_dict()[weight], after_one_epoch[weight])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("two_steps", [False, True])
-def test_training_in_processes_that_wait_for_each_other(tmp_path, two_steps):
-    """One process is enough to find out that a gradient never comes, or comes twice."""
+def test_distributed_training_gets_each_gradient_once(tmp_path, two_steps):
+    """One process is enough to detect missing or repeated gradients."""
     model = Looking3D(topk=20, visualizer=False, two_steps=two_steps, schedule="step")
     strategy = "ddp_find_unused_parameters_true" if two_steps else "ddp"
     engine = make_engine(tmp_path, strategy=strategy)
@@ -215,13 +215,13 @@ def test_descriptors_of_four_queries_are_learned():
 
 
 @pytest.mark.slow
-def test_evaluation_encodes_each_shape_once_and_reports(network, tmp_path, monkeypatch):
+def test_evaluation_encodes_each_shape_once_and_reports_metrics(network, tmp_path, monkeypatch):
     encoded = []
     encode = network._shapes.encode
-    monkeypatch.setattr(network._shapes, "encode", lambda *given: encoded.append(1) or encode(*given))
-    (found,) = make_engine(tmp_path).test(network, dataloaders=loader(3))
+    monkeypatch.setattr(network._shapes, "encode", lambda *parts: encoded.append(1) or encode(*parts))
+    (results,) = make_engine(tmp_path).test(network, dataloaders=loader(3))
     boxes = {f"{prefix}{name}" for prefix in ("detected_", "anomalous_") for name in ("BoxIoU", "BoxAccuracy")}
-    assert {"image_AUROC", "image_Accuracy"} | boxes <= {*found}
+    assert {"image_AUROC", "image_Accuracy"} | boxes <= {*results}
     assert len(encoded) == 2
     batches = make_engine(tmp_path / "predict").predict(network, dataloaders=loader(3))
     items = Queries(3).items
@@ -247,7 +247,7 @@ def own_reference(monkeypatch):
 
 
 @pytest.mark.slow
-def test_photographs_alone_are_compared_with_the_models_own_shape(network, own_reference, tmp_path):
+def test_photographs_without_views_are_compared_with_the_models_reference(network, own_reference, tmp_path):
     monkey = pytest.MonkeyPatch()
     monkey.setattr(network, "reference", "views")
     photographs = torch.nn.functional.interpolate(images_on_white(2, 9), (300, 280), mode="bilinear")
@@ -267,8 +267,8 @@ def test_photographs_alone_are_compared_with_the_models_own_shape(network, own_r
     monkey.undo()
 
 
-def test_photographs_from_files_are_seen_on_white(network, own_reference, tmp_path, monkeypatch):
-    """Where they are transparent; a batch of anomalib has lost that."""
+def test_transparent_photographs_are_read_on_white(network, own_reference, tmp_path, monkeypatch):
+    """They are read again from their files: anomalib's batches have lost the transparency."""
     monkeypatch.setattr(network, "reference", "views")
     network._shapes.clear()
     (image,) = images_on_white(1, 9)
@@ -295,8 +295,8 @@ def test_photographs_from_files_are_seen_on_white(network, own_reference, tmp_pa
     torch.testing.assert_close(batch.pred_score, truth.pred_score, rtol=0, atol=1e-5)
 
 
-def test_random_weights_are_warned_of(network, own_reference, tmp_path, monkeypatch, caplog, published):
-    """At evaluation, prediction and export; not once they are trained, published, or from a checkpoint."""
+def test_random_weights_cause_a_warning(network, own_reference, tmp_path, monkeypatch, caplog, published):
+    """At evaluation, prediction and export, unless weights are trained, published, or from a checkpoint."""
     monkeypatch.setattr(network, "reference", "views")
     message = "weights are random, so its scores mean nothing"
     with caplog.at_level(logging.WARNING, "anomalib_pose"):
@@ -313,13 +313,13 @@ def test_random_weights_are_warned_of(network, own_reference, tmp_path, monkeypa
         assert not caplog.text
 
 
-def test_photographs_without_any_shape_are_refused(network):
+def test_photographs_without_a_reference_are_refused(network):
     network._shapes.clear()
-    with pytest.raises(ValueError, match=r"give --model\.reference"):
+    with pytest.raises(ValueError, match=r"Give --model\.reference"):
         network(images_on_white(1, 0))
 
 
-def test_weights_are_loaded_once_and_live_on_in_the_checkpoint(published, published_weights, tmp_path):
+def test_published_weights_are_loaded_and_their_path_is_not_saved(published, published_weights, tmp_path):
     model = Looking3D(weights_path=str(published), visualizer=False)
     assert model.hparams["weights_path"] == ""
     for part in PARTS:
@@ -330,7 +330,7 @@ def test_weights_are_loaded_once_and_live_on_in_the_checkpoint(published, publis
         assert torch.equal(value, published_weights["projector_ema"][name])
 
 
-def test_settings_are_checked(tmp_path):
+def test_arguments_are_checked(tmp_path):
     with pytest.raises(ValueError, match="schedule should be one of 'cosine', 'step', got 'linear'"):
         Looking3D(schedule="linear")
     with pytest.raises(FileNotFoundError, match="weights of Looking3D"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses against loops over single queries."""
+"""Losses agree with loops over single queries."""
 
 import math
 
@@ -12,18 +12,18 @@ from anomalib_pose.models.looking3d.losses import Alignment, contrast, task_loss
 from anomalib_pose.models.looking3d.matching import foreground_weights
 
 
-def test_contrast_against_a_loop():
+def test_contrast_agrees_with_a_loop():
     g = torch.Generator().manual_seed(0)
     queries, keys = (nn.functional.normalize(torch.randn(7, 5, generator=g), dim=1) for _ in range(2))
     total = 0.0
     for i in range(7):
-        others = [math.exp(float(queries[i] @ keys[j]) / 0.1) for j in range(7)]
-        total -= math.log(others[i] / sum(others))
+        similarities = [math.exp(float(queries[i] @ keys[j]) / 0.1) for j in range(7)]
+        total -= math.log(similarities[i] / sum(similarities))
     assert float(contrast(queries, keys)) == pytest.approx(total / 7, rel=1e-5)
 
 
 def overlap(one, other):
-    """GIoU of two boxes (cx, cy, w, h), by the areas of their pieces."""
+    """Compute the GIoU of two boxes (cx, cy, w, h) from areas."""
     corners = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in (one, other)]
     (a, b, c, d), (e, f, g, h) = corners
     inside = max(0.0, min(c, g) - max(a, e)) * max(0.0, min(d, h) - max(b, f))
@@ -32,8 +32,8 @@ def overlap(one, other):
     return inside / union - (hull - union) / hull
 
 
-def test_task_loss_against_a_loop():
-    """The third query is good; the fourth is anomalous, but its box is not known."""
+def test_task_loss_agrees_with_a_loop():
+    """The third query is normal; the fourth is anomalous without a true box."""
     logit = torch.tensor([0.3, -1.2, 0.7, 2.0])
     box = torch.tensor([[0.4, 0.5, 0.2, 0.3], [0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.5, 0.5], [0.3, 0.3, 0.2, 0.2]])
     truth = torch.tensor([[0.5, 0.5, 0.3, 0.2], [0.7, 0.8, 0.2, 0.1], [0.0] * 4, [0.0] * 4])
@@ -48,7 +48,7 @@ def test_task_loss_against_a_loop():
     assert float(task_loss(logit, box, label, truth)) == pytest.approx(expected / 4, rel=1e-5)
 
 
-def test_boxes_of_good_queries_have_no_gradient_and_no_nan():
+def test_boxes_of_normal_queries_have_zero_gradient():
     box = torch.rand(3, 4, requires_grad=True)
     logit = torch.zeros(3, requires_grad=True)
     task_loss(logit, box, torch.zeros(3), torch.zeros(3, 4)).backward()
@@ -70,8 +70,8 @@ def object_images(count: int, seed: int) -> torch.Tensor:
     return images
 
 
-def test_alignment_against_a_loop(networks):
-    """Two objects: a true pair and a pair with the query, whose partners are the most similar foreground cells."""
+def test_alignment_agrees_with_a_loop(networks):
+    """Two objects: a pair of views, and a pair with the query, where points correspond to the most similar cells."""
     encoder, projector = networks
     alignment = Alignment(encoder, projector).eval()
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_alignment_against_a_loop(networks):
             mean.mul_(1.1)
     query, pair = object_images(2, 1), object_images(4, 2).unflatten(0, (2, 2))
     points = torch.randint(-3, 258, (2, 5, 2, 2), generator=torch.Generator().manual_seed(3))
-    found = alignment(encoder, projector, query, pair, points)
+    loss = alignment(encoder, projector, query, pair, points)
 
     def describe(image, encode, project):
         normal = (image[None] - 0.5) / 0.5
@@ -102,11 +102,11 @@ def test_alignment_against_a_loop(networks):
         key = second[cell(point[0])]
         queries.append(max(first, key=lambda one, key=key: float(one @ key)))
         keys.append(key)
-    torch.testing.assert_close(found, contrast(torch.stack(queries), torch.stack(keys)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss, contrast(torch.stack(queries), torch.stack(keys)), rtol=1e-4, atol=1e-4)
     assert torch.equal(cell_index(points[0, :, 0]), torch.tensor([cell(point) for point in points[0, :, 0]]))
 
 
-def test_averages_follow_parameters_and_keep_their_own_statistics(networks):
+def test_moving_averages_update_parameters_but_not_statistics(networks):
     encoder, projector = networks
     alignment = Alignment(encoder, projector, momentum=0.75)
     other = (Encoder(), Projector())
@@ -119,7 +119,7 @@ def test_averages_follow_parameters_and_keep_their_own_statistics(networks):
     assert not any(parameter.requires_grad for parameter in alignment.parameters())
 
 
-def test_alignment_trains_encoder_and_projector_and_no_average(networks):
+def test_gradients_reach_encoder_and_projector_but_no_average(networks):
     encoder, projector = Encoder(), Projector()
     alignment = Alignment(encoder, projector)
     points = torch.randint(60, 200, (2, 4, 2, 2), generator=torch.Generator().manual_seed(3))

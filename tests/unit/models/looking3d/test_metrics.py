@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of labels and boxes against loops, in batches and at once."""
+"""Metrics of labels and boxes agree with loops over queries, in several batches."""
 
 from types import SimpleNamespace
 
@@ -22,15 +22,15 @@ def overlap(one: list[float], other: list[float]) -> float:
 def queries() -> SimpleNamespace:
     g = torch.Generator().manual_seed(0)
     truth = torch.cat([0.4 + 0.2 * torch.rand(40, 2, generator=g), 0.1 + 0.3 * torch.rand(40, 2, generator=g)], 1)
-    found = truth + 0.15 * (torch.rand(40, 4, generator=g) - 0.5)
+    predicted = truth + 0.15 * (torch.rand(40, 4, generator=g) - 0.5)
     label = torch.rand(40, generator=g) > 0.4
     truth[~label] = 0
-    truth[3], label[3] = 0, True  # anomalous, but nobody drew a box
-    return SimpleNamespace(pred_box=found, box=truth, pred_label=torch.rand(40, generator=g) > 0.3, gt_label=label)
+    truth[3], label[3] = 0, True  # anomalous without a true box
+    return SimpleNamespace(pred_box=predicted, box=truth, pred_label=torch.rand(40, generator=g) > 0.3, gt_label=label)
 
 
 @pytest.mark.parametrize("detected_only", [False, True])
-def test_boxes_against_a_loop(queries, detected_only):
+def test_box_metrics_agree_with_a_loop(queries, detected_only):
     values = [
         overlap(queries.pred_box[i].tolist(), queries.box[i].tolist())
         for i in range(40)
@@ -45,16 +45,16 @@ def test_boxes_against_a_loop(queries, detected_only):
         assert float(one.compute()) == pytest.approx(truth, abs=1e-6)
 
 
-def test_what_was_not_detected_counts_unless_left_out(queries):
+def test_undetected_anomalies_count_unless_detected_only(queries):
     queries.pred_label[:] = False
-    every, detected = BoxIoU(), BoxIoU(detected_only=True)
-    every.update(queries)
+    anomalous, detected = BoxIoU(), BoxIoU(detected_only=True)
+    anomalous.update(queries)
     detected.update(queries)
-    assert float(every.compute()) > 0.3
+    assert float(anomalous.compute()) > 0.3
     assert torch.isnan(detected.compute())
 
 
-def test_accuracy(queries):
+def test_accuracy_agrees_with_a_loop(queries):
     accuracy = Accuracy()
     accuracy.update(queries)
     expected = sum(bool(a) == bool(b) for a, b in zip(queries.pred_label, queries.gt_label, strict=True)) / 40

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What evaluation shows of photographs, and what is found there put back where it is; masks of photographs."""
+"""Crops of photographs, results mapped back to photographs, and masks."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from anomalib_pose.models.looking3d.photograph import read_photograph, whole_box
 
 
 def spot(height: int, width: int, x: float, y: float) -> torch.Tensor:
-    """A round spot at a place given in parts of the image, (1, 1, height, width)."""
+    """Create a round spot at a place in fractions of the image (1, 1, height, width)."""
     rows, columns = torch.arange(height) + 0.5 - y * height, torch.arange(width) + 0.5 - x * width
     breadth = 0.03 * max(height, width)
     return torch.exp(-(rows[:, None] ** 2 + columns**2) / (2 * breadth**2))[None, None]
@@ -25,7 +25,7 @@ def center(image: torch.Tensor) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (500, 500), (300, 421), (421, 300)])
-def test_what_is_found_in_the_crop_lies_there_in_the_photograph(height, width):
+def test_maps_and_boxes_are_mapped_back_to_the_photograph(height, width):
     photograph = 1 - spot(height, width, 0.6, 0.35)
     crop = 1 - evaluation_view(photograph.expand(1, 3, -1, -1))[:, :1]
     assert crop.shape == (1, 1, 256, 256)
@@ -43,17 +43,17 @@ def test_what_is_found_in_the_crop_lies_there_in_the_photograph(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (30, 50)])
-def test_crop_against_pillow(height, width):
-    """Photographs are not stretched: white is added."""
+def test_the_crop_agrees_with_pillow(height, width):
+    """Photographs are padded with white, not stretched."""
     pixels = (255 * torch.rand(3, height, width, generator=torch.Generator().manual_seed(0))).byte()
     square = Image.new("RGB", (max(height, width),) * 2, (255, 255, 255))
     square.paste(Image.fromarray(pixels.permute(1, 2, 0).numpy()), (0, (width - height) // 2))
     expected = square.resize((256, 256), Image.BILINEAR).crop((16, 16, 240, 240)).resize((256, 256), Image.BILINEAR)
-    found = evaluation_view(pixels[None].float() / 255)[0].permute(1, 2, 0).numpy() * 255
-    np.testing.assert_allclose(found, np.asarray(expected), atol=2)
+    crop = evaluation_view(pixels[None].float() / 255)[0].permute(1, 2, 0).numpy() * 255
+    np.testing.assert_allclose(crop, np.asarray(expected), atol=2)
 
 
-def test_masks_of_photographs_lie_in_a_folder(tmp_path):
+def test_masks_are_read_from_a_folder(tmp_path):
     gray = np.full((60, 80, 3), 90, np.uint8)
     mask = np.zeros((60, 80), np.uint8)
     mask[20:40, 30:50] = 255
@@ -66,6 +66,6 @@ def test_masks_of_photographs_lie_in_a_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mask of every photograph.* of .*part\.jpg at .*part\.png"):
         read_photograph(photograph, tmp_path / "masks")
     Image.fromarray(mask).save(tmp_path / "masks" / "part.png")
-    found = read_photograph(photograph, tmp_path / "masks")
+    image = read_photograph(photograph, tmp_path / "masks")
     expected = torch.where(torch.from_numpy(mask) > 0, 90 / 255, 1.0).expand(3, -1, -1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=2 / 255)
+    torch.testing.assert_close(image, expected, rtol=0, atol=2 / 255)

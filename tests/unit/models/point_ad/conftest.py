@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few small clouds, and networks to score them by.
+"""A few small clouds, and networks that score them.
 
-There is a backbone with random weights, and the small CLIP that the reference's numbers were computed with, with random
-weights or those of the formula.
+The networks are a backbone with random weights, and the small CLIP of the stored reference outputs, with random weights
+or those of the formula.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _BACKBONE, _LAYERS = "test_resnet", (1, 2)
 
 @pytest.fixture(scope="session")
 def clouds_root(tmp_path_factory) -> Path:
-    """Raw recordings of three good and four defective rings, and of as many pegs."""
+    """Raw recordings of three normal and four defective rings, and of as many pegs."""
     root = tmp_path_factory.mktemp("data") / "clouds"
     return write_clouds(root, ["ring", "peg"], 0, 64, train=0, test_good=3, test_per_defect=1, progress=False)
 
@@ -44,14 +44,14 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_clouds(clouds_root) -> Callable[..., MVTec3DRendered]:
-    """The datamodule of the rings, with what is changed."""
+    """Create the data module of the rings, with changed arguments."""
     small = {"train_category": None, "views": 5, "size": 48, "num_workers": 0}
     return lambda **changes: MVTec3DRendered(clouds_root, "ring", **{**small, **changes})
 
 
 @pytest.fixture(scope="session")
 def make_mutual(weights) -> Callable[..., PointAD]:
-    """A model with mutual scoring, with what is changed."""
+    """Create a model with mutual scoring, with changed arguments."""
     return lambda **changes: PointAD("mutual", backbone=_BACKBONE, weights_path=str(weights), layers=_LAYERS, **changes)
 
 
@@ -62,7 +62,7 @@ def configuration(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_clip(configuration) -> Callable[..., PointAD]:
-    """A model with the small random CLIP, with what is changed."""
+    """Create a model with the small random CLIP, with changed arguments."""
     small = {"clip_model": str(configuration), "pretrained": "", "prompt_length": 4, "deep_sets": 2, "deep_length": 2}
     return lambda scoring="prompts", **changes: PointAD(scoring, **{**small, **changes})
 
@@ -87,7 +87,7 @@ def golden_clip(configuration, golden_weights, tmp_path_factory) -> Clip:
 
 @pytest.fixture(scope="session")
 def golden(shared):
-    """Arrays of one file of the reference."""
+    """Read the arrays of one reference file."""
     return lambda name: np.load(shared / "reference" / f"pointad_golden_{name}.npz")
 
 

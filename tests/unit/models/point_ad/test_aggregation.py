@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points' and objects' scores against the arrays of PointAD's own program, and against loops."""
+"""Scores of points and objects agree with stored outputs of PointAD's program, and with loops."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def golden(shared):
         path = shared / "reference" / f"pointad_golden_{name}.npz"
         if not path.is_file():
             pytest.skip(f"there is no {path}")
-        with np.load(path) as found:
-            arrays[name] = {key: torch.from_numpy(found[key]) for key in found}
+        with np.load(path) as stored:
+            arrays[name] = {key: torch.from_numpy(stored[key]) for key in stored}
     return arrays
 
 
@@ -32,25 +32,25 @@ def golden_grid(arrays, index):
 
 
 def view_scores(arrays, index):
-    """Scores of an object's three views as the reference found them: its first patch is the class token."""
+    """Read the stored scores of an object's three views; the first patch is the class token."""
     probabilities = arrays["maps"]["patch_prob"][3 * index : 3 * index + 3, 1:, 1].reshape(3, 8, 8)
     return ImageScores(probabilities, arrays["maps"]["view_prob"][3 * index : 3 * index + 3, 1])
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_maps_and_scores_of_the_reference(golden, index):
+def test_maps_and_scores_agree_with_the_reference(golden, index):
     expected = {name: values[index] for name, values in golden["score"].items()}
     grid, scores = golden_grid(golden, index), view_scores(golden, index)
     torch.testing.assert_close(point_map(scores.view_maps, grid), expected["point_map_unsmoothed"], atol=1e-5, rtol=0)
-    found = object_scores(scores, grid)
-    torch.testing.assert_close(found.point_map, expected["point_map"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.score, expected["point_score"], atol=1e-5, rtol=0)
+    result = object_scores(scores, grid)
+    torch.testing.assert_close(result.point_map, expected["point_map"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.score, expected["point_score"], atol=1e-5, rtol=0)
     torch.testing.assert_close(scores.view_scores.mean(), expected["mean_view_prob"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_fusion_of_the_reference(golden, index):
-    """The photograph's patches are not among the arrays: its smoothed map and its score are given."""
+def test_fusion_agrees_with_the_reference(golden, index):
+    """The stored arrays have the photograph's smoothed map and its score, but not its patches."""
     expected = {name: values[index] for name, values in golden["score"].items()}
     grid = golden_grid(golden, index)
     fused = smooth((expected["point_map"] + expected["rgb_map"]) / 2, grid, 4.0)
@@ -83,7 +83,7 @@ def enlarged(patches, size):
 
 def test_fusion_smooths_each_map_and_their_mean():
     grid, scores = random_grid(), random_scores()
-    found = object_scores(scores, grid, sigma=1.5)
+    result = object_scores(scores, grid, sigma=1.5)
 
     def blurred(values):
         return gaussian_filter(values.numpy().astype(np.float64), 1.5)
@@ -91,45 +91,45 @@ def test_fusion_smooths_each_map_and_their_mean():
     cloud = blurred(point_map(scores.view_maps, grid))
     photograph = blurred(enlarged(scores.photograph_map, 12))
     fused = gaussian_filter((cloud + photograph) / 2, 1.5)
-    np.testing.assert_allclose(found.point_map.numpy(), fused, atol=1e-6)
+    np.testing.assert_allclose(result.point_map.numpy(), fused, atol=1e-6)
     published = fused.max() + (float(scores.photograph_score) + float(scores.view_scores.mean())) / 2
-    assert float(found.score) == pytest.approx(published / 2, abs=1e-6)
+    assert float(result.score) == pytest.approx(published / 2, abs=1e-6)
 
 
 def test_cells_without_a_point_are_zero_before_smoothing():
     grid, scores = random_grid(), random_scores()
-    found = point_map(scores.view_maps, grid)
-    assert not found[~grid.valid].any()
-    assert found[grid.valid].all()
+    values = point_map(scores.view_maps, grid)
+    assert not values[~grid.valid].any()
+    assert values[grid.valid].all()
 
 
 def test_clouds_without_order_are_smoothed_in_space():
-    """Shuffling the cells changes nothing but their places; smoothing over the grid would mix strangers."""
+    """Shuffling the cells only moves the scores; smoothing over the grid would mix distant points."""
     grid = random_grid(organized=False)
     values = torch.rand(12, 12, generator=torch.Generator().manual_seed(2)) * grid.valid
-    found = smooth(values, grid, 2.0)
+    smoothed = smooth(values, grid, 2.0)
     order = torch.randperm(144, generator=torch.Generator().manual_seed(3))
-    moved = CloudGrid(
+    shuffled = CloudGrid(
         grid.points.reshape(144, 3)[order].reshape(12, 12, 3),
         grid.valid.flatten()[order].reshape(12, 12),
         False,
         grid.pixels,
         grid.visible,
     )
-    other = smooth(values.flatten()[order].reshape(12, 12), moved, 2.0)
-    torch.testing.assert_close(other.flatten(), found.flatten()[order])
-    assert not found[~grid.valid].any()
-    assert found[grid.valid].std() < 0.9 * values[grid.valid].std()
-    assert not torch.allclose(found, smooth(values, random_grid(organized=True), 2.0))
+    smoothed_shuffled = smooth(values.flatten()[order].reshape(12, 12), shuffled, 2.0)
+    torch.testing.assert_close(smoothed_shuffled.flatten(), smoothed.flatten()[order])
+    assert not smoothed[~grid.valid].any()
+    assert smoothed[grid.valid].std() < 0.9 * values[grid.valid].std()
+    assert not torch.allclose(smoothed, smooth(values, random_grid(organized=True), 2.0))
 
 
-def test_no_smoothing():
+def test_sigma_zero_smooths_nothing():
     values = torch.rand(12, 12)
     for organized in (True, False):
         assert torch.equal(smooth(values, random_grid(organized=organized), 0.0), values)
 
 
-def test_the_peak_is_the_largest_or_the_mean_of_the_largest():
+def test_the_peak_is_the_largest_value_or_the_mean_of_the_largest():
     values, valid = torch.arange(100.0).reshape(10, 10), torch.ones(10, 10, dtype=torch.bool)
     valid[:5] = False
     assert float(peak(values, valid, 0.0)) == 99

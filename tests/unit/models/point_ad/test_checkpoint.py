@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published prompts are read strictly, converted whole, and held against the CLIP that they are used with."""
+"""Published prompts are read strictly, converted completely, and checked against their CLIP."""
 
 import json
 import logging
@@ -21,20 +21,20 @@ def layout(shared) -> list[dict]:
 
 def published(layout: list[dict], ids: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
-    found = {}
+    weights = {}
     for entry in layout:
         if entry["dtype"] == "int32":
             row = ids[entry["key"]]
-            found[entry["key"]] = torch.tensor(row + [0] * (77 - len(row)), dtype=torch.int32).view(1, 1, 77)
+            weights[entry["key"]] = torch.tensor(row + [0] * (77 - len(row)), dtype=torch.int32).view(1, 1, 77)
         else:
-            found[entry["key"]] = torch.randn(entry["shape"], generator=g)
-    return found
+            weights[entry["key"]] = torch.randn(entry["shape"], generator=g)
+    return weights
 
 
 @pytest.fixture
 def epoch(layout, shared, tmp_path) -> Path:
-    whole = json.loads((shared / "reference" / "pointad_checkpoint_layout.json").read_text())
-    ids = {f"tokenized_prompts_{kind}": whole[f"token_ids_{kind}"] for kind in ("pos", "neg")}
+    content = json.loads((shared / "reference" / "pointad_checkpoint_layout.json").read_text())
+    ids = {f"tokenized_prompts_{kind}": content[f"token_ids_{kind}"] for kind in ("pos", "neg")}
     path = tmp_path / "epoch_15.pth"
     torch.save({"prompt_learner": published(layout, ids)}, path)
     return path
@@ -51,17 +51,17 @@ def change(path: Path, target: Path, **entries: torch.Tensor | None) -> Path:
     return target
 
 
-def test_published_prompts(epoch, layout, caplog):
+def test_published_prompts_are_read(epoch, layout, caplog):
     weights = torch.load(epoch, weights_only=True)["prompt_learner"]
     with caplog.at_level(logging.INFO):
-        found = read_prompts(epoch)
-    assert torch.equal(found.normal, weights["ctx_pos"][0, 0])
-    assert torch.equal(found.abnormal, weights["ctx_neg"][0, 0])
-    assert torch.equal(found.start, weights["token_prefix_pos"].flatten())
-    assert found.deep.shape == (8, 4, 768)
-    assert all(torch.equal(found.deep[k], weights[f"compound_prompts_text.{k}"]) for k in range(8))
+        prompts = read_prompts(epoch)
+    assert torch.equal(prompts.normal, weights["ctx_pos"][0, 0])
+    assert torch.equal(prompts.abnormal, weights["ctx_neg"][0, 0])
+    assert torch.equal(prompts.start, weights["token_prefix_pos"].flatten())
+    assert prompts.deep.shape == (8, 4, 768)
+    assert all(torch.equal(prompts.deep[k], weights[f"compound_prompts_text.{k}"]) for k in range(8))
     assert len(layout) == 32
-    # 16 projections are never read, and the ends of the texts follow from CLIP
+    # 16 projections are never read, and CLIP determines the suffixes of the texts
     assert "14 entries are used, 18 are never read" in caplog.text
 
 
@@ -103,7 +103,7 @@ def test_other_files_are_refused(epoch, tmp_path):
     assert not out.exists()
 
 
-def test_prompts_come_back(small, tmp_path):
+def test_written_prompts_are_read_again(small, tmp_path):
     learner, other = (PromptLearner(small.text, deep_sets=3, seed=seed) for seed in (1, 2))
     path = write_prompts(tmp_path / "prompts.pt", learner, small.text)
     load_prompts(other, read_prompts(path), small.text)

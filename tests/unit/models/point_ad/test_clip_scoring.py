@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PointAD with CLIP in anomalib's engine: prompts that are learned, and the ensemble."""
+"""PointAD with CLIP in anomalib's engine: learned prompts, and the ensemble."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from anomalib_pose.models.point_ad.cloud_grid import grid_of
 from anomalib_pose.models.point_ad.scorer import ClipScorer
 from anomalib_pose.models.point_ad.text import direction, ensemble_features
 
-RATE = 0.02  # the small CLIP's texts move little
+RATE = 0.02  # the features of the small CLIP's texts change little
 
 
 def make_engine(folder: Path, **changes) -> Engine:
@@ -32,7 +32,7 @@ def scores(batches) -> np.ndarray:
 
 
 class Losses(Callback):
-    """Keeps the losses of training steps."""
+    """Records the losses of training steps."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -47,7 +47,7 @@ def one_vs_rest(make_clouds, **changes):
 
 @pytest.fixture(scope="module")
 def trained(make_clip, make_clouds, tmp_path_factory):
-    """Model, results, checkpoint of prompts that were learned on pegs, and losses."""
+    """Train prompts on pegs: model, results, checkpoint, and losses."""
     folder = tmp_path_factory.mktemp("trained")
     model = make_clip(visualizer=False, learning_rate=RATE)
     losses = Losses()
@@ -57,7 +57,7 @@ def trained(make_clip, make_clouds, tmp_path_factory):
     return model, results[0], checkpoint, losses.values
 
 
-def test_training_lowers_the_loss_and_tests_another_category(trained):
+def test_a_training_lowers_the_loss_and_tests_another_category(trained):
     _, results, _, losses = trained
     assert len(losses) == 12, "two steps of up to four of seven pegs, six times"
     assert np.mean(losses[-2:]) < 0.9 * np.mean(losses[:2]), losses
@@ -68,28 +68,28 @@ def test_training_lowers_the_loss_and_tests_another_category(trained):
 def test_features_of_a_view_are_computed_once(make_clip, make_clouds, tmp_path):
     model = make_clip(visualizer=False, evaluator=False)
     model.setup("fit")
-    seen = []
+    sizes = []
     encode = ClipScorer.features
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ClipScorer, "features", lambda self, images: seen.append(len(images)) or encode(self, images))
+        patch.setattr(ClipScorer, "features", lambda self, images: sizes.append(len(images)) or encode(self, images))
         make_engine(tmp_path, max_epochs=3, limit_val_batches=0).fit(model, datamodule=one_vs_rest(make_clouds))
-    assert seen == [5] * 7
-    assert model.model._cache is None, "features are not kept after training"
+    assert sizes == [5] * 7
+    assert model.model._cache is None, "a training frees its features"
 
 
-def test_a_checkpoint_holds_prompts_and_no_clip(trained, make_clip, make_clouds, tmp_path):
+def test_a_checkpoint_holds_prompts_and_not_clip(trained, make_clip, make_clouds, tmp_path):
     model, _, path, _ = trained
     checkpoint = torch.load(path, weights_only=True)
     assert not [name for name in checkpoint["state_dict"] if name.startswith("model.")]
     assert {*checkpoint["point_ad_prompts"]} == {"normal", "abnormal", "deep", "start"}
     assert path.stat().st_size < 200_000
-    # the sizes are those of the checkpoint
-    again = make_clip(visualizer=False, prompt_length=5, deep_sets=1)
-    found = make_engine(tmp_path / "a").predict(again, datamodule=one_vs_rest(make_clouds), ckpt_path=str(path))
+    # the sizes of the checkpoint replace those of the arguments
+    restored = make_clip(visualizer=False, prompt_length=5, deep_sets=1)
+    predicted = make_engine(tmp_path / "a").predict(restored, datamodule=one_vs_rest(make_clouds), ckpt_path=str(path))
     expected = make_engine(tmp_path / "b").predict(model, datamodule=one_vs_rest(make_clouds))
-    np.testing.assert_array_equal(scores(found), scores(expected))
+    np.testing.assert_array_equal(scores(predicted), scores(expected))
     np.testing.assert_array_equal(
-        torch.cat([each.pred_score for each in found]), torch.cat([each.pred_score for each in expected])
+        torch.cat([part.pred_score for part in predicted]), torch.cat([part.pred_score for part in expected])
     )
     loaded = PointAD.load_from_checkpoint(path)
     assert torch.equal(loaded.model.direction(), model.model.direction())
@@ -99,15 +99,15 @@ def test_a_checkpoint_holds_prompts_and_no_clip(trained, make_clip, make_clouds,
 def test_prompt_files_are_used_without_training(trained, make_clip, make_clouds, tmp_path):
     model = trained[0]
     file = write_prompts(tmp_path / "prompts.pt", model.model.prompts, model.model.clip.text)
-    given = make_clip(prompt_path=str(file), visualizer=False, prompt_length=9)
-    assert given.learning_type == LearningType.ZERO_SHOT
-    found = make_engine(tmp_path / "a").predict(given, datamodule=one_vs_rest(make_clouds))
+    untrained = make_clip(prompt_path=str(file), visualizer=False, prompt_length=9)
+    assert untrained.learning_type == LearningType.ZERO_SHOT
+    predicted = make_engine(tmp_path / "a").predict(untrained, datamodule=one_vs_rest(make_clouds))
     expected = make_engine(tmp_path / "b").predict(model, datamodule=one_vs_rest(make_clouds))
-    np.testing.assert_array_equal(scores(found), scores(expected))
+    np.testing.assert_array_equal(scores(predicted), scores(expected))
 
 
-def test_training_goes_on_from_a_checkpoint(trained, make_clip, make_clouds, tmp_path):
-    # in one go, or stopped after one of two epochs: the order of clouds is drawn again, so that one batch has all
+def test_a_training_resumes_from_a_checkpoint(trained, make_clip, make_clouds, tmp_path):
+    # without a stop, or resumed after one of two epochs; one batch has all clouds, as their order is sampled again
     data = one_vs_rest(make_clouds, train_batch_size=7)
 
     def learn(folder, epochs, checkpoint=None) -> tuple[PointAD, str]:
@@ -125,47 +125,47 @@ def test_training_goes_on_from_a_checkpoint(trained, make_clip, make_clouds, tmp
         torch.testing.assert_close(dict(resumed.model.prompts.named_parameters())[name], value, rtol=0, atol=1e-5)
 
 
-def test_prompts_that_are_not_learned_are_told(make_clip, make_clouds, tmp_path):
+def test_prompts_that_are_not_learned_raise(make_clip, make_clouds, tmp_path):
     for run in ("test", "predict"):
         with pytest.raises(ValueError, match=r"not learned yet\. Train first"):
             getattr(make_engine(tmp_path), run)(make_clip(visualizer=False), datamodule=make_clouds())
 
 
-def test_the_ensembles_scores_are_those_of_the_parts(make_clip, make_clouds, small, tmp_path):
+def test_ensemble_scores_agree_with_the_parts(make_clip, make_clouds, small, tmp_path):
     data = make_clouds()
     model = make_clip("ensemble", visualizer=False, post_processor=False)
     assert model.learning_type == LearningType.ZERO_SHOT
-    found = make_engine(tmp_path).predict(model, datamodule=data)
+    predicted = make_engine(tmp_path).predict(model, datamodule=data)
     scorer, towards = ClipScorer(small.vision), direction(ensemble_features(small.text, "ring"))
-    loaded = list(data.test_dataloader())
-    assert len(found) == len(loaded) == 7
-    for one, batch in zip(found, loaded, strict=True):
+    batches = list(data.test_dataloader())
+    assert len(predicted) == len(batches) == 7
+    for prediction, batch in zip(predicted, batches, strict=True):
         expected = object_scores(scorer(batch.views[0], batch.image[0], towards), grid_of(batch, 0))
-        assert isinstance(one, CloudBatch)
-        torch.testing.assert_close(one.object_score[0], expected.score)
-        torch.testing.assert_close(one.point_scores[0], expected.point_map)
+        assert isinstance(prediction, CloudBatch)
+        torch.testing.assert_close(prediction.object_score[0], expected.score)
+        torch.testing.assert_close(prediction.point_scores[0], expected.point_map)
 
 
-def test_the_ensemble_names_the_kind_of_object_or_a_word(make_clip, small):
+def test_the_ensemble_names_the_category_or_the_given_word(make_clip, small):
     assert torch.equal(
         make_clip("ensemble").model.direction("cable_gland"), direction(ensemble_features(small.text, "cable gland"))
     )
-    for model, kind in ((make_clip("ensemble"), ""), (make_clip("ensemble", object_word="object"), "ring")):
-        assert torch.equal(model.model.direction(kind), direction(ensemble_features(small.text)))
+    for model, category in ((make_clip("ensemble"), ""), (make_clip("ensemble", object_word="object"), "ring")):
+        assert torch.equal(model.model.direction(category), direction(ensemble_features(small.text)))
 
 
-def test_single_images_are_scored_by_forward(trained, make_clip):
+def test_forward_scores_single_images(trained, make_clip):
     model = trained[0]
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    found = model(images)
+    output = model(images)
     truth = ClipScorer(model.model.clip.vision)(images, None, model.model.direction())
-    torch.testing.assert_close(found.pred_score, truth.view_scores)
+    torch.testing.assert_close(output.pred_score, truth.view_scores)
     torch.testing.assert_close(
-        found.anomaly_map, functional.interpolate(truth.view_maps[:, None], (96, 96), mode="bilinear")
+        output.anomaly_map, functional.interpolate(truth.view_maps[:, None], (96, 96), mode="bilinear")
     )
 
 
-def test_making_a_model_reads_nothing(monkeypatch):
+def test_creating_a_model_reads_no_file(monkeypatch):
     monkeypatch.setattr("anomalib_pose.models.point_ad.clip_scorers.load_clip", lambda *_, **__: pytest.fail("read"))
     for scoring in ("prompts", "ensemble"):
         assert PointAD(scoring, prompt_path="missing.pth").model.clip is None
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_another_scoring_is_refused(trained, make_clip, make_clo
 
 
 def test_prompts_of_another_clip_are_refused(trained, make_clip, make_clouds, tmp_path):
-    # the seed is that of the random CLIP too
+    # the seed also determines the random CLIP
     other = make_clip(visualizer=False, seed=1)
     with pytest.raises(ValueError, match="learned for another CLIP"):
         make_engine(tmp_path).predict(other, datamodule=make_clouds(), ckpt_path=str(trained[2]))

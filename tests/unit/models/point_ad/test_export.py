@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graph of single views says in OpenVINO what the scorer says in PyTorch; the host makes scores of clouds of it."""
+"""Exported graphs of single images agree with PyTorch; the host combines their scores to scores of clouds."""
 
 from pathlib import Path
 
@@ -30,24 +30,24 @@ def scorer(small) -> ClipScorer:
 
 @pytest.fixture
 def graph(scorer) -> ExportableImageScorer:
-    # longer than random texts make it, so that scores differ
+    # longer than the direction of random texts, so that scores differ
     return ExportableImageScorer(
         scorer, 10 * normalize(torch.randn(48, generator=torch.Generator().manual_seed(0)), dim=0)
     )
 
 
 def views(count: int) -> torch.Tensor:
-    """Smooth images of different brightness and colors."""
+    """Create smooth images of different brightness and colors."""
     g = torch.Generator().manual_seed(count)
     images = torch.rand(count, 3, 4, 4, generator=g) * torch.rand(count, 3, 1, 1, generator=g)
     return interpolate(images, (64, 64), mode="bilinear")
 
 
-def test_the_graph_is_the_scorer(graph, scorer):
+def test_the_graph_agrees_with_the_scorer(graph, scorer):
     expected = scorer(views(3), None, graph.direction)
-    found = graph(views(3))
-    torch.testing.assert_close(found.pred_score, expected.view_scores)
-    torch.testing.assert_close(found.anomaly_map, expected.view_maps)
+    output = graph(views(3))
+    torch.testing.assert_close(output.pred_score, expected.view_scores)
+    torch.testing.assert_close(output.anomaly_map, expected.view_maps)
     assert graph.image_size == 64
     assert not any(value.requires_grad for value in graph.parameters())
 
@@ -57,23 +57,23 @@ def test_the_graph_is_the_scorer(graph, scorer):
     ("compression", "count", "tolerance"),
     [(None, 1, 1e-4), (None, 9, 1e-4), (CompressionType.FP16, 9, 2e-3), (CompressionType.INT8, 9, 3e-2)],
 )
-def test_openvino(graph, tmp_path, compression, count, tolerance):
+def test_openvino_agrees_with_pytorch(graph, tmp_path, compression, count, tolerance):
     path = ExportedDetector(graph, None).to_openvino(
         tmp_path, input_size=(64, 64), compression_type=compression, ov_kwargs={"input": [count, 3, 64, 64]}
     )
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     with torch.no_grad():
         expected = graph(views(count))
-    found = compiled(views(count).numpy())
+    output = compiled(views(count).numpy())
     for name in ("pred_score", "anomaly_map"):
         truth = getattr(expected, name)
         assert count == 1 or truth.std() > 0.05
-        torch.testing.assert_close(torch.from_numpy(found[name]), truth, rtol=0, atol=tolerance)
+        torch.testing.assert_close(torch.from_numpy(output[name]), truth, rtol=0, atol=tolerance)
 
 
 @pytest.fixture(scope="module")
 def learned(make_clip, small, tmp_path_factory) -> PointAD:
-    """A model with prompts that no training made, of which the abnormal one differs enough for scores to differ."""
+    """Create a model with random prompts; the abnormal one is scaled, so that scores differ."""
     prompts = PromptLearner(small.text, 4, 2, 2)
     prompts.abnormal.data *= 100
     path = write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.pt", prompts, small.text)
@@ -97,38 +97,38 @@ SETTINGS = RenderSettings.of_views(5, 64)
 def expected_of(model: PointAD, make_clouds, cloud: Path, **changes) -> CloudBatch:
     data = make_clouds(**{"size": 64, **changes})
     data.setup()
-    (batch,) = [each for each in data.test_dataloader() if Path(each.image_path[0]).parents[1] == cloud.parents[1]]
+    (batch,) = [part for part in data.test_dataloader() if Path(part.image_path[0]).parents[1] == cloud.parents[1]]
     with torch.no_grad():
         return model._step(batch)
 
 
-def assert_same(found, batch: CloudBatch, tolerance: float) -> None:
-    assert found.score == pytest.approx(float(batch.object_score[0]), abs=tolerance)
-    torch.testing.assert_close(found.point_map, batch.point_scores[0], rtol=0, atol=tolerance)
+def assert_same(prediction, batch: CloudBatch, tolerance: float) -> None:
+    assert prediction.score == pytest.approx(float(batch.object_score[0]), abs=tolerance)
+    torch.testing.assert_close(prediction.point_map, batch.point_scores[0], rtol=0, atol=tolerance)
     assert batch.point_scores.std() > 10 * tolerance
-    assert torch.equal(found.valid, batch.valid[0])
-    assert torch.equal(found.points, batch.points[0])
-    assert found.defective == (found.score > 0.45)
+    assert torch.equal(prediction.valid, batch.valid[0])
+    assert torch.equal(prediction.points, batch.points[0])
+    assert prediction.defective == (prediction.score > 0.45)
 
 
 @pytest.mark.parametrize("images", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_inferencer_scores_clouds_as_the_model(learned, make_clouds, ring, tmp_path, images):
-    # six images by calls of one, or of four, the second half empty
+    # six images in batches of one, or of four: the last batch is filled up
     path = learned.to_openvino(tmp_path, onnx_kwargs={"images": images})
     assert {file.name for file in path.parent.iterdir()} == {"model.xml", "model.bin", "model.json"}
-    found = PointADInferencer(path, SETTINGS).predict(*ring)
-    assert_same(found, expected_of(learned, make_clouds, ring[0]), 1e-4)
-    found.write(tmp_path / "scored.ply")
+    prediction = PointADInferencer(path, SETTINGS).predict(*ring)
+    assert_same(prediction, expected_of(learned, make_clouds, ring[0]), 1e-4)
+    prediction.write(tmp_path / "scored.ply")
     np.testing.assert_array_equal(
-        read_ply_vertices(tmp_path / "scored.ply")["score"], found.point_map[found.valid].numpy()
+        read_ply_vertices(tmp_path / "scored.ply")["score"], prediction.point_map[prediction.valid].numpy()
     )
 
 
 @pytest.mark.slow
 def test_the_inferencer_reads_onnx_and_resizes_views(learned, make_clouds, ring, tmp_path):
     path = learned.to_onnx(tmp_path)
-    found = PointADInferencer(path, RenderSettings.of_views(5, 80)).predict(*ring)
-    assert_same(found, expected_of(learned, make_clouds, ring[0], size=80), 1e-4)
+    prediction = PointADInferencer(path, RenderSettings.of_views(5, 80)).predict(*ring)
+    assert_same(prediction, expected_of(learned, make_clouds, ring[0], size=80), 1e-4)
     without = PointADInferencer(path, SETTINGS).predict(ring[0])
     assert abs(without.score - PointADInferencer(path, SETTINGS).predict(*ring).score) > 1e-4
 
@@ -137,10 +137,10 @@ def test_the_inferencer_reads_onnx_and_resizes_views(learned, make_clouds, ring,
 @pytest.mark.parametrize(("compression", "tolerance"), [("FP16", 5e-3), ("INT8", 5e-2)])
 def test_small_weights_score_nearly_the_same(learned, make_clouds, ring, tmp_path, compression, tolerance):
     path = learned.to_openvino(tmp_path, compression_type=CompressionType[compression])
-    found = PointADInferencer(path, SETTINGS).predict(*ring)
+    prediction = PointADInferencer(path, SETTINGS).predict(*ring)
     truth = expected_of(learned, make_clouds, ring[0])
-    assert found.score == pytest.approx(float(truth.object_score[0]), abs=tolerance)
-    torch.testing.assert_close(found.point_map, truth.point_scores[0], rtol=0, atol=tolerance)
+    assert prediction.score == pytest.approx(float(truth.object_score[0]), abs=tolerance)
+    torch.testing.assert_close(prediction.point_map, truth.point_scores[0], rtol=0, atol=tolerance)
 
 
 @pytest.mark.slow
@@ -149,14 +149,14 @@ def test_anomalibs_inferencers_take_single_images(learned, tmp_path, monkeypatch
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     image = views(1)
     openvino_path, torch_path = learned.to_openvino(tmp_path), learned.to_torch(tmp_path)
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO would choose BF16 on some machines
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO's default is BF16 on some machines
     by_openvino = OpenVINOInferencer(openvino_path, "CPU", exact).predict(image[0].permute(1, 2, 0).numpy())
     by_torch = TorchInferencer(torch_path, device="cpu").predict(image[0])
-    for found in (by_openvino, by_torch):
-        np.testing.assert_allclose(np.ravel(found.pred_score), learned(image).pred_score, atol=1e-4)
+    for result in (by_openvino, by_torch):
+        np.testing.assert_allclose(np.ravel(result.pred_score), learned(image).pred_score, atol=1e-4)
 
 
-def test_what_cannot_be_exported_is_refused(learned, make_clip, tmp_path):
+def test_impossible_exports_are_refused(learned, make_clip, tmp_path):
     with pytest.raises(ValueError, match="images of 64 x 64 pixels, got input_size"):
         learned.to_onnx(tmp_path, input_size=(32, 32))
     with pytest.raises(ValueError, match="activations need more than eight bits"):
@@ -168,7 +168,7 @@ def test_what_cannot_be_exported_is_refused(learned, make_clip, tmp_path):
     assert not list(tmp_path.rglob("model.*"))
 
 
-def test_files_of_the_inferencer_are_checked(tmp_path):
+def test_the_inferencer_checks_its_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="found no file"):
         PointADInferencer(tmp_path / "model.xml")
     (tmp_path / "model.xml").touch()

@@ -32,41 +32,41 @@ def numbers(batches, name) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def predicted(make_clouds, make_mutual, tmp_path_factory):
-    """Predictions without post-processing, and where the results are."""
+    """Predict without post-processing: batches, and the folder of results."""
     folder = tmp_path_factory.mktemp("predicted")
     batches = make_engine(folder).predict(make_mutual(post_processor=False), datamodule=make_clouds())
     return batches, folder
 
 
-def test_scores_are_those_of_the_parts(predicted, make_clouds, make_mutual):
+def test_scores_agree_with_the_parts(predicted, make_clouds, make_mutual):
     batches, _ = predicted
     data, model = make_clouds(), make_mutual()
     data.setup()
     scorer = MutualScorer(model.model.extractor, model.model.settings)
-    loaded = list(data.test_dataloader())
-    scorer.collect(loaded, torch.device("cpu"), progress=False)
-    assert len(batches) == len(loaded) == 7
-    for found, batch in zip(batches, loaded, strict=True):
+    clouds = list(data.test_dataloader())
+    scorer.collect(clouds, torch.device("cpu"), progress=False)
+    assert len(batches) == len(clouds) == 7
+    for prediction, batch in zip(batches, clouds, strict=True):
         expected = object_scores(scorer.score_images(batch)[0], grid_of(batch, 0))
-        assert isinstance(found, CloudBatch)
-        torch.testing.assert_close(found.pred_score[0], expected.score)
-        torch.testing.assert_close(found.anomaly_map.squeeze(), expected.point_map)
-        assert found.anomaly_map.shape[-2:] == found.gt_mask.shape[-2:]
-        torch.testing.assert_close(found.point_scores[0], expected.point_map)
-        torch.testing.assert_close(found.object_score, found.pred_score)
-        assert 0 < float(found.pred_score) < 1, "metrics squeeze other scores, batch by batch"
+        assert isinstance(prediction, CloudBatch)
+        torch.testing.assert_close(prediction.pred_score[0], expected.score)
+        torch.testing.assert_close(prediction.anomaly_map.squeeze(), expected.point_map)
+        assert prediction.anomaly_map.shape[-2:] == prediction.gt_mask.shape[-2:]
+        torch.testing.assert_close(prediction.point_scores[0], expected.point_map)
+        torch.testing.assert_close(prediction.object_score, prediction.pred_score)
+        assert 0 < float(prediction.pred_score) < 1, "metrics squeeze scores outside of [0, 1], batch by batch"
 
 
-def test_predictions_leave_clouds_and_pictures(predicted):
+def test_predictions_write_clouds_and_pictures(predicted):
     batches, folder = predicted
     files = {path.relative_to(path.parents[4]): path for path in folder.rglob("point_clouds/**/*.ply")}
     assert len(files) == 7
     for batch in batches:
-        kind, name = Path(batch.image_path[0]).parts[-3], Path(batch.image_path[0]).stem
-        (path,) = [each for each in files.values() if each.parts[-3] == kind and each.stem == name]
+        defect, name = Path(batch.image_path[0]).parts[-3], Path(batch.image_path[0]).stem
+        (path,) = [file for file in files.values() if file.parts[-3] == defect and file.stem == name]
         table, valid = read_ply_vertices(path), batch.valid[0]
-        found = np.stack([table[axis] for axis in "xyz"], 1)
-        np.testing.assert_array_equal(found, batch.points[0][valid].numpy())
+        points = np.stack([table[axis] for axis in "xyz"], 1)
+        np.testing.assert_array_equal(points, batch.points[0][valid].numpy())
         np.testing.assert_array_equal(table["score"], batch.point_scores[0][valid].numpy())
     pictures = list(folder.rglob("images/**/*.png"))
     assert len(pictures) == 7
@@ -81,27 +81,27 @@ def tested(make_clouds, make_mutual, tmp_path_factory):
     reads = []
     features = model.model.extractor.forward
     model.model.extractor.forward = lambda images: reads.append(len(images)) or features(images)
-    (found,) = make_engine(folder).test(model, datamodule=make_clouds(eval_batch_size=3))
-    return found, folder, reads
+    (results,) = make_engine(folder).test(model, datamodule=make_clouds(eval_batch_size=3))
+    return results, folder, reads
 
 
-def test_metrics_are_those_of_other_programs(tested, predicted):
-    found, _, _ = tested
+def test_metrics_agree_with_other_programs(tested, predicted):
+    results, _, _ = tested
     batches, _ = predicted
     labels, scores = numbers(batches, "gt_label"), numbers(batches, "pred_score")
-    assert found["image_AUROC"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
-    assert found["image_AUPR"] == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
+    assert results["image_AUROC"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+    assert results["image_AUPR"] == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
     masks, maps = numbers(batches, "gt_mask"), numbers(batches, "anomaly_map").reshape(7, 48, 48)
     valid = numbers(batches, "valid")
-    assert found["pixel_AUROC"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-6)
-    assert found["pixel_ForegroundAUROC"] == pytest.approx(roc_auc_score(masks[valid], maps[valid]), abs=1e-6)
+    assert results["pixel_AUROC"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-6)
+    assert results["pixel_ForegroundAUROC"] == pytest.approx(roc_auc_score(masks[valid], maps[valid]), abs=1e-6)
     aupro = AUPRO(fields=["anomaly_map", "gt_mask"])
     for batch in batches:
         aupro.update(batch)
-    assert found["pixel_AUPRO"] == pytest.approx(float(aupro.compute()), abs=1e-6)
+    assert results["pixel_AUPRO"] == pytest.approx(float(aupro.compute()), abs=1e-6)
 
 
-def test_results_say_that_they_are_transductive(tested):
+def test_results_are_marked_as_transductive(tested):
     assert tested[0]["transductive"] == 1.0
 
 
@@ -112,38 +112,38 @@ def test_clouds_are_written_when_a_folder_is_given(tested):
     assert max(read_ply_vertices(path)["score"].max() for path in files) <= 1
 
 
-def test_validation_and_test_on_one_set_read_it_once(tested):
+def test_validation_and_test_on_one_set_compute_features_once(tested):
     # five views, then the photograph, of seven clouds
     assert tested[2] == [5, 1] * 7
 
 
-def test_a_test_without_a_folder_leaves_no_clouds(make_clouds, make_mutual, tmp_path):
+def test_a_test_without_a_folder_writes_no_clouds(make_clouds, make_mutual, tmp_path):
     model = make_mutual(fuse_rgb=False, visualizer=False)
     make_engine(tmp_path).test(model, datamodule=make_clouds())
     assert not list(tmp_path.rglob("*.ply"))
     assert all(scores.photograph_map is None for scores in model.model._scores.values())
 
 
-def test_the_set_counts_even_where_the_trainer_stops_early(make_clouds, make_mutual, predicted, tmp_path):
+def test_the_whole_set_is_compared_if_the_trainer_is_limited(make_clouds, make_mutual, predicted, tmp_path):
     batches, _ = predicted
-    some = make_engine(tmp_path, limit_predict_batches=2, limit_val_batches=2).predict(
+    limited = make_engine(tmp_path, limit_predict_batches=2, limit_val_batches=2).predict(
         make_mutual(post_processor=False, visualizer=False), datamodule=make_clouds()
     )
-    torch.testing.assert_close(numbers(some, "pred_score"), numbers(batches, "pred_score")[:2])
+    torch.testing.assert_close(numbers(limited, "pred_score"), numbers(batches, "pred_score")[:2])
 
 
-def test_training_is_skipped_and_a_checkpoint_is_left(make_clouds, make_mutual, predicted, tmp_path):
+def test_a_fit_without_training_writes_a_checkpoint(make_clouds, make_mutual, predicted, tmp_path):
     engine = make_engine(tmp_path)
     engine.fit(make_mutual(visualizer=False), datamodule=make_clouds())
     (checkpoint,) = [path for path in tmp_path.rglob("model.ckpt") if "latest" not in path.parts]
-    # the checkpoint holds the backbone: its file is not needed any more
-    again = make_mutual(visualizer=False)
-    again.model.extractor.weights_path = "gone.pth"
-    found = make_engine(tmp_path / "b").predict(again, datamodule=make_clouds(), ckpt_path=str(checkpoint))
-    assert len(found) == 7
-    np.testing.assert_array_equal(numbers(found, "object_score"), numbers(predicted[0], "object_score"))
-    # what predictions are normalized by comes from the checkpoint too
-    assert set(numbers(found, "pred_label").tolist()) == {False, True}
+    # the checkpoint holds the backbone, so its file is not needed
+    restored = make_mutual(visualizer=False)
+    restored.model.extractor.weights_path = "gone.pth"
+    batches = make_engine(tmp_path / "b").predict(restored, datamodule=make_clouds(), ckpt_path=str(checkpoint))
+    assert len(batches) == 7
+    np.testing.assert_array_equal(numbers(batches, "object_score"), numbers(predicted[0], "object_score"))
+    # the checkpoint also holds the ranges of the normalization
+    assert set(numbers(batches, "pred_label").tolist()) == {False, True}
 
 
 def test_images_without_views_are_refused(make_mutual):
@@ -177,7 +177,7 @@ def test_arguments_are_checked(change, words):
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(15, 15), (30, 15), (10, 10), (20, 20)])
-def test_the_last_epoch_is_validated_so_that_it_is_kept(make_mutual, epochs, expected):
+def test_the_last_epoch_is_validated_and_saved(make_mutual, epochs, expected):
     trainer = SimpleNamespace(check_val_every_n_epoch=15, max_epochs=epochs)
     model = make_mutual()
     model.trainer = trainer

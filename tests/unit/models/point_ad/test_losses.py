@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses against their definitions, written as loops over views, pixels and points."""
+"""Losses agree with their definitions as loops over views, pixels and points."""
 
 import math
 
@@ -34,11 +34,11 @@ def sample(seed: int = 0) -> tuple[ClipFeatures, torch.Tensor, CloudTargets]:
 
 
 def enlarged(patches: list[list[float]], row: int, column: int) -> float:
-    """Bilinear value of a pixel's center among the centers of patches, whose border is continued."""
-    place = [min(max((at + 0.5) * SIDE / SIZE - 0.5, 0), SIDE - 1) for at in (row, column)]
-    low = [int(at) for at in place]
+    """Interpolate patches at a pixel's center, bilinear with a repeated border."""
+    position = [min(max((at + 0.5) * SIDE / SIZE - 0.5, 0), SIDE - 1) for at in (row, column)]
+    low = [int(at) for at in position]
     high = [min(at + 1, SIDE - 1) for at in low]
-    y, x = (at - start for at, start in zip(place, low, strict=True))
+    y, x = (at - start for at, start in zip(position, low, strict=True))
     top = (1 - x) * patches[low[0]][low[1]] + x * patches[low[0]][high[1]]
     bottom = (1 - x) * patches[high[0]][low[1]] + x * patches[high[0]][high[1]]
     return (1 - y) * top + y * bottom
@@ -54,7 +54,7 @@ def mean(values: list[float]) -> float:
 
 
 def by_hand(features: ClipFeatures, direction: torch.Tensor, targets: CloudTargets, paper: bool) -> list[float]:
-    """All four terms, one number after the other."""
+    """Compute all four terms by loops."""
 
     def probability(feature: torch.Tensor) -> float:
         """Softmax over the logits of two texts that differ by the direction."""
@@ -77,11 +77,11 @@ def by_hand(features: ClipFeatures, direction: torch.Tensor, targets: CloudTarge
     for b in range(OBJECTS):
         abnormal, normal = [], []
         for n in range(CELLS):
-            seen = [v for v in range(VIEWS) if targets.visible[b, v, n]]
-            values = [maps[b, v][int(targets.pixels[b, v, n, 0])][int(targets.pixels[b, v, n, 1])] for v in seen]
+            views = [v for v in range(VIEWS) if targets.visible[b, v, n]]
+            values = [maps[b, v][int(targets.pixels[b, v, n, 0])][int(targets.pixels[b, v, n, 1])] for v in views]
             defective, counts = float(targets.points[b, n]), paper or bool(targets.valid[b, n])
-            abnormal.append((mean(values) if seen else 0.0, defective * counts))
-            normal.append((mean([1 - value for value in values]) if seen else 0.0, (1 - defective) * counts))
+            abnormal.append((mean(values) if views else 0.0, defective * counts))
+            normal.append((mean([1 - value for value in values]) if views else 0.0, (1 - defective) * counts))
         point_losses.append(dice_of(abnormal) + dice_of(normal))
         rows = [(b + k * OBJECTS) if paper else (b * VIEWS + k) for k in range(VIEWS)]
         logit = mean([float(features.cls[row // VIEWS, row % VIEWS] @ direction) for row in rows])
@@ -91,26 +91,26 @@ def by_hand(features: ClipFeatures, direction: torch.Tensor, targets: CloudTarge
 
 @pytest.mark.parametrize("paper", [False, True], ids=["corrected", "published"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_term_is_what_its_definition_says(paper, seed):
+def test_each_term_agrees_with_its_definition(paper, seed):
     features, direction, targets = sample(seed)
-    found = hybrid_loss(features, direction, targets, paper=paper)
+    loss = hybrid_loss(features, direction, targets, paper=paper)
     expected = by_hand(features, direction, targets, paper)
-    torch.testing.assert_close(torch.stack(list(found)), torch.tensor(expected, dtype=torch.float64))
-    assert found.total.item() == pytest.approx(sum(expected))
+    torch.testing.assert_close(torch.stack(list(loss)), torch.tensor(expected, dtype=torch.float64))
+    assert loss.total.item() == pytest.approx(sum(expected))
     assert HybridLoss._fields == ("views_local", "views_global", "points_local", "points_global")
 
 
 @pytest.mark.parametrize("paper", [False, True], ids=["corrected", "published"])
-def test_the_direction_gets_the_gradient(paper):
+def test_gradients_reach_the_direction(paper):
     features, direction, targets = sample()
     direction.requires_grad_()
     torch.autograd.gradcheck(lambda d: tuple(hybrid_loss(features, d, targets, paper=paper)), direction, atol=1e-7)
 
 
-def test_what_the_published_form_gets_wrong():
-    """With perfect features the corrected loss of the points is 0 for them; cells without a point cost nothing."""
+def test_only_the_published_loss_counts_cells_without_a_point():
+    """For perfect features the corrected loss of the points is near 0: cells without a point contribute nothing."""
     features, direction, targets = sample()
-    # all patches of a view say the same, which is right for a cloud that is wholly defective
+    # all patches have one feature, which is right for a completely defective cloud
     patches = direction.expand_as(features.patches) * 100
     targets = targets._replace(points=targets.valid, visible=targets.valid[:, None].expand_as(targets.visible))
     for paper in (False, True):

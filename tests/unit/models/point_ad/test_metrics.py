@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AUROC among points against scikit-learn."""
+"""The foreground AUROC agrees with scikit-learn."""
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ def test_only_cells_with_a_point_count():
             valid=torch.rand(2, 9, 9, generator=g) > 0.5,
         )
         metric.update(batch)
-        counted = batch.valid
-        values.append(batch.point_scores[counted])
-        truth.append(batch.gt_mask[counted])
+        foreground = batch.valid
+        values.append(batch.point_scores[foreground])
+        truth.append(batch.gt_mask[foreground])
     expected = roc_auc_score(torch.cat(truth).numpy(), torch.cat(values).numpy())
     assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)
     assert metric.name == "pixel_ForegroundAUROC"

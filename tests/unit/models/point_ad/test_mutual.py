@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which views are compared with which, on features that are made up."""
+"""Mutual scoring compares the right views, on artificial features."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ PLAIN = MutualSettings(foreground_only=False, centered=False)
 
 
 class Features(nn.Module):
-    """Two layers: the image at half its size, and at a quarter."""
+    """Two layers: the image at half and at a quarter of its size."""
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [nn.functional.avg_pool2d(images, size) for size in (2, 4)]
@@ -48,108 +48,108 @@ def layers_of(images):
     return [layer.half() for layer in Features()(images)]
 
 
-def collected(settings, given):
+def collected(settings, clouds):
     scorer = MutualScorer(Features(), settings)
-    scorer.collect(given, CPU, progress=False)
-    return [scores for batch in given for scores in scorer.score_images(batch)]
+    scorer.collect(clouds, CPU, progress=False)
+    return [scores for batch in clouds for scores in scorer.score_images(batch)]
 
 
-def test_each_view_is_compared_with_the_same_view_of_the_others():
-    given = batches()
-    found = collected(PLAIN, given)
-    views, images = (torch.cat([getattr(batch, name) for batch in given]) for name in ("views", "image"))
+def test_each_view_is_compared_with_the_same_view_of_other_clouds():
+    clouds = batches()
+    scored = collected(PLAIN, clouds)
+    views, images = (torch.cat([getattr(batch, name) for batch in clouds]) for name in ("views", "image"))
     for view in range(VIEWS):
         expected = mutual_maps(layers_of(views[:, view]))
         for cloud in range(CLOUDS):
-            torch.testing.assert_close(found[cloud].view_maps[view], expected[cloud])
-            torch.testing.assert_close(found[cloud].view_scores[view], expected[cloud].max())
+            torch.testing.assert_close(scored[cloud].view_maps[view], expected[cloud])
+            torch.testing.assert_close(scored[cloud].view_scores[view], expected[cloud].max())
     photographs = mutual_maps(layers_of(images))
     for cloud in range(CLOUDS):
-        torch.testing.assert_close(found[cloud].photograph_map, photographs[cloud])
-        torch.testing.assert_close(found[cloud].photograph_score, photographs[cloud].max())
+        torch.testing.assert_close(scored[cloud].photograph_map, photographs[cloud])
+        torch.testing.assert_close(scored[cloud].photograph_score, photographs[cloud].max())
 
 
-def test_photographs_are_compared_where_there_are_some():
-    given = batches(photographs=[True, False, True, True, False])
-    found = collected(PLAIN, given)
-    images = torch.cat([batch.image for batch in given])
+def test_photographs_are_compared_with_photographs():
+    clouds = batches(photographs=[True, False, True, True, False])
+    scored = collected(PLAIN, clouds)
+    images = torch.cat([batch.image for batch in clouds])
     photographs = mutual_maps(layers_of(images[[0, 2, 3]]))
-    for place, cloud in enumerate((0, 2, 3)):
-        torch.testing.assert_close(found[cloud].photograph_map, photographs[place])
-    assert found[1].photograph_map is None
-    assert found[4].photograph_score is None
+    for row, cloud in enumerate((0, 2, 3)):
+        torch.testing.assert_close(scored[cloud].photograph_map, photographs[row])
+    assert scored[1].photograph_map is None
+    assert scored[4].photograph_score is None
     without = MutualSettings(foreground_only=False, fuse_rgb=False)
     for settings, data in ((without, batches()), (PLAIN, batches(photographs=[True] + [False] * 4))):
         assert all(scores.photograph_map is None for scores in collected(settings, data))
 
 
-def test_foreground_is_what_shows_points():
-    given = batches()
-    found = collected(MutualSettings(centered=False), given)
-    views = torch.cat([batch.views for batch in given])
-    shown = torch.zeros(CLOUDS, SIZE, SIZE, dtype=torch.bool)
-    pixels, visible = (torch.cat([getattr(batch, name) for batch in given])[:, 1] for name in ("pixels", "visible"))
+def test_the_foreground_consists_of_pixels_with_points():
+    clouds = batches()
+    scored = collected(MutualSettings(centered=False), clouds)
+    views = torch.cat([batch.views for batch in clouds])
+    occupied = torch.zeros(CLOUDS, SIZE, SIZE, dtype=torch.bool)
+    pixels, visible = (torch.cat([getattr(batch, name) for batch in clouds])[:, 1] for name in ("pixels", "visible"))
     for cloud in range(CLOUDS):
-        for (row, column), seen in zip(pixels[cloud].tolist(), visible[cloud].tolist(), strict=True):
-            shown[cloud, row, column] |= seen
-    expected = mutual_maps(layers_of(views[:, 1]), shown)
-    torch.testing.assert_close(torch.stack([scores.view_maps[1] for scores in found]), expected)
-    assert torch.equal(pixels_with_points(pixels, visible, SIZE), shown)
-    images, valid = (torch.cat([getattr(batch, name) for batch in given]) for name in ("image", "valid"))
+        for (row, column), is_visible in zip(pixels[cloud].tolist(), visible[cloud].tolist(), strict=True):
+            occupied[cloud, row, column] |= is_visible
+    expected = mutual_maps(layers_of(views[:, 1]), occupied)
+    torch.testing.assert_close(torch.stack([scores.view_maps[1] for scores in scored]), expected)
+    assert torch.equal(pixels_with_points(pixels, visible, SIZE), occupied)
+    images, valid = (torch.cat([getattr(batch, name) for batch in clouds]) for name in ("image", "valid"))
     photographs = mutual_maps(layers_of(images), valid)
-    torch.testing.assert_close(torch.stack([scores.photograph_map for scores in found]), photographs)
+    torch.testing.assert_close(torch.stack([scores.photograph_map for scores in scored]), photographs)
 
 
-def test_centering_leaves_out_what_all_patches_of_a_view_have():
-    given = batches()
-    plain = collected(MutualSettings(centered=False), given)
-    centered = collected(MutualSettings(), given)
+def test_centering_subtracts_the_median_of_a_view():
+    clouds = batches()
+    plain = collected(MutualSettings(centered=False), clouds)
+    centered = collected(MutualSettings(), clouds)
     for before, after in zip(plain, centered, strict=True):
-        for one, other in zip(
+        for before_map, after_map in zip(
             [*before.view_maps, before.photograph_map], [*after.view_maps, after.photograph_map], strict=True
         ):
-            counted = one[one > 0]
-            torch.testing.assert_close(other, (one - counted.median()).clamp_min(0))
+            positive = before_map[before_map > 0]
+            torch.testing.assert_close(after_map, (before_map - positive.median()).clamp_min(0))
         torch.testing.assert_close(after.view_scores, after.view_maps.amax((1, 2)))
         torch.testing.assert_close(after.photograph_score, after.photograph_map.max())
 
 
-def test_kinds_of_objects_are_not_compared_with_each_other():
+def test_categories_are_not_compared_with_each_other():
     both = [*batches(), *batches(seed=7)]
     for number, batch in enumerate(both):
-        batch.category = [f"kind {number // 2}"] * len(batch.image)
+        batch.category = [f"category {number // 2}"] * len(batch.image)
         batch.image_path = [f"{number // 2}/{path}" for path in batch.image_path]
     # in any order
-    found = collected(PLAIN, [both[0], both[2], both[1], both[3]])
+    scored = collected(PLAIN, [both[0], both[2], both[1], both[3]])
     alone = [*collected(PLAIN, batches()), *collected(PLAIN, batches(seed=7))]
-    for index, place in enumerate((0, 1, 5, 6, 2, 3, 4, 7, 8, 9)):
-        assert torch.equal(found[index].view_maps, alone[place].view_maps)
-        assert torch.equal(found[index].photograph_map, alone[place].photograph_map)
-    both[3].category = ["kind 0", "kind 0", "lonely"]
-    with pytest.raises(ValueError, match=r"two or more, got 1 of 'lonely'"):
+    for index, position in enumerate((0, 1, 5, 6, 2, 3, 4, 7, 8, 9)):
+        assert torch.equal(scored[index].view_maps, alone[position].view_maps)
+        assert torch.equal(scored[index].photograph_map, alone[position].photograph_map)
+    both[3].category = ["category 0", "category 0", "single"]
+    with pytest.raises(ValueError, match=r"two or more, got 1 of 'single'"):
         collected(PLAIN, [both[0], both[3]])
 
 
 def test_the_same_set_is_scored_once():
-    given, content = batches(), ["the set"]
+    clouds, content = batches(), ["the set"]
     scorer = MutualScorer(Features(), PLAIN)
-    scorer.collect(given, CPU, content=content, progress=False)
-    first = scorer.score_images(given[0])[0].view_maps
+    scorer.collect(clouds, CPU, content=content, progress=False)
+    first = scorer.score_images(clouds[0])[0].view_maps
     scorer.collect(None, CPU, content=["the set"], progress=False)
-    assert torch.equal(scorer.score_images(given[0])[0].view_maps, first)
+    assert torch.equal(scorer.score_images(clouds[0])[0].view_maps, first)
     others = batches(seed=1)
     scorer.collect(others, CPU, content=["another"], progress=False)
     assert not torch.equal(scorer.score_images(others[0])[0].view_maps, first)
 
 
-def test_what_cannot_be_compared_is_refused(caplog):
+def test_sets_that_cannot_be_compared_are_refused(caplog):
     scorer = MutualScorer(Features(), PLAIN)
-    given = batches()
+    clouds = batches()
     with pytest.raises(ValueError, match="needs two or more, got 0"):
         scorer.collect([], CPU, progress=False)
     with pytest.raises(ValueError, match="has 2 views, but earlier clouds have 3"):
-        given[1].views = given[1].views[:, :2]
-        scorer.collect(given, CPU, progress=False)
+        clouds[1].views = clouds[1].views[:, :2]
+        scorer.collect(clouds, CPU, progress=False)
     with pytest.raises(ValueError, match="but this batch has none"):
         scorer.collect([CloudBatch(image=torch.rand(1, 3, 8, 8))], CPU, progress=False)
     with pytest.raises(ValueError, match=r"not 0\.png"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and files of scored clouds, read by others."""
+"""Pictures and files of scored clouds, read by other programs."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ SIZE = 40
 
 
 def bowl():
-    """A bowl of 40 x 40 points, whose right half is hot."""
+    """Create a bowl of 40 x 40 points with high scores in its right half."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, SIZE), torch.linspace(-1, 1, SIZE), indexing="ij")
     inside = x**2 + y**2 < 0.9
     xyz = torch.stack([x, y, 3 + 0.3 * (x**2 + y**2)], -1) * inside[..., None]
@@ -31,12 +31,12 @@ def grid_of(cloud):
 
 
 def hot_and_cold(picture):
-    """Columns of reddish and of bluish pixels."""
+    """Return the columns of reddish and of bluish pixels."""
     red, _, blue = picture
     return (red > blue + 0.1).nonzero()[:, 1], (blue > red + 0.1).nonzero()[:, 1]
 
 
-def test_colors_are_turbo():
+def test_colors_are_those_of_turbo():
     values = torch.tensor([[0.0, 0.25], [0.5, 1.0]])
     expected = cv2.applyColorMap((values * 255).round().byte().numpy(), cv2.COLORMAP_TURBO)[..., ::-1]
     np.testing.assert_array_equal(heat_colors(values).numpy(), expected)
@@ -61,13 +61,13 @@ def test_the_hot_half_of_the_cloud_is_red(organized):
     assert torch.equal(picture[:, 0, 0], torch.ones(3))
 
 
-def test_each_view_has_its_heat_and_keeps_its_background():
+def test_each_view_shows_its_scores_and_keeps_its_background():
     xyz, values = bowl()
     cloud = render_organized(xyz, RenderSettings.of_views(5, SIZE))
     sheet = render_view_sheet(cloud.views / 255, grid_of(cloud), values)
     assert sheet.shape == (3, 3 * (SIZE + 1) + 1, 3 * (SIZE + 1) + 1)
     for index in range(5):
-        top, left = (1 + (SIZE + 1) * place for place in divmod(index, 3))
+        top, left = (1 + (SIZE + 1) * position for position in divmod(index, 3))
         picture = sheet[:, top : top + SIZE, left : left + SIZE]
         hot, cold = hot_and_cold(picture)
         assert min(len(hot), len(cold)) > 50
@@ -88,4 +88,4 @@ def test_files_are_read_by_other_programs(tmp_path):
     np.testing.assert_array_equal(read.colors[:, :3], heat_colors(values).numpy())
     stored = read.metadata["_ply_raw"]["vertex"]["data"]["score"]
     np.testing.assert_array_equal(np.asarray(stored).ravel(), values.numpy())
-    assert [each.name for each in path.parent.iterdir()] == ["cloud.ply"]
+    assert [file.name for file in path.parent.iterdir()] == ["cloud.ply"]

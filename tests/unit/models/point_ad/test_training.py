@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts learn from batches of clouds, and nothing else does."""
+"""Training changes the prompts and nothing else."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SIZE = 16
 
 
 def batch() -> CloudBatch:
-    """Two objects, of which one has a bright spot in every view and at the points that are seen there."""
+    """Create two objects; the second has a bright spot in every view and at the points visible there."""
     g = torch.Generator().manual_seed(0)
     views = 0.3 * torch.rand(2, 3, 3, 64, 64, generator=g)
     masks = torch.zeros(2, 3, 64, 64, dtype=torch.bool)
@@ -34,26 +34,26 @@ def batch() -> CloudBatch:
     )
 
 
-def test_targets_are_the_batch_with_borrowed_views():
-    given = batch()
-    found = cloud_targets(given)
-    assert torch.equal(found.labels, given.gt_label)
-    assert torch.equal(found.view_masks, given.view_masks)
-    assert torch.equal(found.points, given.gt_mask.flatten(1))
-    assert torch.equal(found.valid, given.valid.flatten(1))
-    assert torch.equal(found.pixels, given.pixels)
+def test_targets_hold_the_batch_with_filled_visibility():
+    clouds = batch()
+    targets = cloud_targets(clouds)
+    assert torch.equal(targets.labels, clouds.gt_label)
+    assert torch.equal(targets.view_masks, clouds.view_masks)
+    assert torch.equal(targets.points, clouds.gt_mask.flatten(1))
+    assert torch.equal(targets.valid, clouds.valid.flatten(1))
+    assert torch.equal(targets.pixels, clouds.pixels)
     for number in range(2):
-        assert torch.equal(found.visible[number], fill_visibility(given.visible[number], found.valid[number]))
-    assert torch.equal(found.visible.any(1), found.valid)
-    given.pixels = given.view_masks = None
+        assert torch.equal(targets.visible[number], fill_visibility(clouds.visible[number], targets.valid[number]))
+    assert torch.equal(targets.visible.any(1), targets.valid)
+    clouds.pixels = clouds.view_masks = None
     with pytest.raises(ValueError, match="this batch has no view_masks, pixels"):
-        cloud_targets(given)
+        cloud_targets(clouds)
 
 
-def test_prompts_learn_what_is_defective(small):
+def test_prompts_learn_defects(small):
     prompts = PromptLearner(small.text, deep_sets=3)
-    scorer, given = ClipScorer(small.vision), batch()
-    features, targets = FeatureCache(scorer).of(["a", "b"], given.views), cloud_targets(given)
+    scorer, clouds = ClipScorer(small.vision), batch()
+    features, targets = FeatureCache(scorer).of(["a", "b"], clouds.views), cloud_targets(clouds)
     frozen = {name: value.clone() for name, value in small.state_dict().items()}
     before = {name: value.detach().clone() for name, value in prompts.named_parameters()}
     optimizer = prompt_optimizer(prompts)
@@ -69,10 +69,10 @@ def test_prompts_learn_what_is_defective(small):
     assert all(torch.equal(value, frozen[name]) for name, value in small.state_dict().items())
 
 
-def test_the_same_seed_learns_the_same(small):
-    given = batch()
-    features, targets = FeatureCache(ClipScorer(small.vision)).of(["a", "b"], given.views), cloud_targets(given)
-    found = []
+def test_equal_seeds_learn_equal_prompts(small):
+    clouds = batch()
+    features, targets = FeatureCache(ClipScorer(small.vision)).of(["a", "b"], clouds.views), cloud_targets(clouds)
+    learned = []
     for _ in range(2):
         prompts = PromptLearner(small.text, deep_sets=1, seed=7)
         optimizer = prompt_optimizer(prompts)
@@ -80,5 +80,5 @@ def test_the_same_seed_learns_the_same(small):
             optimizer.zero_grad()
             prompt_loss(small.text, prompts, features, targets, paper=True).total.backward()
             optimizer.step()
-        found.append(prompts.deep.detach().clone())
-    assert torch.equal(*found)
+        learned.append(prompts.deep.detach().clone())
+    assert torch.equal(*learned)
