@@ -196,7 +196,7 @@ def test_files_without_fitting_weights_are_refused(configuration, tmp_path):
         with pytest.raises(ValueError, match="should hold weights of CLIP"):
             load_clip(configuration, tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match="state dict of CLIP, found list"):
+    with pytest.raises(ValueError, match="state dict of CLIP, found a list"):
         load_clip(configuration, tmp_path / "list.pt")
     torch.save(make_open_clip(configuration), tmp_path / "pickle.pt")
     with pytest.raises(ValueError, match="weights_only"):
