@@ -22,7 +22,7 @@ def upsample(maps: Float[Tensor, "b h w"], size: tuple[int, int]) -> Float[Tenso
 
 
 def gaussian_blur_mirrored(maps: Float[Tensor, "b h w"], sigma: float, truncate: float = 4.0) -> Float[Tensor, "b h w"]:
-    """Blur maps with a Gaussian; the border is mirrored, as in ``scipy.ndimage.gaussian_filter``.
+    """Blur maps with a Gaussian; the border is mirrored with its edge pixel repeated, as in ``scipy.ndimage``.
 
     Args:
         maps: images (B, H, W).

@@ -77,7 +77,7 @@ class PatchMemory(nn.Module):
         selected_views = torch.linspace(0, len(images) - 1, min(len(images), _MAX_VIEWS)).round().long().tolist()
         patches = torch.cat([_embedding(extractor, images[index][None]).flatten(2)[0].T for index in selected_views])
         first = int(torch.randint(len(patches), (), generator=torch.Generator().manual_seed(self.seed)))
-        # anomalib's KCenterGreedy copies all patches in each step; it has filled 24 GB of memory so.
+        # anomalib's KCenterGreedy copies all patches in each step, and has filled 24 GB of memory.
         self.bank = patches[farthest_point_sampling(patches, min(self.patches, len(patches)), first)]
         logger.info(
             "The patch memory holds %d of the %d patches of %d views.",

@@ -37,7 +37,8 @@ class ReferenceComparison(nn.Module):
     2. The comparator computes an anomaly map from query and reference.
     3. The surface statistics divide the map by the residual that normal views have at the same surface point.
     4. The comparator computes the image score from the map. For the score alone, the map is attenuated where no
-       training view supports the reference. The returned map is not attenuated: it localizes defects better so.
+       training view supports the reference. The returned map is not attenuated: attenuated maps localize defects less
+       well.
     5. Score and map of the patch memory are mixed in where the pose has a low confidence. They are mixed in for all
        queries if the memory detects synthetic defects more reliably than steps 1 to 4.
 
