@@ -243,8 +243,8 @@ class Item(ImageItem):
 reference = torch.zeros(3, 8, 8)
 reference[0] = 1.004  # a renderer overshoots
 item = Item(image=torch.zeros(3, 8, 8), reference=reference)
-drawn = visualize_image_item(item, fields=["reference"], field_size=(16, 16), text_config={"enable": False})
-assert (np.asarray(drawn)[8, 8] == [255, 0, 0]).all(), np.asarray(drawn)[8, 8]
+panel = visualize_image_item(item, fields=["reference"], field_size=(16, 16), text_config={"enable": False})
+assert (np.asarray(panel)[8, 8] == [255, 0, 0]).all(), np.asarray(panel)[8, 8]
 """,
         ANOMALIB_POSE_AUTOLOAD="0",
     )

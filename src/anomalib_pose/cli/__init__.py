@@ -8,6 +8,7 @@ anomalib's command line. Nothing heavy is imported before the arguments are pars
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -78,6 +79,10 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     logging.getLogger("anomalib_pose").setLevel(logging.INFO)
     try:
         command.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        parser.exit(1)
     except (OSError, ValueError, ImportError) as error:  # ImportError names the extra to install
         parser.exit(1, f"{parser.prog}: error: {error}\n")
 

@@ -83,3 +83,11 @@ def test_an_error_is_one_line_and_status_one(monkeypatch, command_error, error) 
 
     monkeypatch.setattr("anomalib_pose.cli.configs.run", fail)
     assert command_error("configs") == "anomalib-pose configs: error: the reason"
+
+
+def test_a_closed_pipe_is_no_error_message() -> None:
+    command = [sys.executable, "-m", "anomalib_pose.cli", "configs", "splatpose_mad"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert not process.stderr.read()
+    assert process.wait(60) == 1
