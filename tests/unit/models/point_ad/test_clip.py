@@ -203,7 +203,7 @@ def test_files_without_fitting_weights_are_refused(configuration, tmp_path):
         load_clip(configuration, tmp_path / "pickle.pt")
     program = torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1))
     program.save(tmp_path / "program.pt")
-    with pytest.raises(ValueError, match="TorchScript program, which is not run"):
+    with pytest.raises(ValueError, match="TorchScript program, which is never run"):
         load_clip(configuration, tmp_path / "program.pt")
     weights = make_open_clip(configuration).state_dict()
     weights["visual.proj"] = weights["visual.proj"][:, :5]
