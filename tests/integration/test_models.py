@@ -219,7 +219,7 @@ def test_adam_refiner_has_gradients_in_the_test_loop(mad_root, tmp_path):
         ({"comparator": "magic"}, "comparator should be"),
         ({"holdout_every": 1}, "holdout_every should be"),
         ({"starts": 0}, "At least one start"),
-        ({"rolls": 0}, "rolls is a number"),
+        ({"rolls": 0}, "rolls should be a number"),
         ({"matcher": "magic"}, "matcher should be"),
         ({"matcher": "xfeat"}, "needs matcher_weights"),
     ],
