@@ -9,8 +9,10 @@ import torch
 from anomalib.cli import AnomalibCLI
 
 import anomalib_pose
+from anomalib_pose.models.omnipose_ad import lightning_model
 from anomalib_pose.sample_data import write_clouds, write_mad, write_mip
 from anomalib_pose.sample_data.chairs import write_chairs
+from anomalib_pose.scene import mlp_scene
 from small_clip import write_small_clip
 
 PAPER = Path(__file__).resolve().parents[2] / "configs" / "paper"
@@ -62,6 +64,9 @@ def test_a_scene_model_trains_with_its_papers_preset(preset, size, settings, ran
         write_mad(root, "toy", 0, size, **sizes)
     data = options("data", {"root": root, "category": "toy", "image_size": size})
     model = options("model", SMALL_SCENE | random_network)
+    # NeRF's networks keep their layers; width and samples are small.
+    monkeypatch.setattr(mlp_scene, "_WIDTH", 16)
+    monkeypatch.setattr(lightning_model, "make_field", lambda _: mlp_scene.MlpScene(samples=8, fine_samples=8))
     hyper_parameters = train(preset, tmp_path, monkeypatch, *data, *model)
     assert {name: hyper_parameters[name] for name in settings} == settings
 
