@@ -31,13 +31,16 @@ _reported: set[str] = set()
 
 
 def install() -> None:
-    """Watch for the import of anomalib, then register. Never raises; further calls change nothing."""
+    """Install the import finder; if anomalib is already imported, register the plug-in at once.
+
+    Never raises. Further calls change nothing.
+    """
     try:
         if os.environ.get(SWITCH, "1").strip().lower() in {"0", "false", "no", "off"}:
             return
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
-        # anomalib itself often imports torch, and its own import is then under way
+        # often anomalib itself imports torch: then the import of anomalib is under way at this point
         if any(name in sys.modules for name in HOST_MODULES):
             _register()
     except Exception as error:  # an error here would break `import torch`
@@ -45,7 +48,7 @@ def install() -> None:
 
 
 def _register() -> None:
-    """Call the plug-in; every error except the user's interrupt becomes a warning."""
+    """Register the plug-in; every error except ``KeyboardInterrupt`` becomes a warning."""
     try:
         importlib.import_module("anomalib_pose.plugin").register(import_host=False)
     except KeyboardInterrupt:
@@ -55,13 +58,13 @@ def _register() -> None:
 
 
 def _warn(error: BaseException) -> None:
-    """Log a kind of failure once, because it repeats for each part of anomalib that is imported."""
+    """Log each type of error once, because the error repeats for each imported module of anomalib."""
     kind = type(error).__name__
     if kind in _reported:
         return
     _reported.add(kind)
     _logger.warning(
-        "anomalib_pose could not be registered with anomalib (%s: %s); its short names are unknown there. "
+        "anomalib_pose could not be registered with anomalib (%s: %s); anomalib does not know its short names. "
         "Set %s=0 to switch the registration off.",
         kind,
         error,

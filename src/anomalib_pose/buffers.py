@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers of a size that the fit determines."""
+"""Resizing of buffers whose size the fit determines, before a state dict is loaded."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -17,13 +17,13 @@ photograph at the model's size, the views with heat maps, and the cloud in the c
 
 
 def visualize_panel(image: Any) -> Any:
-    """Draw a batch field like an image of anomalib.
+    """Convert a batch field to a picture, in the same way as anomalib converts images.
 
     Args:
         image: tensor (3, H, W) in [0, 1], or another image that anomalib's ``visualize_image`` accepts.
 
     Returns:
-        The drawn ``PIL.Image.Image``.
+        The picture, a ``PIL.Image.Image``.
     """
     functional = importlib.import_module(HOST)
     if hasattr(image, "clamp"):

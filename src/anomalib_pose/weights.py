@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight files: reading runs no code from the file, writing is atomic."""
+"""Readers of weight files, which run no code from the file, and an atomic writer."""
 
 import os
 import zipfile
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 
-def misfits(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
+def mismatched_keys(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
     """List the names that only one of two state dicts has, or whose shapes differ, in alphabetical order.
 
     Args:
@@ -26,7 +26,7 @@ def misfits(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
 
 
 def read_weights(path: str | Path, expected: str) -> Any:
-    """Read a ``.safetensors`` file or a file of ``torch.save``, on the CPU.
+    """Read a ``.safetensors`` file, or a file that ``torch.save`` wrote, to tensors on the CPU.
 
     Args:
         path: file to read.
@@ -81,7 +81,7 @@ def read_state_dict(path: str | Path, expected: str, owner: str) -> dict[str, Te
 
 
 def is_torchscript(path: Path) -> bool:
-    """Return whether a file is an archive with code beside its tensors.
+    """Return whether a file is a TorchScript archive, which holds code beside tensors.
 
     Args:
         path: file to examine.
@@ -93,7 +93,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def write_weights(path: str | Path, content: dict[str, Any]) -> Path:
-    """Write tensors with ``torch.save``. The file is complete or does not exist.
+    """Write tensors with ``torch.save``; the file appears only when it is complete.
 
     Args:
         path: file to write; its folder is created.

@@ -6,13 +6,13 @@ import torch
 from safetensors.torch import save_file
 
 from anomalib_pose import weights as module
-from anomalib_pose.weights import is_torchscript, misfits, read_state_dict, read_weights, write_weights
+from anomalib_pose.weights import is_torchscript, mismatched_keys, read_state_dict, read_weights, write_weights
 
 
-def test_misfits_are_listed_in_order():
+def test_mismatched_keys_are_listed_in_order():
     own = {"a": torch.zeros(1), "b": torch.zeros(2), "d": torch.zeros(1)}
-    assert misfits(own, {"b": torch.zeros(3), "a": torch.ones(1), "c": torch.zeros(1)}) == ["b", "c", "d"]
-    assert misfits(own, dict(own)) == []
+    assert mismatched_keys(own, {"b": torch.zeros(3), "a": torch.ones(1), "c": torch.zeros(1)}) == ["b", "c", "d"]
+    assert mismatched_keys(own, dict(own)) == []
 
 
 def test_written_weights_are_read_back(tmp_path):

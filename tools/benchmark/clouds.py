@@ -3,7 +3,7 @@
 
 DATA is a folder in raw MVTec 3D-AD's layout. For each cloud the tool times reading, removal of the plane, and rendering
 with visibility. ``--loop`` also times visibility by a plain double loop over views and points in Python, and counts the
-points for which both differ.
+points for which the two results differ.
 """
 
 import argparse

@@ -60,7 +60,7 @@ class Exporter(DetectorExportMixin):
 
 
 def fitted(arguments: argparse.Namespace, train: dict[str, Tensor]) -> SceneDetector:
-    """Load the stored detector and calibrate its comparison, with the given network, on the views the fit left out."""
+    """Load the stored detector and calibrate its comparison, with the given network, on the held-out views."""
     detector = load_detector(arguments)
     pairs = held_out_pairs(detector, train)
     calibrate(detector, CalibratedComparator(network_settings(arguments)), pairs, train)

@@ -3,14 +3,15 @@
 
     python tools/benchmark/localize.py DATA --category car --size 200 --matcher aliked --matcher-weights FILE --rolls 12
 
-It takes a subset of the test images, whose poses are known, and measures success rate, error and seconds of the default
+The test images have known poses. On a subset of them the script measures success rate, error and seconds of the default
 search. Options add further rows:
 
-* ``--matcher``: the search whose alignment is sent to the far side of the object, so that only feature matching can
-  succeed, with and without feature matching;
-* ``--rolls``: the same images rotated in the image plane by random angles, with this number of in-plane rotations tried
-  and with one;
-* ``--focal-error 0.03``: intrinsics whose focal length is wrong by this fraction, with and without its refinement.
+* ``--matcher``: a search whose alignment ends at the far side of the object, with and without feature matching. Only
+  feature matching can succeed;
+* ``--rolls``: the same images, rotated in the image plane by random angles. The search tries one in-plane
+  rotation and this number of in-plane rotations;
+* ``--focal-error 0.03``: intrinsics with a focal length that is wrong by this fraction. The search runs with and
+  without refinement of the focal length.
 """
 
 import argparse
@@ -44,8 +45,8 @@ _INITIAL_POSES = 3
 class FarSideRefiner:
     """A refiner that moves initial poses from the bank to the far side of the object, and refines all other poses.
 
-    The number of poses tells them apart: initial poses from the bank come three or six at once, poses from feature
-    matching one or two.
+    The number of poses distinguishes both: the bank gives three or six initial poses at once, feature matching one or
+    two.
     """
 
     def __init__(self, refiner: Refiner) -> None:
@@ -81,7 +82,7 @@ def roll_queries(test_queries: list[Query], truth: Tensor, seed: int) -> tuple[l
 
 
 def localize(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Measure every search on the same images."""
+    """Measure all searches on the same images."""
     _, test, _ = stacked(arguments)
     detector = load_detector(arguments)
     subset = torch.linspace(0, len(test["image"]) - 1, min(arguments.count, len(test["image"]))).long()
@@ -105,12 +106,14 @@ def localize(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
             detector.bank.rolls = rolls
             result[f"rolled queries, rolls {rolls}"] = measure(detector.estimator, images, poses)
     if arguments.focal_error:
-        wrong = [replace(query, K=scale_focal_lengths(query.K, 1 + arguments.focal_error)) for query in test_queries]
+        scaled_queries = [
+            replace(query, K=scale_focal_lengths(query.K, 1 + arguments.focal_error)) for query in test_queries
+        ]
         for refine_focal in (False, True):
             estimator = make_estimator(refine_focal=refine_focal)
             estimator.typical_residual = detector.estimator.typical_residual
             name = f"focal length off by {arguments.focal_error:g}{', refined' if refine_focal else ''}"
-            result[name] = measure(estimator, wrong, truth)
+            result[name] = measure(estimator, scaled_queries, truth)
     return result
 
 
@@ -131,8 +134,8 @@ def main() -> None:
     arguments.queries = ""
     result = localize(arguments)
     show(f"localize: {arguments.category}, {arguments.size} px", result)
-    what = f"localize_{arguments.matcher}.json" if arguments.matcher else "localize.json"
-    result_path(arguments, what).write_text(json.dumps(result, indent=2))
+    file_name = f"localize_{arguments.matcher}.json" if arguments.matcher else "localize.json"
+    result_path(arguments, file_name).write_text(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

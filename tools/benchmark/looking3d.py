@@ -50,7 +50,7 @@ def megabytes(shape: ReferenceShape) -> float:
 
 @torch.inference_mode()
 def compare_times(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Time one query in all forms, and print a table."""
+    """Time one query with each form of the reference shape, and print a table."""
     generator = torch.Generator().manual_seed(0)
     model = Looking3DModel().eval()
     query, views = photographs(1, generator), photographs(arguments.views, generator)[None]
@@ -80,7 +80,7 @@ class Curve(Callback):
     """AUROC on the test shapes during a training.
 
     Args:
-        loader: of test queries.
+        loader: loader of the test queries.
         every: number of steps between evaluations.
     """
 
@@ -143,7 +143,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     times = commands.add_parser("time", help="seconds for each query")
     times.add_argument("--views", type=int, default=20, help="reference views of the shape")
-    times.add_argument("--repeats", type=int, default=3, help="number of runs, of which the median is reported")
+    times.add_argument("--repeats", type=int, default=3, help="number of runs; the median is reported")
     times.set_defaults(run=compare_times)
     learning = commands.add_parser("train", help="learning curve on unseen shapes")
     learning.add_argument("data", type=Path, help="data set, as anomalib-pose sample chairs writes it")

@@ -2,8 +2,9 @@
 """Measure mutual scoring of clouds: python tools/benchmark/mutual.py DATA --category cable_gland --weights FILE.
 
 DATA is a folder in raw MVTec 3D-AD's layout. Features of views and photographs are computed once; then each setting
-scores the whole test set. The figures are transductive: they depend on the set. ``--weights`` takes a file with
-TensorFlow's weights of MobileNetV2; without it timm downloads the weights of ``--backbone``.
+scores the whole test set. The figures are transductive: they depend on the composition of the test set.
+``--weights`` takes a file with TensorFlow's weights of MobileNetV2; without it timm downloads the weights of
+``--backbone``.
 """
 
 import argparse

@@ -3,8 +3,8 @@
 
     python tools/benchmark/patchcore.py DATA --category car --size 400 --weights FILE
 
-anomalib trains it and exports it to OpenVINO. File size, seconds an image and accuracy are measured as for exported
-detectors.
+anomalib trains PatchCore and exports it to OpenVINO. File size, seconds an image and accuracy are measured as for
+exported detectors.
 """
 
 import argparse

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--fill", type=float, default=0.3, help="fraction of the grid's cells that hold a point")
     parser.add_argument("--class-size", type=int, default=131, help="objects of the training category (cookie: 131)")
     parser.add_argument("--epochs", type=int, default=15, help="epochs of a training")
-    parser.add_argument("--repeats", type=int, default=3, help="number of runs, of which the median is reported")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs; the median is reported")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     parser.add_argument("--json", type=Path, help="output file of the figures")
     arguments = parser.parse_args()

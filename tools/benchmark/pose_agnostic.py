@@ -64,7 +64,7 @@ def planned(arguments: argparse.Namespace) -> list[Settings]:
 
 
 def run_all(plan: Sequence[Settings], weights: str, out: Path, jobs: int) -> list[str]:
-    """Do the runs that have no result with the current settings.
+    """Execute the runs that have no result with the current settings.
 
     Args:
         plan: all runs.
@@ -83,7 +83,7 @@ def run_all(plan: Sequence[Settings], weights: str, out: Path, jobs: int) -> lis
 
 
 def run_child(settings: Settings, weights: str, out: Path) -> int:
-    """Do one run in a process of its own, whose output goes to ``logs``; return its exit status."""
+    """Execute one run in a process of its own; its output goes to ``logs``. Return the exit status."""
     log = out / "logs" / f"{settings.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     program = Path(__file__).with_name("pose_agnostic_runs.py")

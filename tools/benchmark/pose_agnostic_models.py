@@ -240,7 +240,7 @@ def _predict(detector: Callable[..., Any], test: Views, true_pose: TruePose | No
 
 
 def baseline_model(settings: Settings, weights: str, **changed: Any) -> AnomalibModule:
-    """Make one of anomalib's models with the backbone's weights from a file, which it has no argument for.
+    """Make one of anomalib's models, and load the backbone's weights from a file; the model has no argument for it.
 
     Args:
         settings: settings of the run.

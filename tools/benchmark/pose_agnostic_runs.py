@@ -42,13 +42,13 @@ def run_path(out: Path, settings: Settings) -> Path:
 
 
 def finished(out: Path, settings: Settings) -> bool:
-    """Tell whether the run's result exists and was made with these settings."""
+    """Return whether the run's result exists and was made with these settings."""
     path = run_path(out, settings)
     return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["settings"] == settings.stored()
 
 
 def execute(settings: Settings, weights: str, out: Path) -> Path:
-    """Do one run and store its result.
+    """Execute one run and store its result.
 
     Args:
         settings: settings of the run.

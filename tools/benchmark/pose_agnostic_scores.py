@@ -27,7 +27,7 @@ def bootstrap_interval(
     """Return the 95% bootstrap interval of the image AUROC; good and defective queries are resampled separately.
 
     Args:
-        scores: of the queries.
+        scores: scores of the queries.
         labels: 1 for a defect.
         seed: seed of the samples: first the good queries of all replicates, then the defective queries.
         replicates: number of samples.
@@ -62,7 +62,7 @@ def _counts(samples: np.ndarray, count: int) -> np.ndarray:
 def worst_ranked(scores: Sequence[float], labels: Sequence[int], count: int) -> list[int]:
     """Return the queries with the most wrongly ordered pairs, the worst first.
 
-    Of queries with equally many, the one farther on the wrong side comes first.
+    For equal numbers of pairs, the query whose score is farther on the wrong side comes first.
     """
     values, defective = np.asarray(scores, dtype=np.float64), np.asarray(labels) > 0
     losses = np.zeros(len(values))

@@ -3,8 +3,8 @@
 
     python tools/benchmark/radiance_field.py DATA --category car --size 100 --steps 20000 --rays 16
 
-The paper takes 200,000 steps of 1024 rays. The program prints the PSNR on every tenth view, which is not fitted, and
-the seconds of a step. An interrupted fit continues from its checkpoint in ``--out``.
+The paper takes 200,000 steps of 1024 rays. The program leaves every tenth view out of the fit. It prints the PSNR on
+these views, and the seconds of a step. An interrupted fit continues from its checkpoint in ``--out``.
 """
 
 import argparse

@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="number of runs of each function")
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU time is that of one thread; read the wall time for more"
+        "--threads", type=int, default=1, help="threads of PyTorch; CPU time covers one thread, wall time all"
     )
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()

@@ -56,7 +56,7 @@ Search = Callable[[Query], PoseEstimate]
 
 
 def root_of(arguments: argparse.Namespace) -> str:
-    """Return the data set, or a data set of links to its training views and to the test set of ``--queries``."""
+    """Return the folder of the data set; with ``--queries``, a folder of links to training views and to the queries."""
     if not arguments.queries:
         return str(arguments.data)
     root = result_path(arguments, "data")
@@ -105,17 +105,17 @@ def empty_detector(scene: str) -> SceneDetector:
     )
 
 
-def result_path(arguments: argparse.Namespace, what: str, *, fitted: bool = False) -> Path:
+def result_path(arguments: argparse.Namespace, file_name: str, *, fitted: bool = False) -> Path:
     """Return the path of a result; files of the fit (``fitted``) do not depend on the queries."""
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
     scene = "" if arguments.scene == "gaussians" else f"{arguments.scene}_"
     queries = f"{Path(arguments.queries).name}_" if arguments.queries and not fitted else ""
-    return folder / f"{arguments.category}_{arguments.size}_{scene}{queries}{what}"
+    return folder / f"{arguments.category}_{arguments.size}_{scene}{queries}{file_name}"
 
 
 def fit(arguments: argparse.Namespace) -> dict[str, float]:
-    """Fit with the default recipe, calibrate, store the detector."""
+    """Fit a detector with the default recipe, calibrate it and store it."""
     train, _, _ = stacked(arguments)
     height, width = train["image"].shape[-2:]
     cameras = Camera(train["camera_to_world"], train["K"], width, height)
@@ -247,9 +247,9 @@ def pose_figures(measured: list[tuple[PoseEstimate, float]], truths: Tensor, cen
 
 
 def held_out_pairs(detector: SceneDetector, train: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the views that were not fitted, and references at their estimated poses."""
-    left_out = slice(detector.holdout_every // 2, None, detector.holdout_every)
-    views = {name: tensor[left_out] for name, tensor in train.items()}
+    """Return the held-out views, and references at their estimated poses."""
+    held_out = slice(detector.holdout_every // 2, None, detector.holdout_every)
+    views = {name: tensor[held_out] for name, tensor in train.items()}
     return views["image"], *references(detector, queries(views))[:2]
 
 

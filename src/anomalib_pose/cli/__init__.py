@@ -23,7 +23,7 @@ COMMANDS = {
     "render-clouds": "render the test clouds of a data set for PointAD",
     "convert-checkpoint": "convert published weights of Looking3D or PointAD",
 }
-"""One line about each sub-command, by its name; the module has the same name with underscores."""
+"""Description of each sub-command, by name. The module has the same name with underscores."""
 
 _OVERVIEW = """\
 usage: anomalib-pose COMMAND ...
@@ -62,7 +62,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
 
     Args:
         name: key of ``COMMANDS``.
-        arguments: of the command line, without the sub-command's name.
+        arguments: words of the command line after the sub-command's name.
 
     Raises:
         SystemExit: see ``main``.

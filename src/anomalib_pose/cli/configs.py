@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def configs_folder() -> Path:
-    """Folder of the configurations: in the installed package, or at the top of the repository.
+    """Return the folder of the configurations: in the installed package, or at the top of the repository.
 
     Raises:
         FileNotFoundError: if neither exists.
@@ -53,16 +53,16 @@ def run(options: argparse.Namespace) -> None:
 
 
 def copy_configs(folder: Path, names: list[str], target: Path, *, overwrite: bool) -> int:
-    """Copy configurations, after a check that none would be replaced.
+    """Copy configurations; without ``overwrite``, first check that none exists in the target.
 
     Args:
         folder: folder of the configurations.
-        names: paths relative to it.
-        target: folder to copy to; made if need be.
+        names: paths of the configurations relative to ``folder``.
+        target: folder to copy to; created if it does not exist.
         overwrite: replace files that exist.
 
     Returns:
-        The number of files.
+        The number of copied files.
 
     Raises:
         FileExistsError: if a file exists and must not be replaced.
@@ -78,7 +78,7 @@ def copy_configs(folder: Path, names: list[str], target: Path, *, overwrite: boo
 
 
 def _full_name(name: str, names: list[str]) -> str:
-    """Name of a configuration that was given with or without ``configs/`` and ``.yaml``."""
+    """Complete the name of a configuration, which may have the prefix ``configs/`` or lack the suffix ``.yaml``."""
     plain = name.removeprefix("configs/").removesuffix(".yaml")
     if f"{plain}.yaml" not in names:
         msg = f"There is no configuration {name!r}; there are: {', '.join(names)}."

@@ -3,9 +3,9 @@
 
     anomalib-pose demo
 
-writes a brick-built toy to sample/MAD if it is not there. Then it runs "anomalib train" with the configuration
-splatpose_sample.yaml, and prints image and pixel figures and pose errors. Checkpoint and heat maps go to results/.
-Arguments after -- go to "anomalib train":
+The command writes a brick-built toy to sample/MAD if that folder has none. Then it runs "anomalib train" with the
+configuration splatpose_sample.yaml, and prints image metrics, pixel metrics and pose errors. Checkpoint and heat maps
+go to results/. Arguments after -- go to "anomalib train":
 
     anomalib-pose demo -- --model.init_args.steps 500
 """
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the data set if need be, then train and test."""
+    """Write the data set if it does not exist, then train and test."""
     from anomalib.cli import AnomalibCLI
 
     from anomalib_pose.cli.configs import configs_folder

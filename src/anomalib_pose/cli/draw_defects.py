@@ -3,8 +3,8 @@ r"""Hold out photographs of a posed object with masks, and paint defects onto co
 
     anomalib-pose draw-defects mary_rose data/tankard --every 8 --seed 1
 
-holds out every eighth photograph of mary_rose/transforms.json and writes it four times: unchanged, with a stain, with a
-missing piece and with a scratch. The other photographs are the training views. Then
+The command holds out every eighth photograph of mary_rose/transforms.json and writes it four times: unchanged, with a
+stain, with a missing piece and with a scratch. The other photographs are the training views. Train on them and test:
 
     anomalib train --config configs/splatpose_folder.yaml --data.init_args.root data/tankard \
         --data.init_args.query_dir queries --data.init_args.mask_dir ground_truth
@@ -16,10 +16,10 @@ are estimated much better. The true poses of the queries go to data/_hidden/tank
 import argparse
 
 _SIZES = {
-    "stain_area": "area of a stain, least and largest, as fractions of the object's pixels",
-    "missing_area": "area of a missing piece, as fractions of the object's pixels",
-    "scratch_length": "length of a scratch, as fractions of the square root of the object's area",
-    "scratch_width": "width of a scratch, as fractions of the square root of the object's area",
+    "stain_area": "range of the area of a stain, as fractions of the object's pixels",
+    "missing_area": "range of the area of a missing piece, as fractions of the object's pixels",
+    "scratch_length": "range of the length of a scratch, as fractions of the square root of the object's area",
+    "scratch_width": "range of the width of a scratch, as fractions of the square root of the object's area",
 }
 
 
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of place, shape and color of the defects")
     parser.add_argument("--per-image", type=int, default=1, help="defects of each kind for each held-out photograph")
     parser.add_argument("--white", action="store_true", help="paint everything outside the masks white")
-    for name, what in _SIZES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, nargs=2, metavar=("LEAST", "LARGEST"), help=what)
+    for name, text in _SIZES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, nargs=2, metavar=("LEAST", "LARGEST"), help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
 
 

@@ -3,7 +3,7 @@
 
     anomalib-pose localize --ckpt_path model.ckpt --data photos --output poses.json
 
-The file is written whole or not at all. A low confidence marks a pose that was not found.
+The file is written whole or not at all. A pose whose search failed has a low confidence.
 """
 
 import argparse
@@ -13,13 +13,16 @@ from anomalib_pose.registry import scene_models
 
 _MATCHERS = ("aliked", "xfeat", "loftr")
 _SETTINGS = ("starts", "rolls", "refine_focal", "matcher", "matcher_weights")
-"""Arguments of the models that can be changed for a fitted model."""
+"""Arguments of the models that can be changed after the fit."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "--model", choices=scene_models(), default="", help="model of the checkpoint, which names it itself"
+        "--model",
+        choices=scene_models(),
+        default="",
+        help="model of the checkpoint (default: as the checkpoint names it)",
     )
     parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint of the fitted model")
     parser.add_argument("--data", type=Path, required=True, help="photograph, or folder of photographs")
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs=4,
         metavar=("FX", "FY", "CX", "CY"),
-        help="intrinsics of all photographs, in their pixels (default: those of the training views)",
+        help="intrinsics of all photographs, in pixels (default: the intrinsics of the training views)",
     )
     search = parser.add_argument_group("pose search", "default: the settings that the model was trained with")
     search.add_argument("--starts", type=int, help="number of initial poses that are refined")
@@ -43,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rolls", type=int, help="number of in-plane rotations that are tried; 12 covers photographs at any angle"
     )
     search.add_argument("--refine_focal", action="store_true", default=None, help="estimate the focal length too")
-    search.add_argument(
-        "--matcher", choices=_MATCHERS, help="match features of photographs that the alignment does not find"
-    )
+    search.add_argument("--matcher", choices=_MATCHERS, help="feature matcher for photographs whose alignment fails")
     search.add_argument("--matcher_weights", help="file with the weights of the matcher")
 
 

@@ -5,7 +5,7 @@
     anomalib-pose render-clouds eyecandies_clouds rendered/eyecandies --dataset eyecandies
     anomalib-pose render-clouds Real3D-AD-PCD rendered/real3d --dataset real3d
 
-Files that are read of each category:
+Files that the command reads from each category:
 
 * mvtec3d: test/<kind> with xyz/<name>.tiff, rgb/<name>.png and gt/<name>.png;
 * eyecandies: test/good and test/anomaly with organized clouds pcd/<name>.ply (as many points as the photograph has
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=336, help="width and height of the views in pixels")
     parser.add_argument("--point-size", type=float, help="side of a point in pixels of a window of 1024 pixels")
     parser.add_argument(
-        "--depth-tolerance", type=float, help="points up to this much behind the nearest point are visible too"
+        "--depth-tolerance", type=float, help="points up to this distance behind the nearest point are visible too"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of points and planes")
     parser.add_argument("--overwrite", action="store_true", help="replace categories that exist")

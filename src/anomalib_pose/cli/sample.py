@@ -2,7 +2,7 @@
 """Write a small sample data set of toys in the layout of a real one.
 
 anomalib-pose sample mad data --category car         posed images of a brick toy, for the scene models
-anomalib-pose sample mip data --category house       the same, with queries in other light
+anomalib-pose sample mip data --category house       the same, with queries in several lights
 anomalib-pose sample clouds data                     point clouds of solids, for PointAD
 anomalib-pose sample chairs data/chairs              whole and broken chairs, for Looking3D
 """
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="largest change of a test image's brightness, as a fraction",
     )
-    mip = layouts.add_parser("mip", help="MIP's layouts: as mad, with test views in lights that training has not")
+    mip = layouts.add_parser("mip", help="MIP's layouts: like mad, with test views in several lights")
     _add_toy_arguments(mip, test_good=5, test_per_defect=9)
     mip.add_argument(
         "--lights",

@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 
 
 def stack_fields(items: Sequence[ImageItem]) -> dict[str, Any]:
-    """Stack the fields that every item has, by name.
+    """Stack the fields of items, by name; a field that is None in any item is left out.
 
     Args:
         items: items of one class, at least one.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writers of data sets and results, which leave whole files and folders or none; and a reader of JSON objects."""
+"""Writers of images, JSON and text, atomic creation of a category's folder, and a reader of JSON objects."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def opengl_matrix(camera_to_world: Tensor) -> list[list[float]]:
 
 @contextmanager
 def new_category(out: Path, category: str, *, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary folder to write to, which becomes ``<out>/<category>`` on exit, or vanishes on an error.
+    """Yield a temporary folder that becomes ``<out>/<category>`` on exit; an error removes it.
 
     Args:
         out: folder of the data set; created if it does not exist.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base of all datamodules here: anomalib's datamodule with a test set that no split changes."""
+"""Base of this package's datamodules: anomalib's datamodule with a test set that no split changes."""
 
 from typing import ClassVar, Literal, get_args
 
@@ -9,10 +9,10 @@ ValSplit = Literal["same_as_test", "from_test", "from_train"]
 
 
 class FixedTestDataModule(AnomalibDataModule):
-    """Datamodule whose test set is what the data set defines.
+    """Datamodule with the test set that the data set defines.
 
-    anomalib's other ways to split are refused: ``none`` leaves anomalib without thresholds, and ``synthetic`` yields
-    images alone, without poses, clouds or views.
+    It rejects anomalib's other values of ``val_split_mode``: ``none`` leaves anomalib without thresholds, and
+    ``synthetic`` yields images alone, without poses, clouds or views.
 
     Args:
         train_batch_size: items in a training batch.
@@ -52,4 +52,4 @@ class FixedTestDataModule(AnomalibDataModule):
         )
 
     def _create_test_split(self) -> None:
-        """Keep the test set; anomalib would move normal training images to a test set that has none."""
+        """Keep the test set; anomalib would move normal training images to a test set without normal images."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of images and masks, whose errors name the file; and their resizing, padding and undistortion."""
+"""Reading, resizing, padding and undistortion of images and masks; errors of the readers name the file."""
 
 import math
 from pathlib import Path
@@ -38,8 +38,9 @@ def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
         path: image with 1, 3 or 4 channels.
 
     Returns:
-        RGB (3, H, W) in [0, 1], composited on white if the image has an alpha channel; and the alpha channel (H, W), or
-        None if there is none or it is opaque everywhere, which does not separate object and background.
+        RGB (3, H, W) in [0, 1], composited on white if the image has an alpha channel; and the alpha channel (H, W).
+        The alpha is None if the image has none, or if it is opaque everywhere and so does not separate object and
+        background.
 
     Raises:
         FileNotFoundError: if the file does not exist.

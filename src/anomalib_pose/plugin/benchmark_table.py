@@ -17,7 +17,7 @@ HOST = "anomalib.pipelines.benchmark.job"
 
 
 def collect(results: list[dict[str, Any]]) -> "pd.DataFrame":
-    """Make a table with one row a run and the columns of all runs; a cell without a value is empty.
+    """Make a table with one row for each run and the columns of all runs; a cell without a value is empty.
 
     Args:
         results: names and values of each run.

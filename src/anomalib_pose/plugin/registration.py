@@ -46,7 +46,7 @@ class _Kind:
     last: str  # the name that the host module defines last
 
     def half_imported(self) -> bool:
-        """Tell whether the host module is being imported and its last name is missing.
+        """Return whether the host module is being imported and its last name is missing.
 
         The name is checked too, because the autoload hook runs before the import system clears its mark.
         """
@@ -73,7 +73,7 @@ def register(*, import_host: bool = True) -> None:
 
     Args:
         import_host: Import anomalib first. With ``False`` the plug-ins are registered only with the parts of anomalib
-            that are already imported. Parts whose import is under way get them when they are first used.
+            that are already imported. For parts whose import is under way this happens at their first use.
 
     Raises:
         ImportError: If anomalib cannot be imported and ``import_host`` is true.
@@ -109,17 +109,17 @@ def _register_classes(attempted: set[EntryPoint]) -> None:
         attempted: entry points that this call of ``register`` has already tried; new ones are added.
     """
     kinds = [kind for kind in _KINDS if kind.host in sys.modules]
-    half = {kind.host for kind in kinds if kind.half_imported()}
-    if half:
+    half_imported = {kind.host for kind in kinds if kind.half_imported()}
+    if half_imported:
         # a plug-in that is imported now could need names that anomalib has not defined yet
-        _watch(kinds, half)
+        _watch(kinds, half_imported)
         return
     for kind in kinds:
         for entry in sorted(entry_points(group=kind.group), key=_order):
             if entry in _registered or entry in attempted:
                 continue
             if _half_imported(entry.module):
-                half.add(entry.module)
+                half_imported.add(entry.module)
                 continue
             attempted.add(entry)
             try:
@@ -127,13 +127,13 @@ def _register_classes(attempted: set[EntryPoint]) -> None:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # an error of another package must not stop anomalib
-                under_way = _under_way(entry.module)
-                if under_way:
-                    half |= under_way
+                awaited = _half_imported_modules(entry.module)
+                if awaited:
+                    half_imported |= awaited
                 else:
                     _report(entry, f"{type(error).__name__}: {error}")
-    if half:
-        _watch(kinds, half)
+    if half_imported:
+        _watch(kinds, half_imported)
 
 
 def _register_entry(entry: EntryPoint, kind: _Kind) -> None:
@@ -167,7 +167,7 @@ def _register_entry(entry: EntryPoint, kind: _Kind) -> None:
 
 
 def _owner(name: str, kind: _Kind) -> type | None:
-    """Find the class that has a name already: one of anomalib, or one that a plug-in has registered."""
+    """Return the class that already has a name: a class of anomalib, or of a registered plug-in."""
     host = vars(sys.modules[kind.host])
     for candidate in _subclasses(host[kind.base]):
         registered = candidate.__module__.startswith("anomalib.") or host.get(candidate.__name__) is candidate
@@ -223,15 +223,15 @@ def _report(entry: EntryPoint, reason: str) -> None:
 
 
 def _half_imported(name: str) -> bool:
-    """Tell whether the import of a module, or of a package around it, is under way."""
+    """Return whether the import of a module, or of a package around it, is under way."""
     parts = name.split(".")
     modules = (sys.modules.get(".".join(parts[:count])) for count in range(1, len(parts) + 1))
     # the import system's own mark; a public one does not exist
     return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
 
 
-def _under_way(name: str) -> set[str]:
-    """Return the modules whose import is under way, of the top-level package of a module."""
+def _half_imported_modules(name: str) -> set[str]:
+    """Return the modules of a module's top-level package whose import is under way."""
     package = name.partition(".")[0]
     return {m for m in list(sys.modules) if (m == package or m.startswith(f"{package}.")) and _half_imported(m)}
 

@@ -125,7 +125,7 @@ def inside(solid: Solid, points: np.ndarray) -> np.ndarray:
     corners = solid.vertices[solid.faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     length = np.linalg.norm(normals, axis=1)
-    # Faces without area have no defined normal: theirs is rounding noise.
+    # The normal of a face without area is undefined; its computed value is rounding noise.
     has_area = length > 1e-9 * length.max()
     corners, normals = corners[has_area], normals[has_area] / length[has_area, None]
     # The order of corners may vary, but outwards is always away from the center.

@@ -31,7 +31,7 @@ from anomalib_pose.sample_data.views import single_torch_thread
 
 logger = logging.getLogger(__name__)
 
-_TEST_SHARE, _VAL_SHARE = 0.25, 0.1
+_TEST_FRACTION, _VAL_FRACTION = 0.25, 0.1
 _TRIES = 200
 
 
@@ -185,7 +185,7 @@ def _annotation(pose: QueryPose, masks: AnomalyMasks, kind: str, texture: int, s
 
 def _splits(shapes: int) -> dict[str, list[str]]:
     """Assign the shapes to the splits train, val and test."""
-    test, val = (max(1, round(shapes * share)) for share in (_TEST_SHARE, _VAL_SHARE))
+    test, val = (max(1, round(shapes * fraction)) for fraction in (_TEST_FRACTION, _VAL_FRACTION))
     names = [str(number) for number in range(shapes)]
     train = shapes - test - val
     return {"train": names[:train], "val": names[train : train + val], "test": names[train + val :]}

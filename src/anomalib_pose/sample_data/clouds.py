@@ -64,7 +64,7 @@ def write_clouds(
     """
     unknown = sorted(set(categories) - set(SOLIDS))
     if unknown or not categories:
-        msg = f"categories should be some of {', '.join(SOLIDS)}, got {', '.join(unknown) or 'none'}."
+        msg = f"categories should be one or more of {', '.join(SOLIDS)}, got {', '.join(unknown) or 'none'}."
         raise ValueError(msg)
     if size < _MIN_SIZE or min(train, test_good, test_per_defect) < 0:
         msg = (

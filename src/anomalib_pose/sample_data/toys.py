@@ -152,8 +152,8 @@ def _wheel(x: float, y: float, outwards: int) -> list[Part]:
     treads = []
     for a in angle:
         tread = box(low, high, 0.03)
-        turn = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
-        treads.append(Solid(tread.vertices @ turn.T, tread.faces, tread.normals @ turn.T))
+        rotation = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
+        treads.append(Solid(tread.vertices @ rotation.T, tread.faces, tread.normals @ rotation.T))
     hub = join([cylinder((0, width - 0.25, 0), 0.55, 0.18, "y"), cylinder((0, width - 0.1, 0), 0.22, 0.14, "y", 16)])
 
     def placed(solid: Solid) -> Solid:

@@ -35,13 +35,13 @@ class CloudDataModule(FixedTestDataModule):
         train_batch_size: clouds in a training batch.
         eval_batch_size: clouds in a batch of validation, test and prediction.
         num_workers: processes that load clouds.
-        val_split_mode: clouds that set the thresholds: ``same_as_test``, ``from_test`` (a part of the test set, which
-            loses it) or ``from_train`` (a part of the training category, which loses it).
+        val_split_mode: clouds that set the thresholds: ``same_as_test``, ``from_test`` (clouds that are
+            removed from the test set) or ``from_train`` (clouds that are removed from the training category).
         val_split_ratio: fraction of the clouds that ``from_test`` and ``from_train`` take.
         seed: makes the choice of these clouds, and the search for the supporting plane of raw clouds, repeatable.
 
     Raises:
-        ValueError: if the training category is also the tested one, whose labels it would use; if ``val_split_mode``
+        ValueError: if the training category, whose labels are used, is also the tested one; if ``val_split_mode``
             has another value; or if ``from_train`` is asked for without a training category.
     """
 
@@ -113,7 +113,7 @@ class CloudDataModule(FixedTestDataModule):
         if self.train_category is None:
             msg = "There is nothing to train on: give a train_category, other than the tested one."
             raise ValueError(msg)
-        if not hasattr(self, "train_data"):  # the set-up was for a test alone
+        if not hasattr(self, "train_data"):  # setup() prepared a test without training
             _check_categories(self._training_folders())
             self._set_up_training()
         return super().train_dataloader()
@@ -138,13 +138,13 @@ class CloudDataModule(FixedTestDataModule):
         return CloudDataset(samples, split)
 
     def _source_of(self, folder: Path) -> CloudSource:
-        """Return the reader of renderings where a folder has them, else that of raw recordings."""
+        """Return the reader of renderings if the folder has renderings, otherwise the reader of raw recordings."""
         if is_rendered(folder):
             return RenderedSource(self.settings.size)
         return RawSource(self.settings, seed=self.seed or 0, cache=self.cache_dir)
 
     def _may_train(self) -> bool:
-        """Tell whether a training category is named and needed; a test alone needs none."""
+        """Return whether a training category is given and needed; a test without training needs none."""
         testing = self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING
         return self.train_category is not None and (not testing or self.val_split_mode == ValSplitMode.FROM_TRAIN)
 

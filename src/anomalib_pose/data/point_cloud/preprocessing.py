@@ -70,7 +70,7 @@ def largest_component(xyz: Tensor) -> Tensor:
     """Return the cells (H, W) of the largest connected component of a cloud.
 
     The side of a voxel is half the neighborhood radius of 6 mm. Voxels that touch and have enough points around them
-    form a component; voxels that only touch one of these belong to the component too. This is close to DBSCAN with
+    form a component; their other neighbors belong to the component too. This is close to DBSCAN with
     the same radius and 30 points, or fewer in coarse clouds. Surfaces on both sides of a jump in depth are separate,
     even if they are connected in the image.
 
@@ -135,7 +135,7 @@ def isolate_object(
     valid = xyz[..., 2] != 0
     distance = plane_distance(xyz, seed)
     if distance is None:
-        logger.info("The image's border has no points: no plane below the object is removed.")
+        logger.info("The points at the image's border span no plane: no plane below the object is removed.")
     else:
         valid &= distance > _REMOVED_DISTANCE
     plane = torch.zeros_like(valid) if distance is None else distance <= _REMOVED_DISTANCE

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Render the test clouds of a raw data set to disk, in the layout that PointAD published.
 
-Each data set has a function that yields one job a cloud. A job renders its cloud and writes it below a new folder of
-the category, which takes its final name only when all jobs of the category have succeeded.
+Each data set has a function that yields one job for each cloud. A job renders its cloud and writes it to a temporary
+folder of the category. The folder takes its final name when all jobs of the category have succeeded.
 """
 
 import logging
@@ -58,7 +58,8 @@ def render_dataset(
         source: folder with the categories of the data set.
         out: folder to write to.
         dataset: layout of the source, a key of ``DATASETS``.
-        settings: settings of the views; Eyecandies and Real3D-AD have the paper's own angles instead of those given.
+        settings: settings of the views; for Eyecandies and Real3D-AD the paper's angles replace those of the
+            settings.
         categories: categories to render; None for all.
         seed: seed of the choice of points and planes.
         overwrite: replace categories that exist.

@@ -27,7 +27,7 @@ class RenderSettings:
         size: width and height of the views in pixels, and of the grid in cells.
         about_x: rotations of views about x, degrees.
         about_y: rotations of further views about y, degrees.
-        tilt: rotation of the cloud about x before all others, degrees.
+        tilt: rotation of the cloud about x before all other rotations, degrees.
         point_size: side of a point's square in pixels of a window of 1024; None to choose it so that no holes show.
         depth_tolerance: points up to this distance behind the nearest point of their pixel are visible too, in units
             of the points; None for the paper's rule, the nearest point alone.

@@ -26,7 +26,7 @@ from anomalib_pose.data.point_cloud.rendered_cloud import (
 from anomalib_pose.data.point_cloud.rendered_layout import VIEWS, read_rendered, view_files
 
 _CACHE_VERSION = 1
-"""Raise it when the same recording and settings give other renderings."""
+"""Version of the renderings. Increase it when equal recordings and settings give different renderings."""
 _RENAMED_FIELDS = {"organised": "organized"}
 """Field names in caches of version 0.1, with their present names."""
 
@@ -175,7 +175,7 @@ class RenderedSource:
 
 
 def is_rendered(folder: Path) -> bool:
-    """Tell whether the test part of a category's folder has renderings."""
+    """Return whether the test part of a category's folder has renderings."""
     return any((folder / "test").glob(f"*/{VIEWS}"))
 
 

@@ -34,8 +34,8 @@ def find_colmap(root: Path) -> Path | None:
 def read_colmap(model: Path, image_dir: Path) -> list[PosedFrame]:
     """Read the posed images of a model.
 
-    COLMAP's conventions are ours: OpenCV axes, and (0.5, 0.5) is the center of the first pixel. Poses are in the
-    model's world frame. Where a camera is larger or smaller than its stored image, the intrinsics are scaled.
+    COLMAP has the conventions of this package: OpenCV axes, and (0.5, 0.5) is the center of the first pixel. Poses are
+    in the model's world frame. Where a camera is larger or smaller than its stored image, the intrinsics are scaled.
 
     Args:
         model: folder with ``cameras``, ``images`` and ``points3D``, all ``.bin`` or all ``.txt``; ``.bin`` is

@@ -21,8 +21,8 @@ class PosedDataModule(FixedTestDataModule):
         train_batch_size: images in a training batch.
         eval_batch_size: images in a batch of validation, test and prediction.
         num_workers: processes that load images.
-        val_split_mode: images that set the thresholds: ``same_as_test``, ``from_test`` (a part of the test set, which
-            loses it) or ``from_train`` (good images alone, which the training set loses).
+        val_split_mode: images that set the thresholds: ``same_as_test``, ``from_test`` (images that are
+            removed from the test set) or ``from_train`` (good images that are removed from the training set).
         val_split_ratio: fraction of the images that ``from_test`` and ``from_train`` take.
         seed: makes the choice of these images repeatable.
 
@@ -55,8 +55,8 @@ def labeled_images(
     ``<folder>/<kind>/<name>.png`` is ``<mask_folder>/<kind>/<name><suffix>.png`` with one of the suffixes.
 
     Args:
-        folder: has one subfolder for each kind of image.
-        mask_folder: has one subfolder for each kind of defect; None if there are no masks.
+        folder: folder with one subfolder for each kind of image.
+        mask_folder: folder with one subfolder for each kind of defect; None if there are no masks.
         mask_suffixes: endings that a mask's name adds to the name of its image; the first existing mask is taken.
 
     Raises:

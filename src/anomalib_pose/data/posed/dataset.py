@@ -88,7 +88,7 @@ class PosedDataset(AnomalibDataset):
         self.samples = table
 
     def __getitem__(self, index: int) -> PoseItem:
-        """Return an item with image (3, H, W), intrinsics, and those of pose, masks and label that the sample has.
+        """Return an item with image (3, H, W) and intrinsics, and with the pose, masks and label that the sample has.
 
         Raises:
             ValueError: if a file cannot be read; the message names it.
@@ -163,7 +163,7 @@ def common_size(frames: Sequence[PosedFrame], image_size: int | tuple[int, int] 
     Args:
         frames: at least one frame.
         image_size: longer side in pixels, or None to keep the size. anomalib's ``get_datamodule``, and with it its
-            benchmark, turns a number into a pair of it; such a pair counts as the number.
+            benchmark, turns a number into a pair of equal numbers; such a pair counts as one number.
 
     Raises:
         ValueError: if ``image_size`` is below 1 or has two lengths, or a frame's aspect differs from the most common

@@ -33,8 +33,8 @@ class PosedFolder(PosedDataModule):
       beside ``root``, where one of them exists; they serve evaluation alone.
 
     Queries without labels can be predicted, not tested; every n-th training image then sets the threshold, and
-    ``val_split_mode`` does not apply. Held-out queries alone are all good: they measure the pose error and false
-    alarms, and AUROC means nothing.
+    ``val_split_mode`` does not apply. Without ``query_dir`` all queries are good: pose errors and false alarms are
+    meaningful, AUROC is not.
 
     See ``PosedDataModule`` for the other arguments.
 
@@ -132,7 +132,7 @@ class PosedFolder(PosedDataModule):
         )
 
     def _hold_out(self, frames: list[PosedFrame]) -> tuple[list[PosedFrame], list[PosedFrame]]:
-        """Split frames into those to train on and every n-th, which is held out."""
+        """Split frames into training frames and held-out frames; every n-th frame is held out."""
         if len(frames) < 2:
             msg = f"{self.root} has one posed image: holding one out leaves none to train on."
             raise ValueError(msg)

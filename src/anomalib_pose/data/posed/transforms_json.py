@@ -134,7 +134,7 @@ def rigid_pose(pose: Tensor, where: str) -> Tensor:
 
 
 def same_aspect(width: int, height: int, other_width: int, other_height: int) -> bool:
-    """Tell whether two images have the same aspect, within a tolerance; one may then be stretched to fit the other."""
+    """Return whether two images have the same aspect, within a tolerance; if so, one may be stretched to the other."""
     return abs(math.log(width * other_height / (height * other_width))) <= _ASPECT_TOLERANCE
 
 

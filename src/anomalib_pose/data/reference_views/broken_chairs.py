@@ -35,8 +35,8 @@ class BrokenChairs(FixedTestDataModule):
     include anomalies, with labels.
 
     Queries are resized to 256 pixels; a crop of 224 pixels is enlarged to 256 again. In training, the crop and the
-    reference views are random; otherwise the crop is central, and the views are the same each time. The paper draws
-    both at random in its tests, too.
+    reference views are random; otherwise the crop is central, and the views are the same each time. The paper's
+    tests choose both at random, too.
 
     The data set is not downloaded: its authors offer it at https://huggingface.co/datasets/ankankbhunia/brokenchairs180k
     (CC BY-NC-SA 4.0).
@@ -55,7 +55,7 @@ class BrokenChairs(FixedTestDataModule):
         eval_batch_size: images in a batch of validation, test and prediction.
         num_workers: processes that load images.
         val_split_mode: images that set the thresholds: ``from_dir`` (the split ``val``, or the test set if there is
-            no such split), ``same_as_test`` or ``from_test`` (a part of the test set, which loses it).
+            no such split), ``same_as_test`` or ``from_test`` (images that are removed from the test set).
         val_split_ratio: fraction of the test images that ``from_test`` takes.
         seed: makes the choice of these images repeatable.
 

@@ -148,7 +148,7 @@ class _Annotations:
         if kind == GOOD:
             return QuerySample(image, shape_id, kind, reference_dir)
         suffix = image.stem.removeprefix("render_")
-        masks = (self.first_existing(f"mask_{which}_{suffix}.png") for which in ("new", "old"))
+        masks = (self.first_existing(f"mask_{state}_{suffix}.png") for state in ("new", "old"))
         annotation = self.first_existing(f"info_{suffix}.json", f"{image.stem}.json")
         return QuerySample(image, shape_id, kind, reference_dir, annotation, tuple(mask for mask in masks if mask))
 

@@ -35,15 +35,15 @@ from anomalib_pose.geometry import farthest_point_sampling
 from anomalib_pose.render.reference_views import IMAGE_SIZE
 
 PAIR_POINTS = 32
-"""Points that both views of a training pair see."""
+"""Number of points that are visible in both views of a training pair."""
 _FLIP_PROBABILITY, _LIGHT_PROBABILITY = 0.5, 0.2
 
 
 class ReferenceViewDataset(AnomalibDataset):
     """Square queries on white, each with reference views of its defect-free shape.
 
-    In training, random numbers come from PyTorch's generator, of which each worker of a loader has its own. Otherwise
-    the same index gives the same item.
+    In training, random numbers come from PyTorch's generator, and each worker of a loader has its own generator.
+    Otherwise equal indices give equal items.
 
     Args:
         queries: queries with their files. anomalib orders the items by their image paths as strings.

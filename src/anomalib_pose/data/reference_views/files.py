@@ -127,7 +127,7 @@ class ReferenceViewFile:
 
 
 def find_reference_views(folder: Path) -> list[ReferenceViewFile]:
-    """List the views in a folder, sorted by elevation, distance and azimuth; of equal cameras the first name is kept.
+    """List the views in a folder, sorted by elevation, distance and azimuth; of equal cameras only the first is listed.
 
     Published sets have azimuth 0 and azimuth 360, which are the same view.
 

@@ -40,7 +40,7 @@ def query_on_white(image: Tensor, alpha: Tensor | None = None) -> Tensor:
         white_fraction = float((_border(image.amin(0)) >= _NEAR_WHITE).float().mean())
         if white_fraction < _MIN_WHITE_FRACTION:
             msg = (
-                f"The background should be white, but only {white_fraction:.0%} of the border of the image are "
+                f"The background should be white, but only {white_fraction:.0%} of the image's border is "
                 f"(expected {_MIN_WHITE_FRACTION:.0%} or more): cut the object out and save it with transparency, give "
                 "a mask of the object, or paint the background white."
             )

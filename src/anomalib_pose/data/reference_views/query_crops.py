@@ -11,7 +11,7 @@ from anomalib_pose.data.reference_views.queries import CROP_SIZE, QUERY_SIZE
 
 _MAX_OFFSET = QUERY_SIZE - CROP_SIZE
 _TRIES = 10
-# A crop with less of the box cannot be told from a crop of a good object.
+# A crop with less of the box cannot be distinguished from a crop of a good object.
 _MIN_BOX_FRACTION = 0.25
 _WHITE = 254 / 255
 
@@ -24,12 +24,12 @@ def choose_crop(box: Tensor | None, *, random: bool) -> tuple[int, int]:
 
     Args:
         box: box (4,) of the defect, or None.
-        random: draw the crop from PyTorch's generator.
+        random: choose the crop at random, with PyTorch's generator.
     """
     if box is None:
-        return _draw_crop(random=random)
+        return _sample_crop(random=random)
     for _ in range(_TRIES if random else 1):
-        top, left = _draw_crop(random=random)
+        top, left = _sample_crop(random=random)
         if box_fraction(box, top, left) >= _MIN_BOX_FRACTION:
             return top, left
     middle = (box[:2] + box[2:]) / 2 - CROP_SIZE / 2
@@ -69,7 +69,7 @@ def jitter_brightness_contrast(image: Tensor, max_change: float = 0.2) -> Tensor
     return torch.where(image.amin(0) >= _WHITE, image, changed)
 
 
-def _draw_crop(*, random: bool) -> tuple[int, int]:
+def _sample_crop(*, random: bool) -> tuple[int, int]:
     if not random:
         return _MAX_OFFSET // 2, _MAX_OFFSET // 2
     top, left = torch.randint(0, _MAX_OFFSET + 1, (2,)).tolist()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anomalib_pose.models.looking3d.decoder import Decoder
 from anomalib_pose.models.looking3d.encoder import Encoder, Projector
-from anomalib_pose.weights import misfits, read_weights, write_weights
+from anomalib_pose.weights import mismatched_keys, read_weights, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def load_part(module: nn.Module, weights: dict[str, Tensor], part: str) -> None:
     """
     own = module.state_dict()
     weights = {name: value for name, value in own.items() if name.startswith("query_position.")} | weights
-    wrong = misfits(own, weights)
+    wrong = mismatched_keys(own, weights)
     if wrong:
         msg = (
             f"The weights of Looking3D's {part} do not fit: {len(wrong)} entries are missing, unknown or of another "

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-from anomalib_pose.weights import misfits, read_weights
+from anomalib_pose.weights import mismatched_keys, read_weights
 
 CHANNELS = 128
 """Channels of a feature."""
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
         """
         content = read_weights(path, "the weights of a ResNet-18 as encoder_weights")
         weights = {name: value for name, value in content.items() if not name.startswith("fc.")}
-        wrong = misfits(self.backbone.state_dict(), weights)
+        wrong = mismatched_keys(self.backbone.state_dict(), weights)
         if wrong:
             msg = (
                 f"{path} should hold the weights of torchvision's or timm's resnet18, but {len(wrong)} entries are "

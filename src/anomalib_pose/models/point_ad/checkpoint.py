@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.text import TextTower, end_positions
-from anomalib_pose.weights import misfits, read_weights, write_weights
+from anomalib_pose.weights import mismatched_keys, read_weights, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def load_prompts(learner: PromptLearner, prompts: Prompts, text: TextTower) -> N
         ValueError: if numbers of tokens or widths differ, or if the prompts were learned for another CLIP.
     """
     weights = {name: value for name, value in prompts._asdict().items() if name != "start"}
-    wrong = misfits(learner.state_dict(), weights)
+    wrong = mismatched_keys(learner.state_dict(), weights)
     if wrong:
         own = {name: tuple(value.shape) for name, value in learner.state_dict().items()}
         shapes = {name: tuple(value.shape) for name, value in weights.items()}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anomalib_pose.models.point_ad.text import TextTower
 from anomalib_pose.models.point_ad.vision import VisionTower
-from anomalib_pose.weights import misfits, read_state_dict
+from anomalib_pose.weights import mismatched_keys, read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ def _fill(clip: nn.Module, weights: dict[str, Tensor], source: str) -> None:
         }
 
     own, weights = without_logits(clip.state_dict()), without_logits(weights)
-    wrong = misfits(own, weights)
+    wrong = mismatched_keys(own, weights)
     if wrong:
         msg = (
             f"The weights in {source} do not fit: {len(wrong)} of {len(own)} entries are missing, unknown or of "
