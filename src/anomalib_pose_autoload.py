@@ -40,7 +40,7 @@ def install() -> None:
             return
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
-        # often anomalib itself imports torch: then the import of anomalib is under way at this point
+        # anomalib itself may be importing torch: then its import is under way, and the finder comes too late for it
         if any(name in sys.modules for name in HOST_MODULES):
             _register()
     except Exception as error:  # an error here would break `import torch`

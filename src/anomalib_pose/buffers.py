@@ -11,8 +11,8 @@ from torch import Tensor, nn
 def resize_buffers(module: nn.Module, names: Iterable[str], state_dict: Mapping[str, Any], prefix: str) -> None:
     """Resize buffers to the shapes and dtypes of a state dict, because PyTorch only loads tensors of equal size.
 
-    Call it in ``_load_from_state_dict`` of a module. Buffers that the state dict lacks, or has with another number of
-    dimensions, stay unchanged, so that PyTorch reports them.
+    Call it in ``_load_from_state_dict`` of a module. A buffer stays unchanged if the state dict lacks it or
+    differs in its number of dimensions; PyTorch then reports it.
 
     Args:
         module: owner of the buffers.

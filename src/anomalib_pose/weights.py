@@ -34,7 +34,7 @@ def read_weights(path: str | Path, expected: str) -> Any:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file has another format, or contains more than tensors in dicts and lists.
+        ValueError: if the file has neither format, or contains more than tensors in dicts and lists.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,7 +69,7 @@ def read_state_dict(path: str | Path, expected: str, owner: str) -> dict[str, Te
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file contains something else.
+        ValueError: if the file does not hold a state dict of tensors.
     """
     weights = read_weights(path, expected)
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):

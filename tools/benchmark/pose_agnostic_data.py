@@ -55,7 +55,7 @@ def parse_data(text: str) -> DataSpec:
     """Read ``NAME=ROOT[:CATEGORY][:queries=ROOT2][:masks=FOLDER][:views=0.1]``.
 
     Raises:
-        ValueError: if the text has another form.
+        ValueError: if the text does not have this form.
     """
     name, equals, rest = text.partition("=")
     root, *parts = rest.split(":")
@@ -77,7 +77,7 @@ def read_data_file(path: Path) -> list[DataSpec]:
     """Read a YAML file: a list of data sets, each with the fields of ``DataSpec``.
 
     Raises:
-        ValueError: if the file holds something else.
+        ValueError: if the file does not hold such a list.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     names = {field.name for field in fields(DataSpec)}

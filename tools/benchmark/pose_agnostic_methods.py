@@ -12,7 +12,7 @@ from pose_agnostic_data import DataSpec
 
 PAPER_CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "paper"
 FORMAT = 8
-"""Version of the results. Increase it when a run stores or measures something else, so that older runs are repeated."""
+"""Version of the results. Increase it when runs store or measure different values, so that older runs are repeated."""
 
 
 @dataclass(frozen=True)

@@ -178,12 +178,9 @@ def scene_model(settings: Settings, weights: str) -> AnomalibModule:
     if network:
         normalization = {name: (getattr(settings, name),) * 3 for name in ("mean", "std")}
         network["network_options"] = {"pad_type": settings.pad_type, **normalization}
-    name, scoring = (
-        method.comparison["name"],
-        {key: method.comparison[key] for key in method.comparison if key != "name"},
-    )
-    changes = {"scoring": ScoringSettings(**scoring)} if scoring else {}
-    model.model.comparison.comparator = make_comparator(name, **network, **changes)
+    scoring = {key: value for key, value in method.comparison.items() if key != "name"}
+    options = {"scoring": ScoringSettings(**scoring)} if scoring else {}
+    model.model.comparison.comparator = make_comparator(method.comparison["name"], **network, **options)
     return model
 
 

@@ -197,7 +197,7 @@ class SingleViewBank:
 
 
 def search_with(detector: SceneDetector, refiner: Refiner, starts: int) -> Search:
-    """Return the detector's search with another refiner."""
+    """Return the detector's search with the given refiner."""
     default = detector.estimator
     robust_refiner = None if isinstance(refiner, AdamRefiner) else default.robust_refiner
     estimator = PoseEstimator(refiner, starts, default.retry_below, robust_refiner)

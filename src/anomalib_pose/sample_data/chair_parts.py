@@ -103,16 +103,16 @@ def build_chair(rng: np.random.Generator) -> Chair:
     width, depth = rng.uniform(0.40, 0.56), rng.uniform(0.38, 0.50)
     height = rng.uniform(0.40, 0.48)
     thickness = rng.uniform(0.025, 0.08)
-    half, deep = width / 2, depth / 2
-    parts = [_seat(half, deep, height, thickness)]
-    parts += _SUPPORTS[int(rng.integers(len(_SUPPORTS)))](rng, half, deep, height - thickness)
+    half_width, half_depth = width / 2, depth / 2
+    parts = [_seat(half_width, half_depth, height, thickness)]
+    parts += _SUPPORTS[int(rng.integers(len(_SUPPORTS)))](rng, half_width, half_depth, height - thickness)
     tilt = rng.uniform(0.03, 0.22)
     back_height = rng.uniform(0.34, 0.56)
-    back = _BACKS[int(rng.integers(len(_BACKS)))](rng, half, back_height)
-    hinge = np.array([0.0, deep - 0.02, height])
+    back = _BACKS[int(rng.integers(len(_BACKS)))](rng, half_width, back_height)
+    hinge = np.array([0.0, half_depth - 0.02, height])
     parts += [_transformed(part, _rotation_about_x(-tilt), hinge) for part in back]
     if rng.random() < 0.5:
-        parts += _arms(rng, half, deep, height)
+        parts += _arms(rng, half_width, half_depth, height)
     return Chair.assemble(_normalized(parts))
 
 
@@ -170,11 +170,15 @@ def _part(role: str, material: int, *solids: Solid) -> ChairPart:
     return ChairPart(role, material, solids)
 
 
-def _seat(half: float, deep: float, height: float, thickness: float) -> ChairPart:
-    return _part("SeatSurface", COVER, box((-half, -deep, height - thickness), (half, deep, height), 0.015))
+def _seat(half_width: float, half_depth: float, height: float, thickness: float) -> ChairPart:
+    return _part(
+        "SeatSurface",
+        COVER,
+        box((-half_width, -half_depth, height - thickness), (half_width, half_depth, height), 0.015),
+    )
 
 
-def _four_legs(rng: np.random.Generator, half: float, deep: float, top: float) -> list[ChairPart]:
+def _four_legs(rng: np.random.Generator, half_width: float, half_depth: float, top: float) -> list[ChairPart]:
     """Build four legs, which may be splayed, with or without bars between them."""
     breadth = rng.uniform(0.03, 0.05)
     splay = rng.uniform(0.0, 0.08)
@@ -183,8 +187,8 @@ def _four_legs(rng: np.random.Generator, half: float, deep: float, top: float) -
     parts, feet = [], {}
     for x in (-1, 1):
         for y in (-1, 1):
-            upper = np.array([x * (half - inset), y * (deep - inset), top])
-            foot = np.array([x * (half - inset + splay), y * (deep - inset + splay), 0.0])
+            upper = np.array([x * (half_width - inset), y * (half_depth - inset), top])
+            foot = np.array([x * (half_width - inset + splay), y * (half_depth - inset + splay), 0.0])
             feet[x, y] = (foot, upper)
             parts.append(_part("Leg", FRAME, bar(foot, upper, breadth, thickness=thickness)))
     if rng.random() < 0.5:
@@ -202,34 +206,39 @@ def _four_legs(rng: np.random.Generator, half: float, deep: float, top: float) -
     if rng.random() < 0.5:
         rim = rng.uniform(0.04, 0.07)
         sides = [
-            box((-half + inset, y - 0.01, top - rim), (half - inset, y + 0.01, top))
-            for y in (-deep + inset, deep - inset)
+            box((-half_width + inset, y - 0.01, top - rim), (half_width - inset, y + 0.01, top))
+            for y in (-half_depth + inset, half_depth - inset)
         ]
         parts += [_part("SeatFrame", FRAME, side) for side in sides]
     return parts
 
 
-def _sled(rng: np.random.Generator, half: float, deep: float, top: float) -> list[ChairPart]:
+def _sled(rng: np.random.Generator, half_width: float, half_depth: float, top: float) -> list[ChairPart]:
     """Build two runners with posts, and a bar under the seat."""
     breadth = rng.uniform(0.025, 0.04)
     parts = []
-    for x in (-half + 0.03, half - 0.03):
+    for x in (-half_width + 0.03, half_width - 0.03):
         corners = [
-            np.array([x, y, z]) for y, z in ((-deep + 0.03, top), (-deep, 0.02), (deep, 0.02), (deep - 0.03, top))
+            np.array([x, y, z])
+            for y, z in ((-half_depth + 0.03, top), (-half_depth, 0.02), (half_depth, 0.02), (half_depth - 0.03, top))
         ]
         parts.append(_part("Leg", FRAME, bar(corners[1], corners[0], breadth), bar(corners[2], corners[3], breadth)))
         parts.append(_part("SurfaceBase", FRAME, bar(corners[1], corners[2], breadth)))
     low = top - 0.03
     parts.append(
-        _part("SeatSupport", FRAME, bar(np.array([-half + 0.03, 0, low]), np.array([half - 0.03, 0, low]), 0.03))
+        _part(
+            "SeatSupport",
+            FRAME,
+            bar(np.array([-half_width + 0.03, 0, low]), np.array([half_width - 0.03, 0, low]), 0.03),
+        )
     )
     return parts
 
 
-def _pedestal(rng: np.random.Generator, half: float, deep: float, top: float) -> list[ChairPart]:
+def _pedestal(rng: np.random.Generator, half_width: float, half_depth: float, top: float) -> list[ChairPart]:
     """Build a column on a star of feet."""
     count = int(rng.integers(4, 6))
-    reach = min(half, deep) * rng.uniform(0.95, 1.15)
+    reach = min(half_width, half_depth) * rng.uniform(0.95, 1.15)
     hub = np.array([0, 0, 0.09])
     start = rng.uniform(0, 2 * np.pi)
     parts = [_part("SeatSupport", FRAME, cylinder((0, 0, 0.07), 0.03, top - 0.07))]
@@ -238,67 +247,69 @@ def _pedestal(rng: np.random.Generator, half: float, deep: float, top: float) ->
         parts.append(
             _part("Leg", FRAME, bar(hub, foot, 0.045, thickness=0.03), cylinder((foot[0], foot[1], 0), 0.028, 0.05))
         )
-    plate = 0.6 * min(half, deep)
+    plate = 0.6 * min(half_width, half_depth)
     parts.append(_part("SeatFrame", FRAME, box((-plate, -plate, top - 0.02), (plate, plate, top), _CHAMFER)))
     return parts
 
 
-def _panel(rng: np.random.Generator, half: float, back_height: float) -> list[ChairPart]:
+def _panel(rng: np.random.Generator, half_width: float, back_height: float) -> list[ChairPart]:
     """Build a back in one piece, on two posts."""
     gap = rng.uniform(0.06, 0.14)
     thickness = rng.uniform(0.02, 0.06)
-    narrow = half * rng.uniform(0.8, 1.0)
+    narrow = half_width * rng.uniform(0.8, 1.0)
     panel = box((-narrow, -thickness / 2, gap), (narrow, thickness / 2, back_height), 0.012)
     posts = [
         bar(np.array([x, 0, -0.03]), np.array([x, 0, gap + 0.02]), 0.03, thickness=0.02)
-        for x in (-0.6 * half, 0.6 * half)
+        for x in (-0.6 * half_width, 0.6 * half_width)
     ]
     return [_part("BackSurface", COVER, panel), *(_part("BackSupport", FRAME, post) for post in posts)]
 
 
-def _posts(half: float, back_height: float) -> list[ChairPart]:
+def _posts(half_width: float, back_height: float) -> list[ChairPart]:
     """Build the two upright posts of a back."""
-    x = half - 0.02
+    x = half_width - 0.02
     return [
         _part("BackFrame", FRAME, bar(np.array([s * x, 0, -0.03]), np.array([s * x, 0, back_height]), 0.032))
         for s in (-1, 1)
     ]
 
 
-def _slats(rng: np.random.Generator, half: float, back_height: float) -> list[ChairPart]:
+def _slats(rng: np.random.Generator, half_width: float, back_height: float) -> list[ChairPart]:
     """Build two posts, a rail at the top, and upright slats."""
-    rail = box((-half + 0.02, -0.014, back_height - 0.07), (half - 0.02, 0.014, back_height - 0.005), _CHAMFER)
+    rail = box(
+        (-half_width + 0.02, -0.014, back_height - 0.07), (half_width - 0.02, 0.014, back_height - 0.005), _CHAMFER
+    )
     count = int(rng.integers(3, 6))
-    positions = np.linspace(-half, half, count + 2)[1:-1]
+    positions = np.linspace(-half_width, half_width, count + 2)[1:-1]
     breadth = rng.uniform(0.02, 0.05)
     slats = [
         box((x - breadth / 2, -0.008, 0.0), (x + breadth / 2, 0.008, back_height - 0.06), _CHAMFER) for x in positions
     ]
     return [
-        *_posts(half, back_height),
+        *_posts(half_width, back_height),
         _part("BackFrame", FRAME, rail),
         *(_part("BackSurface", COVER, slat) for slat in slats),
     ]
 
 
-def _ladder(rng: np.random.Generator, half: float, back_height: float) -> list[ChairPart]:
+def _ladder(rng: np.random.Generator, half_width: float, back_height: float) -> list[ChairPart]:
     """Build two posts and horizontal rungs."""
     count = int(rng.integers(2, 5))
     breadth = rng.uniform(0.04, 0.08)
     heights = np.linspace(0.12, back_height - breadth, count)
-    rungs = [box((-half + 0.02, -0.01, z), (half - 0.02, 0.01, z + breadth), _CHAMFER) for z in heights]
-    return [*_posts(half, back_height), *(_part("BackSurface", COVER, rung) for rung in rungs)]
+    rungs = [box((-half_width + 0.02, -0.01, z), (half_width - 0.02, 0.01, z + breadth), _CHAMFER) for z in heights]
+    return [*_posts(half_width, back_height), *(_part("BackSurface", COVER, rung) for rung in rungs)]
 
 
-def _arms(rng: np.random.Generator, half: float, deep: float, height: float) -> list[ChairPart]:
+def _arms(rng: np.random.Generator, half_width: float, half_depth: float, height: float) -> list[ChairPart]:
     """Build an arm rest with its support on each side."""
     rise = rng.uniform(0.16, 0.24)
     parts = []
     for side in (-1, 1):
-        x = side * (half + 0.01)
-        front = np.array([x, -0.6 * deep, height - 0.03])
+        x = side * (half_width + 0.01)
+        front = np.array([x, -0.6 * half_depth, height - 0.03])
         support = bar(front, front + np.array([0, 0, rise]), 0.03, thickness=0.03)
-        low, high = (x - 0.028, -0.75 * deep, height + rise - 0.03), (x + 0.028, deep, height + rise)
+        low, high = (x - 0.028, -0.75 * half_depth, height + rise - 0.03), (x + 0.028, half_depth, height + rise)
         parts.append(_part("Arm", FRAME, support, box(low, high, _CHAMFER)))
     return parts
 

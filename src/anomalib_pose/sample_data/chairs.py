@@ -57,7 +57,7 @@ def write_chairs(
         shapes: number of chairs, 3 or more.
         queries: number of queries of each chair.
         seed: seed of all random choices.
-        size: side of the queries in pixels. Boxes refer to a side of 512 pixels, independent of it.
+        size: side of the queries in pixels. Boxes always refer to a side of 512 pixels.
         views: number of reference views of each chair.
         overwrite: replace an existing folder.
         progress: show a progress bar.

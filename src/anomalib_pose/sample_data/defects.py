@@ -119,7 +119,7 @@ class _DefectCandidate:
 
 
 def _changed_surface(rendering: ToyRendering, toy: Toy, bake: Callable[[], BakedLight]) -> _DefectCandidate:
-    """Make a candidate from a toy with another surface.
+    """Make a candidate from a toy with a changed surface.
 
     The new toy is rendered where the surface or its color differs, the good toy elsewhere.
 

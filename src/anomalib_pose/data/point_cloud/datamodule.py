@@ -42,7 +42,7 @@ class CloudDataModule(FixedTestDataModule):
 
     Raises:
         ValueError: if the training category, whose labels are used, is also the tested one; if ``val_split_mode``
-            has another value; or if ``from_train`` is asked for without a training category.
+            is invalid; or if it is ``from_train`` and there is no training category.
     """
 
     train_data: CloudDataset

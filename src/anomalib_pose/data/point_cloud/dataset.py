@@ -59,7 +59,7 @@ class CloudDataset(AnomalibDataset):
 
         Raises:
             FileNotFoundError: if a file does not exist.
-            ValueError: if a file cannot be read or contradicts another file, or the model needs another size.
+            ValueError: if a file cannot be read or contradicts another file, or model and datamodule differ in size.
         """
         row = self.samples.iloc[index]
         cloud = row["source"].load(row["sample"])

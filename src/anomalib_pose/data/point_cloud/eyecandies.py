@@ -31,7 +31,7 @@ class EyecandiesRendered(CloudDataModule):
             only.
 
     Raises:
-        ValueError: if the training category is also the tested one, or ``val_split_mode`` has another value.
+        ValueError: if the training category is also the tested one, or ``val_split_mode`` is invalid.
 
     Example:
         >>> datamodule = EyecandiesRendered(root="./datasets/eyecandies", category="Lollipop")

@@ -85,8 +85,8 @@ def read_points(path: Path) -> PointFile:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file has another suffix, cannot be read, lacks x, y or z, or has fewer than 100 finite
-            points.
+        ValueError: if the suffix is neither .ply nor .pcd, or the file cannot be read, lacks x, y or z, or has fewer
+            than 100 finite points.
     """
     if path.suffix.lower() == ".ply":
         table = read_ply_vertices(path)

@@ -36,8 +36,7 @@ class MVTec3DRendered(CloudDataModule):
         cache_dir: folder that stores rendered clouds; None to render them each time.
 
     Raises:
-        ValueError: if the training category is also the tested one, or ``views`` or ``val_split_mode`` has another
-            value.
+        ValueError: if the training category is also the tested one, or ``views`` or ``val_split_mode`` is invalid.
 
     Example:
         >>> datamodule = MVTec3DRendered(root="./datasets/mvtec_3d", category="bagel", train_category="carrot")

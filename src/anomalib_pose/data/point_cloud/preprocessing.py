@@ -70,9 +70,9 @@ def largest_component(xyz: Tensor) -> Tensor:
     """Return the cells (H, W) of the largest connected component of a cloud.
 
     The side of a voxel is half the neighborhood radius of 6 mm. Voxels that touch and have enough points around them
-    form a component; their other neighbors belong to the component too. This is close to DBSCAN with
-    the same radius and 30 points, or fewer in coarse clouds. Surfaces on both sides of a jump in depth are separate,
-    even if they are connected in the image.
+    form a component; their other neighbors belong to the component too. This is close to DBSCAN with the same radius
+    and 30 points, or fewer in coarse clouds. Surfaces on both sides of a jump in depth are separate, even if they are
+    connected in the image.
 
     Args:
         xyz: organized cloud (H, W, 3) in meters.

@@ -28,7 +28,7 @@ class Real3DADRendered(CloudDataModule):
         train_category: category to train on (the paper's: seahorse, shell, starfish), or None to test only.
 
     Raises:
-        ValueError: if the training category is also the tested one, or ``val_split_mode`` has another value.
+        ValueError: if the training category is also the tested one, or ``val_split_mode`` is invalid.
 
     Example:
         >>> datamodule = Real3DADRendered(root="./datasets/real3d", category="airplane", train_category="seahorse")

@@ -52,7 +52,7 @@ class RenderSettings:
         """Return settings with the angles of five, nine or eleven views; see the class for the other arguments.
 
         Raises:
-            ValueError: if ``views`` is another number.
+            ValueError: if ``views`` is not 5, 9 or 11.
         """
         if views not in VIEW_ANGLES:
             msg = f"views should be one of {', '.join(map(str, VIEW_ANGLES))}, got {views}."

@@ -124,7 +124,7 @@ def read_rendered(folder: Path, name: str, size: int) -> RenderedCloud:
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if views have another size, or correspondences contradict the cloud; the message names the file.
+        ValueError: if views do not have this size, or correspondences contradict the cloud; the message names the file.
     """
     views = torch.stack([to_bytes(_read_view(path, size)) for path in view_files(folder / VIEWS / name)])
     masks = torch.stack([_read_view(path, size)[0] > 0.5 for path in view_files(folder / MASKS / name)])

@@ -35,7 +35,7 @@ class CategoryDataModule(PosedDataModule):
             are resized together.
 
     Raises:
-        ValueError: if ``val_split_mode`` has another value.
+        ValueError: if ``val_split_mode`` is invalid.
     """
 
     dataset_name: ClassVar[str]

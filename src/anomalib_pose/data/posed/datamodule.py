@@ -27,7 +27,7 @@ class PosedDataModule(FixedTestDataModule):
         seed: makes the choice of these images repeatable.
 
     Raises:
-        ValueError: if ``val_split_mode`` has another value.
+        ValueError: if ``val_split_mode`` is invalid.
     """
 
     train_data: PosedDataset
@@ -51,7 +51,7 @@ def labeled_images(
 ) -> list[tuple[Path, LabelName, Path | None]]:
     """List the images in the subfolders of a test folder, with their labels and masks.
 
-    A subfolder is normal if its name is ``good``, or ``good`` before the first underscore. The mask of
+    A subfolder is normal if its name up to the first underscore is ``good``. The mask of
     ``<folder>/<kind>/<name>.png`` is ``<mask_folder>/<kind>/<name><suffix>.png`` with one of the suffixes.
 
     Args:
@@ -61,7 +61,7 @@ def labeled_images(
 
     Raises:
         FileNotFoundError: if a folder or a mask is missing, or there is no image.
-        ValueError: if a mask has no image, or another size than its image.
+        ValueError: if a mask has no image, or differs from its image in size.
     """
     if not folder.is_dir():
         msg = f"There is no folder {folder}: expected subfolders 'good' and one for each kind of defect in it."

@@ -26,7 +26,7 @@ class MAD(CategoryDataModule):
         category: folder of one object, for example ``01Gorilla``.
 
     Raises:
-        ValueError: if ``val_split_mode`` has another value.
+        ValueError: if ``val_split_mode`` is invalid.
 
     Example:
         >>> datamodule = MAD(root="./datasets/MAD-Sim", category="01Gorilla", image_size=400)

@@ -15,7 +15,7 @@ class MIP(CategoryDataModule):
     """PIAD's data sets MIP and MIP-Real, and any data set in their layouts.
 
     Both have ``<root>/<category>/test/<type>`` with the queries and ``ground_truth/<type>/<name>.png`` with the masks,
-    named like their images. A type is good if its name is ``good`` up to the first underscore. For example,
+    named like their images. A type is good if its name up to the first underscore is ``good``. For example,
     ``good_1`` and ``good_2`` are photographs of good parts under two illuminations. The layouts differ in the training
     images:
 
@@ -40,7 +40,7 @@ class MIP(CategoryDataModule):
         layout: ``synthetic``, ``colmap``, or ``auto``: synthetic where there is a ``transforms.json``, else colmap.
 
     Raises:
-        ValueError: if ``layout`` or ``val_split_mode`` has another value.
+        ValueError: if ``layout`` or ``val_split_mode`` is invalid.
 
     Example:
         >>> datamodule = MIP(root="./datasets/MIP", category="Sprockets", image_size=400)

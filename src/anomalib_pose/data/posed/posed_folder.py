@@ -51,7 +51,7 @@ class PosedFolder(PosedDataModule):
 
     Raises:
         ValueError: if ``holdout_every`` is below 2, ``mask_dir`` is given without ``query_dir``, or
-            ``val_split_mode`` has another value.
+            ``val_split_mode`` is invalid.
     """
 
     val_split_mode: ValSplitMode

@@ -89,7 +89,7 @@ def read_pose(matrix: Any, where: str) -> Tensor:
         where: file and frame, for the error message.
 
     Raises:
-        ValueError: if the matrix has numbers that are not finite, another shape, or is not a rigid motion.
+        ValueError: if the matrix has a wrong shape or numbers that are not finite, or is not a rigid motion.
     """
     try:
         pose = torch.tensor(matrix, dtype=torch.float64)

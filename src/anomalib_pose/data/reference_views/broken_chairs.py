@@ -60,7 +60,7 @@ class BrokenChairs(FixedTestDataModule):
         seed: makes the choice of these images repeatable.
 
     Raises:
-        ValueError: if ``val_split_mode`` has another value, or ``train_views``, ``eval_views`` or
+        ValueError: if ``val_split_mode`` is invalid, or ``train_views``, ``eval_views`` or
             ``queries_per_shape`` is below 1.
 
     Example:

@@ -83,7 +83,7 @@ class ReferenceViewFile:
         return archive if archive.is_file() else self.image_path.with_suffix(".npy")
 
     def image(self) -> Tensor:
-        """Read the image (3, 256, 256), RGB in [0, 1]; another size is resized.
+        """Read the image (3, 256, 256), RGB in [0, 1]; an image of another size is resized.
 
         Raises:
             FileNotFoundError: if the file does not exist.
@@ -133,7 +133,7 @@ def find_reference_views(folder: Path) -> list[ReferenceViewFile]:
 
     Raises:
         FileNotFoundError: if the folder does not exist or has no view, or a view has no correspondences.
-        ValueError: if an image's name has another form, or there are views of several shapes.
+        ValueError: if an image's name does not have the form of the layout, or there are views of several shapes.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     images = sorted(folder / name for name in names if name.endswith(".png"))

@@ -34,13 +34,14 @@ def query_on_white(image: Tensor, alpha: Tensor | None = None) -> Tensor:
         RGB (3, H, W) in [0, 1].
 
     Raises:
-        ValueError: if ``alpha`` has another size or is 0 everywhere, or ``alpha`` is None and the border is not white.
+        ValueError: if the sizes of ``alpha`` and ``image`` differ, ``alpha`` is 0 everywhere, or ``alpha`` is None and
+            the border is not white.
     """
     if alpha is None:
         white_fraction = float((_border(image.amin(0)) >= _NEAR_WHITE).float().mean())
         if white_fraction < _MIN_WHITE_FRACTION:
             msg = (
-                f"The background should be white, but only {white_fraction:.0%} of the image's border is "
+                f"The background should be white, but only {white_fraction:.0%} of the border of the image is "
                 f"(expected {_MIN_WHITE_FRACTION:.0%} or more): cut the object out and save it with transparency, give "
                 "a mask of the object, or paint the background white."
             )
