@@ -126,7 +126,7 @@ class Camera:
         return replace(self, camera_to_world=self.camera_to_world.to(target), K=self.K.to(target))
 
     def batched(self) -> "Camera":
-        """Return the camera with exactly one leading dimension; a batch stays as it is."""
+        """Return the camera with exactly one leading dimension; a batch is returned unchanged."""
         if self.batch_shape:
             return self
         return replace(self, camera_to_world=self.camera_to_world[None], K=self.K[None])
@@ -162,9 +162,9 @@ class Camera:
         """
         u = torch.arange(self.width, dtype=depth.dtype, device=depth.device) + 0.5
         v = torch.arange(self.height, dtype=depth.dtype, device=depth.device) + 0.5
-        focal = self.K[..., None, None, :, :]
-        x = (u - focal[..., 0, 2]) / focal[..., 0, 0] * depth
-        y = (v[:, None] - focal[..., 1, 2]) / focal[..., 1, 1] * depth
+        intrinsics = self.K[..., None, None, :, :]
+        x = (u - intrinsics[..., 0, 2]) / intrinsics[..., 0, 0] * depth
+        y = (v[:, None] - intrinsics[..., 1, 2]) / intrinsics[..., 1, 1] * depth
         in_camera = torch.stack([x, y, depth], -1)
         rotation = self.camera_to_world[..., None, :3, :3]
         return in_camera @ rotation.transpose(-1, -2) + self.center[..., None, None, :]
@@ -182,8 +182,8 @@ def viewed_point(cameras: Camera) -> tuple[Float[Tensor, "3"], Float[Tensor, " c
     # Parallel axes do not determine the depth. The small regularization towards the cameras' mean keeps the system
     # solvable.
     system = projections.sum(0) + 1e-6 * len(axes) * identity
-    right = (projections @ centers[..., None]).sum(0)[:, 0] + 1e-6 * len(axes) * centers.mean(0)
-    point = torch.linalg.solve(system, right)
+    right_hand_side = (projections @ centers[..., None]).sum(0)[:, 0] + 1e-6 * len(axes) * centers.mean(0)
+    point = torch.linalg.solve(system, right_hand_side)
     distances = (projections @ (point - centers)[..., None])[..., 0].norm(dim=-1)
     return point.to(cameras.camera_to_world), distances.to(cameras.camera_to_world)
 
@@ -237,7 +237,7 @@ def resize_image_mask_K(  # noqa: N802
 
 
 def pose_error(estimate: Float[Tensor, "*batch 4 4"], truth: Float[Tensor, "*batch 4 4"]) -> tuple[Tensor, Tensor]:
-    """Return the rotation angle in radians and the distance of the optical centers in scene units of two poses."""
+    """Return the rotation angle (radians) and the distance of the optical centers (scene units) between two poses."""
     angle = rotation_angle(estimate[..., :3, :3], truth[..., :3, :3])
     return angle, (estimate[..., :3, 3] - truth[..., :3, 3]).norm(dim=-1)
 
@@ -245,9 +245,9 @@ def pose_error(estimate: Float[Tensor, "*batch 4 4"], truth: Float[Tensor, "*bat
 def projection_jacobian(
     x: Float[Tensor, "*n"], y: Float[Tensor, "*n"], inverse_depth: Float[Tensor, "*n"], dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the derivatives of X / Z and Y / Z of points by the tangent (v, omega) that moves the points.
+    """Return the derivatives of X / Z and Y / Z with respect to the tangent (v, omega) that moves the points.
 
-    Multiplied by fx and fy they are the derivatives of the pixel coordinates.
+    The derivatives of the pixel coordinates are fx times the first and fy times the second result.
 
     Args:
         x: X / Z in the camera's frame.

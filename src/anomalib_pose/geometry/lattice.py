@@ -48,7 +48,7 @@ def mad_lattice(radius: float) -> Float[Tensor, "210 4 4"]:
     """Return the 210 training poses of MAD-Sim: 14 rings of 15 azimuths that look at the origin with z upwards.
 
     Ring ``i // 15`` has the elevation ``85 - (170 / 13) (i // 15)`` degrees, view ``i % 15`` the azimuth
-    ``120 + (320 / 14) (i % 15)`` degrees. There is no view between 80 and 120 degrees.
+    ``120 + (320 / 14) (i % 15)`` degrees. No view has an azimuth between 80 and 120 degrees.
 
     Args:
         radius: distance of the cameras from the origin; 3.0, 3.5 or 4.0 in MAD.

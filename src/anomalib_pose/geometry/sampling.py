@@ -12,7 +12,7 @@ def farthest_point_sampling(points: Shaped[Tensor, "n d"], count: int, start: in
     Of several points at the same distance, the first is selected.
 
     Args:
-        points: n points in any number of dimensions; distances have the points' precision, integers are exact.
+        points: n points in any number of dimensions; distances have the points' precision and are exact for integers.
         count: number of points to select.
         start: index of the first selected point.
 
@@ -31,12 +31,13 @@ def farthest_point_sampling(points: Shaped[Tensor, "n d"], count: int, start: in
     points = points - points.mean(0).round()
     norms = points.square().sum(1)
     selected = torch.empty(count, dtype=torch.long)
-    squared = torch.full_like(norms, torch.inf)
+    squared_distances = torch.full_like(norms, torch.inf)
     latest = start
     for i in range(count):
         selected[i] = latest
-        squared = torch.minimum(squared, norms + norms[latest] - 2 * (points @ points[latest]))
+        from_latest = norms + norms[latest] - 2 * (points @ points[latest])
+        squared_distances = torch.minimum(squared_distances, from_latest)
         # A selected point is not selected again if other points coincide with it.
-        squared[latest] = -1
-        latest = int(squared.argmax())
+        squared_distances[latest] = -1
+        latest = int(squared_distances.argmax())
     return selected

@@ -32,10 +32,10 @@ class ScrewRefiner(ABC):
     the papers' ``R`` to first order. Step k, from 1, has the learning rate ``rate * 0.8^(k / 100)``.
 
     Args:
-        steps: optimizer steps of each initial pose.
+        steps: optimizer steps per initial pose.
         rate: Adam's learning rate.
         first_rate: learning rate of the first step.
-        seed: of the initial screw, which is drawn from N(0, 1e-6²), and of the loss's random numbers.
+        seed: seed of the initial screw, a sample of N(0, 1e-6²), and of the loss's random numbers.
     """
 
     def __init__(self, steps: int, rate: float, first_rate: float, seed: int) -> None:
@@ -88,9 +88,9 @@ class AdamRefiner(ScrewRefiner):
     """SplatPose's refiner (section 3.2). Its loss is 0.8 L1 + 0.2 (1 - SSIM) of the whole image.
 
     Args:
-        steps: 175 in the paper's command line.
-        rate: 0.01 in the paper; the first step has a tenth of it, 0.001 in the paper.
-        ssim_weight: 0.2 in the paper.
+        steps: optimizer steps per initial pose; 175 in the paper's command line.
+        rate: learning rate, 0.01 in the paper. The first step has a tenth of the rate, 0.001 in the paper.
+        ssim_weight: weight of 1 - SSIM; 0.2 in the paper.
         seed: see ``ScrewRefiner``.
     """
 
@@ -118,8 +118,8 @@ class ReflectanceRefiner(ScrewRefiner):
     scene the refiner computes the reflectance from the rendering.
 
     Args:
-        steps: 300 in the paper, 500 for its real objects.
-        rate: 0.02 in the paper's configurations.
+        steps: optimizer steps per initial pose; 300 in the paper, 500 for the paper's real objects.
+        rate: learning rate; 0.02 in the paper's configurations.
         reflectance_share: weight of the reflectance; 0.6 in the paper.
         seed: see ``ScrewRefiner``.
         decompose: computes the reflectance of images, the same as in the fit.
@@ -163,14 +163,14 @@ class ReflectanceRefiner(ScrewRefiner):
 class InerfRefiner(ScrewRefiner):
     """OmniposeAD's refiner (PAD, section 4; iNeRF, Yen-Chen et al. 2021). Its loss is the squared error of rays.
 
-    Each step draws rays without replacement from the interest region: SIFT key points, dilated three times by a box of
-    5 pixels. If the region has fewer pixels than ``rays``, each step uses all of them. A query without key points uses
-    its foreground.
+    Each step samples rays without replacement from the interest region: SIFT key points, dilated three times by a box
+    of 5 pixels. If the region has fewer pixels than ``rays``, each step uses all of them. A query without key points
+    uses its foreground.
 
     Args:
-        steps: 300 in the paper.
-        rays: 3072 in the paper.
-        rate: 0.01 in the paper.
+        steps: optimizer steps per initial pose; 300 in the paper.
+        rays: rays per step; 3072 in the paper.
+        rate: learning rate; 0.01 in the paper.
         seed: see ``ScrewRefiner``.
     """
 

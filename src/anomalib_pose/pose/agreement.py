@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agreement of a query and a rendering: a structural residual that tolerates other light, and silhouette overlap."""
+"""Agreement of a query and a rendering: structural residual, which tolerates changes of light, and silhouette overlap."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,7 +15,7 @@ OBJECT_ALPHA = 0.5
 
 _WINDOW = 0.055  # side of a neighborhood, as a fraction of the image's longer side
 _NOISE = 1e-5  # variance below which a neighborhood counts as flat
-_FULL_TEXTURE = 0.05  # standard deviation from which on a neighborhood has the full weight
+_FULL_TEXTURE = 0.05  # standard deviation at and above which a neighborhood has the full weight
 
 
 def box_means(values: Float[Tensor, "c h w"], radius: int) -> Float[Tensor, "c h w"]:
@@ -46,8 +46,8 @@ def measure_agreement(scene: Scene, query: Query, camera_to_world: Float[Tensor,
 
     Returns:
         ``structure_residual``, and the intersection over union of the two silhouettes. Silhouettes are compared without
-        their holes: a mask from a white background cannot tell whether the background is visible through a hole. If the
-        query's foreground is unknown, the overlap is 1 where the rendering shows the object and 0 otherwise.
+        their holes: a mask from a white background does not reveal whether the background is visible through a hole. If
+        the query's foreground is unknown, the overlap is 1 if the rendering contains the object and 0 otherwise.
     """
     rendering = scene.render(query.camera_at(camera_to_world), query.background)
     rendered_mask = rendering.alpha > OBJECT_ALPHA
@@ -71,8 +71,8 @@ def structure_residual(
 ) -> float:
     """Return one minus the correlation of two images in small neighborhoods, weighted by the rendering's texture.
 
-    The correlation ignores the brightness and the contrast of each neighborhood. It therefore ignores most changes by
-    other light, exposure or shadow. A defect raises the residual only in the neighborhoods that contain it. A wrong
+    The correlation ignores the brightness and the contrast of each neighborhood. It therefore ignores most changes of
+    light, exposure or shadow. A defect raises the residual only in the neighborhoods that contain it. A wrong
     pose raises it in nearly all neighborhoods.
 
     Args:

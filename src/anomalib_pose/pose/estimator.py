@@ -17,7 +17,7 @@ from anomalib_pose.scene import Scene
 
 _RESIDUAL_TOLERANCE = 4.0  # multiple of the typical residual at which the factor `fit` of the confidence is 0.5
 _MIN_TYPICAL_RESIDUAL = 0.02  # objects without texture have residuals so small that a stricter bound has no use
-_MAX_TYPICAL_RESIDUAL = 0.15  # with larger residuals on normal views, right and wrong poses cannot be told apart
+_MAX_TYPICAL_RESIDUAL = 0.15  # with larger residuals on normal views, right and wrong poses are indistinguishable
 _ROBUST_ROUNDS = 2
 
 QueryRelighting = Callable[[Query, Camera], Query]
@@ -76,7 +76,7 @@ class PoseEstimator(nn.Module):
         """Store the median residual of normal views at their poses as the typical residual, within bounds.
 
         Args:
-            residuals: ``structure_residual`` of each view; without any, the typical residual stays.
+            residuals: ``structure_residual`` of each view; if it is empty, the typical residual stays.
         """
         if len(residuals):
             typical = residuals.median().clamp(_MIN_TYPICAL_RESIDUAL, _MAX_TYPICAL_RESIDUAL)
@@ -112,7 +112,7 @@ class PoseEstimator(nn.Module):
             return retried_estimate
         retried_estimate = self._refine_relighted(scene, query, retried_estimate, relight_query)
         best_estimate = _more_confident(estimate, retried_estimate)
-        # Both estimates include the renderings of the first one.
+        # Both estimates count the renderings of `first_estimate`.
         return replace(best_estimate, n_renders=best_estimate.n_renders - first_estimate.n_renders)
 
     def _try_further_hypotheses(

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _KEYPOINTS = 1024
 
 MatcherName = Literal["", "aliked", "xfeat", "loftr"]
-"""Names of ``make_matcher``; the empty one stands for no feature matching."""
+"""Names of ``make_matcher``; the empty name disables feature matching."""
 
 
 class NetworkMatcher(ABC):
@@ -136,10 +136,11 @@ class XFeatMatcher(NetworkMatcher):
     def match(self, network: Any, image: Tensor, views: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Match an image with each view; see ``NetworkMatcher``."""
         # XFeat resizes images to multiples of 32 and returns the corner of the resized image's pixel.
-        half = image.new_tensor([0.5 * size / max(32, size // 32 * 32) for size in (image.shape[-1], image.shape[-2])])
+        sizes = (image.shape[-1], image.shape[-2])
+        half_pixel = image.new_tensor([0.5 * size / max(32, size // 32 * 32) for size in sizes])
         outputs = network.detectAndCompute(torch.cat([image[None], views]))
         image_features, *view_features = [
-            (output["keypoints"].clone() + half, output["descriptors"].clone()) for output in outputs
+            (output["keypoints"].clone() + half_pixel, output["descriptors"].clone()) for output in outputs
         ]
         return [_mutual_matches(image_features, features) for features in view_features]
 

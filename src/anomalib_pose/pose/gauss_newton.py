@@ -19,8 +19,8 @@ from anomalib_pose.scene import Scene
 _MAX_REJECTIONS = 4
 _INITIAL_DAMPING = 1e-3
 _DUPLICATE_DISTANCE = 0.05  # radians, and fraction of the distance to the origin: a third of the bank's view spacing
-_AMBIGUITY_RATIO = 1.2  # of the lowest cost: the far side of a car that looks the same had a cost a tenth higher
-_MIN_GAIN = 0.01  # fraction of the cost; a smaller gain of a step needs a new rendering first
+_AMBIGUITY_RATIO = 1.2  # multiple of the lowest cost; the look-alike far side of a car had a cost a tenth higher
+_MIN_GAIN = 0.01  # fraction of the cost; after a step with a smaller gain the scene is rendered again
 _MAX_LOG_FOCAL = math.log(1.2)
 
 
@@ -75,11 +75,11 @@ class GaussNewtonRefiner:
         max_size: longer side in pixels of the finest level.
         coarsest: divisor of the size on the coarsest level, 1, 2, 4 or 8; initial poses close to the truth do not need
             8.
-        steps_a_render: number of steps that reuse one rendering, moved by its depth. On small images a rendering takes
-            ten times as long as a step. With 1, each step renders.
+        steps_a_render: number of steps that reuse one rendering; the steps move its surface points. On small images a
+            rendering takes ten times as long as a step. With 1, each step renders.
         redescending: reject pixels with large residuals (Geman and McClure 1987) instead of limiting their influence.
             This handles an object with a large missing part, but converges from nearby poses only.
-        refine_focal: estimate one factor of both focal lengths, too, which may be off by a few percent. The factor
+        refine_focal: also estimate one factor on both focal lengths, which may be off by a few percent. The factor
             moves a pixel along its distance from the principal point; only perspective separates it from the distance
             to the object.
     """
@@ -129,7 +129,7 @@ class GaussNewtonRefiner:
     def _select_survivors(self, candidates: list[_Candidate]) -> list[_Candidate]:
         """Select the candidates for the finer levels.
 
-        Candidates of nearly the lowest cost continue: only finer levels can tell look-alike sides of an object apart.
+        Candidates of nearly the lowest cost continue: only finer levels distinguish look-alike sides of an object.
         """
         candidates = sorted(candidates, key=lambda candidate: candidate.cost)
         ambiguous = sum(candidate.cost < _AMBIGUITY_RATIO * candidates[0].cost for candidate in candidates)
@@ -148,12 +148,12 @@ class GaussNewtonRefiner:
             surface = rendered_surface(rendering.rgb, rendering.depth, rendering.alpha, intrinsics)
             if surface is None:
                 break
-            following, damping, step_size = self._step(level, rendering, surface, damping)
-            if following is None:
+            next_rendering, damping, step_size = self._step(level, rendering, surface, damping)
+            if next_rendering is None:
                 converged = True
                 break
-            gain = (rendering.cost - following.cost) / max(rendering.cost, 1e-12)
-            rendering = following
+            gain = (rendering.cost - next_rendering.cost) / max(rendering.cost, 1e-12)
+            rendering = next_rendering
             if gain < self.tolerance and step_size < self.min_step:
                 converged = True
                 break
@@ -193,9 +193,9 @@ class GaussNewtonRefiner:
             if shift < level.settled_shift:
                 return _StepResult(None, damping, 0.0)
             pose = rigid_inverse(motion @ viewmat).to(rendering.rgb)
-            following = self._render(level, CameraEstimate(pose, rendering.camera.log_focal))
-            if following.cost < rendering.cost:
-                return _StepResult(following, max(damping / 6, 1e-6), shift / float(level.camera.K[0, 0]))
+            next_rendering = self._render(level, CameraEstimate(pose, rendering.camera.log_focal))
+            if next_rendering.cost < rendering.cost:
+                return _StepResult(next_rendering, max(damping / 6, 1e-6), shift / float(level.camera.K[0, 0]))
             damping *= 8
         return self._damped_step(level, rendering, system, viewmat, damping)
 
@@ -211,17 +211,17 @@ class GaussNewtonRefiner:
         motion = _no_motion(rendering)
         for _ in range(self.steps_a_render):
             tangent = _solve(system, damping)
-            following_motion = se3_exp(tangent[:6]) @ motion
+            next_motion = se3_exp(tangent[:6]) @ motion
             if not bool(tangent.isfinite().all()):
                 break
-            following = self._linearize(level, rendering, surface, following_motion)
-            gain = system.cost - following.cost
+            next_system = self._linearize(level, rendering, surface, next_motion)
+            gain = system.cost - next_system.cost
             if not gain > 0:
                 if -gain < self.tolerance * system.cost:
                     break
                 damping *= 8
                 continue
-            motion, system = following_motion, following
+            motion, system = next_motion, next_system
             if gain < _MIN_GAIN * system.cost:
                 break
         return motion, system.shift
@@ -239,10 +239,10 @@ class GaussNewtonRefiner:
             pose = rigid_inverse(se3_exp(tangent[:6]) @ viewmat).to(rendering.camera.camera_to_world)
             log_focal = rendering.camera.log_focal + float(tangent[6:].sum())  # tangent[6:] has no element or one
             log_focal = min(max(log_focal, -_MAX_LOG_FOCAL), _MAX_LOG_FOCAL)
-            following = self._render(level, CameraEstimate(pose, log_focal))
-            if following.cost < rendering.cost:
+            next_rendering = self._render(level, CameraEstimate(pose, log_focal))
+            if next_rendering.cost < rendering.cost:
                 size = max(float(tangent[:3].abs().max()) / distance, float(tangent[3:].abs().max()))
-                return _StepResult(following, max(damping / 6, 1e-6), size)
+                return _StepResult(next_rendering, max(damping / 6, 1e-6), size)
             damping = min(damping * 8, 1e3)
         return _StepResult(None, damping, 0.0)
 

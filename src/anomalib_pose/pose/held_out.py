@@ -24,8 +24,8 @@ def localize_held_out_views(
 ) -> list[Camera]:
     """Estimate the cameras of held-out views, and calibrate the estimator with their residuals.
 
-    A view counts as localized if its rotation error is below 3 degrees. The function logs how many views are. For the
-    rest it returns the true camera.
+    A view counts as localized if its rotation error is below 3 degrees. The function logs the number of localized
+    views. For the other views it returns the true camera.
 
     Args:
         estimator: the pose estimator; its typical residual is set.

@@ -57,7 +57,7 @@ class FeatureLocalizer:
         matcher: matches points between the query and the views.
         size: longer side in pixels of the query and the views for matching; smaller images are enlarged.
         tolerance: largest reprojection error of an inlier, in pixels.
-        seed: of RANSAC.
+        seed: seed of RANSAC.
     """
 
     def __init__(self, matcher: Matcher, size: int = 320, tolerance: float = 3.0, seed: int = 0) -> None:
@@ -99,8 +99,8 @@ def _correspondences(
     """Return surface points (n, 3) and their pixels in the query (n, 2), of all views one after the other.
 
     Args:
-        cameras: of the views.
-        rendering: of the views.
+        cameras: cameras of the views.
+        rendering: renderings of the views.
         matches: pixels in the query and pixels in the view, for each view.
         mask: foreground of the query (h, w), or None; matches outside it are dropped.
     """
@@ -153,7 +153,7 @@ def solve_pnp(
         pixels: coordinates (x, y) in pixels.
         K: intrinsics in the same pixels.
         tolerance: largest reprojection error of an inlier, pixels.
-        seed: of the random samples.
+        seed: seed of RANSAC.
 
     Returns:
         The pose, or None if fewer than six points agree, and the mask of the inliers.

@@ -12,8 +12,8 @@ from anomalib_pose.pose.pyramid import central_differences, gaussian_blur_replic
 from anomalib_pose.pose.types import Query
 from anomalib_pose.scene import Scene, reduced_scene
 
-_SETTLED_SHIFT = {8: 0.2, 4: 0.2, 2: 0.1, 1: 0.02}  # pixels, by the level's divisor; smaller shifts end the level
-# Smallest shorter side in pixels of a level, by its divisor. Smaller images have too few pixels for six degrees of
+_SETTLED_SHIFT = {8: 0.2, 4: 0.2, 2: 0.1, 1: 0.02}  # pixels, for each divisor; smaller shifts end the level
+# Smallest shorter side in pixels of a level, for each divisor. Smaller images have too few pixels for six degrees of
 # freedom. Divisor 8 needs more: a view of the bank is close enough without this level, and on images of 25 pixels a
 # missing part of the object moved the camera out of the next level's basin of convergence.
 _MIN_LEVEL_SIZE = {8: 48, 4: 24, 2: 24, 1: 0}
@@ -85,13 +85,16 @@ def build_levels(
         refine_focal: refine the focal length on fine levels.
     """
     height, width = query.image.shape[-2:]
-    finest = max(1.0, max(width, height) / max_size)
+    finest_divisor = max(1.0, max(width, height) / max_size)
     full_size_camera = query.camera_at(torch.eye(4, device=query.image.device))
     levels = []
     for divisor, blur in _BLUR_OF_DIVISOR.items():
-        if divisor > coarsest or min(width, height) / finest / divisor < _MIN_LEVEL_SIZE[divisor]:
+        if divisor > coarsest or min(width, height) / finest_divisor / divisor < _MIN_LEVEL_SIZE[divisor]:
             continue
-        size = (max(1, round(width / finest / divisor)), max(1, round(height / finest / divisor)))
+        size = (
+            max(1, round(width / finest_divisor / divisor)),
+            max(1, round(height / finest_divisor / divisor)),
+        )
         image = gaussian_blur_replicated(shrink(query.image, *size), blur)
         level = PyramidLevel(
             camera=full_size_camera.resized(*size),

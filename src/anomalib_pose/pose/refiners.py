@@ -32,8 +32,8 @@ def make_refiner(
 
     Args:
         name: ``"gauss_newton"``, ``"adam"`` (SplatPose's), ``"inerf"`` (OmniposeAD's) or ``"reflectance"`` (PIAD's).
-        steps: optimizer steps of each initial pose; ``"gauss_newton"`` ignores them.
-        seed: of the random numbers; ``"gauss_newton"`` draws none.
+        steps: optimizer steps per initial pose; ``"gauss_newton"`` ignores them.
+        seed: seed of the random numbers; ``"gauss_newton"`` uses none.
         refine_focal: estimate the focal length too; only ``"gauss_newton"`` can.
         decompose: computes the reflectance of images; only ``"reflectance"`` uses it.
 
@@ -69,7 +69,7 @@ def make_estimator(
     """Build a pose estimator with the refiner of a name.
 
     ``"gauss_newton"`` comes with a robust refiner, which ignores pixels with large residuals, and with a relighting
-    refiner. The papers' refiners come without, as published.
+    refiner. The papers' refiners come without these two, as published.
 
     Args:
         refiner: see ``make_refiner``.

@@ -89,7 +89,7 @@ def linearize(
     *,
     focal: bool = False,
 ) -> NormalEquations:
-    """Linearize the color residual of a moved surface in a further motion of the surface.
+    """Linearize the color residual of a moved surface with respect to a further motion of the surface.
 
     The residual is ``rendering(u) - image(pi(exp(xi) motion p))``. Its slope is the mean of the rendering's slope and
     the image's slope at the projected point. This mean is second-order accurate (Malis 2004).
@@ -100,7 +100,7 @@ def linearize(
         intrinsics: K (3, 3) of rendering and image.
         motion: rigid motion (4, 4) of the points in the camera's frame.
         robust_cost: costs and weights of residuals (3, N).
-        focal: linearize in the logarithm of a focal factor, too.
+        focal: linearize with respect to the logarithm of a focal factor, too.
     """
     motion = motion.to(surface.points)
     moved = motion[:3, :3] @ surface.points + motion[:3, 3:]
@@ -116,7 +116,8 @@ def linearize(
     by_u, by_v = projection_jacobian(rays[0], rays[1], 1 / moved[2].clamp(min=1e-6), -1)
     by_u, by_v = by_u * intrinsics[0, 0], by_v * intrinsics[1, 1]
     if focal:
-        by_u, by_v = (torch.cat([by, of[:, None]], 1) for by, of in zip((by_u, by_v), offset, strict=True))
+        # The focal factor scales a pixel's offset from the principal point.
+        by_u, by_v = torch.cat([by_u, offset[0][:, None]], 1), torch.cat([by_v, offset[1][:, None]], 1)
     slopes = 0.5 * (surface.slopes + sampled[1:])
     # All channels of a pixel share its motion, so they are summed before the product with the Jacobian.
     weighted = weight * slopes

@@ -248,9 +248,9 @@ def _align_to_box(poses: Tensor, boxes: Tensor, query_box: Tensor, center: Tenso
 
     Args:
         poses: camera-to-world (S, 4, 4).
-        boxes: of the views (S, 3), see ``_silhouette_box``.
-        query_box: of the query (3,).
-        center: of the object (3,), world frame.
+        boxes: silhouette boxes of the views (S, 3), see ``_silhouette_box``.
+        query_box: silhouette box of the query (3,).
+        center: center of the object (3,), world frame.
     """
     aligned = poses.clone()
     query_ray = F.normalize(torch.cat([query_box[:2], query_box.new_ones(1)]), dim=0)

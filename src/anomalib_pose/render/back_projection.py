@@ -11,19 +11,19 @@ from anomalib_pose.render.point_kernels import find_donors
 
 
 def fill_visibility(visible: Bool[Tensor, "v n"], valid: Bool[Tensor, " n"]) -> Bool[Tensor, "v n"]:
-    """Give points that no view shows the visibility flags of the nearest point that some view shows.
+    """Copy the visibility flags of the nearest visible point to points that are invisible in all views.
 
     "Nearest" refers to the order of the indices. Points are processed in ascending order. A point takes the flags of
-    the next visible point, or of the first visible point of the cloud if none follows. It takes the flags of the
-    previous point if that one is strictly nearer. A point counts as visible once it has flags. Pixels are not copied: a
-    point still reads its own pixel.
+    the next visible point, or of the first visible point of the cloud if none follows. If the previous point is
+    strictly nearer, the point takes the flags of the previous point instead. A point counts as visible once it has
+    flags. Pixels are not copied: a point still reads its own pixel.
 
     Args:
-        visible: whether each of V views shows each of N points.
+        visible: visibility of each of N points in each of V views.
         valid: whether a cell holds a point; cells without a point stay invisible.
 
     Returns:
-        Flags (V, N); all False where a point is not valid, and everywhere if no view shows any point.
+        Flags (V, N); all False where a point is not valid, and everywhere if all points are invisible in all views.
     """
     index = valid.nonzero()[:, 0]
     flags = visible[:, index]
@@ -38,7 +38,7 @@ def fill_visibility(visible: Bool[Tensor, "v n"], valid: Bool[Tensor, " n"]) -> 
 def back_project(
     maps: Float[Tensor, "v h w *channels"], pixels: Int[Tensor, "v n 2"], visible: Bool[Tensor, "v n"]
 ) -> Float[Tensor, " n *channels"]:
-    """Average the maps' values at a point's pixels over the views that show it; 0 for points that no view shows.
+    """Average each point's map values over the views where it is visible; 0 for points that are invisible in all views.
 
     Args:
         maps: one map for each view; differentiable.

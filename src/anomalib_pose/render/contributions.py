@@ -14,8 +14,8 @@ from anomalib_pose.render.types import Gaussians, Rasterizer
 def gaussian_contributions(gaussians: Gaussians, rasterizer: Rasterizer, camera: Camera) -> Float[Tensor, " n"]:
     """Sum each Gaussian's compositing weights over the pixels of one image.
 
-    The sum is the derivative of the image's total brightness for the brightness of the Gaussian. It does not depend
-    on the colors.
+    The sum is the derivative of the image's total brightness with respect to the Gaussian's brightness. It does not
+    depend on the colors.
 
     Args:
         gaussians: all Gaussians of the scene (N); they occlude each other.

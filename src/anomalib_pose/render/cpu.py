@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rasterizer of Gaussians on the CPU: fast, differentiable, with the same bits on any number of threads."""
+"""Rasterizer of Gaussians on the CPU: fast, differentiable, bit-identical on any number of threads."""
 
 import threading
 from dataclasses import replace

@@ -97,8 +97,8 @@ def add_visible(xy, nearness, cosine, blocker, out):  # noqa: ANN001, ANN201
 
 @kernel(_STRICT)
 @no_type_check
-def mark_hidden(xy, nearness, faces, points, start, least, hidden):  # noqa: ANN001, ANN201
-    """Mark points behind a triangle in ``hidden`` (N,): the triangle's nearness at the point exceeds ``least`` (N,).
+def mark_hidden(xy, nearness, faces, points, start, threshold, hidden):  # noqa: ANN001, ANN201
+    """Mark points behind a triangle in ``hidden`` (N,): the triangle's nearness there exceeds ``threshold`` (N,).
 
     ``xy`` and ``nearness`` are those of ``rasterize_triangles``. ``points`` (N, 2) are sorted by pixel, row by row, in
     a grid with its corner at the origin. The points of pixel (y, x) start at ``start[y, x]`` and end before
@@ -131,5 +131,5 @@ def mark_hidden(xy, nearness, faces, points, start, least, hidden):  # noqa: ANN
                 v = (px * cy - py * cx) * inverse
                 w = (bx * py - by * px) * inverse
                 u = 1.0 - v - w
-                if u >= 0.0 and v >= 0.0 and w >= 0.0 and u * qi + v * qj + w * qk > least[n]:
+                if u >= 0.0 and v >= 0.0 and w >= 0.0 and u * qi + v * qj + w * qk > threshold[n]:
                     hidden[n] = True

@@ -86,13 +86,13 @@ def bake_light(mesh: Mesh, light: Light) -> BakedLight:
     up_weight = 0.5 + 0.5 * directions[:, 2:]
     sky_colors = up_weight * np.array(light.sky) + (0.5 - 0.5 * directions[:, 2:]) * np.array(light.ground)
     for direction, color in zip(directions, sky_colors, strict=True):
-        total += shadow_maps.received(direction)[:, None] * color * (4 / _SKY_SAMPLES)
+        total += shadow_maps.irradiance(direction)[:, None] * color * (4 / _SKY_SAMPLES)
     key, key_unoccluded = np.zeros(len(total)), np.zeros(len(total))
     for direction in _cone_directions(light.key_direction, light.softness):
-        key += shadow_maps.received(direction) / _LAMP_SAMPLES
+        key += shadow_maps.irradiance(direction) / _LAMP_SAMPLES
         key_unoccluded += np.maximum(shadow_maps.normals @ direction, 0) / _LAMP_SAMPLES
     fill = sum(
-        shadow_maps.received(direction) / _LAMP_SAMPLES
+        shadow_maps.irradiance(direction) / _LAMP_SAMPLES
         for direction in _cone_directions(light.fill_direction, light.softness)
     )
     total += key[:, None] * np.array(light.key) + np.asarray(fill)[:, None] * np.array(light.fill)
@@ -161,13 +161,13 @@ class _ShadowMaps:
         self.reach = max(float(np.linalg.norm(high - low)) / 2, 1e-9)
         self.texel = 2.1 * self.reach / _SHADOW_MAP_SIZE
         self.points = vertices - (low + high) / 2
-        # Points two texels off the surface: there, a face does not shadow itself.
+        # Points two texels off the surface, where a face does not shadow itself.
         self.offset_points = self.points + 2 * self.texel * self.normals
         self.faces = mesh.faces.numpy()
         self.closed = mesh.closed
 
-    def received(self, direction: np.ndarray) -> np.ndarray:
-        """Compute the cosine (V,) between normals and a distant lamp; zero in its shadow."""
+    def irradiance(self, direction: np.ndarray) -> np.ndarray:
+        """Compute the irradiance (V,) by a distant lamp of strength 1: the cosine to the normal, 0 in shadow."""
         cosine = self.normals @ direction
         faces = self.faces
         if self.closed:
@@ -175,9 +175,9 @@ class _ShadowMaps:
         best, owner, weights = depth_buffers(_SHADOW_MAP_SIZE, _SHADOW_MAP_SIZE)
         rasterize_triangles(*self._project(self.points, direction), faces, best, owner, weights)
         xy, nearness = self._project(self.offset_points, direction)
-        received = np.zeros(len(cosine))
-        add_visible(xy, nearness + 0.5 * self.texel, cosine, best, received)
-        return received
+        irradiance = np.zeros(len(cosine))
+        add_visible(xy, nearness + 0.5 * self.texel, cosine, best, irradiance)
+        return irradiance
 
     def _project(self, points: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return texels (V, 2) and nearness to the lamp (V,)."""

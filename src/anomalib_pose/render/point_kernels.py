@@ -28,8 +28,8 @@ def find_nearest(cell, nearness, best, owner):  # noqa: ANN001, ANN201
 def rasterize_squares(x, y, nearness, half, best, owner):  # noqa: ANN001, ANN201
     """Rasterize points as squares of side ``2 half``; a square covers the pixels with centers inside it.
 
-    Nearer points hide others. ``best`` (h, w) starts at minus infinity, ``owner`` (h, w) at -1; the center of the first
-    pixel is (0.5, 0.5).
+    Nearer points hide farther points. ``best`` (h, w) starts at minus infinity, ``owner`` (h, w) at -1; the center of
+    the first pixel is (0.5, 0.5).
     """
     height, width = owner.shape
     for n in range(x.shape[0]):

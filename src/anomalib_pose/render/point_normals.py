@@ -17,7 +17,7 @@ def grid_normals(points: Float[Tensor, "h w 3"], valid: Bool[Tensor, "h w"], win
     Args:
         points: positions, any unit and frame.
         valid: cells that hold a point; cells without a point are ignored, and their normal is 0.
-        window: cells along a side; a window of 7 contains about the 50 neighbors of the paper.
+        window: cells along a side; a window of 7 contains about as many points as the paper's 50 neighbors.
     """
     mask = valid.numpy()
     xyz = points.double().numpy()

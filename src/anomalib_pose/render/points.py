@@ -25,8 +25,8 @@ VIEW_ANGLES: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 """Rotation angles in degrees about x and about y, by number of views; the paper gives angles for nine views only."""
 
-# The paper's window in pixels, and its camera: a field of view of 60 degrees, half of which covers 0.7 of the box's
-# largest side.
+# The paper's window in pixels, and the camera's field of view of 60 degrees. Half of the field of view covers 0.7 of
+# the box's largest side.
 WINDOW = 1024
 _HALF_TANGENT = math.tan(math.pi / 6)
 _FOCAL = WINDOW / 2 / _HALF_TANGENT
@@ -107,7 +107,7 @@ def render_views(
         rotations: rotations of the cloud about its mean.
         spacing: distance between neighboring points, in units of the points; sets the size of the squares.
         size: width and height of the views, pixels.
-        point_size: side of a point's square in pixels of a window of 1024; None for a size without holes.
+        point_size: side of a point's square in pixels of a window of 1024; None for a size that leaves no holes.
         samples: samples per pixel along each axis.
         depth_tolerance: points up to this distance behind the nearest point of their pixel are visible too, in units
             of the points; None for the paper's rule, where only the nearest point is visible.
@@ -131,7 +131,7 @@ def render_views(
 
 @dataclass(frozen=True)
 class _Cameras:
-    """Cameras of V views: center and largest side of each rotated cloud's box, and the camera's distance from it."""
+    """Cameras of V views: center and largest side of each rotated cloud's box, and distance from the center."""
 
     center: Float[Tensor, "v 1 3"]
     side: Float[Tensor, "v 1"]

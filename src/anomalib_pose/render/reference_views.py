@@ -22,7 +22,7 @@ GRID_SIZE = 32
 CELL = IMAGE_SIZE // GRID_SIZE
 EMPTY = -1.0
 FITTING_RADIUS = 0.9
-"""Radius around the origin of a mesh that fits into views from distance 3, although they aim at its centroid."""
+"""Radius around the origin of a mesh that fits into views from distance 3, although cameras aim at its centroid."""
 SHARED_POINTS, CELL_POINTS = 2000, 10_000
 
 _FOCAL = 355.0

@@ -12,7 +12,7 @@ Decomposition = Callable[[Tensor], Tensor]
 _PATCH = 24  # pixels along a side; larger than the border that the published network repaints
 
 OFFSET = 0.007
-"""Fitted to the published network."""
+"""Default offset of ``reflectance``, fitted to the published network."""
 _MAX_WEIGHT, _MEAN_WEIGHT = 0.52, 0.53
 
 

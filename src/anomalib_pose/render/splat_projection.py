@@ -223,7 +223,7 @@ def project_backward(  # noqa: ANN201
 
     ``partials`` (pairs, 10) holds the gradients of RGB, log opacity, u, v, A, B, C, z for each pair of a Gaussian and a
     tile that it touches. Rows ``offsets[rank]..offsets[rank + 1]`` belong to ``order[rank]``. They are summed in this
-    order, so the result does not depend on threads. ``d_view`` (chunks, 3, 4) holds one sum per chunk of
+    order, so the result does not depend on the number of threads. ``d_view`` (chunks, 3, 4) holds one sum per chunk of
     ``CAMERA_CHUNK`` ranks.
     """
     fx, fy = pinhole[0], pinhole[1]

@@ -19,7 +19,7 @@ def ssim(a: Float[Tensor, "*images_height_width 3"], b: Float[Tensor, "..."]) ->
     """Compute the mean structural similarity of images, as in the loss of 3D Gaussian splatting.
 
     The window is a Gaussian of 11 pixels and sigma 1.5. Images are padded with zeros. The constants are 0.01² and
-    0.03², for a range of 1. The CPU computes in float32, with the same bits on any number of threads.
+    0.03², for a range of 1. The CPU computes in float32; results are bit-identical on any number of threads.
 
     Args:
         a: images (H, W, 3) or (C, H, W, 3) in [0, 1]; differentiable.
@@ -96,7 +96,7 @@ def _mean(a: Tensor, b: Tensor, derivatives: Tensor) -> Tensor:
 
 
 def _gradient(a: Tensor, b: Tensor, derivatives: Tensor, scale: np.float32) -> Tensor:
-    """Compute ``scale`` times the gradient of the summed similarity for ``a`` (C, H, 3 W)."""
+    """Compute ``scale`` times the gradient of the summed similarity with respect to ``a`` (C, H, 3 W)."""
     count = ssim_kernels.tiles(a.shape[0], a.shape[1], a.shape[2] // 3)
     gradient = torch.empty_like(a)
     arrays = (a.detach().numpy(), b.detach().numpy(), derivatives.numpy(), scale, gradient.numpy())

@@ -28,7 +28,7 @@ _HALO = 3 * RADIUS
 _PADDED = 128  # width of STRIP with its halo, rounded up
 _FIELDS = 5
 _BLURRED = _FIELDS * _PADDED  # offset of the blurred fields
-_RESULTS = _BLURRED + _FIELDS * STRIP  # similarity and its derivatives for the means of a, a² and a b
+_RESULTS = _BLURRED + _FIELDS * STRIP  # similarity and its derivatives with respect to the means of a, a² and a b
 _RING = _RESULTS + 4 * STRIP
 _ROW = _FIELDS * STRIP
 _STATE = _RING + _TAPS * _ROW
@@ -103,7 +103,7 @@ def _blur_vertically(state, weights, field):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def _blur(state, weights, fields, y, y0, height):  # noqa: ANN001, ANN202
-    """Add row ``y`` to the ring buffer; blur row ``y - RADIUS`` if the ring holds all its rows, and return whether."""
+    """Add row ``y`` to the ring buffer; if it holds the window of row ``y - RADIUS``, blur that row and return True."""
     slot = (y - y0 + RADIUS) % _TAPS
     for field in range(fields):
         target = _RING + slot * _ROW + field * STRIP
@@ -154,7 +154,8 @@ def _sum(state, count):  # noqa: ANN001, ANN202
 def similarity(start, stop, a, b, sums, derivatives):  # noqa: ANN001, ANN201
     """Write the sum of the similarity over each of the tiles ``start..stop`` to ``sums``.
 
-    ``derivatives`` (3, C, H, 3 W) receives its derivatives for the blurred a, a² and a b, unless it is empty.
+    ``derivatives`` (3, C, H, 3 W) receives the derivatives of the similarity with respect to the blurred a, a² and a b,
+    unless it is empty.
     """
     height, numbers = a.shape[1], a.shape[2]
     state, weights = np.zeros(_STATE, np.float32), np.empty(_TAPS, np.float32)
@@ -180,7 +181,7 @@ def similarity(start, stop, a, b, sums, derivatives):  # noqa: ANN001, ANN201
 @kernel()
 @no_type_check
 def _gradient(state, row_a, row_b, scale, out):  # noqa: ANN001, ANN202
-    """Write the gradient for a row of a, from the blurred derivatives."""
+    """Write the gradient with respect to a row of a, from the blurred derivatives."""
     for i in range(out.shape[0]):
         j = _BLURRED + i
         through_products = _TWO * row_a[i] * state[j + STRIP] + row_b[i] * state[j + 2 * STRIP]
@@ -190,7 +191,7 @@ def _gradient(state, row_a, row_b, scale, out):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def similarity_backward(start, stop, a, b, derivatives, scale, d_a):  # noqa: ANN001, ANN201
-    """Write the gradient for a of ``scale`` times the summed similarity, in tiles ``start..stop``."""
+    """Write the gradient of ``scale`` times the summed similarity with respect to a, in tiles ``start..stop``."""
     height, numbers = a.shape[1], a.shape[2]
     state, weights = np.zeros(_STATE, np.float32), np.empty(_TAPS, np.float32)
     for index in range(start, stop):

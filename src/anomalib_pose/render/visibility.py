@@ -83,8 +83,9 @@ def visible_points(mesh: Mesh, camera: Camera, points: Float[Tensor, "n 3"]) -> 
     sorted_front = front[order]
     hidden = np.zeros(len(sorted_front), bool)
     nearness = np.where(vertex_depth > 0, 1 / np.maximum(vertex_depth, np.finfo(float).tiny), 0.0)
-    least = (1 + _TOLERANCE) / point_depth[sorted_front]
-    mark_hidden(vertex_xy - corner, nearness, mesh.faces.numpy(), point_xy[sorted_front] - corner, start, least, hidden)
+    threshold = (1 + _TOLERANCE) / point_depth[sorted_front]
+    points_xy = point_xy[sorted_front] - corner
+    mark_hidden(vertex_xy - corner, nearness, mesh.faces.numpy(), points_xy, start, threshold, hidden)
     visible[sorted_front] = ~hidden
     return torch.from_numpy(visible)
 

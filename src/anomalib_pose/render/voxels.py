@@ -35,7 +35,8 @@ class Voxels:
         lower: position (3,) of the first vertex, world frame.
         cell: distance of neighboring vertices, scene units.
         table: row of ``values`` of each vertex of the grid (X, Y, Z); -1 if it is not occupied.
-        blocks: marks cubes of 8 vertices a side with an occupied vertex inside, or in the first layer of the next cube.
+        blocks: marks cubes of 8 vertices per side with an occupied vertex inside, or in the first layer of the next
+            cube.
         values: raw density and raw colors (V, 1 + C).
     """
 

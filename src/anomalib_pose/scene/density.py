@@ -47,15 +47,15 @@ def split_evenly(
     """Return opacity and scale of equal Gaussians at one place that together look like one (MCMC, equation 9).
 
     Args:
-        opacity: of K original Gaussians, in (0, 1).
-        scale: of the original Gaussians, > 0.
+        opacity: opacities of K original Gaussians, in (0, 1).
+        scale: scales of the original Gaussians, > 0.
         copies: number of copies (K,) that replace each original, 1 or more; capped at 51.
     """
     copies = copies.clamp(max=_MAX_COPIES)
     new_opacity = 1 - (1 - opacity).pow(1 / copies)
-    most = int(copies.max()) if len(copies) else 1
+    max_copies = int(copies.max()) if len(copies) else 1
     denominator = torch.zeros_like(opacity)
-    for i in range(1, most + 1):
+    for i in range(1, max_copies + 1):
         inner = torch.zeros_like(opacity, dtype=torch.float64)
         for k in range(i):
             inner += math.comb(i - 1, k) * (-1) ** k * new_opacity.double().pow(k + 1) / math.sqrt(k + 1)

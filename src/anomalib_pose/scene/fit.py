@@ -83,8 +83,8 @@ def fit_gaussians(
     device = torch.device(device)
     images, cameras = images.to(device), cameras.to(device).to(torch.float32)
     foreground = None if foreground is None else foreground.to(device)
-    fitted = [index for index in range(len(images)) if index not in set(held_out)]
-    fitter = _Fitter(images, cameras, foreground, fitted, settings, points, rasterizer, decompose)
+    training_indices = [index for index in range(len(images)) if index not in set(held_out)]
+    fitter = _Fitter(images, cameras, foreground, training_indices, settings, points, rasterizer, decompose)
     start = time.perf_counter()
     fitter.run(None if checkpoint is None else Path(checkpoint), progress=progress)
     seconds = time.perf_counter() - start
@@ -92,7 +92,7 @@ def fit_gaussians(
     psnr = held_out_psnr(scene, images, cameras, held_out, white=foreground is not None)
     logger.info(
         "Fitted %d Gaussians to %d views in %.0f s; PSNR on %d held-out views %.2f dB.",
-        len(scene), len(fitted), seconds, len(held_out), psnr,
+        len(scene), len(training_indices), seconds, len(held_out), psnr,
     )  # fmt: skip
     return FitResult(scene, psnr, seconds)
 
@@ -105,7 +105,7 @@ class _Fitter(FitLoop):
         images: Tensor,
         cameras: Camera,
         foreground: Tensor | None,
-        fitted: list[int],
+        training_indices: list[int],
         settings: FitSettings,
         points: tuple[Tensor, Tensor] | None,
         rasterizer: RasterizerName,
@@ -117,7 +117,7 @@ class _Fitter(FitLoop):
         self.rasterizer_name = rasterizer
         self.rasterize = scene_rasterizer(rasterizer, images.device)
         self.generator = torch.Generator().manual_seed(settings.seed)
-        indices = torch.tensor(fitted, device=images.device)
+        indices = torch.tensor(training_indices, device=images.device)
         images, cameras = images[indices], cameras[indices]
         foreground = None if foreground is None else foreground[indices]
         self.views = make_training_views(images, cameras, foreground)

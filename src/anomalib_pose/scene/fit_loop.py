@@ -63,7 +63,7 @@ def held_out_psnr(scene: Scene, images: Tensor, cameras: Camera, indices: tuple[
         scene: a fitted scene.
         images: all images (C, 3, H, W).
         cameras: all cameras.
-        indices: of the held-out views.
+        indices: indices of the held-out views.
         white: render over white, else over black.
     """
     values = []

@@ -15,7 +15,7 @@ from anomalib_pose.render import Gaussians, Rasterizer, RasterizerName, RenderOu
 
 RAW_NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
 COLORS = 3
-"""Number of color channels of ``sh``; a scene with reflectance has as many more."""
+"""Number of color channels of ``sh``; a scene with reflectance has three more."""
 
 _EXTENT_QUANTILE = 0.98
 
@@ -84,7 +84,7 @@ class GaussianScene(nn.Module):
         self.counts = torch.zeros_like(self.counts)
 
     def first(self, count: int) -> "GaussianScene":
-        """Return a scene of the first ``count`` Gaussians, which share memory; see ``sort_by_contribution``."""
+        """Return a scene of the first ``count`` Gaussians without a copy; see ``sort_by_contribution``."""
         scene = GaussianScene(self.sh_degree, self.rasterizer_name)
         scene.rasterizer = self.rasterizer
         for name in RAW_NAMES:
@@ -101,7 +101,7 @@ class GaussianScene(nn.Module):
         return {name: getattr(self, name) for name in RAW_NAMES}
 
     def activated(self) -> Gaussians:
-        """Return the Gaussians for a rasterizer, in their colors."""
+        """Return the Gaussians for a rasterizer, with their colors."""
         return activate(self.raw, self.sh_degree)
 
     @property
@@ -181,7 +181,7 @@ class GaussianScene(nn.Module):
 
 
 def activate(raw: dict[str, Tensor], sh_degree: int) -> Gaussians:
-    """Convert raw tensors to Gaussians in their colors: exp of the log-scales, sigmoid of the logit-opacities."""
+    """Convert raw tensors to Gaussians with their colors: exp of the log-scales, sigmoid of the logit-opacities."""
     return Gaussians(
         raw["means"],
         raw["quats"],

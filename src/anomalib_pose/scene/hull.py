@@ -41,8 +41,8 @@ def carve(
 ) -> Bool[Tensor, " n"]:
     """Return which points belong to the visual hull.
 
-    A point belongs to the hull if at least ``1 - tolerance`` of the views with the point in the frame have it inside
-    the mask, and more than 0.3 of all views have it in the frame.
+    A point belongs to the hull under two conditions. It lies in the frame of more than 0.3 of all views. It lies inside
+    the mask of at least ``1 - tolerance`` of these views.
 
     Args:
         cameras: C cameras.
@@ -67,8 +67,8 @@ def grid_points(center: Float[Tensor, "3"], radius: float, resolution: int) -> F
     """Return the centers of a cube's voxels; the last axis varies fastest.
 
     Args:
-        center: of the cube.
-        radius: half its side.
+        center: center of the cube.
+        radius: half the side of the cube.
         resolution: voxels along a side.
     """
     ticks = (torch.arange(resolution, device=center.device) + 0.5) * (2 * radius / resolution) - radius
@@ -89,7 +89,7 @@ def visual_hull(
         cameras: C cameras.
         foreground: masks of the object, in [0, 1].
         center: center of the voxel grid, world frame.
-        radius: half its side, scene units.
+        radius: half the side of the grid, scene units.
         resolution: voxels along a side.
         tolerance: see ``carve``.
     """
@@ -113,8 +113,8 @@ def object_box(
         foreground: masks (C, H, W), or None.
 
     Returns:
-        Which cells of the box may contain the object, and the box's lower and upper corner, world frame. The cells are
-        those of the visual hull and their neighbors. Without masks they are all cells that the cameras look at.
+        A mask of the cells that may contain the object, and the box's lower and upper corner, world frame. The cells
+        are those of the visual hull and their neighbors. Without masks they are all cells that the cameras look at.
     """
     center, radius = ball_of_cameras(cameras)
     side = 2 * radius / _BOX_CELLS

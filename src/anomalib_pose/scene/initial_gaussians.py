@@ -31,7 +31,7 @@ def initial_points(
         cameras: C cameras of the images.
         foreground: masks, or None.
         ball: center (3,) and radius of the region that the cameras look at; see ``ball_of_cameras``.
-        settings: number of points, and where they lie.
+        settings: number and placement of the points.
         generator: CPU generator.
     """
     center, radius = ball
@@ -65,7 +65,7 @@ def gaussians_at(
     Args:
         points: centers, world frame.
         colors: RGB in [0, 1] (N, 3), or (N, 6) with the reflectance in the last three channels.
-        opacity: of all Gaussians.
+        opacity: opacity of all Gaussians.
         sh_degree: spherical harmonics degree of the colors; higher coefficients start at zero.
         generator: CPU generator of the orientations.
     """

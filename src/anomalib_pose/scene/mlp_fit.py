@@ -33,7 +33,7 @@ class MlpFitSettings:
         center_steps: steps at the beginning that sample rays from the central half of the images alone.
         samples: samples of the coarse network per ray.
         fine_samples: additional samples of the fine network per ray.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
 
     Raises:
         ValueError: if a number is out of range.
@@ -77,15 +77,17 @@ def fit_mlp(
     check_views(images, cameras, foreground, held_out)
     cameras = cameras.to(images.device).to(torch.float32)
     start = time.perf_counter()
-    fitted = [index for index in range(len(images)) if index not in set(held_out)]
+    training_indices = [index for index in range(len(images)) if index not in set(held_out)]
     box = object_box(cameras, foreground)[1:]
-    fitter = _MlpFitter(images[fitted], cameras[fitted], box, settings, white=foreground is not None)
+    fitter = _MlpFitter(
+        images[training_indices], cameras[training_indices], box, settings, white=foreground is not None
+    )
     fitter.run(None if checkpoint is None else Path(checkpoint), progress=progress)
     fitter.scene.requires_grad_(requires_grad=False)
     psnr = held_out_psnr(fitter.scene, images, cameras, held_out, white=foreground is not None)
     logger.info(
         "Fitted a radiance field to %d views in %.0f s; PSNR on %d held-out views %.2f dB.",
-        len(fitted), time.perf_counter() - start, len(held_out), psnr,
+        len(training_indices), time.perf_counter() - start, len(held_out), psnr,
     )  # fmt: skip
     return fitter.scene, psnr
 

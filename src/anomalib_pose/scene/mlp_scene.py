@@ -102,7 +102,7 @@ class MlpScene(nn.Module):
 
         Args:
             rays: world frame.
-            generator: CPU generator of the samples' offsets; None for the centers of their intervals.
+            generator: CPU generator of the samples' offsets; None for the centers of the intervals.
 
         Returns:
             For each of the two networks: colors over black, expected distance times alpha, and alpha.
@@ -136,8 +136,10 @@ class MlpScene(nn.Module):
         ends = torch.cat([distance[:, 1:], (near + span)[:, None]], 1)
         length = (ends - distance).clamp_min(0) * (span > 0)[:, None]
         ray = torch.arange(count, device=near.device).repeat_interleave(samples)
-        rgb, depth, alpha, weights = composite(density, colors, distance.flatten(), length.flatten(), ray, count)
-        return (rgb, depth, alpha), weights.unflatten(0, (count, samples))
+        rgb, weighted_distance, alpha, weights = composite(
+            density, colors, distance.flatten(), length.flatten(), ray, count
+        )
+        return (rgb, weighted_distance, alpha), weights.unflatten(0, (count, samples))
 
     def render_pixels(self, camera: Camera, pixels: Tensor, background: Tensor) -> Float[Tensor, "n 3"]:
         """Render the colors of N pixels; differentiable in the camera's pose.

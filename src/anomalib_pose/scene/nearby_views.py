@@ -206,7 +206,7 @@ class NearbyViews(nn.Module):
         if strict and prefix + "differences" not in state_dict:
             msg = (
                 "The checkpoint holds no training views that correct renderings: it was fitted with nearby_views: 0, "
-                "or by a version without them. Fit the model again, or load the checkpoint with nearby_views: 0."
+                "or by an older version. Fit the model again, or load the checkpoint with nearby_views: 0."
             )
             raise ValueError(msg)
         resize_buffers(

@@ -12,7 +12,7 @@ from anomalib_pose.render import Gaussians
 from anomalib_pose.scene.gaussian_scene import RAW_NAMES, activate
 
 _ADAM_EPSILON = 1e-15
-_HIGHER_SH_RATE = 1 / 20  # Kerbl et al.'s rate of the view-dependent coefficients, relative to the constant one's
+_HIGHER_SH_RATE = 1 / 20  # Kerbl et al.'s rate of view-dependent coefficients, relative to the constant coefficient's
 
 
 class GaussianParameters:
@@ -72,7 +72,7 @@ class GaussianParameters:
         """Replace Gaussians in place and reset their moments to zero.
 
         Args:
-            indices: of the Gaussians.
+            indices: indices of K Gaussians.
             values: new raw tensors by name; absent names keep their values.
         """
         for name, value in values.items():

@@ -73,7 +73,7 @@ def load_ply(path: str | Path, rasterizer: RasterizerName = "auto") -> GaussianS
     coefficients = 1 + rest // 3
     missing = sorted(set(_columns(coefficients)) - set(names) - {"nx", "ny", "nz"})
     if missing or coefficients not in {1, 4, 9, 16}:
-        msg = f"{path} holds no Gaussians: missing columns {missing}, {coefficients} coefficients a channel."
+        msg = f"{path} holds no Gaussians: missing columns {missing}, {coefficients} coefficients per channel."
         raise ValueError(msg)
 
     def stack(*columns: str) -> Tensor:

@@ -103,7 +103,7 @@ def read_rows(path: Path, data: bytes, dtype: np.dtype, count: int, row: str, ro
     """Read rows of a text, one per line.
 
     Args:
-        path: of the file, for messages.
+        path: path of the file, for messages.
         data: the text.
         dtype: fields of a row.
         count: number of rows; later lines are ignored.

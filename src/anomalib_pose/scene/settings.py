@@ -10,7 +10,8 @@ FitRecipe = Literal["default", "paper"]
 """Presets of ``FitSettings``: this package's own, and the one of the SplatPose paper."""
 
 InitialPoints = Literal["hull", "random"]
-"""Where the first Gaussians lie: on the surface of the visual hull, or at random in the ball that the cameras face."""
+"""Positions of the initial Gaussians: on the surface of the visual hull, or at random in the cube around the ball that
+the cameras look at."""
 
 DensityName = Literal["relocate", "adaptive"]
 """How the number of Gaussians changes during a fit; see ``Relocation`` and ``AdaptiveDensity``."""
@@ -45,7 +46,7 @@ class FitSettings:
         quats_rate: learning rate of the quaternions.
         opacities_rate: learning rate of the logit-opacities.
         sh_rate: learning rate of the constant color coefficients; higher coefficients get a twentieth of it.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
 
     Raises:
         ValueError: if a number is out of range, or ``initial`` or ``density`` is unknown.
@@ -129,7 +130,7 @@ class FitSettings:
             steps: optimizer steps.
             max_gaussians: largest number of Gaussians; the recipe ``"paper"`` ignores it.
             sh_degree: degree of the colors.
-            seed: of all random numbers.
+            seed: seed of all random numbers.
 
         Raises:
             ValueError: if the recipe is unknown.

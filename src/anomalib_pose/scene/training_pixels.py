@@ -80,7 +80,7 @@ class TrainingPixels:
         Args:
             index: indices of M pixels.
             background: color.
-            alpha: of the rendering.
+            alpha: opacity of the rendering.
         """
         colors = self.colors[index]
         if self.covered is None or self.band is None:

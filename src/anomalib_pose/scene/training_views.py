@@ -55,7 +55,7 @@ class TrainingView:
 
         Args:
             background: color (3,).
-            alpha: of the rendering (H, W).
+            alpha: opacity of the rendering (H, W).
         """
         if self.foreground is None:
             return self.image

@@ -10,7 +10,7 @@ from anomalib_pose.geometry import Camera, viewed_point
 
 logger = logging.getLogger(__name__)
 
-_SPARSE_SPACING = 17.0  # degrees; renderings were good at a spacing of 13, and got worse at 19 and 29
+_SPARSE_SPACING = 17.0  # degrees; renderings were good at a spacing of 13 and worse at 19 and 29
 
 
 def median_view_spacing(cameras: Camera) -> float:
@@ -37,7 +37,7 @@ def warn_about_sparse_views(
     """Log a warning about sparse views and how the model handles them.
 
     Args:
-        cameras: of the views.
+        cameras: cameras of the views.
         masked: whether the foreground is known.
         attenuates_unsupported: whether the model attenuates anomalies in regions without view support.
         has_patch_memory: whether the model has a patch memory.

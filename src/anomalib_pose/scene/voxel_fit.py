@@ -44,7 +44,7 @@ class VoxelFitSettings:
         random_background: fraction of the steps with a random background color, if the foreground is known.
         alpha_weight: weight of the mean alpha outside the foreground, if the foreground is known.
         smoothness: weight of the squared differences between neighboring vertices.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
 
     Raises:
         ValueError: if a number is out of range.
@@ -103,14 +103,15 @@ def fit_voxels(
     check_views(images, cameras, foreground, held_out)
     cameras = cameras.to(images.device).to(torch.float32)
     start = time.perf_counter()
-    fitted = [index for index in range(len(images)) if index not in set(held_out)]
-    fitter = _VoxelFitter(images[fitted], cameras[fitted], None if foreground is None else foreground[fitted], settings)
+    training_indices = [index for index in range(len(images)) if index not in set(held_out)]
+    training_masks = None if foreground is None else foreground[training_indices]
+    fitter = _VoxelFitter(images[training_indices], cameras[training_indices], training_masks, settings)
     fitter.run(None if checkpoint is None else Path(checkpoint), progress=progress)
     scene = fitter.scene()
     psnr = held_out_psnr(scene, images, cameras, held_out, white=foreground is not None)
     logger.info(
         "Fitted %d voxels to %d views in %.0f s; PSNR on %d held-out views %.2f dB.",
-        len(scene), len(fitted), time.perf_counter() - start, len(held_out), psnr,
+        len(scene), len(training_indices), time.perf_counter() - start, len(held_out), psnr,
     )  # fmt: skip
     return scene, psnr
 
@@ -190,7 +191,7 @@ class _VoxelFitter(FitLoop):
         self._set_grid(self.cell, occupied, values)
 
     def _prune(self) -> None:
-        """Drop the vertices that are not visible and dense, nor neighbors of such vertices; keep Adam's moments."""
+        """Drop all vertices except visible and dense ones and their neighbors; Adam's moments stay."""
         near_marked = F.max_pool3d(self._visible_and_dense(), 3, 1, 1)[0, 0] > 0
         rows = near_marked[self.occupied]
         moments = {
@@ -257,7 +258,7 @@ class _VoxelFitter(FitLoop):
 
 
 def _neighbor_pairs(table: Int[Tensor, "x y z"], axis: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Return the rows of each two occupied vertices that are neighbors along an axis."""
+    """Return the rows of all pairs of occupied vertices that are neighbors along an axis."""
     first, second = (table.narrow(axis, start, table.shape[axis] - 1) for start in (0, 1))
     both_occupied = (first >= 0) & (second >= 0)
     return first[both_occupied].long(), second[both_occupied].long()
