@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agreement of a query and a rendering: structural residual, which tolerates changes of light, and silhouette overlap."""
+"""Agreement of a query and a rendering: light-tolerant structural residual, and overlap of the silhouettes."""
 
 import torch
 from jaxtyping import Bool, Float

@@ -39,9 +39,9 @@ def test_unprojected_pixels_project_to_their_centers() -> None:
     points = cameras.unproject(depth)
     rows, columns = np.mgrid[:3, :5] + 0.5
     for index in range(2):
-        uv, along = cameras[index].project(points[index].flatten(0, 1))
+        uv, unprojected_depth = cameras[index].project(points[index].flatten(0, 1))
         np.testing.assert_allclose(uv.numpy(), np.stack([columns.ravel(), rows.ravel()], 1), atol=1e-9)
-        np.testing.assert_allclose(along.numpy(), depth[index].flatten().numpy(), atol=1e-12)
+        np.testing.assert_allclose(unprojected_depth.numpy(), depth[index].flatten().numpy(), atol=1e-12)
 
 
 def test_field_of_view_is_the_angle_between_the_borders() -> None:
@@ -105,7 +105,7 @@ def test_viewed_point_is_where_all_axes_meet() -> None:
     torch.testing.assert_close(distances, torch.full((2,), 0.5).double(), atol=1e-5, rtol=0)
 
 
-def test_pose_error() -> None:
+def test_pose_error_measures_rotation_and_distance() -> None:
     truth = camera_at([0, 0, -3, 0, 0, 0.4]).camera_to_world
     moved = truth @ se3_exp(torch.tensor([0.3, 0.0, 0.4, 0, 0.2, 0], dtype=torch.float64))
     angle, distance = pose_error(moved, truth)
@@ -119,7 +119,7 @@ def test_pose_error() -> None:
     ("pose", "intrinsics", "size"),
     [((3, 4), (3, 3), (4, 4)), ((2, 4, 4), (3, 3), (4, 4)), ((4, 4), (3, 3), (0, 4))],
 )
-def test_bad_cameras_are_refused(pose: tuple, intrinsics: tuple, size: tuple) -> None:
+def test_invalid_cameras_are_refused(pose: tuple, intrinsics: tuple, size: tuple) -> None:
     with pytest.raises(ValueError, match="needs"):
         Camera(torch.zeros(pose), torch.zeros(intrinsics), *size)
 

@@ -42,7 +42,7 @@ def test_view_sphere_is_even_and_looks_at_the_origin() -> None:
     assert nearest.max() < 0.2
 
 
-def test_view_sphere_band() -> None:
+def test_view_sphere_stays_in_its_band() -> None:
     elevation = torch.asin(view_sphere(100, 1.0, math.radians(60), math.radians(10))[:, 2, 3])
     assert elevation.min() >= math.radians(10) - 1e-6
     assert elevation.max() <= math.radians(60) + 1e-6
@@ -59,7 +59,7 @@ def test_look_at_has_up_upwards_also_at_the_pole() -> None:
         look_at(torch.zeros(3), torch.zeros(3), up)
 
 
-def test_bad_spheres_are_refused() -> None:
+def test_invalid_spheres_are_refused() -> None:
     with pytest.raises(ValueError, match="view sphere"):
         view_sphere(0, 1.0)
     with pytest.raises(ValueError, match="view sphere"):

@@ -45,7 +45,7 @@ def test_log_of_half_turns() -> None:
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-7, 0.3, 0.499999, 0.500001, 2.5])
-def test_gradients(angle: float) -> None:
+def test_gradients_equal_finite_differences(angle: float) -> None:
     tangent = tangents(angle, count=2).requires_grad_()
     assert torch.autograd.gradcheck(se3_exp, tangent)
     assert torch.autograd.gradcheck(lambda t: se3_log(se3_exp(t)), tangent)
@@ -56,12 +56,12 @@ def test_second_order_gradient_at_zero_is_finite() -> None:
     assert torch.autograd.gradgradcheck(se3_exp, tangent)
 
 
-def test_inverse_and_angle() -> None:
+def test_inverse_and_angle_equal_the_general_formulas() -> None:
     first, second = se3_exp(tangents(1.0)), se3_exp(tangents(1.7))
     torch.testing.assert_close(rigid_inverse(first), torch.linalg.inv(first))
-    turned = first[:, :3, :3] @ so3_exp(tangents(0.25)[:, 3:])
+    rotated = first[:, :3, :3] @ so3_exp(tangents(0.25)[:, 3:])
     expected = torch.full((8,), 0.25, dtype=torch.float64)
-    torch.testing.assert_close(rotation_angle(first[:, :3, :3], turned), expected)
+    torch.testing.assert_close(rotation_angle(first[:, :3, :3], rotated), expected)
     cosine = ((first[:, :3, :3].transpose(1, 2) @ second[:, :3, :3]).diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2
     torch.testing.assert_close(rotation_angle(first[:, :3, :3], second[:, :3, :3]), cosine.acos())
 

@@ -43,12 +43,12 @@ def render_query(scene, pose: torch.Tensor, *, size: int = 64) -> Query:
     return Query(output.rgb.permute(2, 0, 1).clamp(0, 1), camera.K, (output.alpha > 0.5).float())
 
 
-def test_bank_fills_the_hole_of_the_lattice():
+def test_bank_fills_the_gap_of_the_lattice():
     cameras = Camera.from_fov(mad_lattice(3.5), 0.69, 64, 64)
     poses = bank_poses(cameras, torch.zeros(3), math.radians(8))
     torch.testing.assert_close(poses[:210], cameras.camera_to_world)
     directions = torch.nn.functional.normalize(poses[:, :3, 3], dim=-1)
-    azimuth = math.radians(100)  # the middle of the hole between 80 and 120 degrees
+    azimuth = math.radians(100)  # the middle of the gap between 80 and 120 degrees
     middle = torch.tensor([math.cos(azimuth), math.sin(azimuth), 0.0])
     assert torch.rad2deg(torch.acos((directions @ middle).max().clamp(max=1))) < 8
     torch.testing.assert_close(poses[:, :3, 3].norm(dim=-1), torch.full((len(poses),), 3.5), atol=1e-4, rtol=0)
@@ -152,8 +152,8 @@ def test_the_relighting_refiner_corrects_the_estimate_on_the_relighted_query(fit
     assert torch.equal(without_refiner.camera.camera_to_world, uncorrected.camera.camera_to_world)
 
 
-@pytest.mark.parametrize("helps", [True, False])
-def test_further_hypotheses_are_tried_only_if_relighting_does_not_raise_the_confidence(fitted, helps):
+@pytest.mark.parametrize("relighting_helps", [True, False])
+def test_further_hypotheses_are_tried_only_if_relighting_does_not_raise_the_confidence(fitted, relighting_helps):
     """In other light a right pose has a low confidence. In the scene's light it has a high one."""
     scene, bank = fitted
     pose = view_sphere(24, 3.1, 1.0, -1.0, azimuth_offset=0.4)[4]
@@ -166,19 +166,19 @@ def test_further_hypotheses_are_tried_only_if_relighting_does_not_raise_the_conf
 
     def relight_query(query, camera):
         relighting_cameras.append(camera)
-        return clean_query if helps else query
+        return clean_query if relighting_helps else query
 
     def relighting_refiner(scene, query, initial_poses):
         return RefinementResult(initial_poses[0], 1.0, converged=True, n_renders=7)
 
     estimator = PoseEstimator(idle_refiner, starts=2, retry_below=0.5, relighting_refiner=relighting_refiner)
     estimate = estimator(scene, bank, noisy_query, relight_query)
-    assert (estimate.confidence > 0.9) == helps
-    assert pose_counts == ([2] if helps else [2, 4])
+    assert (estimate.confidence > 0.9) == relighting_helps
+    assert pose_counts == ([2] if relighting_helps else [2, 4])
     assert len(relighting_cameras) == len(pose_counts)
     rating = 1  # each rating renders once
     relighting = rating + 7 + rating
-    assert estimate.n_renders == (5 + rating + relighting if helps else 2 * (5 + rating) + 2 * relighting)
+    assert estimate.n_renders == (5 + rating + relighting if relighting_helps else 2 * (5 + rating) + 2 * relighting)
 
 
 def test_query_without_an_object_has_a_low_confidence_and_finite_residual(fitted):

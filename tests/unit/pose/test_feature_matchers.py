@@ -22,7 +22,7 @@ def matcher(request, shared):
 
 
 def mosaic(size: int) -> torch.Tensor:
-    """Draw squares of random colors."""
+    """Make an image of squares with random colors."""
     colors = torch.rand(3, size // 20 + 1, size // 20 + 1, generator=torch.Generator().manual_seed(1))
     return colors.repeat_interleave(20, 1).repeat_interleave(20, 2)[:, :size, :size]
 
@@ -63,16 +63,16 @@ def test_feature_matching_localizes_a_textured_toy(matcher):
 def test_mutual_matches_equal_a_loop():
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(9, 4, generator=generator), torch.randn(7, 4, generator=generator)
-    places = torch.rand(9, 2, generator=generator), torch.rand(7, 2, generator=generator)
+    points = torch.rand(9, 2, generator=generator), torch.rand(7, 2, generator=generator)
     expected = []
     for i in range(9):
         j = max(range(7), key=lambda j: float(first[i] @ second[j]))
         if max(range(9), key=lambda k: float(first[k] @ second[j])) == i:
             expected.append((i, j))
-    matches = _mutual_matches((places[0], first), (places[1], second))
-    torch.testing.assert_close(matches[0], torch.stack([places[0][i] for i, _ in expected]))
-    torch.testing.assert_close(matches[1], torch.stack([places[1][j] for _, j in expected]))
-    assert len(_mutual_matches((places[0], first), (places[1][:0], second[:0]))[0]) == 0
+    matches = _mutual_matches((points[0], first), (points[1], second))
+    torch.testing.assert_close(matches[0], torch.stack([points[0][i] for i, _ in expected]))
+    torch.testing.assert_close(matches[1], torch.stack([points[1][j] for _, j in expected]))
+    assert len(_mutual_matches((points[0], first), (points[1][:0], second[:0]))[0]) == 0
 
 
 def test_weights_are_read_at_the_first_use(tmp_path):

@@ -81,7 +81,7 @@ def test_gauss_newton_renders_a_reduced_scene_once_the_gaussians_are_sorted():
 
 
 def test_candidates_of_nearly_the_lowest_cost_survive():
-    """Images of a few pixels cannot tell look-alike sides apart."""
+    """Images of a few pixels do not distinguish look-alike sides."""
     candidates = [_Candidate(CameraEstimate(torch.eye(4)), cost, converged=True) for cost in (2.0, 1.0, 1.1, 1.3)]
     for survivors, costs in ((1, [1.0, 1.1]), (2, [1.0, 1.1]), (3, [1.0, 1.1, 1.3]), (9, [1.0, 1.1, 1.3, 2.0])):
         selected = GaussNewtonRefiner(survivors=survivors)._select_survivors(candidates)
@@ -96,8 +96,8 @@ def test_fine_levels_choose_the_right_one_of_two_look_alike_sides(monkeypatch):
 
     def refine_with_misleading_cost(self, level, camera):
         camera, cost, converged = refine_on_level(self, level, camera)
-        wrong = pose_error(camera.camera_to_world, TRUTH)[0] > 1
-        return _Candidate(camera, (0.95 if wrong else 1.0) if level.camera.width < 96 else cost, converged)
+        is_opposite = pose_error(camera.camera_to_world, TRUTH)[0] > 1
+        return _Candidate(camera, (0.95 if is_opposite else 1.0) if level.camera.width < 96 else cost, converged)
 
     monkeypatch.setattr(GaussNewtonRefiner, "_refine_on_level", refine_with_misleading_cost)
     result = GaussNewtonRefiner(coarsest=4)(scene, query, torch.stack([opposite, near_truth]))
@@ -105,7 +105,7 @@ def test_fine_levels_choose_the_right_one_of_two_look_alike_sides(monkeypatch):
 
 
 def test_gauss_newton_ignores_a_defect():
-    """Something else covers a fifth of the object. Robust weights limit its influence on the pose."""
+    """A colored patch covers a fifth of the object. Robust weights limit its influence on the pose."""
     scene = make_toy()
     query = render_query(scene)
     image = query.image.clone()
@@ -121,10 +121,10 @@ def test_redescending_weights_reject_a_missing_part():
     query = render_query(scene)
     image, foreground = query.image.clone(), query.foreground.clone()
     image[:, :, :35], foreground[:, :35] = 1.0, 0.0  # the object lies in the columns 22 to 75
-    damaged = Query(image, query.K, foreground)
+    incomplete_query = Query(image, query.K, foreground)
     start = perturbed_pose(2, 0.01, 3)[None]
     errors = [
-        math.degrees(pose_error(refiner(scene, damaged, start).camera_to_world, TRUTH)[0])
+        math.degrees(pose_error(refiner(scene, incomplete_query, start).camera_to_world, TRUTH)[0])
         for refiner in (GaussNewtonRefiner(), GaussNewtonRefiner(redescending=True, iterations=12))
     ]
     assert errors[1] < 0.3
@@ -135,14 +135,14 @@ def test_redescending_weights_reject_a_missing_part():
 def test_refine_focal_corrects_a_wrong_focal_length(factor):
     """The query's K is off by three percent. Without the focal factor the camera's distance compensates for it."""
     scene, query = make_toy(), render_query(make_toy())
-    wrong = Query(query.image, scale_focal_lengths(query.K, factor), query.foreground)
+    wrong_query = Query(query.image, scale_focal_lengths(query.K, factor), query.foreground)
     start = perturbed_pose(5, 0.02, 4)[None]
-    result = GaussNewtonRefiner(iterations=20, refine_focal=True)(scene, wrong, start)
+    result = GaussNewtonRefiner(iterations=20, refine_focal=True)(scene, wrong_query, start)
     assert result.focal_scale == pytest.approx(1 / factor, abs=0.003)
     angle, distance = pose_error(result.camera_to_world, TRUTH)
     assert math.degrees(angle) < 0.1
     assert distance < 0.004 * EYE.norm()
-    fixed_focal = GaussNewtonRefiner(iterations=20)(scene, wrong, start)
+    fixed_focal = GaussNewtonRefiner(iterations=20)(scene, wrong_query, start)
     assert fixed_focal.focal_scale == 1
     assert pose_error(fixed_focal.camera_to_world, TRUTH)[1] > 0.02 * EYE.norm()
 
@@ -193,8 +193,8 @@ def test_candidates_that_converge_to_one_pose_continue_as_one(monkeypatch):
 def test_duplicates_are_recognized_by_angle_and_by_distance():
     far = TRUTH.clone()
     far[:3, 3] *= 1.1
-    turned, near = perturbed_pose(6, 0.0, 0), perturbed_pose(1, 0.01, 0)
-    costs = ((near, 0.3), (TRUTH, 0.2), (far, 0.4), (turned, 0.1))
+    rotated, near = perturbed_pose(6, 0.0, 0), perturbed_pose(1, 0.01, 0)
+    costs = ((near, 0.3), (TRUTH, 0.2), (far, 0.4), (rotated, 0.1))
     candidates = [_Candidate(CameraEstimate(pose), cost, converged=True) for pose, cost in costs]
     assert [candidate.cost for candidate in _without_duplicates(candidates)] == [0.1, 0.2, 0.4]
 
@@ -268,7 +268,7 @@ def least_squares(residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_gradient_of_the_cost_is_the_finite_difference():
-    """This holds for a surface that has moved already, too."""
+    """This also holds for a surface that has already moved."""
     scene, query = make_toy(), render_query(make_toy())
     output = scene.render(CAMERA.with_pose(perturbed_pose(1, 0.01, 5)), torch.ones(3))
     blurred = (gaussian_blur_replicated(image, 2.0) for image in (output.rgb.permute(2, 0, 1), query.image))
@@ -329,7 +329,7 @@ def test_surface_reaches_two_pixels_beyond_the_silhouette():
     assert (z[2:7, 2:7] == 3).all()
 
 
-def test_blur_and_differences_against_scipy():
+def test_blur_equals_scipys_and_differences_are_central():
     from scipy import ndimage
 
     image = torch.rand(3, 20, 31, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

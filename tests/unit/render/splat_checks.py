@@ -14,12 +14,12 @@ from .splat_definition import define, make_camera, make_gaussians
 NAMES = ("means", "quats", "scales", "opacities", "colors")
 
 
-def _joined(*parts):
+def _concatenate(*parts):
     tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in NAMES}
     return Gaussians(**tensors, sh_degree=parts[0].sh_degree)
 
 
-def _moved(gaussians, offset):
+def _translate(gaussians, offset):
     return replace(gaussians, means=gaussians.means + torch.tensor(offset, dtype=torch.float64))
 
 
@@ -33,7 +33,7 @@ def scenes():
     yield "odd size, off-center principal point", plain, make_camera(width=37, height=21, offset=(0.2, -0.15))
     yield "one pixel", plain, make_camera(width=1, height=1, focal=3.0)
     yield "one row", plain, make_camera(width=50, height=1)
-    yield "off-screen", _joined(plain, _moved(plain, (2.5, 0, 0)), _moved(plain, (0, 40.0, 0))), camera
+    yield "off-screen", _concatenate(plain, _translate(plain, (2.5, 0, 0)), _translate(plain, (0, 40.0, 0))), camera
     yield "behind and around the camera", make_gaussians(60, 1, size=0.2), make_camera((0.1, 0.2, -0.3))
     yield (
         "wide angle, beyond the clamped slope",
@@ -62,7 +62,7 @@ def _leaves(gaussians, device):
     return {**tensors, "tangent": tangent, "background": background}
 
 
-def _moved_camera(camera, tangent):
+def _move_camera(camera, tangent):
     camera = camera.to(tangent.device)
     return camera.with_pose(camera.camera_to_world @ se3_exp(tangent))
 
@@ -71,18 +71,18 @@ def check(rasterizer, gaussians, camera, device="cpu", tolerance=2e-4):
     """Check images and all gradients against the definition, on pixels with no value close to a threshold."""
     exact, leaves = _leaves(gaussians, "cpu"), _leaves(gaussians, device)
     exact_gaussians = Gaussians(**{name: exact[name] for name in NAMES}, sh_degree=gaussians.sh_degree)
-    *expected, decided = define(exact_gaussians, _moved_camera(camera, exact["tangent"]), exact["background"])
-    assert decided.double().mean() > 0.7 or camera.width * camera.height == 1
+    *expected, unambiguous = define(exact_gaussians, _move_camera(camera, exact["tangent"]), exact["background"])
+    assert unambiguous.double().mean() > 0.7 or camera.width * camera.height == 1
     tested_gaussians = Gaussians(**{name: leaves[name] for name in NAMES}, sh_degree=gaussians.sh_degree)
-    output = rasterizer(tested_gaussians, _moved_camera(camera, leaves["tangent"]), leaves["background"])
-    g = torch.Generator().manual_seed(0)
+    output = rasterizer(tested_gaussians, _move_camera(camera, leaves["tangent"]), leaves["background"])
+    generator = torch.Generator().manual_seed(0)
     loss, loss_expected = 0.0, 0.0
     for name, truth in zip(("rgb", "depth", "alpha"), expected, strict=True):
         image = getattr(output, name)
-        mask = decided[..., None] if name == "rgb" else decided
+        mask = unambiguous[..., None] if name == "rgb" else unambiguous
         error = ((image.cpu() - truth) * mask).abs() / (1 + truth.abs())
         assert error.max() < tolerance, f"{name} is off by {error.max():.1e}"
-        weights = torch.randn(truth.shape, generator=g, dtype=torch.float64) * mask
+        weights = torch.randn(truth.shape, generator=generator, dtype=torch.float64) * mask
         if name == "depth":  # the quotient of two small sums is ill-conditioned at low alpha
             weights = weights * (expected[2] > 0.01)
         loss_expected = loss_expected + (weights * truth).sum()

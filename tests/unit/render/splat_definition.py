@@ -10,7 +10,7 @@ from anomalib_pose.geometry.lattice import look_at
 from anomalib_pose.render.types import Gaussians
 
 NEAR, BLUR, ALPHA_MIN, ALPHA_MAX, STOP = 0.01, 0.3, 1 / 255, 0.999, 1e-4
-UNDECIDED = 1e-3  # relative distance from a threshold within which float32 may fall on the other side
+THRESHOLD_MARGIN = 1e-3  # relative distance from a threshold within which float32 may fall on the other side
 
 
 def _rotation(quat):
@@ -25,7 +25,7 @@ def _rotation(quat):
 
 
 def _legendre_color(degree, coefficients, direction):
-    """Spherical harmonics from associated Legendre functions, independent of the polynomials of the package."""
+    """Evaluate spherical harmonics from associated Legendre functions, not from the package's polynomials."""
     x, y, z = direction.unbind()
     planar = [torch.complex(torch.ones_like(x), torch.zeros_like(x))]
     for _ in range(degree):
@@ -83,19 +83,19 @@ def define(gaussians, camera, background=None):
     pixels = torch.stack([columns, rows], -1)
     transmittance = torch.ones_like(rows)
     rgb, sum_z = torch.zeros(*rows.shape, 3, dtype=torch.float64), torch.zeros_like(rows)
-    running, decided = torch.ones_like(rows, dtype=torch.bool), torch.ones_like(rows, dtype=torch.bool)
+    running, unambiguous = torch.ones_like(rows, dtype=torch.bool), torch.ones_like(rows, dtype=torch.bool)
     splats = [(_splat(gaussians, i, camera), gaussians.opacities[i]) for i in range(len(gaussians))]
     for (center, covariance, z, color), opacity in sorted((s for s in splats if s[0]), key=lambda s: s[0][2].item()):
-        away = center - pixels
-        sigma = 0.5 * torch.einsum("hwi,ij,hwj->hw", away, torch.linalg.inv(covariance), away)
+        offset = center - pixels
+        sigma = 0.5 * torch.einsum("hwi,ij,hwj->hw", offset, torch.linalg.inv(covariance), offset)
         peak = opacity * torch.exp(-sigma)
         alpha = torch.clamp(peak, max=ALPHA_MAX)
         contributes = alpha >= ALPHA_MIN
         after = transmittance * (1 - alpha)
         stops = contributes & (after <= STOP)
-        near_threshold = ((peak / ALPHA_MIN - 1).abs() < UNDECIDED) | ((peak / ALPHA_MAX - 1).abs() < 1e-6)
-        near_threshold |= contributes & ((after / STOP - 1).abs() < UNDECIDED)
-        decided &= ~(running & near_threshold)
+        near_threshold = ((peak / ALPHA_MIN - 1).abs() < THRESHOLD_MARGIN) | ((peak / ALPHA_MAX - 1).abs() < 1e-6)
+        near_threshold |= contributes & ((after / STOP - 1).abs() < THRESHOLD_MARGIN)
+        unambiguous &= ~(running & near_threshold)
         running = running & ~stops
         weight = torch.where(running & contributes, alpha * transmittance, 0.0)
         transmittance = torch.where(running & contributes, after, transmittance)
@@ -105,21 +105,21 @@ def define(gaussians, camera, background=None):
     depth = torch.where(alpha > 0, sum_z / torch.where(alpha > 0, alpha, 1.0), 0.0)
     if background is not None:
         rgb = rgb + transmittance[..., None] * background
-    return rgb, depth, alpha, decided
+    return rgb, depth, alpha, unambiguous
 
 
 def make_gaussians(count, seed=0, sh_degree=None, size=0.08, opacity=(0.05, 0.95)):
     """Make anisotropic Gaussians in a ball of radius 1, float64 tensors whose values are exact in float32."""
-    g = torch.Generator().manual_seed(seed)
-    means = torch.nn.functional.normalize(torch.randn(count, 3, generator=g), dim=-1)
-    means = means * torch.rand(count, 1, generator=g) ** (1 / 3)
-    quats = torch.randn(count, 4, generator=g)
-    scales = size * torch.exp(0.7 * torch.randn(count, 3, generator=g))
-    opacities = opacity[0] + (opacity[1] - opacity[0]) * torch.rand(count, generator=g)
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    means = means * torch.rand(count, 1, generator=generator) ** (1 / 3)
+    quats = torch.randn(count, 4, generator=generator)
+    scales = size * torch.exp(0.7 * torch.randn(count, 3, generator=generator))
+    opacities = opacity[0] + (opacity[1] - opacity[0]) * torch.rand(count, generator=generator)
     if sh_degree is None:
-        colors = torch.rand(count, 3, generator=g)
+        colors = torch.rand(count, 3, generator=generator)
     else:
-        colors = 0.4 * torch.randn(count, (sh_degree + 1) ** 2, 3, generator=g)
+        colors = 0.4 * torch.randn(count, (sh_degree + 1) ** 2, 3, generator=generator)
     return Gaussians(means, quats, scales, opacities, colors, sh_degree).to(torch.float64)
 
 

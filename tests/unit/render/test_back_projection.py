@@ -29,8 +29,8 @@ def scene(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, torch.rand(VIEWS, COUNT, generator=g) > 0.6
 
 
-def filled_by_loop(visible: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The rule of ``fill_visibility``, written as a loop over flat indices."""
+def fill_by_loop(visible: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Apply the rule of ``fill_visibility`` in a loop over flat indices."""
     flags, index = visible.copy() & valid, np.flatnonzero(valid)
     has_flags = flags.any(0)
     for i in index:
@@ -55,7 +55,7 @@ def test_filled_visibility_equals_the_loop(seed: int) -> None:
     valid = rng.random(COUNT) < rng.choice([0.4, 0.9])
     visible = (rng.random((VIEWS, COUNT)) < rng.choice([0.05, 0.2])) & valid
     result = fill_visibility(torch.from_numpy(visible), torch.from_numpy(valid))
-    np.testing.assert_array_equal(result.numpy(), filled_by_loop(visible, valid))
+    np.testing.assert_array_equal(result.numpy(), fill_by_loop(visible, valid))
 
 
 def test_visibility_stays_false_without_a_visible_or_valid_point() -> None:

@@ -32,7 +32,7 @@ def square(z: float, half: float, color: float = 1.0) -> Mesh:
     return Mesh.flat(vertices, faces, torch.full((2, 3), color))
 
 
-def joined(*meshes: Mesh) -> Mesh:
+def join(*meshes: Mesh) -> Mesh:
     vertices, faces, count = [], [], 0
     for mesh in meshes:
         vertices.append(mesh.vertices)
@@ -46,7 +46,7 @@ def camera_at(*eye: float, size: int = 40) -> Camera:
     return Camera.from_fov(look_at(torch.tensor(eye), torch.zeros(3), UP), 0.6, size, size + 4)
 
 
-def traced(mesh: Mesh, camera: Camera, per_pixel: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def trace_rays(mesh: Mesh, camera: Camera, per_pixel: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Compute depth (0 for none) and nearest face (-1 for none) by solving for each ray and triangle."""
     rows, columns = camera.height * per_pixel, camera.width * per_pixel
     y, x = np.mgrid[:rows, :columns]
@@ -70,10 +70,10 @@ def traced(mesh: Mesh, camera: Camera, per_pixel: int = 1) -> tuple[np.ndarray, 
 def test_depth_face_and_coverage_equal_traced_rays(seed: int) -> None:
     mesh, camera = soup(seed, 12), camera_at(1.5, -2.5, 1.2)
     output = render_mesh(mesh, camera)
-    depth, face = traced(mesh, camera)
+    depth, face = trace_rays(mesh, camera)
     np.testing.assert_array_equal(output.face.numpy(), face)
     np.testing.assert_allclose(output.depth.numpy(), depth, rtol=1e-5)
-    samples = (traced(mesh, camera, 3)[1] >= 0).reshape(camera.height, 3, camera.width, 3)
+    samples = (trace_rays(mesh, camera, 3)[1] >= 0).reshape(camera.height, 3, camera.width, 3)
     np.testing.assert_allclose(output.alpha.numpy(), samples.mean((1, 3)), atol=1e-6)
     assert 0.05 < (face >= 0).mean() < 0.95
 
@@ -117,8 +117,8 @@ def test_closed_solids_render_equally_without_their_back_faces() -> None:
         assert torch.equal(first.rgb, second.rgb)
 
 
-def test_sky_on_an_open_square_is_the_sky() -> None:
-    """Over a horizontal plane the cosine-weighted mean of a sky mixed by height is sky (1/2 + 1/3) + ground (1/6)."""
+def test_an_unoccluded_square_receives_the_mean_of_sky_and_ground() -> None:
+    """The cosine-weighted mean over the upper hemisphere is 5/6 of the sky color and 1/6 of the ground color."""
     light = Light(sky=(0.6, 0.3, 0.0), ground=(0.0, 0.6, 0.3), key=DARK, fill=DARK)
     irradiance = bake_light(square(0.0, 1.0), light).irradiance
     expected = torch.tensor(light.sky) * 5 / 6 + torch.tensor(light.ground) / 6
@@ -139,13 +139,13 @@ def test_lamp_follows_the_cosine_and_is_hidden_by_a_roof() -> None:
     expected = torch.tensor(light.key) * math.cos(math.pi / 4)
     torch.testing.assert_close(open_floor.irradiance, expected.expand(6, 3), atol=1e-3, rtol=0)
     torch.testing.assert_close(open_floor.key_visibility, torch.ones(6), atol=1e-5, rtol=0)
-    roofed = bake_light(joined(square(0.0, 0.2), square(0.5, 1.0)), light)
-    assert float(roofed.irradiance[:6].abs().max()) == 0
-    torch.testing.assert_close(roofed.irradiance[6:], expected.expand(6, 3), atol=1e-3, rtol=0)
+    covered_floor = bake_light(join(square(0.0, 0.2), square(0.5, 1.0)), light)
+    assert float(covered_floor.irradiance[:6].abs().max()) == 0
+    torch.testing.assert_close(covered_floor.irradiance[6:], expected.expand(6, 3), atol=1e-3, rtol=0)
 
 
 def test_flat_color_background_and_intensity() -> None:
-    """Albedo 0.5 squared times light, under the root; half the light is darker by the root of two."""
+    """A display color is the root of the squared albedo times the light: half the light divides it by the root of 2."""
     light = Light(sky=WHITE, ground=WHITE, key=DARK, fill=DARK, specular=0.0)
     mesh, camera = square(0.0, 0.3, 0.5), camera_at(0.0, -0.01, 2.0)
     baked = bake_light(mesh, light)

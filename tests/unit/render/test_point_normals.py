@@ -9,7 +9,7 @@ from anomalib_pose.render.point_normals import grid_normals, grid_spacing, neigh
 
 
 def hemisphere(size: int = 41) -> tuple[torch.Tensor, torch.Tensor]:
-    """Organized points on a sphere of radius 1 about (0, 0, 3), and the cells that hold them."""
+    """Make organized points on a sphere of radius 1 about (0, 0, 3), and the mask of cells that hold a point."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     square = 1 - x**2 - y**2
     valid = square > 0.2

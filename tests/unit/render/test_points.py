@@ -10,7 +10,7 @@ import torch
 from anomalib_pose.render.points import VIEW_ANGLES, render_views, to_view_frame, view_rotations
 
 SIZE = 24
-NINE = view_rotations(*VIEW_ANGLES[9])
+ROTATIONS = view_rotations(*VIEW_ANGLES[9])
 
 
 def cloud(seed: int = 0, count: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +66,7 @@ def test_rotations_are_about_x_then_y(number: int) -> None:
 def test_pixels_and_visibility_equal_the_double_loop() -> None:
     points, normals = cloud()
     points = torch.cat([points, points[:60]])  # ties: the first point is visible
-    views = render_views(points, torch.cat([normals, normals[:60]]), NINE, spacing=0.1, size=SIZE)
+    views = render_views(points, torch.cat([normals, normals[:60]]), ROTATIONS, spacing=0.1, size=SIZE)
     for view, rotation_matrix in enumerate(rotation_matrices(9)):
         pixels, visible = visibility_by_loop(points.double().numpy(), rotation_matrix, SIZE)
         np.testing.assert_array_equal(views.pixels[view].numpy(), pixels)
@@ -77,7 +77,7 @@ def test_pixels_and_visibility_equal_the_double_loop() -> None:
 
 def test_points_close_behind_the_front_are_visible_with_a_tolerance() -> None:
     points, normals = cloud(1)
-    views = render_views(points, normals, NINE[:3], spacing=0.1, size=SIZE, depth_tolerance=0.05)
+    views = render_views(points, normals, ROTATIONS[:3], spacing=0.1, size=SIZE, depth_tolerance=0.05)
     for view, rotation_matrix in enumerate(rotation_matrices(9)[:3]):
         _, visible = visibility_by_loop(points.double().numpy(), rotation_matrix, SIZE, tolerance=0.05, first=False)
         np.testing.assert_array_equal(views.visible[view].numpy(), visible)
@@ -85,7 +85,7 @@ def test_points_close_behind_the_front_are_visible_with_a_tolerance() -> None:
 
 def test_squares_cover_the_samples_of_the_loop() -> None:
     points, normals = cloud(2, 60)
-    views = render_views(points, normals, NINE[:2], spacing=0.1, size=SIZE, point_size=90.0)
+    views = render_views(points, normals, ROTATIONS[:2], spacing=0.1, size=SIZE, point_size=90.0)
     side = 2 * SIZE
     centers = (np.arange(side) + 0.5) * 1024 / side - 512
     for view, rotation_matrix in enumerate(rotation_matrices(9)[:2]):
@@ -100,7 +100,7 @@ def test_squares_cover_the_samples_of_the_loop() -> None:
 
 
 def test_images_are_lit_from_the_front_on_both_sides_of_a_surface() -> None:
-    """A plate that faces the viewer, in closed form: the light is at twice the side, the eye at the camera."""
+    """A plate faces the viewer, so its gray value has a closed form. The light is at twice the plate's side."""
     x, y = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 41), indexing="ij")
     points = torch.stack([x.flatten(), y.flatten(), torch.zeros(41 * 41)], 1)
     for sign in (1.0, -1.0):
@@ -133,7 +133,7 @@ def test_a_tilted_surface_is_darker() -> None:
 def test_masks_contain_labeled_points_in_front() -> None:
     points, normals = cloud(4)
     labels = points[:, 0] > 0.6
-    views = render_views(points, normals, NINE, spacing=0.1, size=SIZE)
+    views = render_views(points, normals, ROTATIONS, spacing=0.1, size=SIZE)
     masks = views.masks(labels)
     for view in range(9):
         for row in range(SIZE):
@@ -150,7 +150,7 @@ def test_default_point_size_leaves_no_hole_in_a_plate() -> None:
     x, y = torch.meshgrid(torch.linspace(-1, 1, 60), torch.linspace(-1, 1, 60), indexing="ij")
     points = torch.stack([x.flatten(), y.flatten(), 0.2 * x.flatten()], 1)
     normals = torch.tensor([0.0, 0.0, 1.0]).expand(len(points), 3)
-    views = render_views(points, normals, NINE, spacing=2 / 59, size=48)
+    views = render_views(points, normals, ROTATIONS, spacing=2 / 59, size=48)
     for owners in views.point_indices:
         for line in (*owners, *owners.T):
             covered = (line >= 0).nonzero()[:, 0]
@@ -173,13 +173,13 @@ def test_view_frame_is_the_depth_camera_frame_rotated_about_x() -> None:
 def test_numbers_out_of_range_are_refused(changes: dict, words: str) -> None:
     points, normals = cloud()
     with pytest.raises(ValueError, match=words):
-        render_views(points, normals, NINE, spacing=0.1, **changes)
+        render_views(points, normals, ROTATIONS, spacing=0.1, **changes)
 
 
 @pytest.mark.parametrize("points", [torch.zeros(0, 3), torch.zeros(5, 3), torch.full((5, 3), torch.nan)])
 def test_clouds_without_extent_are_refused(points: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="finite points at different places"):
-        render_views(points, torch.zeros_like(points), NINE, spacing=0.1, size=SIZE)
+        render_views(points, torch.zeros_like(points), ROTATIONS, spacing=0.1, size=SIZE)
 
 
 def test_view_rotations_refuse_no_angles() -> None:

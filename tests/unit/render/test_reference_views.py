@@ -55,8 +55,7 @@ def test_cameras_stand_on_the_ring_and_look_at_the_target() -> None:
     assert pixel[0].tolist() == pytest.approx([128, 128])
 
 
-def test_positions_project_into_their_cells(views: list[ReferenceView]) -> None:
-    """The positions of the cells project into their cells with the published matrices."""
+def test_positions_project_into_their_cells_with_the_published_matrices(views: list[ReferenceView]) -> None:
     for view in views:
         filled = (view.xyz != -1).any(-1)
         cells = torch.nonzero(filled).numpy()
@@ -76,7 +75,7 @@ def test_positions_lie_on_the_visible_sides_of_the_box(views: list[ReferenceView
         assert (on_side & (np.sign(local) * eye > 1)).any(1).all()
 
 
-def test_index_names_the_same_point_in_every_view(views: list[ReferenceView]) -> None:
+def test_points_are_the_same_in_all_views(views: list[ReferenceView]) -> None:
     points = sample_surface(box(HALF, CENTER), 2000, np.random.default_rng([3, 0])).numpy()
     for view in views:
         assert np.abs(published_row_column(view, points) - view.pixels.numpy()).max() <= 0.5 + 1e-9
@@ -89,18 +88,18 @@ def test_brightness_follows_the_fit_to_the_published_renderings() -> None:
     """A plate is tilted against the camera by 50 degrees."""
     tilt = math.radians(50)
     plate = box((0.5, 0.4, 1e-4), (0.0, 0.0, 0.0))
-    turn = torch.tensor([[1, 0, 0], [0, math.cos(tilt), -math.sin(tilt)], [0, math.sin(tilt), math.cos(tilt)]])
-    mesh = Mesh.flat(plate.vertices @ turn.T, plate.faces, torch.ones(12, 3))
-    (view,) = render_reference_views(rotated_to_x(mesh), views=1, elevation=0.0, distance=3.0)
+    rotation = torch.tensor([[1, 0, 0], [0, math.cos(tilt), -math.sin(tilt)], [0, math.sin(tilt), math.cos(tilt)]])
+    mesh = Mesh.flat(plate.vertices @ rotation.T, plate.faces, torch.ones(12, 3))
+    (view,) = render_reference_views(rotate_z_to_x(mesh), views=1, elevation=0.0, distance=3.0)
     assert float(view.gray[128, 128]) * 255 == pytest.approx(67.5 + 102.5 * math.cos(tilt), abs=0.05)
     assert float(view.gray[0, 0]) == 1
     assert float(view.depth[0, 0]) == 0
 
 
-def rotated_to_x(mesh: Mesh) -> Mesh:
+def rotate_z_to_x(mesh: Mesh) -> Mesh:
     """Rotate the z axis to the x axis, the direction of the first camera."""
-    turn = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
-    return Mesh.flat(mesh.vertices @ turn.T, mesh.faces, torch.ones(len(mesh.faces), 3))
+    rotation = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+    return Mesh.flat(mesh.vertices @ rotation.T, mesh.faces, torch.ones(len(mesh.faces), 3))
 
 
 def test_depth_is_along_the_optical_axis(views: list[ReferenceView]) -> None:

@@ -37,12 +37,12 @@ def test_colors_without_gradients_equal_colors_with_gradients(rasterizer, degree
     """``test_agrees_with_the_definition`` compares colors with gradients with associated Legendre functions."""
     gaussians = replace(make_gaussians(300, degree, sh_degree=3), sh_degree=degree)
     camera = make_camera((1.0, 2.0, 1.5), width=40, height=30)
-    learning = replace(gaussians, colors=gaussians.colors.clone().requires_grad_())
-    with_gradients = rasterizer(learning, camera).rgb
+    trainable = replace(gaussians, colors=gaussians.colors.clone().requires_grad_())
+    with_gradients = rasterizer(trainable, camera).rgb
     assert with_gradients.requires_grad
     torch.testing.assert_close(rasterizer(gaussians, camera).rgb, with_gradients.detach(), atol=2e-6, rtol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(rasterizer(learning, camera).rgb, with_gradients, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(rasterizer(trainable, camera).rgb, with_gradients, atol=2e-6, rtol=1e-5)
 
 
 def test_definition_has_correct_gradients():
@@ -121,17 +121,17 @@ def test_a_batch_of_cameras_renders_like_single_cameras(rasterizer):
     gaussians = make_gaussians(30, sh_degree=2)
     cameras = [make_camera(eye) for eye in ((0.0, 0.0, -3.0), (2.0, 1.0, -2.0), (0.0, 3.0, 0.1))]
     backgrounds = torch.rand(3, 3, dtype=torch.float64)
-    together = rasterizer(gaussians, Camera.stack(cameras), backgrounds)
-    assert together.rgb.shape == (3, 32, 40, 3)
+    batched = rasterizer(gaussians, Camera.stack(cameras), backgrounds)
+    assert batched.rgb.shape == (3, 32, 40, 3)
     for index, camera in enumerate(cameras):
-        alone = rasterizer(gaussians, camera, backgrounds[index])
-        assert torch.equal(together.rgb[index], alone.rgb)
-        assert torch.equal(together.depth[index], alone.depth)
-        assert torch.equal(together.alpha[index], alone.alpha)
+        single = rasterizer(gaussians, camera, backgrounds[index])
+        assert torch.equal(batched.rgb[index], single.rgb)
+        assert torch.equal(batched.depth[index], single.depth)
+        assert torch.equal(batched.alpha[index], single.alpha)
     batch_of_one = rasterizer(gaussians, cameras[0].batched(), backgrounds[0])
     assert batch_of_one.alpha.shape == (1, 32, 40)
     shared = rasterizer(gaussians, Camera.stack(cameras), backgrounds[0])
-    assert torch.equal(shared.rgb[0], together.rgb[0])
+    assert torch.equal(shared.rgb[0], batched.rgb[0])
 
 
 @pytest.mark.parametrize("camera", [make_camera(), make_camera((0.0, 0.0, 30.0), target=(0.0, 0.0, 60.0))])
@@ -189,15 +189,15 @@ def test_gradient_descent_recovers_the_pose(rasterizer):
     gaussians = make_gaussians(60, 9, size=0.1).to(torch.float32)
     camera = make_camera((0.2, -0.3, -1.7), focal=0.6).to(torch.float32)
     target = rasterizer(gaussians, camera).rgb
-    wrong = camera.camera_to_world @ se3_exp(torch.tensor([0.04, -0.03, 0.05, 0.02, -0.02, 0.03]))
+    wrong_pose = camera.camera_to_world @ se3_exp(torch.tensor([0.04, -0.03, 0.05, 0.02, -0.02, 0.03]))
     tangent = torch.zeros(6, requires_grad=True)
     optimizer = torch.optim.Adam([tangent], lr=4e-3)
     for _ in range(100):
         optimizer.zero_grad()
-        loss = (rasterizer(gaussians, camera.with_pose(wrong @ se3_exp(tangent))).rgb - target).square().mean()
+        loss = (rasterizer(gaussians, camera.with_pose(wrong_pose @ se3_exp(tangent))).rgb - target).square().mean()
         loss.backward()
         optimizer.step()
-    assert (wrong @ se3_exp(tangent.detach()) - camera.camera_to_world).abs().max() < 5e-3
+    assert (wrong_pose @ se3_exp(tangent.detach()) - camera.camera_to_world).abs().max() < 5e-3
 
 
 def test_invalid_input_is_refused(rasterizer):

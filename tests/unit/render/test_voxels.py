@@ -46,7 +46,7 @@ def test_rays_project_to_their_pixels():
     torch.testing.assert_close(camera_rays(CAMERA, pixels).directions, rays.directions[pixels])
 
 
-def test_box_interval_against_sampling():
+def test_box_interval_equals_dense_sampling():
     rays = camera_rays(CAMERA)
     lower, upper = torch.tensor([-0.5, -0.3, -0.4]), torch.tensor([0.4, 0.6, 0.2])
     enter, leave = box_interval(rays, lower, upper)
@@ -60,21 +60,21 @@ def test_box_interval_against_sampling():
             assert float(t[inside][-1]) == pytest.approx(float(leave[index]), abs=5e-4)
 
 
-def test_composite_against_a_loop():
+def test_composite_equals_a_loop():
     generator = torch.Generator().manual_seed(1)
     ray = torch.tensor([0, 0, 0, 2, 2, 3, 3, 3, 3])
     density, length, distance = (torch.rand(9, generator=generator, dtype=torch.float64) for _ in range(3))
     colors = torch.rand(9, 3, generator=generator, dtype=torch.float64)
-    rgb, along, alpha, weight = composite(density, colors, distance, length, ray, 5)
+    rgb, weighted_distance, alpha, weight = composite(density, colors, distance, length, ray, 5)
     for number in range(5):
         light, expected = 1.0, np.zeros(5)
         for sample in (ray == number).nonzero()[:, 0].tolist():
-            through = math.exp(-float(density[sample] * length[sample]))
-            share = light * (1 - through)
-            assert float(weight[sample]) == pytest.approx(share, abs=1e-12)
-            expected += share * np.array([*colors[sample].tolist(), float(distance[sample]), 1.0])
-            light *= through
-        composited = [*rgb[number].tolist(), float(along[number]), float(alpha[number])]
+            sample_transmittance = math.exp(-float(density[sample] * length[sample]))
+            sample_weight = light * (1 - sample_transmittance)
+            assert float(weight[sample]) == pytest.approx(sample_weight, abs=1e-12)
+            expected += sample_weight * np.array([*colors[sample].tolist(), float(distance[sample]), 1.0])
+            light *= sample_transmittance
+        composited = [*rgb[number].tolist(), float(weighted_distance[number]), float(alpha[number])]
         np.testing.assert_allclose(composited, expected, atol=1e-12)
 
 
@@ -118,21 +118,21 @@ def test_kernels_equal_plain_pytorch_forward_and_backward(step, channels):
     torch.testing.assert_close(gradients[0], gradients[1], atol=2e-3, rtol=1e-3)
 
 
-def test_gradients_of_the_rays_against_differences():
+def test_gradients_of_rays_and_values_equal_finite_differences():
     voxels = ball(12)
     double = Voxels(voxels.lower.double(), voxels.cell, voxels.table, voxels.blocks, voxels.values.double())
     rays = camera_rays(Camera(CAMERA.camera_to_world.double(), CAMERA.K.double(), 24, 18), torch.arange(150, 300, 30))
 
-    def of(origins: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def render(origins: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         grid = Voxels(double.lower, double.cell, double.table, double.blocks, values)
         colors, distance, alpha = render_voxels(grid, Rays(origins, rays.directions, rays.cosines), 0.7)
         return torch.cat([colors.flatten(), distance, alpha])
 
     origins = rays.origins.clone().requires_grad_()
-    assert torch.autograd.gradcheck(of, (origins, double.values.requires_grad_()), atol=1e-5, fast_mode=True)
+    assert torch.autograd.gradcheck(render, (origins, double.values.requires_grad_()), atol=1e-5, fast_mode=True)
 
 
-def test_interpolation_against_scipy():
+def test_interpolation_equals_scipys():
     voxels = ball()
     dense = torch.zeros(*voxels.table.shape, 4)
     dense[..., 0] = -8
@@ -146,7 +146,7 @@ def test_interpolation_against_scipy():
     np.testing.assert_array_equal(occupied.numpy(), corners)
 
 
-def test_blocks_against_a_loop():
+def test_blocks_equal_a_loop():
     occupied = torch.rand(19, 16, 9, generator=torch.Generator().manual_seed(4)) < 0.001
     table, blocks = index_vertices(occupied)
     assert table[occupied].tolist() == list(range(int(occupied.sum())))

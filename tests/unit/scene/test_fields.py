@@ -90,7 +90,7 @@ def test_the_fit_does_not_depend_on_the_scene_unit(posed):
 
 
 @pytest.mark.slow
-def test_voxels_without_masks(posed):
+def test_voxels_reproduce_the_toy_without_masks(posed):
     _, cameras, _ = posed
     black = make_toy().render(cameras).rgb.permute(0, 3, 1, 2).clamp(0, 1)
     _, psnr = fit_voxels(black, cameras, None, QUICK, held_out=(3, 11), progress=False)

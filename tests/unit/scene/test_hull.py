@@ -28,7 +28,7 @@ def ball_masks(cameras: Camera, radius: float) -> torch.Tensor:
     return torch.stack(masks)
 
 
-def test_ball_of_cameras():
+def test_ball_of_cameras_has_the_viewed_point_and_fits_the_images():
     center, radius = ball_of_cameras(cameras_around())
     torch.testing.assert_close(center, CENTER, atol=1e-4, rtol=0)
     assert abs(radius - 3 * torch.sin(torch.tensor(0.35)).item()) < 1e-3
@@ -62,7 +62,7 @@ def test_white_foreground_keeps_white_parts_and_opens_holes():
     image[:, :, 8:12, 8:22] = torch.linspace(0.991, 1, 14)  # a white part of the object
     image[:, :, 20:30, 20:30] = 1.0
     image[:, :, 40, 40] = 1.0  # a highlight
-    image[:, :, 20, 20:30] = 0.995  # the rim of the hole is mixed with what is around it
+    image[:, :, 20, 20:30] = 0.995  # pixels at the rim of the hole are mixed with the object
     expected = torch.zeros(1, 60, 60)
     expected[:, 5:55, 5:55] = 1
     expected[:, 20:30, 20:30] = 0
@@ -70,7 +70,7 @@ def test_white_foreground_keeps_white_parts_and_opens_holes():
     assert white_foreground(torch.full((1, 3, 20, 20), 0.5)) is None
 
 
-def test_boundary_band():
+def test_boundary_band_lies_on_both_sides_of_the_silhouette():
     mask = torch.zeros(9, 9)
     mask[3:6, 3:6] = 1
     expected = torch.zeros(9, 9)

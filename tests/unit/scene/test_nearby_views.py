@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Correction by nearby views: a spot that only photographs show appears in renderings from other poses."""
+"""Correction by nearby views: a spot that exists only in the photographs appears in renderings from other poses."""
 
 import itertools
 import math
