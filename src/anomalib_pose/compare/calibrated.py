@@ -38,9 +38,9 @@ class CalibratedComparator(nn.Module):
     Query and reference are cropped to a window around the object and resized. Each layer gives one residual map:
 
     - color in CIELAB, the gradient of its lightness (structure), and the reflectance if its weight is above 0. Their
-      residual is the smallest distance over shifts of up to ``tolerance`` pixels, the larger one of both directions;
+      residual is the smallest distance over shifts of up to ``tolerance`` pixels, the larger of the two directions;
     - the layers of the network, with features of unit length. Their residual is the distance without shifts: a feature
-      cell tolerates shifts inside it. Shifting features too changed nothing but the run time in measurements.
+      cell tolerates shifts inside it. In measurements, shifting features too changed only the run time.
 
     ``fit_calibration`` learns the mean and the standard deviation of the residuals of normal views. Both depend on the
     distance of a pixel to the outline and on the local contrast of the reference. Each residual is then expressed in
@@ -50,7 +50,7 @@ class CalibratedComparator(nn.Module):
     The score of an image is the mean of its largest pixels, not of a single pixel.
 
     Args:
-        network: network whose features are compared; None for none.
+        network: network whose features are compared; None to compare the image layers only.
         window: window around the object; None for the defaults.
         weights: weights of the layers; None for the defaults.
         scoring: tolerance, normalization, smoothing and score; None for the defaults.
@@ -83,7 +83,7 @@ class CalibratedComparator(nn.Module):
         self.statistics = ResidualStatistics(len(scales), scales)
 
     def resized(self, size: int) -> "CalibratedComparator":
-        """Return a copy for windows of another size, whose maps are smoothed as far on the object.
+        """Return a copy for windows of another size; its smoothing covers the same part of the object.
 
         Args:
             size: side of the windows in pixels.
@@ -114,8 +114,8 @@ class CalibratedComparator(nn.Module):
         if self.extractor is not None:
             layers = zip(self.extractor(query), self.extractor(reference), strict=True)
             for query_features, reference_features in layers:
-                units = functional.normalize(query_features), functional.normalize(reference_features)
-                residuals.append(upsample(squared_difference(*units).sqrt(), size))
+                unit_features = functional.normalize(query_features), functional.normalize(reference_features)
+                residuals.append(upsample(squared_difference(*unit_features).sqrt(), size))
         return torch.stack(residuals, 1)
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class CalibratedComparator(nn.Module):
 
         Args:
             queries: normal views that the scene was not fitted to, RGB in [0, 1].
-            references: their references, RGB in [0, 1].
+            references: references of the views, RGB in [0, 1].
             alphas: opacity of the object in the references, in [0, 1].
             reference_reflectances: rendered reflectance of the references; None to compute it from the references.
 
@@ -174,7 +174,7 @@ class CalibratedComparator(nn.Module):
 
         Args:
             query: queries, RGB in [0, 1].
-            reference: their references, RGB in [0, 1].
+            reference: references of the queries, RGB in [0, 1].
             alpha: opacity of the object in the references, in [0, 1]; where it is empty the whole image is compared.
             reference_reflectance: rendered reflectance of the references; None to compute it from the references.
         """

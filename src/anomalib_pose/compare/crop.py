@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows around objects: cut out and resized, and maps of windows put back into whole images."""
+"""Square windows around objects: cropping, resizing, and pasting maps of windows into whole images."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class ObjectCrop:
         Args:
             alpha: opacity of the objects.
             size: side of the resized windows.
-            margin: width added at each side, as a part of the object's longer side.
+            margin: width added at each side, as a fraction of the object's longer side.
             threshold: opacity above which a pixel belongs to the object.
         """
         height, width = alpha.shape[-2:]
@@ -47,19 +47,19 @@ class ObjectCrop:
             length = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
             # a window larger than the image would spend resolution on pixels outside the image
             side = min(round(length * (1 + 2 * extra)), max(height, width))
-            top = cls._place((rows[0] + rows[-1] + 1) / 2, side, height)
-            left = cls._place((columns[0] + columns[-1] + 1) / 2, side, width)
+            top = cls._window_start((rows[0] + rows[-1] + 1) / 2, side, height)
+            left = cls._window_start((columns[0] + columns[-1] + 1) / 2, side, width)
             boxes.append((top, left, side))
         return cls(tuple(boxes), size, height, width)
 
     @staticmethod
-    def _place(center: float, side: int, length: int) -> int:
+    def _window_start(center: float, side: int, length: int) -> int:
         """Return the first pixel of a window: inside the image if it fits, else centered on the image."""
         start = round(center - side / 2)
         return (length - side) // 2 if side > length else min(max(start, 0), length - side)
 
     def apply(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c s s"]:
-        """Cut out and resize the windows; beyond the image its border is repeated.
+        """Crop and resize the windows; beyond an image, its border is repeated.
 
         Args:
             images: one image for each window.

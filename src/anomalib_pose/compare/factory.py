@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparators by name."""
+"""Construction of comparators from their names."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from anomalib_pose.compare.protocol import Comparator
 from anomalib_pose.compare.settings import LayerWeights, ScoringSettings, WindowSettings
 
 ComparatorName = Literal["calibrated", "illumination", "paper", "product"]
-"""Names of ``make_comparator``; each has a row in ``_BUILDERS``."""
+"""Names that ``make_comparator`` accepts; each has a row in ``_BUILDERS``."""
 
 # Selected on the car of the brick data set under two other lights. Reflectance and fine layers depend least on the
 # light, plain color depends on it most. The larger window preserves more of small defects.
@@ -19,7 +19,7 @@ _ILLUMINATION_LAYERS = (0, 1)
 _ILLUMINATION_SETTINGS: dict[str, Any] = {
     "window": WindowSettings(size=400),
     "weights": LayerWeights(color=0.0, structure=1.0, reflectance=4.0, features=(3.0, 2.0), feature_mix=0.5),
-    "scoring": ScoringSettings(blur_sigma=3.125),  # smooths as far on the object as 2 pixels in a window of 256
+    "scoring": ScoringSettings(blur_sigma=3.125),  # covers the same part of the object as 2 pixels in a window of 256
 }
 
 
@@ -32,13 +32,13 @@ def make_comparator(
     network_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Comparator:
-    """Build the comparator of a name.
+    """Build a comparator from its name.
 
     Args:
         name: ``"calibrated"``; ``"illumination"``: calibrated, for queries in another light; ``"paper"``: the
             comparison of OmniposeAD and SplatPose; ``"product"``: the comparison of PIAD.
-        backbone: timm name of the network. Empty for none in ``"calibrated"`` and ``"illumination"``, and for
-            EfficientNet-B4 in ``"paper"`` and ``"product"``.
+        backbone: timm name of the network. Empty for no network in ``"calibrated"`` and ``"illumination"``, and
+            for EfficientNet-B4 in ``"paper"`` and ``"product"``.
         weights_path: file with the network's weights; empty to let timm download them once.
         reflectance_weights_path: file of the published decomposition network; empty for the closed form. Comparators
             without reflectance ignore it.

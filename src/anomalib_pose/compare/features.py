@@ -23,13 +23,13 @@ class NetworkSettings:
 
     Args:
         backbone: timm name of the network.
-        layers: indices of the stages whose feature maps are compared; empty for those at half and at three quarters of
-            the depth.
+        layers: indices of the stages whose feature maps are compared; empty for the stages at half and at three
+            quarters of the depth.
         pretrained: take timm's weights if no file is given.
         weights_path: file with the weights; empty for none.
         pad_type: padding of the convolutions; empty for the network's default.
-        mean: image normalization, subtracted; None for the network's own.
-        std: image normalization, divisor; None for the network's own.
+        mean: image normalization, subtracted; None for the network's own value.
+        std: image normalization, divisor; None for the network's own value.
     """
 
     backbone: str
@@ -57,14 +57,15 @@ class FeatureExtractor(nn.Module):
         backbone: timm name of the network.
         layers: indices of timm's stages (``feature_info``) whose output is returned. For ``tf_efficientnet_b4``
             0, 1, 2, 3 are the outputs of blocks 1, 5, 9 and 21, with 24, 32, 56 and 160 channels at strides 2 to 16.
-            The stages of a transformer are its blocks. Empty for those at half and at three quarters of the depth.
+            The stages of a transformer are its blocks. Empty for the blocks at half and at three quarters of
+            the depth.
         pretrained: take timm's weights if no file is given.
         weights_path: file with the weights of this timm network (``.safetensors``, or a ``torch.save`` of its state
             dict); None or empty for none.
         pad_type: padding of the convolutions if it differs from timm's default for this network, ``"same"`` for weights
             converted from TensorFlow; empty for the default.
-        mean: subtracted from an image in [0, 1]; None for the network's own.
-        std: divides the result; None for the network's own.
+        mean: subtracted from an image in [0, 1]; None for the network's own value.
+        std: divides the result; None for the network's own value.
 
     Raises:
         ValueError: if timm has no such network, or the network has no such stages.
@@ -158,16 +159,18 @@ class FeatureExtractor(nn.Module):
                 "Give weights_path, switch pretrained on, or load a checkpoint."
             )
             raise RuntimeError(msg)
-        own = self.network.state_dict()
-        wrong = [name for name, value in own.items() if name not in weights or weights[name].shape != value.shape]
-        if wrong:
+        expected = self.network.state_dict()
+        mismatches = [
+            name for name, value in expected.items() if name not in weights or weights[name].shape != value.shape
+        ]
+        if mismatches:
             msg = (
-                f"{self.weights_path or 'timm'} should hold the weights of {self.backbone!r}, but {len(wrong)} of "
-                f"{len(own)} are missing or have another shape, the first is {wrong[0]!r}. "
+                f"{self.weights_path or 'timm'} should hold the weights of {self.backbone!r}, but {len(mismatches)} of "
+                f"{len(expected)} are missing or have another shape, the first is {mismatches[0]!r}. "
                 "Name the network that the file belongs to."
             )
             raise ValueError(msg)
-        self.network.load_state_dict({name: weights[name] for name in own})
+        self.network.load_state_dict({name: weights[name] for name in expected})
         self.loaded.fill_(value=True)
         logger.info("Loaded %s from %s.", self.backbone, self.weights_path or "timm")
 

@@ -80,15 +80,15 @@ def shifted(
         cells = torch.arange(-reach, size + reach, device=features.device).clamp(0, size - 1)
         widened = widened.index_select(axis, cells)
     for shift in shifts:
-        read = widened
+        result = widened
         for axis, amount in zip((2, 3), shift, strict=True):
             size, whole = features.shape[axis], math.floor(amount)
-            near = read.narrow(axis, reach + whole, size)
+            near = result.narrow(axis, reach + whole, size)
             if amount == whole:
-                read = near
+                result = near
             else:
-                read = torch.lerp(near, read.narrow(axis, reach + whole + 1, size), amount - whole)
-        yield read
+                result = torch.lerp(near, result.narrow(axis, reach + whole + 1, size), amount - whole)
+        yield result
 
 
 def tolerant_distance(
@@ -130,7 +130,7 @@ def top_mean(maps: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"], fracti
     Args:
         maps: anomaly maps.
         alpha: opacity of the object; where it is empty, the whole image counts as its area.
-        fraction: number of values as a part of the object's pixels, in (0, 1].
+        fraction: number of values as a fraction of the object's pixels, in (0, 1].
     """
     pixels = maps.shape[1] * maps.shape[2]
     area = (alpha > 0.5).flatten(1).sum(1)

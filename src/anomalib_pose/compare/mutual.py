@@ -42,7 +42,7 @@ def patch_scores(images: Sequence[Float[Tensor, "_ c"]], share: float = 0.3) -> 
     serves both directions of a pair. The distances of ``m`` images with ``p`` patches take ``2 m^2 p`` bytes.
 
     Args:
-        images: features of the patches of each image, of any length; the numbers of patches may differ, none may be 0.
+        images: features of the patches of each image, not normalized; the numbers of patches may differ, none may be 0.
         share: fraction of the other images that counts, in (0, 1]; at least one image counts.
 
     Raises:
@@ -97,7 +97,7 @@ def mutual_maps(
     Args:
         layers: feature maps of all images, one tensor for each layer (n, c, h, w), in any precision.
         foreground: mask of the object at any resolution. Only patches with foreground are scored and compared; all
-            others score 0. None for no mask. In an image without foreground, all patches are scored.
+            other patches score 0. None for no mask. In an image without foreground, all patches are scored.
         neighborhoods: sizes of neighborhoods; see ``neighborhood_means``.
         share: see ``patch_scores``.
         step: called after each layer and size.
@@ -154,7 +154,7 @@ def rescored(
 
     Args:
         scores: one for each image.
-        descriptors: one for each image, of any length: the class token, or the mean of a feature map.
+        descriptors: one for each image, not normalized: the class token, or the mean of a feature map.
         windows: numbers of images k; n if k is larger.
 
     Raises:

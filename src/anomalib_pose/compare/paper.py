@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published comparisons: that of OmniposeAD, SplatPose and SplatPose+, and that of PIAD."""
+"""Published comparisons of OmniposeAD, SplatPose and SplatPose+, and of PIAD."""
 
 import copy
 
@@ -115,7 +115,7 @@ class PaperComparator(nn.Module):
 
         Args:
             query: queries, RGB in [0, 1].
-            reference: their references, RGB in [0, 1].
+            reference: references of the queries, RGB in [0, 1].
             alpha: not used.
             reference_reflectance: rendered reflectance of the references, for comparators that compare it; None to
                 compute it from the references.
@@ -174,8 +174,8 @@ class PaperComparator(nn.Module):
 class ProductComparator(PaperComparator):
     """Multiplies the feature differences of images and of their reflectances (PIAD, CVPR 2025).
 
-    ``S = sum_l up(D_l(I) D_l(R))``, blurred; the score is the maximum. The product misses a defect that differs in only
-    one of the two, such as a gray defect on a gray surface.
+    ``S = sum_l up(D_l(I) D_l(R))``, blurred; the score is the maximum. The product misses a defect that differs only
+    in the image or only in the reflectance, such as a gray defect on a gray surface.
 
     Args:
         network: see ``PaperComparator``.

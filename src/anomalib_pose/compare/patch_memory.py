@@ -23,7 +23,7 @@ _BLUR_SIGMA = 4.0
 _MAX_VIEWS = 60
 _CHUNK = 2048  # patches whose distances to the bank are computed at once
 _MIN_DEFECT_DIFFERENCE = 0.05  # color difference from the normal view above which a pixel belongs to the defect
-_PIXEL_STEP = 5  # one of so many pixels is used to compare two ways of detecting defects
+_PIXEL_STEP = 5  # every fifth pixel is used to compare the memory with the comparison
 
 
 class PatchMemory(nn.Module):
@@ -68,7 +68,7 @@ class PatchMemory(nn.Module):
 
     @torch.no_grad()
     def fit(self, extractor: FeatureExtractor, images: Float[Tensor, "n 3 h w"]) -> None:
-        """Fill the bank with patches of normal views; of many views, 60 evenly spaced ones are used.
+        """Fill the bank with patches of at most 60 evenly spaced normal views.
 
         Args:
             extractor: network that computes the features.
@@ -119,20 +119,19 @@ class PatchMemory(nn.Module):
             distances: ``distances`` of normal views whose patches are not in the bank.
             compared: maps and scores of the same views by the comparison with references.
         """
-        for index, (own, target) in enumerate(zip(distances, compared, strict=True)):
-            spread = own.std() if own.numel() > 1 else own.new_zeros(())
+        for index, (distance, target) in enumerate(zip(distances, compared, strict=True)):
+            spread = distance.std() if distance.numel() > 1 else distance.new_zeros(())
             # One view, or views without differences, have a mean but no spread.
-            ratio = target.std() / spread if float(spread) > 0 else target.mean() / own.mean().clamp(min=1e-6)
+            ratio = target.std() / spread if float(spread) > 0 else target.mean() / distance.mean().clamp(min=1e-6)
             self.gain[index] = ratio
-            self.offset[index] = target.mean() - ratio * own.mean()
+            self.offset[index] = target.mean() - ratio * distance.mean()
 
     def forward(
         self, extractor: FeatureExtractor, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, " b"]]:
         """Compute anomaly maps, 0 or more, and scores, both on the scale of the comparison.
 
-        Scores may be negative. With a minimum of 0, images that are less anomalous than the comparison can tell would
-        all have the same score.
+        Scores may be negative. With a minimum of 0, all images with a negative score would have the same score.
 
         Args:
             extractor: network that computes the features.
@@ -183,8 +182,8 @@ class PatchMemory(nn.Module):
         """Learn the memory's least weight, for maps and for scores, from synthetic defects.
 
         Some objects move, have gloss or are rendered badly: their residuals exceed those of a defect. The weight is the
-        part of the comparison's errors (1 - AUROC) that the memory avoids, at least 0. Maps are ranked by pixels of the
-        defective views, scores by views.
+        fraction of the comparison's errors (1 - AUROC) that the memory avoids, at least 0. Maps are ranked by pixels of
+        the defective views, scores by views.
 
         Args:
             extractor: network that computes the features.

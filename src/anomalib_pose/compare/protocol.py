@@ -30,7 +30,7 @@ class Comparator(Protocol):
         ...
 
     def resized(self, size: int) -> "Comparator":
-        """Return a copy for windows of another size, whose maps are smoothed as far on the object.
+        """Return a copy for windows of another size; its smoothing covers the same part of the object.
 
         Args:
             size: side of the windows in pixels.
@@ -48,7 +48,7 @@ class Comparator(Protocol):
 
         Args:
             query: queries, RGB in [0, 1].
-            reference: their references, RGB in [0, 1].
+            reference: references of the queries, RGB in [0, 1].
             alpha: opacity of the object in the references, in [0, 1].
             reference_reflectance: rendered reflectance of the references; None to compute it from the references.
         """
@@ -74,7 +74,7 @@ class Comparator(Protocol):
 
         Args:
             queries: normal views that the scene was not fitted to, RGB in [0, 1].
-            references: their references, RGB in [0, 1].
+            references: references of the views, RGB in [0, 1].
             alphas: opacity of the object in the references, in [0, 1].
             reference_reflectances: see ``__call__``.
         """
@@ -87,7 +87,7 @@ class Comparator(Protocol):
 
         Args:
             query: windows of queries, RGB in [0, 1].
-            reference: windows of their references, RGB in [0, 1].
+            reference: windows of the queries' references, RGB in [0, 1].
             alpha: opacity of the object in the references, in [0, 1].
         """
         ...
@@ -99,7 +99,7 @@ class Comparator(Protocol):
 
         Args:
             queries: windows of normal views, RGB in [0, 1].
-            references: windows of their references, RGB in [0, 1].
+            references: windows of the views' references, RGB in [0, 1].
             alphas: opacity of the object in the references, in [0, 1].
         """
         ...

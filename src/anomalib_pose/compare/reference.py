@@ -20,7 +20,7 @@ class Reference(NamedTuple):
         alpha: opacity of the object (H, W).
         points: surface point that each pixel shows (H, W, 3), world frame.
         support_residual: color difference from the nearest training views at the same surface points (H, W), as a
-            part of the color range; None where no training views are stored.
+            fraction of the color range; None where no training views are stored.
         reflectance: rendered reflectance over white (3, H, W); None where the scene has none or the comparison needs
             none.
     """

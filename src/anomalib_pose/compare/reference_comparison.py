@@ -23,8 +23,8 @@ from anomalib_pose.scene import Scene
 
 logger = logging.getLogger(__name__)
 
-_MIN_VIEWS_TO_MIX = 4  # fewer held-out views do not tell how reliable the patch memory is
-_SYNTHETIC_DEFECTS = 40  # least number of defective copies that the patch memory is weighed on
+_MIN_VIEWS_TO_MIX = 4  # from fewer held-out views, the reliability of the patch memory cannot be estimated
+_SYNTHETIC_DEFECTS = 40  # least number of defective copies that the mixing weights are learned from
 _OBJECT_ALPHA = 0.5
 
 
@@ -83,7 +83,7 @@ class ReferenceComparison(nn.Module):
 
     @property
     def memory_network(self) -> FeatureExtractor | None:
-        """Network of the patch memory: that of a comparator with ``can_calibrate``, None without one."""
+        """Network of the patch memory: the comparator's network if it has ``can_calibrate``, else None."""
         return self.comparator.extractor if self.comparator.can_calibrate else None
 
     @property
@@ -128,7 +128,7 @@ class ReferenceComparison(nn.Module):
     def calibrate_surface(
         self, images: Float[Tensor, "c 3 h w"], render_view: Callable[[int], Reference], scene: Scene
     ) -> None:
-        """Collect the residuals of training views on the object's surface; fitted views are used too.
+        """Collect the residuals of training views on the object's surface, also of views that the scene was fitted to.
 
         Args:
             images: see ``calibrate``.
@@ -183,7 +183,7 @@ class ReferenceComparison(nn.Module):
 
         Args:
             query: queries, RGB in [0, 1].
-            reference: their B references.
+            reference: references of the B queries.
             pose_confidence: confidence of the cameras that the references were rendered from, in [0, 1].
         """
         compared = self.compare(query, reference)
@@ -200,7 +200,7 @@ class ReferenceComparison(nn.Module):
 
         Args:
             query: queries, RGB in [0, 1].
-            reference: their B references.
+            reference: references of the B queries.
         """
         anomaly_map = self.surface(self.residual_map(query, reference), reference.points, reference.alpha)
         scored_map = anomaly_map
@@ -213,7 +213,7 @@ class ReferenceComparison(nn.Module):
 
         Args:
             query: queries, RGB in [0, 1].
-            reference: their B references.
+            reference: references of the B queries.
         """
         rgb = reference.rgb
         if self.relight:

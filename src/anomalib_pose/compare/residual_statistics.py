@@ -12,9 +12,9 @@ OUTLINE_DISTANCES = (-6, 0, 2, 4, 8)
 PRIOR_PIXELS = 400.0
 """Number of pixels with the layer's average that are added to each bin, so that bins with few pixels stay stable."""
 FLOOR = 0.2
-"""Smallest standard deviation of a bin, as a part of the layer's: flat background alone would have none."""
+"""Smallest standard deviation of a bin, as a fraction of the layer's: flat background alone would have 0."""
 
-_SOFTNESS = 0.2  # width of the transition between two contrast classes, as a part of the contrast
+_SOFTNESS = 0.2  # width of the transition between two contrast classes, as a fraction of the contrast
 _NO_CONTRAST = 1e-6
 
 
@@ -68,7 +68,7 @@ class ResidualStatistics(nn.Module):
     def zone_and_class(
         self, contrast: Float[Tensor, "b h w"], alpha: Float[Tensor, "b h w"]
     ) -> tuple[Float[Tensor, "b h w"], Float[Tensor, "b h w"]]:
-        """Compute the zone and the contrast class of each pixel; fractions lie between two of them.
+        """Compute the zone and the contrast class of each pixel; a fraction lies between two zones or classes.
 
         Args:
             contrast: local contrast of the references.
@@ -134,7 +134,7 @@ class ResidualStatistics(nn.Module):
 
         Args:
             residuals: residual maps of queries.
-            contrast: local contrast of their references.
+            contrast: local contrast of the queries' references.
             alpha: opacity of the object in the references.
         """
         zone, contrast_class = self.zone_and_class(contrast, alpha)

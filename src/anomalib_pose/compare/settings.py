@@ -12,7 +12,7 @@ class WindowSettings:
 
     Args:
         size: side in pixels that the window is resized to.
-        margin: width added to the window on each side, as a part of the object's longer side.
+        margin: width added to the window on each side, as a fraction of the object's longer side.
 
     Raises:
         ValueError: if the size is below 32 pixels or the margin is negative.
@@ -68,18 +68,18 @@ class LayerWeights:
 
     @property
     def image_weights(self) -> tuple[float, ...]:
-        """Weights of the residual maps that need no network: color, structure, and reflectance unless it is 0."""
+        """Weights of the residual maps that need no network: color, structure, and reflectance if above 0."""
         weights = (self.color, self.structure)
         return (*weights, self.reflectance) if self.reflectance else weights
 
     def normalized(self, layer_count: int) -> tuple[float, ...]:
-        """Return the weight of each residual map, those of the image before those of the network; they sum to 1.
+        """Return the weight of each residual map, image layers before network layers; they sum to 1.
 
         Args:
             layer_count: number of layers of the network; 0 without a network.
 
         Raises:
-            ValueError: if ``features`` does not hold one weight for each layer, or has a negative weight or only 0.
+            ValueError: if ``features`` does not hold one weight for each layer, or has a negative weight or only zeros.
         """
         feature_mix = self.feature_mix if layer_count else 0.0
         normalized = [weight / sum(self.image_weights) * (1 - feature_mix) for weight in self.image_weights]
@@ -94,7 +94,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """How residual maps become an anomaly map and a score.
+    """Settings that turn residual maps into an anomaly map and a score.
 
     Args:
         tolerance: largest tolerated shift between query and reference, in pixels of the window; 0 for none.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 PRIOR_PIXELS = 2.0
 """Number of pixels with the average residual that are added to each cell, so that cells in few views stay stable."""
 
-_REACH = 1.3  # half the cube's side in radii of the object; a radius leaves out the object's outermost parts
+_REACH = 1.3  # half the cube's side in radii of the object; a value of 1 would leave out the object's outermost parts
 _MIN_OPACITY = 0.05  # opacity below which a pixel does not show the surface
 _OPAQUE = 0.5
 
@@ -18,7 +18,7 @@ _OPAQUE = 0.5
 class SurfaceStatistics(nn.Module):
     r"""Divides the anomaly map of a query by the residuals that normal views have at the same surface points.
 
-    Renderings are worse at gloss, at thin parts and at places in few training views, whatever the camera. The anomaly
+    Renderings are worse at gloss, at thin parts and at places in few training views, from every camera. The anomaly
     maps of normal views are collected in the cells of a cube around the object; :math:`e` is their root mean square. A
     query's map :math:`m` becomes
 
@@ -112,7 +112,7 @@ class SurfaceStatistics(nn.Module):
         points: Float[Tensor, "b h w 3"],
         alpha: Float[Tensor, "b h w"],
     ) -> Float[Tensor, "b h w"]:
-        """Divide as ``forward`` after ``fit``; no branch depends on the data, so that this can be exported."""
+        """Divide as ``forward`` does after ``fit``, but without a branch on the data, so that this can be exported."""
         excess = torch.zeros_like(anomaly_map)
         for index, weight in self._corners(points):
             excess = excess + self.excess_square[index] * weight

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_SMALLEST, _LARGEST = 0.03, 0.12  # semi-axes of a defect, as parts of the longer side of the image
+_SMALLEST, _LARGEST = 0.03, 0.12  # semi-axes of a defect, as fractions of the longer side of the image
 _EDGE_SHARPNESS = 8
 _BACKGROUND_TOLERANCE = 0.1  # color difference from the border's median above which a pixel belongs to the object
 

@@ -21,7 +21,7 @@ from anomalib_pose.scene import GaussianScene, NearbyViews, Scene, scene_rasteri
 logger = logging.getLogger(__name__)
 
 _WINDOW_SEARCH_SIZE = 64  # longer side in pixels of the renderings in which the window is searched
-_OBJECT_ALPHA = (0.0995, 0.1005)  # opacity at which a cell begins to count as object, and counts in full
+_OBJECT_ALPHA = (0.0995, 0.1005)  # opacities at which a cell begins to count as object, and at which it counts in full
 _MARGIN = 0.08
 _NEIGHBOR_BATCH = 256  # views whose neighbors are searched at once
 _CAPACITY_VIEWS = 32  # views that measure the tile capacity
@@ -62,14 +62,16 @@ def build_detector(
     height, width = window.pixels(camera, size)
     compared_camera = window.camera(camera, *window.pixels(camera, compared_size))
     scale = float((compared_camera.K.diagonal() / camera.K.diagonal())[:2].mean())
-    count, sh_degree = (0, 0) if gaussian_scene is None else (len(gaussian_scene), gaussian_scene.sh_degree)
+    gaussian_count, sh_degree = (0, 0) if gaussian_scene is None else (len(gaussian_scene), gaussian_scene.sh_degree)
     photographs = nearby if gaussian_scene is not None and settings.photographs else None
-    extra = 0.0 if photographs is None else corrections_megabytes(photographs, scale, settings.photographs)
-    megabytes = check_size(settings, height, width, count, sh_degree, extra)
+    correction_megabytes = (
+        0.0 if photographs is None else corrections_megabytes(photographs, scale, settings.photographs)
+    )
+    megabytes = check_size(settings, height, width, gaussian_count, sh_degree, correction_megabytes)
     bank_poses = spread_poses(poses, scene.center.to(poses), settings.views)
     logger.info(
         "Building a detector with %d views of %d x %d px and %d Gaussians: %.0f MB.",
-        len(bank_poses), height, width, count, megabytes,
+        len(bank_poses), height, width, gaussian_count, megabytes,
     )  # fmt: skip
     rows, columns = window.matrices(window_matrix, (camera.height, camera.width), (height, width), bank_poses)
     bank = RenderedBank.render(

@@ -20,7 +20,7 @@ from anomalib_pose.deploy.settings import DetectorSettings
 from anomalib_pose.geometry import rigid_inverse
 
 _STRIDES = {4: 1, 2: 2, 1: 2}  # by the divisor of the size: large images have more pixels than the alignment needs
-_MIN_CALIBRATION_DISTANCE = 0.035  # fraction of the distance to the object; queries have no bank view this near
+_MIN_CALIBRATION_DISTANCE = 0.035  # fraction of the distance to the object; a query has no bank view closer than this
 
 
 class DetectorOutput(NamedTuple):
@@ -58,9 +58,9 @@ class FeedForwardDetector(nn.Module):
 
     The graph has no renderer, no optimizer and no branch that depends on the data. It crops the window that holds the
     object out of the query and retrieves the most similar views of the bank. A fixed number of damped Gauss-Newton
-    steps aligns them with the query; their slopes have a closed form, because the views have depth. At the best pose,
-    the object is rasterized or the nearest views are warped there. The comparator compares this reference with the
-    query.
+    steps aligns these views with the query; the Jacobian has a closed form, because the views have depth. At the best
+    pose, the object is rasterized or the nearest views are warped there. The comparator compares this reference with
+    the query.
 
     Args:
         bank: rendered views of the window.
@@ -122,7 +122,7 @@ class FeedForwardDetector(nn.Module):
             query: windows of the bank's size, RGB in [0, 1].
 
         Returns:
-            Camera-to-world poses in units of the bank's depth, and the alignment costs there.
+            Camera-to-world poses in units of the bank's depth, and the alignment costs at these poses.
         """
         index = self.bank.nearest(query, self.starts)
         motion = torch.eye(4).to(query).expand(index.numel(), 4, 4).unflatten(0, (-1, self.starts))
@@ -157,10 +157,10 @@ class FeedForwardDetector(nn.Module):
     def reference(self, images: Float[Tensor, "b 3 height width"], min_distance: float = 0.0) -> DetectorReference:
         """Estimate the poses of images and make their references.
 
-        The object is rasterized at the pose, or the views near the pose are warped there with their depth. What is
-        hidden from one view comes from the others. Where no view supports a pixel, the reference is the query itself,
-        so that nothing is compared there. Views are sharper than an image with fewer pixels than they have; the
-        reference is resampled to the same softness.
+        The object is rasterized at the pose, or the views near the pose are warped there with their depth. A
+        surface that is hidden in one view comes from the other views. Where no view supports a pixel, the reference is
+        the query itself, so that nothing is compared there. Views are sharper than an image of lower resolution, so the
+        reference is resampled to the softness of the image.
 
         Args:
             images: RGB in [0, 1], of any size.
@@ -203,10 +203,10 @@ class FeedForwardDetector(nn.Module):
         Args:
             images: normal views that the scene was not fitted to.
             surface: the model's residual statistics on the object's surface; None to treat all surface points alike.
-                They come from more views than the fit left out. They tell which surface points have larger residuals
-                than others, not how large those are, so they also hold for this detector's references.
+                They come from more views than were held out from the fit. They compare surface points with each other
+                and have no absolute scale, so they also hold for this detector's references.
         """
-        # The bank may hold a view from the very pose of an image, which no query has.
+        # The bank may hold a view at the exact pose of an image. A query never has such a view.
         references = [self.reference(image[None], _MIN_CALIBRATION_DISTANCE) for image in images]
         query, reference, alpha = (torch.cat(parts) for parts in list(zip(*references, strict=True))[:3])
         self.comparator.fit_windows(query, reference, alpha)

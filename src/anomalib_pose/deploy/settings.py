@@ -18,20 +18,20 @@ class DetectorSettings:
 
     Args:
         views: rendered views of the object in the bank.
-        size: longer side in pixels of the window around the object in the bank's views, by which poses are estimated.
-            0 for 200 where Gaussians are rasterized, and for 256 where the views themselves are compared.
-        starts: views of the bank from which the alignment starts.
-        neighbours: views that one reference is made from; what one view hides, another one may show.
+        size: longer side in pixels of the window around the object in the bank's views. Poses are estimated at
+            this size. 0 for 200 if Gaussians are rasterized, and for 256 if the views themselves are compared.
+        starts: number of initial poses of the alignment, the most similar views of the bank.
+        neighbours: number of views that one reference is made from; a surface hidden in one may be visible in another.
         drawn: rasterize the Gaussians of the scene at the estimated pose. If False, or if the scene has no Gaussians,
             views of the bank are warped there.
         drawn_size: longer side in pixels of the window in which the query is compared with the rasterized reference. 0
             for ``size``, or for 256 where that is 0 too. Warped views are compared at their own size.
-        oversampling: rasterized pixels along a side for one pixel that is compared, at most as many as photographs
+        oversampling: rasterized pixels along a side for one pixel that is compared, never more than photographs
             have. Larger values are closer to the scene's own renderings, and slower. 1 for none.
         photographs: number of the model's nearby photographs whose residuals correct rasterized references; 0 for none.
         steps: alignment steps at a quarter, at half and at the full size.
         max_megabytes: limit of the bank's size; a larger bank is refused before it is rendered.
-        seed: seed of the synthetic defects by which thresholds are transferred.
+        seed: seed of the synthetic defects that thresholds are transferred with.
     """
 
     views: int = 500
@@ -82,7 +82,7 @@ def bank_megabytes(views: int, height: int, width: int, gaussians: int = 0) -> f
         views: number of views.
         height: height of a view in pixels.
         width: width of a view in pixels.
-        gaussians: number of Gaussians; one byte for each says whether a view sees it.
+        gaussians: number of Gaussians; for each view, one byte per Gaussian stores its visibility.
     """
     descriptor = 2 * 4 * THUMBNAIL**2
     return views * (BYTES_A_PIXEL * height * width + descriptor + gaussians) / 1e6
@@ -92,7 +92,7 @@ def gaussians_megabytes(gaussians: int, sh_degree: int) -> float:
     """Compute the size of the Gaussians themselves in units of 10^6 bytes, in single precision.
 
     Args:
-        gaussians: their number.
+        gaussians: number of Gaussians.
         sh_degree: degree of their colors' spherical harmonics.
     """
     center, axes, opacity, colors = 3, 9, 1, 3 * (sh_degree + 1) ** 2
@@ -105,7 +105,7 @@ def check_size(
     """Return the size of a detector in units of 10^6 bytes, and refuse one that is too large.
 
     Args:
-        settings: number of views, and the limit.
+        settings: number of views, and limit of the size.
         height: height of a view in pixels.
         width: width of a view in pixels.
         gaussians: number of the scene's Gaussians; those that no view of the bank sees are dropped later.

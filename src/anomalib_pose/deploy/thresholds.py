@@ -64,7 +64,7 @@ def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
 class ScoreLine:
     """Line from source scores to target scores of the same images: the median of all pairwise slopes (Theil and Sen).
 
-    Unlike a map between ranks, the line ignores single images for which one of the two estimated a wrong pose.
+    Unlike a map between ranks, the line ignores single images for which model or detector estimated a wrong pose.
 
     Args:
         source: scores on the scale that the line takes.
@@ -78,7 +78,7 @@ class ScoreLine:
         self.intercept = float((target - self.slope * source).median())
         residuals = (target - self.slope * source - self.intercept).abs()
         self.inliers = residuals <= _MAX_RESIDUAL * residuals.median() + 1e-9
-        """Which images lie near the line (n,)."""
+        """Mask of the images near the line (n,)."""
 
     def __call__(self, score: float) -> float:
         """Return the target score on the line.
@@ -116,8 +116,8 @@ def transfer_thresholds(
         post_processor: anomalib's post-processor of the model; values that it has not learned (NaN) stay NaN.
         image_map: map from image scores of the model to those of the detector.
         pixel_map: map from pixel scores of the model to those of the detector.
-        normal_scores: the model's scores of normal images; the image threshold moves to the middle between the largest
-            of them below it and itself.
+        normal_scores: the model's scores of normal images; the image threshold moves halfway to the
+            largest of these scores below it.
     """
     transferred = copy.deepcopy(post_processor)
     buffers = dict(transferred.named_buffers())

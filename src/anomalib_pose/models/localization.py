@@ -232,7 +232,7 @@ def localize(
     Args:
         model: fitted scene model.
         data: photograph, or folder that directly contains photographs.
-        output: file to write. It is complete or does not exist.
+        output: file to write, completely or not at all.
         masks: folder with one mask per photograph, the object white on black, named like the photograph with the suffix
             ``.png``; None for no masks.
         intrinsics: K (3, 3) of all photographs; None for the intrinsics of the training views.

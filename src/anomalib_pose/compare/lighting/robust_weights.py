@@ -5,9 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 MIN_PIXELS = 50
-"""Pixels of an object below which its light is not estimated."""
+"""Least number of an object's pixels from which its light is estimated."""
 BIWEIGHT_LIMIT = 4.685 * 1.4826  # times the median residual; larger residuals have weight 0
-BIWEIGHT_LEAST = 0.01  # added to the limit, so that a median of 0 divides nothing by 0
+BIWEIGHT_LEAST = 0.01  # added to the limit, so that a median of 0 causes no division by 0
 
 
 def biweight(residual: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -11,13 +11,13 @@ from anomalib_pose.render.spherical_harmonics import C0, sh_basis
 
 DEGREE = 2  # holds 98 % of the energy of distant light on a matt surface (Ramamoorthi and Hanrahan 2001)
 SMOOTHED = 5  # side in pixels of the square that points are averaged over before slopes are computed
-OPAQUE = (0.4, 0.6)  # opacity between which the weight of a point rises from 0 to 1; rounding would decide at one limit
+OPAQUE = (0.4, 0.6)  # the weight of a point rises from 0 to 1 between them; at a single limit, rounding would decide
 STEPS = 8
 RIDGE = 1e-5
 _INDEPENDENT = 1e-4
 INSIDE = 0.9  # opacity above which a pixel is used to estimate the light
 _MOST_PIXELS = 20_000
-SHADES = (0.1, 4.0)
+SHADES = (0.1, 4.0)  # limits of the factor from reference to query
 
 
 def surface_normals(points: Float[Tensor, "b h w 3"], alpha: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w 3"]:
@@ -55,7 +55,7 @@ def relight_reference(
 
     Args:
         query: queries, RGB in [0, 1].
-        reference: their references, RGB in [0, 1].
+        reference: references of the queries, RGB in [0, 1].
         alpha: opacity of the object.
         points: surface point of each pixel, any frame.
     """
@@ -102,9 +102,9 @@ def light_basis(points: Float[Tensor, "b h w 3"], alpha: Float[Tensor, "b h w"])
     """Compute functions of the surface normal whose weighted sum describes any distant light; the first is 1.
 
     The functions are spherical harmonics, made orthogonal over the object's pixels one after the other, with a mean
-    square of 1. On the normals that one camera sees, spherical harmonics are nearly dependent: their sums would need
-    more digits than there are. A function that nearly depends on the earlier ones stays small. No branch depends on the
-    data.
+    square of 1. On the normals that one camera sees, spherical harmonics are nearly dependent: a fit of their weights
+    would need more digits than floating-point numbers have. A function that nearly depends on the earlier ones stays
+    small. No branch depends on the data.
 
     Args:
         points: surface point of each pixel, any frame.

@@ -4,7 +4,7 @@
 Twins: ``anomalib_pose.pose.surface_alignment.linearize`` for the normal equations (the cost to a relative 1e-4, normal
 matrix and gradient to 1e-3 of their largest entry), and ``anomalib_pose.geometry.so3_exp`` for ``retract`` (to 1e-6).
 The loop ``align`` has its twin in ``anomalib_pose.pose.gauss_newton.GaussNewtonRefiner``, whose number of steps depends
-on the data. The tests hold only the result of the loop, against the true pose.
+on the data. The tests check only the result of the loop, against the true pose.
 """
 
 from typing import NamedTuple
@@ -87,7 +87,7 @@ def project(
 
 
 class AlignmentLevel(NamedTuple):
-    """Query and view at one image size, with N pixels of the view that take part.
+    """Query and view at one image size, with the N pixels of the view that are compared.
 
     Args:
         query: the query (B, 3, h, w).
@@ -132,7 +132,7 @@ def build_level(
     silhouettes_only: bool,
     relight: bool = False,
 ) -> AlignmentLevel:
-    """Reduce query and view to one size and precompute what all steps at this size share.
+    """Reduce query and view to one size and precompute the terms that all steps at this size share.
 
     Args:
         query: windows of the queries.
@@ -140,11 +140,11 @@ def build_level(
         pinhole: (fx, fy, cx, cy) of both at full size, in pixels.
         motion: initial transform from the view's camera frame to the query's.
         divisor: full size over size of this level.
-        stride: one of ``stride`` pixels of the view takes part along each axis.
+        stride: distance in pixels, along each axis, between the pixels of the view that are compared.
         starts: views for each query.
         silhouettes_only: whether only pixels of the object count, because the background is unknown. A white
             background counts like the object.
-        relight: whether to bring the view into the light of the query first.
+        relight: whether to relight the view to match the query first.
     """
     rgb, depth, alpha = view.rgb, view.depth[:, None], view.alpha[:, None]
     if divisor > 1:
@@ -158,11 +158,13 @@ def build_level(
     warped_query = sample(query, uv.unflatten(2, rgb.shape[2:]))
     if relight:
         rgb = relight_reference(warped_query, rgb, alpha[:, 0], surface.permute(0, 2, 3, 1), _RELIGHTING_STEPS)
-    # the mean of the slopes of both images converges from farther away than the slopes of one of them
-    slopes = central_differences(0.5 * (rgb + warped_query))
-    rgb, slopes, points, weight = (part[:, :, ::stride, ::stride].flatten(2) for part in (rgb, slopes, surface, weight))
+    # the mean of the gradients of both images converges from farther away than the gradients of one image
+    gradients = central_differences(0.5 * (rgb + warped_query))
+    rgb, gradients, points, weight = (
+        part[:, :, ::stride, ::stride].flatten(2) for part in (rgb, gradients, surface, weight)
+    )
     by_u, by_v = _jacobian(points, pinhole)
-    along_x, along_y = slopes[:, None, :3], slopes[:, None, 3:]
+    along_x, along_y = gradients[:, None, :3], gradients[:, None, 3:]
     jacobian = by_u[:, :, None] * along_x + by_v[:, :, None] * along_y
     xx, xy, yy = ((a * b).sum(2) for a, b in ((along_x, along_x), (along_x, along_y), (along_y, along_y)))
     left, right = by_u * xx + by_v * xy, by_u * xy + by_v * yy
@@ -183,16 +185,16 @@ def align(
     """Take damped Gauss-Newton steps; a step that does not lower the cost is undone and raises the damping.
 
     The residual ``query(pi(exp(xi) p)) - view(u)`` is taken at the view's pixels, whose surface points ``p`` come from
-    their depth. Its slope is the mean of the query's and the view's slope. Charbonnier weights bound the pull of a
-    defect.
+    their depth. Its gradient is the mean of the query's and the view's image gradient. Charbonnier weights bound the
+    pull of a defect.
 
     Args:
         level: query and view.
         motion: initial transform from the view's camera frame to the query's.
-        steps: number of steps; each looks the query up once.
+        steps: number of steps; each samples the query once.
 
     Returns:
-        The motion, and the cost there.
+        The motion, and the cost at this motion.
     """
     current = linearize(level, motion)
     damping = torch.full_like(current.cost, DAMPING)
@@ -236,7 +238,7 @@ def linearize(level: AlignmentLevel, motion: Float[Tensor, "b 4 4"]) -> NormalEq
     """Compute the robust cost at a motion and the normal equations of the next step.
 
     Args:
-        level: query and view; its slopes stand for those at the motion.
+        level: query and view; its Jacobian approximates the Jacobian at the motion.
         motion: transform from the view's camera frame to the query's.
     """
     _, uv = project(motion, level.points, level.pinhole)

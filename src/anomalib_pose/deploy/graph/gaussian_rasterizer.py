@@ -76,7 +76,7 @@ class GaussianRasterizerGraph(nn.Module):
     """Rasterizes Gaussians (Kerbl et al. 2023, section 6) without a branch that depends on the data.
 
     The Gaussians that the nearest views see are rasterized. Tiles of 32 pixels collect the Gaussians that overlap them
-    and hand them down to tiles of 8 pixels, and these to tiles of 4 pixels, whose pixels blend them from front to back.
+    and pass them on to tiles of 8 pixels, and these to tiles of 4 pixels, whose pixels blend them from front to back.
     Tiles with a similar number of Gaussians form a group: the capacity of the fullest tile in all of them would take
     twice the time.
 
@@ -86,12 +86,12 @@ class GaussianRasterizerGraph(nn.Module):
     Args:
         gaussians: the Gaussians.
         unit: length of the unit of ``forward`` in scene units.
-        visible: which Gaussians each view sees (V, N).
+        visible: mask of the Gaussians that each view sees (V, N).
         size: height and width of the images in pixels.
-        capacity: most Gaussians of each part of an image.
+        capacity: maximum number of Gaussians in each part of an image.
         scale: pixels of the images along a side for one pixel of the photographs that the Gaussians were fitted to.
         oversampling: rasterized pixels along a side for one pixel of the images, where these are smaller than the
-            photographs; at most as many as those have. 1 to widen the Gaussians instead.
+            photographs; never more pixels than the photographs have. 1 to widen the Gaussians instead.
     """
 
     centers: Tensor
@@ -148,8 +148,8 @@ class GaussianRasterizerGraph(nn.Module):
             visible: see the class.
             size: see the class.
             cameras: arguments of ``forward``.
-            neighborhoods: indices of the views around each view. The image's capacity covers the union of what they
-                see, because a lower capacity would cut off the far end of the object.
+            neighborhoods: indices of the views around each view. The image's capacity covers all Gaussians that
+                these views see together, because a lower capacity would cut off the far end of the object.
             scale: see the class.
             oversampling: see the class.
         """
@@ -175,7 +175,7 @@ class GaussianRasterizerGraph(nn.Module):
     def forward(
         self, pose: Float[Tensor, "b 4 4"], pinhole: Float[Tensor, "b 4"], near: Int[Tensor, "b s"]
     ) -> GraphRendering:
-        """Rasterize images; their depth is the expected depth, and 0 where nothing is.
+        """Rasterize images; their depth is the expected depth, and 0 where there is no Gaussian.
 
         Args:
             pose: camera-to-world, in multiples of ``unit``.

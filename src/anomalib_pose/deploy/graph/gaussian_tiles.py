@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image tiles, the Gaussians that overlap them, and alpha blending of their pixels.
 
-Twin: ``anomalib_pose.render.splat_tiles``, which sorts Gaussians into tiles and blends them. The tests hold the whole
-rasterizer against its twin, see ``gaussian_rasterizer``, and the logarithm that blending uses against ``torch.log`` (to
+Twin: ``anomalib_pose.render.splat_tiles``, which sorts Gaussians into tiles and blends them. The tests compare the
+whole rasterizer with its twin, see ``gaussian_rasterizer``, and the logarithm that blending uses with ``torch.log`` (to
 a relative 1e-5).
 
 The number of Gaussians in a tile depends on the data, but a graph has fixed sizes. So each tile has a capacity, and
-free entries hold a padding index, which refers to a Gaussian that is nowhere.
+free entries hold a padding index, which refers to a Gaussian that overlaps no tile.
 """
 
 import math
@@ -18,11 +18,11 @@ from torch import Tensor
 
 COARSE, MIDDLE, FINE = 32, 8, 4
 """Sides of tiles in pixels."""
-_GROUPS = 8  # each group adds its operations to the graph
+_GROUPS = 8  # the operations of each group make the graph larger
 FAINT = (0.5 / 255, 1.5 / 255)
 """Opacities between which a Gaussian fades in.
 
-Rasterizers leave opacities below 1/255 out. A slope keeps runtimes from differing about an opacity at the limit.
+Rasterizers leave opacities below 1/255 out. With a gradual limit, runtimes do not differ for opacities near the limit.
 """
 REACH = math.log(255.0)
 _ALPHA_MAX = 0.999
@@ -32,7 +32,7 @@ _TRANSPARENT = -20.0
 
 
 class Splats(NamedTuple):
-    """Gaussians on B images: N = B V of them, sorted by depth in each image, and a padding Gaussian that is nowhere.
+    """Gaussians on B images: N = B V of them, sorted by depth in each image, and a padding Gaussian outside all images.
 
     Args:
         bounds: left, right, upper and lower end in pixels (4, N + 1).
@@ -162,7 +162,7 @@ def split_tiles(splats: Splats, tiles: Tiles, pieces: int, side: int, capacity: 
         tiles: see ``find_overlaps``.
         pieces: see ``find_overlaps``.
         side: see ``find_overlaps``.
-        capacity: most Gaussians of a piece; the farthest ones beyond it are left out.
+        capacity: maximum number of Gaussians in a piece; the farthest ones beyond it are left out.
         exact: see ``find_overlaps``.
     """
     overlaps, corners = find_overlaps(splats, tiles, pieces, side, exact=exact)
@@ -171,7 +171,7 @@ def split_tiles(splats: Splats, tiles: Tiles, pieces: int, side: int, capacity: 
 
 
 def sort_by_occupancy(tiles: Tiles, count: int, capacity: int, padding_index: int) -> Tiles:
-    """Return the tiles of each image that most Gaussians overlap, the fullest first.
+    """Return the fullest tiles of each image, sorted by decreasing number of Gaussians.
 
     Args:
         tiles: tiles of all images.
@@ -202,7 +202,7 @@ def split_into_groups(tiles: Tiles, count: int, capacities: tuple[int, ...]) -> 
     Args:
         tiles: tiles of all images, in each image the fullest first.
         count: tiles of each image.
-        capacities: most Gaussians of a tile, for each group.
+        capacities: maximum number of Gaussians in a tile, for each group.
     """
     size = group_size(count)
     groups = []
@@ -234,7 +234,7 @@ def blend_weights(splats: Splats, tiles: Tiles) -> tuple[Float[Tensor, "tp n"], 
         tiles: tiles of ``FINE`` pixels.
 
     Returns:
-        Opacities, and the logarithms of the light that passes all Gaussians up to and including each one.
+        Opacities, and the log transmittance of all Gaussians up to and including each one.
     """
     rows = splats.narrow.index_select(1, tiles.members.flatten()).unflatten(1, (-1, tiles.members.shape[1]))
     center = torch.stack([tiles.left, tiles.top])[:, :, None] + FINE / 2
@@ -244,7 +244,7 @@ def blend_weights(splats: Splats, tiles: Tiles) -> tuple[Float[Tensor, "tp n"], 
     ticks = torch.arange(FINE, device=u.device).to(u.dtype) + 0.5 - FINE / 2
     x, y = ticks.expand(FINE, FINE).flatten(), ticks[:, None].expand(FINE, FINE).flatten()
     powers = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
-    # two dimensions: with three, OpenVINO moves the numbers in memory between the operations
+    # a tensor of two dimensions: with three, OpenVINO reorders memory between the operations
     alpha = torch.exp((powers @ factors).flatten(0, 1)).clamp(max=_ALPHA_MAX)
     alpha = alpha * ((alpha - FAINT[0]) / (FAINT[1] - FAINT[0])).clamp(0, 1)
     return alpha, _log(1 - alpha).cumsum(1)

@@ -24,10 +24,10 @@ def solve_positive(
     eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     ridge = damping if isinstance(damping, float) else damping[:, None, None]
     scaled = matrix * scale[:, :, None] * scale[:, None] + ridge * eye
-    table = torch.cat([scaled, (right * scale)[:, :, None]], 2)
+    augmented = torch.cat([scaled, (right * scale)[:, :, None]], 2)
     for pivot in range(size):
-        row = table.narrow(1, pivot, 1)
+        row = augmented.narrow(1, pivot, 1)
         row = row / row.narrow(2, pivot, 1)
         # subtracting ``eye`` turns the pivot's own row into ``row``
-        table = table - (table.narrow(2, pivot, 1) - eye.narrow(1, pivot, 1)) * row
-    return table[:, :, size] * scale
+        augmented = augmented - (augmented.narrow(2, pivot, 1) - eye.narrow(1, pivot, 1)) * row
+    return augmented[:, :, size] * scale

@@ -18,7 +18,7 @@ from anomalib_pose.render import RenderOutput
 
 _DEPTH_LEVELS = 127
 _OPAQUE = 0.5
-_ALPHA_STEP = 2.0**-16  # the last digits of an opacity depend on the processor; a pixel of one half must not
+_ALPHA_STEP = 2.0**-16  # the last digits of an opacity depend on the processor; the silhouette must not
 _DEPTH_EDGE = 0.04  # neighbors whose depths differ by more, as a fraction of the distance, show two surfaces
 
 
@@ -83,7 +83,7 @@ class PackedViews(nn.Module):
         """Unpack views.
 
         Args:
-            index: numbers of the views.
+            index: indices of the views.
         """
         packed = self.views.index_select(0, index).float()
         level = torch.floor(packed[:, 3] / 2)
@@ -94,7 +94,7 @@ class PackedViews(nn.Module):
         """Return depth range (2) and pose (12) in units of the typical depth, and pinhole (4) over the longer side.
 
         Args:
-            index: numbers of the views.
+            index: indices of the views.
         """
         return from_fixed(self.table.index_select(0, index))
 
@@ -102,7 +102,7 @@ class PackedViews(nn.Module):
         """Return camera-to-world poses in units of the typical depth.
 
         Args:
-            index: numbers of the views.
+            index: indices of the views.
         """
         upper = self.table_rows(index)[:, 2:14].unflatten(1, (3, 4))
         lower = upper.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(upper.shape[0], 1, 4)
@@ -112,7 +112,7 @@ class PackedViews(nn.Module):
         """Return focal lengths and principal points (fx, fy, cx, cy) in pixels.
 
         Args:
-            index: numbers of the views.
+            index: indices of the views.
         """
         return self.table_rows(index)[:, 14:] * max(self.views.shape[-2:])
 
@@ -134,8 +134,8 @@ def resample_rendering(output: RenderOutput, rows: Tensor, columns: Tensor) -> R
 def pack_view(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """Pack one view into bytes (4, H, W), and return its nearest and farthest depth.
 
-    Opacities are rounded to a fixed grid before the silhouette is decided, so that a pixel of exactly one half lands on
-    the same side on every processor.
+    Opacities are rounded to a fixed grid before the silhouette is decided, so that a pixel with an opacity of one
+    half gets the same value on every processor.
 
     Args:
         rgb: color over white (H, W, 3).

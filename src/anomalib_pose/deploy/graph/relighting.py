@@ -25,8 +25,7 @@ def relight_reference(
 ) -> Float[Tensor, "b 3 h w"]:
     """Relight references as the twin does, without a branch or a size that depends on the data.
 
-    Pixels beside the object take part with weight zero. A search that narrows a range
-    down finds the median residual.
+    Pixels beside the object have weight zero. The median residual is found by successive division of its range.
 
     Args:
         query: see the twin.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bank of rendered views where the pose search of an exported detector starts.
+"""Bank of rendered views, from which an exported detector takes its initial poses.
 
 Twin: ``anomalib_pose.pose.view_bank.ViewBank``. For equal thumbnails, ``RenderedBank.nearest`` selects the same views,
 and ``RenderedBank.similarity`` agrees to 1e-4. ``RenderedBank.thumbnail`` agrees with the mean over equal parts to
@@ -44,7 +44,7 @@ def spread_poses(poses: Float[Tensor, "v 4 4"], center: Float[Tensor, "3"], coun
     if len(candidates) <= count:
         return candidates
     offsets = candidates[:, :3, 3] - center
-    # Direction and log distance together: views from one side at two distances are two views.
+    # Positions combine direction and log distance: views from one side at two distances are different views.
     positions = torch.cat([offsets / offsets.norm(dim=1, keepdim=True), offsets.norm(dim=1, keepdim=True).log()], 1)
     return candidates[farthest_point_sampling(positions.double(), count).to(candidates.device)]
 
@@ -78,7 +78,7 @@ class RenderedBank(PackedViews):
     ) -> None:
         super().__init__(views, ranges, poses, intrinsics, float(ranges.mean()))
         height, width = views.shape[-2:]
-        # The bank does not know the object's center; the optical axes stand for the directions to it.
+        # The bank does not know the object's center; the optical axes approximate the directions to it.
         self.register_buffer("directions", poses[:, :3, 2].clone())
         self.register_buffer("pool_rows", pooling_matrix(height, THUMBNAIL))
         self.register_buffer("pool_columns", pooling_matrix(width, THUMBNAIL).T.contiguous())
@@ -149,7 +149,7 @@ class RenderedBank(PackedViews):
     ) -> "RenderedBank":
         """Render views of a scene at the size of photographs and crop them as queries are cropped.
 
-        At the size of the views, every Gaussian would be blurred by more of the object, which would look larger.
+        If views were rendered at their own size, the blur of every Gaussian would make the object look larger.
 
         Args:
             scene: the fitted object.

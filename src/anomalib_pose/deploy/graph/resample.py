@@ -33,7 +33,7 @@ def window_matrix(length: int, size: int, start: float, extent: float, like: Ten
 
 
 def softening_matrix(length: int, size: int, start: float, extent: float, like: Tensor) -> Float[Tensor, "size size"]:
-    """Compute the matrix that makes ``size`` cells as soft as cells that come from an image of ``length`` pixels.
+    """Compute the matrix that softens ``size`` cells to the resolution of an image of ``length`` pixels.
 
     The cells are resized to the image's pixels, antialiased, and back with ``window_matrix``. The matrix is the
     identity where the image has at least as many pixels as the window has cells.
@@ -97,7 +97,7 @@ def resize_pinhole(
 
 
 def sample(images: Float[Tensor, "b c h w"], uv: Float[Tensor, "b 2 h2 w2"]) -> Float[Tensor, "b c h2 w2"]:
-    """Look images up at pixel coordinates, bilinear; the border is repeated outwards.
+    """Sample images at pixel coordinates, bilinear; the border is repeated outwards.
 
     Args:
         images: (B, C, H, W).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tile capacities: how many Gaussians each part of an image holds at most, because a graph has fixed sizes.
+"""Tile capacities: the maximum number of Gaussians in each part of an image, because a graph has fixed sizes.
 
 This module has no twin: ``anomalib_pose.render.splat_tiles`` uses lists of any length. With the measured capacities,
 images differ from those without a limit by less than 1e-4 on average and by less than 0.011 in any color.
@@ -26,14 +26,14 @@ from anomalib_pose.deploy.graph.gaussian_tiles import (
     split_tiles,
 )
 
-_OPAQUE = math.log(0.01)  # log transmittance; Gaussians behind less than this are not needed
+_OPAQUE = math.log(0.01)  # log transmittance; Gaussians behind a lower transmittance are invisible
 _STEP = 16
 _UNION_MARGIN = 1.03  # three views around a camera may see more together than a view and its two nearest views
 _SLACK = 1.1  # a camera that is closer than the measured ones shows the object in more tiles
 
 
 class TileCapacity(NamedTuple):
-    """Most Gaussians of each part of an image. Beyond them, the farthest Gaussians are left out.
+    """Maximum number of Gaussians in each part of an image. Beyond it, the farthest Gaussians are left out.
 
     Tiles are processed in groups, the fullest tiles first, because most tiles hold far fewer Gaussians than the fullest
     one.
@@ -107,11 +107,11 @@ def measure_occupancy(splats: Splats, size: tuple[int, int]) -> TileOccupancy:
 
 
 def capacity_for(images: Sequence[TileOccupancy], union: int, gaussians: int) -> TileCapacity:
-    """Compute a capacity that is enough for some images.
+    """Compute a capacity that is enough for the given images.
 
     Args:
         images: occupancy of the images.
-        union: most Gaussians that the views near one camera see together.
+        union: maximum number of Gaussians that the views near one camera see together.
         gaussians: number of all Gaussians.
     """
     tiles = min(len(images[0].middle), math.ceil(_SLACK * max(1, *(len(image.fine) for image in images))))
@@ -125,7 +125,7 @@ def capacity_for(images: Sequence[TileOccupancy], union: int, gaussians: int) ->
 
 
 def _group_capacities(images: Sequence[Int[Tensor, " t"]], tiles: int, gaussians: int) -> tuple[int, ...]:
-    """Return, for each group, the occupancy of its fullest tile, or of an earlier one that a closer camera moves in."""
+    """Return, for each group, the occupancy of its fullest tile, also of tiles that a closer camera moves into it."""
     size = group_size(tiles)
     capacities = []
     for start in range(0, tiles, size):
@@ -135,7 +135,7 @@ def _group_capacities(images: Sequence[Int[Tensor, " t"]], tiles: int, gaussians
 
 
 def _rounded(count: int, gaussians: int) -> int:
-    """Round a count up to a multiple of 16, at most to all Gaussians."""
+    """Round a count up to a multiple of 16, but at most to the number of all Gaussians."""
     return min(gaussians, _STEP * max(1, math.ceil(count / _STEP)))
 
 

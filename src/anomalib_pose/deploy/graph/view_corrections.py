@@ -33,9 +33,9 @@ class ViewCorrections(PackedViews):
 
     Args:
         views: packed residual images (N, 4, H, W), see ``pack_view``.
-        ranges: nearest and farthest depth of each (N, 2), scene units.
-        poses: camera-to-world of each (N, 4, 4).
-        intrinsics: K of each (N, 3, 3).
+        ranges: nearest and farthest depth of each photograph (N, 2), scene units.
+        poses: camera-to-world of each photograph (N, 4, 4).
+        intrinsics: K of each photograph (N, 3, 3).
         unit: length of the unit of ``forward`` in scene units.
         center: middle of the object (3,), scene units.
         count: photographs that correct one reference.
@@ -68,7 +68,7 @@ class ViewCorrections(PackedViews):
             nearby: the model's photographs and residuals.
             unit: see the class.
             scale: pixels of a reference along a side for one pixel of a photograph.
-            max_count: most photographs, spread over the directions.
+            max_count: maximum number of photographs; they are spread over the viewing directions.
         """
         directions = functional.normalize(nearby.camera_to_world[:, :3, 3] - nearby.center, dim=1)
         selected = torch.arange(len(nearby))
@@ -136,7 +136,7 @@ def corrections_megabytes(nearby: NearbyViews, scale: float, max_count: int) -> 
     Args:
         nearby: the model's photographs and residuals.
         scale: pixels of a reference along a side for one pixel of a photograph.
-        max_count: most photographs.
+        max_count: maximum number of photographs.
     """
     return min(max_count, len(nearby)) * BYTES_A_PIXEL * math.prod(_scaled_size(nearby, scale)) / 1e6
 

@@ -45,7 +45,7 @@ class GraphRendering(NamedTuple):
 def splat_depth(
     view: DepthViews, motion: Float[Tensor, "b 4 4"], pinhole: Float[Tensor, "b 4"], neighbors: int
 ) -> Float[Tensor, "c h w"]:
-    """Compute the depth that a camera sees: the nearest surface point of several views at each pixel, 0 where none is.
+    """Compute the depth that a camera sees: the nearest surface point of several views at each pixel, 0 without one.
 
     Each point covers the four pixels around it. This widens the outline, which does no harm: colors are looked up where
     the ray of the pixel meets the depth.
@@ -116,7 +116,7 @@ def synthesize_views(
     visibility = torch.exp(-occlusion.square()).unflatten(0, (-1, count)) * inside
     weight = visibility * torch.exp(-order) + 1e-4
     rgba = (weight[:, :, None] * warped[:, :4].unflatten(0, (-1, count))).sum(1) / weight.sum(1)[:, None]
-    # Where no surface point falls there is background, whatever the views show at the depth of the nearest surface.
+    # Pixels without a surface point are background, even if a view shows the object at the filled-in depth.
     background = torch.tensor([1.0, 1.0, 1.0, 0.0]).to(rgba)[:, None, None]
     rgba = background + covered[:, None] * (rgba - background)
     support = torch.maximum((visibility.amax(1) / _SUPPORTED).clamp(max=1), (1 - covered) * inside.amax(1))
@@ -124,7 +124,7 @@ def synthesize_views(
 
 
 def _inside_image(uv: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b h w"]:
-    """Return 1 where coordinates lie in an image of the same size, else 0: a view does not show what is beyond it."""
+    """Return 1 where coordinates lie in an image of the same size, else 0: a view shows nothing beyond its border."""
     u, v = uv.unbind(1)
     return ((u > 0) & (u < uv.shape[3]) & (v > 0) & (v < uv.shape[2])).to(uv.dtype)
 
@@ -135,7 +135,7 @@ def _close_cracks(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
 
 
 def _soften_outline(mask: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
-    """Give a mask an edge that falls off over the three pixels around it.
+    """Soften the edge of a mask over the three pixels around it.
 
     A splat may be off by a pixel. Beyond the outline the views show the background themselves. With a sharp edge, a
     surface point that just reaches a pixel in one runtime and misses it in another would change the result a lot.

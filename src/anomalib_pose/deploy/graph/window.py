@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The window of an image that an exported detector looks at.
+"""The window of an image that an exported detector compares.
 
 Twin of ``Window.camera``: cropping pixels of ``anomalib_pose.geometry.Camera.project`` and scaling them, to 1e-4 px.
 """

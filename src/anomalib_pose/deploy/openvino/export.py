@@ -131,7 +131,7 @@ class ExportedDetector(ExportMixin, LightningModule):
         if compression_type == CompressionType.INT8:
             return nncf.compress_weights(model, ignored_scope=outside)
         if datamodule is None:
-            msg = "INT8_PTQ measures activations on images, got no data: give it (--data MAD --data.root ...)."
+            msg = "INT8_PTQ measures activations on images, got no data: give --data MAD --data.root ... to the export."
             raise ValueError(msg)
         datamodule.setup("fit")
         images = (image[None].numpy() for batch in datamodule.val_dataloader() for image in batch.image)

@@ -11,7 +11,7 @@ import numpy as np
 
 _NO_OPERATIONS = ("Parameter", "Result")
 _REDUCED = ("MatMul", "Convolution", "GroupConvolution", "Interpolate")
-"""Operations that OpenVINO always runs in BF16; it does so with others only if they lead to one of these."""
+"""Operations that OpenVINO always runs in BF16. It runs other operations in BF16 only if they lead to one of these."""
 _SCALED = ("Multiply", "Divide", "Negative", "Subtract")
 """Operations that OpenVINO merges into the matrix product before them, if nothing else reads that product."""
 _LARGEST = np.float32(np.finfo(np.float32).max)
@@ -20,15 +20,15 @@ _LARGEST = np.float32(np.finfo(np.float32).max)
 def keep_precision(path: Path) -> None:
     """Make an OpenVINO model run in single precision on machines with BF16 instructions.
 
-    On these machines OpenVINO chooses BF16 by itself. Its eight bits of mantissa give a pixel's column only to the next
-    pixel. Three measures prevent this:
+    On these machines OpenVINO chooses BF16 by itself. BF16's eight bits of mantissa resolve a pixel's column only to
+    one pixel. Three measures prevent this:
 
     - All operations are marked as needing the precision in which they are written.
     - OpenVINO replaces many operations before it runs them, and the replacements have no mark. So matrix products, sums
       of products and resizings are written in the form that OpenVINO would replace them by.
     - OpenVINO keeps the precision of other operations, marked or not, if they lead to a result without passing one of
-      those three kinds. So one number of each input of those operations is watched, that is, led to the first result:
-      the result is NaN if the number is not finite. A product that is scaled or subtracted is watched too, because
+      those three kinds. So one number of each input of those operations is watched: the first result depends on it and
+      is NaN if the number is not finite. A product that is scaled or subtracted is watched too, because
       OpenVINO would merge both operations into a new one.
 
     Args:

@@ -177,7 +177,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
         return self._transfer_post_processor(detector, views, seed, progress)
 
     def _transfer_post_processor(self, detector: FeedForwardDetector, views: Tensor, seed: int, progress: bool) -> Any:
-        """Transfer the post-processor by the scores of model and detector on normal views and synthetic defects."""
+        """Transfer the post-processor with scores of model and detector on normal views and synthetic defects."""
         images = torch.cat([views, add_synthetic_defects(views, seed)])
         device = self.model.intrinsics.device
         model_outputs: list[tuple[Tensor, Tensor]] = []

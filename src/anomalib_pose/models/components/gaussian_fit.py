@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit of the models whose scene is made of Gaussians."""
+"""Fit of the models whose scene consists of Gaussians."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of Lightning and anomalib that say nothing to the user of a scene model."""
+"""Suppression of needless warnings and of repeated log lines of Lightning and anomalib."""
 
 import logging
 import warnings

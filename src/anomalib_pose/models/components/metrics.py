@@ -59,7 +59,7 @@ class _DistanceMetric(_MedianMetric):
 
 class _PosesWithinOneDegree(_AngleMetric):
     def compute(self) -> Tensor:
-        """Return the share of queries with an orientation error below one degree."""
+        """Return the fraction of queries with an orientation error below one degree."""
         errors = torch.cat(list(self.errors)) if isinstance(self.errors, list) else self.errors
         return (errors < 1).float().mean()
 
@@ -77,7 +77,7 @@ class MedianCentreError(AnomalibMetric, _DistanceMetric):
 
 
 class PosesWithinOneDegree(AnomalibMetric, _PosesWithinOneDegree):
-    """Share of queries with an orientation error below one degree."""
+    """Fraction of queries with an orientation error below one degree."""
 
     default_fields = _FIELDS
 
@@ -91,7 +91,7 @@ class _NeedsBothClasses(Metric):
     name: str
     label_counts: Tensor
     _reported: ClassVar[set[tuple[int, int]]] = set()
-    """Counts of normal and anomalous queries that were logged since the last reset of a metric: one line for all."""
+    """Counts of normal and anomalous queries that were logged since the last reset of a metric. All metrics log one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

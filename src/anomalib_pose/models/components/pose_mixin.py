@@ -225,7 +225,7 @@ class PoseMixin(DetectorExportMixin):
         return getattr(self.trainer, "progress_bar_callback", None) is not None
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
-        """Score images without intrinsics, for anomalib's inferencers; those of the training views are used.
+        """Score images without intrinsics, for anomalib's inferencers, with the intrinsics of the training views.
 
         Args:
             batch: RGB (B, 3, H, W) in [0, 1].

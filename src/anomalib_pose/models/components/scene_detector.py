@@ -37,7 +37,7 @@ class ScenePrediction(NamedTuple):
 
 
 class SceneDetector(nn.Module):
-    """Fits an object, estimates the camera of each query, renders the reference there and compares the two.
+    """Fits an object, estimates the camera of each query, renders the reference there and compares it with the query.
 
     Args:
         scene: the object; empty until ``fit``.
@@ -45,8 +45,8 @@ class SceneDetector(nn.Module):
         comparison: computes anomaly map and score from query and reference.
         bank_spacing: angle in degrees between the rendered views of the bank.
         rolls: number of in-plane rotations in the bank; see ``ViewBank``.
-        holdout_every: every n-th training view is left out of the fit, for PSNR and calibration.
-        nearby_views: nearest training views whose residual images correct the rendered reference; 0 for no correction.
+        holdout_every: every n-th training view is held out from the fit, for PSNR and calibration.
+        nearby_views: number of nearest training views whose residual images correct the rendered reference; 0 for none.
         check_support: attenuate scores where none of the nearest training views supports the reference, for scenes that
             render fog in mid-air. Where the training views are sparse, this is always on. Needs ``nearby_views``.
     """
@@ -91,12 +91,12 @@ class SceneDetector(nn.Module):
 
     @property
     def rendered(self) -> Scene:
-        """The scene as it is rendered without corrections; empty until ``fit``."""
+        """The scene without corrections by training views; empty until ``fit``."""
         return cast("Scene", self.scene)
 
     @property
     def reference(self) -> Scene:
-        """The scene as references are rendered: corrected by the nearest training views if there are any."""
+        """The scene that references are rendered from, corrected by the nearest training views if there are any."""
         return CorrectedScene(self.rendered, self.nearby) if self.nearby is not None else self.rendered
 
     def fit(
@@ -132,7 +132,7 @@ class SceneDetector(nn.Module):
 
         Args:
             image: RGB (3, H, W) in [0, 1].
-            intrinsics: K (3, 3) of this image; None for the training views', scaled to its size.
+            intrinsics: K (3, 3) of this image; None for the K of the training views, scaled to the image's size.
             foreground: mask of the object (H, W), or None.
         """
         if intrinsics is None:
@@ -141,8 +141,8 @@ class SceneDetector(nn.Module):
             intrinsics = resize_intrinsics(self.intrinsics, training_width, training_height, width, height)
         image, foreground = query_over_white(image, foreground, white_background=bool(self.white_background))
         query = Query(image, intrinsics.to(image), foreground)
-        change = self._relight_query if self.comparison.relight else None
-        return self.estimator(self.rendered, self.bank, query, change), query
+        relight = self._relight_query if self.comparison.relight else None
+        return self.estimator(self.rendered, self.bank, query, relight), query
 
     def _relight_query(self, query: Query, camera: Camera) -> Query:
         """Relight a query to match its reference at a camera."""
@@ -158,7 +158,7 @@ class SceneDetector(nn.Module):
 
         Args:
             images: RGB in [0, 1].
-            intrinsics: K of each image; None for the training views'.
+            intrinsics: K of each image; None for the K of the training views.
             foreground: masks of the object, or None.
         """
         estimates, queries, references = [], [], []

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class SceneModelMixin(PoseMixin):
     """Shared signature of the scene models.
 
-    A model states its own arguments, and those whose default differs, and passes all others on::
+    A model declares its own arguments and those with another default, and passes all others on::
 
         class SplatPose(SceneModelMixin, MemoryBankMixin, AnomalibModule):
             def __init__(self, sh_degree: int = 2, refiner_steps: int = 175, **shared: Any) -> None:
@@ -53,7 +53,7 @@ class SceneModelMixin(PoseMixin):
             the residuals of normal views, with a tolerance of one pixel; ``"illumination"``: reflectance, structure and
             features, normalized by the residuals of normal views and by the residual level of the query; ``"paper"``:
             as in OmniposeAD and SplatPose; ``"product"``: as in PIAD.
-        backbone: timm name of the network whose features are compared. Empty for none in ``"calibrated"`` and
+        backbone: timm name of the network whose features are compared. Empty for no network in ``"calibrated"`` and
             ``"illumination"``, which then need no weights, and for EfficientNet-B4 in ``"paper"`` and ``"product"``.
         weights_path: file with the weights of the backbone; empty for a single download by timm.
         holdout_every: every n-th training view is held out from the fit, for calibration.
@@ -190,7 +190,7 @@ class SceneModelMixin(PoseMixin):
 
 
 def _signature(model_class: type) -> inspect.Signature:
-    """Return the signature of a model, in which the arguments that it passes on are keywords of their own."""
+    """Return the signature of a model, with the arguments that it passes on as keyword arguments."""
     parameters: dict[str, inspect.Parameter] = {}
     for owner in model_class.__mro__:
         if "__init__" in vars(owner):

@@ -51,7 +51,7 @@ class Attention(nn.Module):
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
     def absorbed(self, queries: Tensor, gathered: Tensor) -> Tensor:
-        r"""Attend to a context of each query's own (B, n, 512), with the same result as ``forward``.
+        r"""Attend to a separate context for each query (B, n, 512), with the same result as ``forward``.
 
         The matrices K of keys and V of values are applied to the few queries instead of the many context cells C:
 
@@ -145,7 +145,7 @@ class Block(nn.Module):
         Args:
             tokens: class token and query cells (B, 1 + g * g, 512).
             context: reference cells (B or 1, M, 256).
-            keys: numbers of the reference cells that each query cell attends to (B, g * g, k).
+            keys: indices of the reference cells that each query cell attends to (B, g * g, k).
         """
         tokens = self.self_attend(tokens)
         normed = self.norm2(tokens)

@@ -79,19 +79,19 @@ def load_part(module: nn.Module, weights: dict[str, Tensor], part: str) -> None:
 
     Args:
         module: the part.
-        weights: its state dict.
-        part: its name, for the message.
+        weights: state dict of the part.
+        part: name of the part, for the message.
 
     Raises:
         ValueError: if names or shapes differ.
     """
-    own = module.state_dict()
-    weights = {name: value for name, value in own.items() if name.startswith("query_position.")} | weights
-    wrong = mismatched_keys(own, weights)
-    if wrong:
+    expected = module.state_dict()
+    weights = {name: value for name, value in expected.items() if name.startswith("query_position.")} | weights
+    mismatches = mismatched_keys(expected, weights)
+    if mismatches:
         msg = (
-            f"The weights of Looking3D's {part} do not fit: {len(wrong)} entries are missing, unknown or of another "
-            f"shape, {wrong[0]!r} first. Check that the file belongs to this network."
+            f"The weights of Looking3D's {part} do not fit: {len(mismatches)} entries are missing, unknown or of "
+            f"another shape, {mismatches[0]!r} first. Check that the file belongs to this network."
         )
         raise ValueError(msg)
     module.load_state_dict(weights)

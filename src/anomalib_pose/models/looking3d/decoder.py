@@ -115,8 +115,8 @@ class Decoder(nn.Module):
         """Compose the class token and the tokens of query cells (B, 1 + n, 512).
 
         Args:
-            features: of the query's cells (B, n, 128).
-            places: numbers of these cells (B, n); None for all cells in order.
+            features: features of the query's cells (B, n, 128).
+            places: indices of these cells (B, n); None for all cells in order.
         """
         token = self.token.weight.expand(features.shape[0], 1, -1).to(features)
         tokens = self.crossatten.proj_in(torch.cat([token, features], 1))
@@ -131,9 +131,9 @@ class Decoder(nn.Module):
         """Compute logits (B,) and boxes before the sigmoid (B, 4); skip tokens that do not influence them.
 
         Args:
-            features: of the query's cells (B, n, 128).
-            context: of the reference's cells (B or 1, M, 256).
-            keys: numbers of the reference cells that each query cell attends to (B, n, k); None for all.
+            features: features of the query's cells (B, n, 128).
+            context: context of the reference's cells (B or 1, M, 256); see ``context``.
+            keys: indices of the reference cells that each query cell attends to (B, n, k); None for all.
             places: see ``tokens``.
         """
         *blocks, last = self.crossatten.blocks

@@ -114,11 +114,11 @@ class Encoder(nn.Module):
         """
         content = read_weights(path, "the weights of a ResNet-18 as encoder_weights")
         weights = {name: value for name, value in content.items() if not name.startswith("fc.")}
-        wrong = mismatched_keys(self.backbone.state_dict(), weights)
-        if wrong:
+        mismatches = mismatched_keys(self.backbone.state_dict(), weights)
+        if mismatches:
             msg = (
-                f"{path} should hold the weights of torchvision's or timm's resnet18, but {len(wrong)} entries are "
-                f"missing, unknown or of another shape, {wrong[0]!r} first."
+                f"{path} should hold the weights of torchvision's or timm's resnet18, but {len(mismatches)} entries "
+                f"are missing, unknown or of another shape, {mismatches[0]!r} first."
             )
             raise ValueError(msg)
         self.backbone.load_state_dict(weights)
@@ -143,7 +143,7 @@ class Projector(nn.Module):
         """Compute descriptors (B, 256, h, w).
 
         Args:
-            features: of the encoder (B, 128, h, w): the grid, or cells selected from it.
+            features: features of the encoder (B, 128, h, w): the grid, or cells selected from it.
         """
         return functional.normalize(self.mlp(features).float(), dim=1)
 
@@ -152,13 +152,13 @@ def cells(grid: Tensor) -> Tensor:
     """Flatten a grid (B, C, g, g) to cells (B, g * g, C), row by row.
 
     Args:
-        grid: of features, descriptors or weights.
+        grid: grid of features, descriptors or weights.
     """
     return grid.flatten(2).transpose(1, 2)
 
 
 def cell_index(points: Tensor, grid: int = GRID) -> Tensor:
-    """Return the numbers of the cells that contain the given pixels (..., m).
+    """Return the indices of the cells that contain the given pixels (..., m).
 
     Args:
         points: integer (row, col) pixel coordinates (..., m, 2) in the 256 x 256 image; pixels outside are

@@ -25,7 +25,7 @@ class BoxedInferenceBatch(NamedTuple):
         pred_label: see anomalib.
         anomaly_map: see anomalib.
         pred_mask: see anomalib.
-        box: around the anomaly (B, 4): center, width and height as fractions of the photograph.
+        box: box around the anomaly (B, 4): center, width and height as fractions of the photograph.
     """
 
     pred_score: Tensor
@@ -39,7 +39,7 @@ class ExportableReference(nn.Module):
     """Network with a constant shape; computes scores, maps and boxes of photographs.
 
     Args:
-        network: with its weights; copied.
+        network: network with its weights, which is copied.
         shape: one compact shape.
     """
 
@@ -68,7 +68,7 @@ class ExportedReference(ExportedDetector):
 
     Args:
         detector: network and shape.
-        post_processor: of the model; None for raw scores.
+        post_processor: post-processor of the model; None for raw scores.
         box: add the box as an output; anomalib's inferencers do not accept it.
     """
 
@@ -99,9 +99,9 @@ class ExportedReference(ExportedDetector):
 
         Args:
             export_root: parent folder of ``weights/onnx``.
-            model_file_name: name without suffix.
+            model_file_name: file name without suffix.
             input_size: (256, 256), or None for the same.
-            kwargs: of ``torch.onnx.export``.
+            kwargs: arguments of ``torch.onnx.export``.
 
         Raises:
             ValueError: if ``input_size`` is another size.
@@ -120,17 +120,20 @@ class ExportedReference(ExportedDetector):
 
         Args:
             export_root: parent folder of ``weights/openvino``.
-            model_file_name: name without suffix.
+            model_file_name: file name without suffix.
             input_size: (256, 256), or None for the same.
             compression_type: None for single precision, FP16, or INT8 for eight bits in the network's weights, not in
                 the shape.
             kwargs: see anomalib's ``to_openvino``.
 
         Raises:
-            ValueError: if ``input_size`` or ``compression_type`` is another one.
+            ValueError: if ``input_size`` or ``compression_type`` is not supported.
         """
         if compression_type not in {None, CompressionType.FP16, CompressionType.INT8}:
-            msg = f"Looking3D's matching needs its digits: use INT8 (weights), FP16 or none, got {compression_type}."
+            msg = (
+                "Looking3D's activations need more than eight bits: use INT8 (weights), FP16 or none, got "
+                f"{compression_type}."
+            )
             raise ValueError(msg)
         size = _checked_size(input_size)
         return super().to_openvino(export_root, model_file_name, size, compression_type, **kwargs)
@@ -182,7 +185,7 @@ class ReferenceExportMixin(FeedForwardExportMixin):
 
         Args:
             export_root: parent folder of ``weights/torch``.
-            model_file_name: name without suffix.
+            model_file_name: file name without suffix.
         """
         return self.feed_forward().to_torch(export_root, model_file_name)
 

@@ -50,14 +50,14 @@ class Looking3D(QueryScoringMixin, ReferenceExportMixin, TwoLossTraining, Anomal
             the time.
         query_cells: number of query cells in attention, those with most foreground, instead of all 1024 (256 at size
             128). Choose more cells than the objects cover. 0 for all, as in the paper.
-        learning_rate: of Adam.
-        beta1: Adam's decay of the gradient mean; 0 in the paper, with which boxes are learned more slowly on few
-            queries.
+        learning_rate: learning rate of Adam.
+        beta1: Adam's decay of the gradient mean. The paper uses 0, which learns boxes more slowly on few queries.
         warmup_steps: steps in which the learning rate grows to its full value; without them, learning rates far above
             the paper's saturate the boxes.
         schedule: ``"cosine"`` decays the learning rate to zero over all epochs; ``"step"`` divides it by ten every 20
             epochs, as in the paper.
-        momentum: decay of the moving averages of encoder and projector at each step; use less for short trainings.
+        momentum: decay of the moving averages of encoder and projector at each step; use a smaller value for a short
+            training.
         two_steps: one optimizer step for each of the two losses, as in the paper, instead of one step for their sum.
         pre_processor: see ``AnomalibModule``. The network normalizes by itself.
         post_processor: see ``AnomalibModule``.
@@ -121,7 +121,7 @@ class Looking3D(QueryScoringMixin, ReferenceExportMixin, TwoLossTraining, Anomal
         """Load published or converted weights. Moving averages that the file lacks start as copies of the network.
 
         Args:
-            path: of the file.
+            path: file to read.
 
         Raises:
             FileNotFoundError: if there is no such file.

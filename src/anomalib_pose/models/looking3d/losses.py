@@ -34,11 +34,11 @@ def contrast(queries: Tensor, keys: Tensor, temperature: float = _TEMPERATURE) -
 def task_loss(logit: Tensor, box: Tensor, label: Tensor, true_box: Tensor) -> Tensor:
     """Compute the loss of labels and boxes; a scalar (section 4.4).
 
-    It is the cross-entropy of the label, plus for anomalous queries 5 L1 + 2 (1 - GIoU) of the box. Each sum is divided
-    by the number of queries. Anomalous queries without a true box contribute only to the cross-entropy.
+    The loss is the cross-entropy of the label, plus 5 L1 + 2 (1 - GIoU) of the box for anomalous queries. Each sum is
+    divided by the number of queries. Anomalous queries without a true box contribute only to the cross-entropy.
 
     Args:
-        logit: of being anomalous (B,).
+        logit: logit of the anomalous class (B,).
         box: predicted center, width and height as fractions of the image (B, 4).
         label: 1 where anomalous (B,).
         true_box: as ``box``; zeros for no box.
@@ -118,8 +118,8 @@ def _describe(features: Tensor, images: Tensor, index: Tensor, projector: Projec
 
     Args:
         features: (B, 128, g, g).
-        images: of the features, RGB (B, 3, 8 g, 8 g) in [-1, 1].
-        index: numbers of the cells (B, m).
+        images: images that the features come from, RGB (B, 3, 8 g, 8 g) in [-1, 1].
+        index: indices of the cells (B, m).
         projector: computes descriptors.
     """
     selected = features.flatten(2).gather(2, index[:, None].expand(-1, features.shape[1], -1))

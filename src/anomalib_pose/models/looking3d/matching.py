@@ -9,7 +9,7 @@ from anomalib_pose.models.looking3d.encoder import CELL
 
 _GRAY = (0.2989, 0.587, 0.114)
 _BRIGHT = 0.8
-"""Gray value, in [-1, 1], from which on a pixel counts as background."""
+"""Gray value, in [-1, 1], at or above which a pixel counts as background."""
 _TIE = 1e-30
 """Step between the offsets that order equal affinities."""
 
@@ -31,7 +31,7 @@ def foreground_weights(images: Tensor) -> Tensor:
 
 
 def foreground_cells(weights: Tensor, count: int) -> Tensor:
-    """Select the cells with most foreground: sorted numbers (B, n); of equal cells the first ones.
+    """Select the cells with most foreground: sorted indices (B, n); of equal cells the first ones.
 
     Args:
         weights: foreground of the query (B, g, g), in quarters.
@@ -58,14 +58,14 @@ def affinity(query: Tensor, reference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def top_keys(affinities: Tensor, count: int) -> Tensor:
-    """Select the reference cells with the largest affinity to each query cell: numbers (B, g * g, k) (section 4.3).
+    """Select the reference cells with the largest affinity to each query cell: indices (B, g * g, k) (section 4.3).
 
-    All affinities of background cells are exactly 0. Among zeros the lower number wins, on every device and in every
-    runtime, so that a background cell attends to keys 0 to k - 1. The published program has no rule: its ties depend
-    on the device, which changes its results slightly.
+    All affinities of background cells are exactly 0. Among zeros the lower index wins, on every device and in every
+    runtime, so that a background cell attends to keys 0 to k - 1. The published program has no such rule: its ties
+    depend on the device, which changes its results slightly.
 
     Args:
-        affinities: of query and reference cells (B, g * g, M).
+        affinities: affinities of query and reference cells (B, g * g, M).
         count: number of keys of each query cell, k; all keys if there are fewer.
     """
     keys = affinities.shape[-1]
@@ -82,7 +82,7 @@ def match_residual(affinities: Tensor, weights: Tensor) -> Tensor:
     with the foreground weight :math:`m_i`, which the affinities already contain.
 
     Args:
-        affinities: of query and reference cells (B, g * g, M).
+        affinities: affinities of query and reference cells (B, g * g, M).
         weights: foreground of the query (B, g, g).
     """
     return (weights - affinities.amax(-1).view_as(weights)).clamp(0, 1)

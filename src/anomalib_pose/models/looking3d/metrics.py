@@ -26,7 +26,7 @@ class _BoxMetric(Metric):
     Args:
         detected_only: count only queries that are predicted to be anomalous, as the paper does. Otherwise all count, so
             that a detector gains nothing by missing hard anomalies.
-        kwargs: of ``Metric``.
+        kwargs: arguments of ``Metric``.
     """
 
     full_state_update = False

@@ -25,7 +25,7 @@ class PhotographOutput(NamedTuple):
     Args:
         pred_score: probability of being anomalous (B,).
         anomaly_map: residual of each pixel (B, 1, H, W), in [0, 1].
-        box: around the anomaly (B, 4): center, width and height as fractions of the photograph.
+        box: box around the anomaly (B, 4): center, width and height as fractions of the photograph.
     """
 
     pred_score: Tensor
@@ -59,9 +59,9 @@ def whole_map(maps: Tensor, height: int, width: int) -> Tensor:
     """Map anomaly maps back to whole photographs (B, 1, height, width); zero outside of the evaluated crop.
 
     Args:
-        maps: of the output of ``evaluation_view`` (B, 1, 256, 256).
-        height: of the photograph in pixels.
-        width: of the photograph in pixels.
+        maps: maps of the images that ``evaluation_view`` returns (B, 1, 256, 256).
+        height: height of the photograph in pixels.
+        width: width of the photograph in pixels.
     """
     side, (top, left) = max(height, width), square_margins(height, width)
     small = functional.interpolate(maps, (CROP_SIZE, CROP_SIZE), mode="bilinear")
@@ -74,8 +74,8 @@ def whole_box(boxes: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         boxes: center, width and height as fractions of the evaluated crop (B, 4).
-        height: of the photograph in pixels.
-        width: of the photograph in pixels.
+        height: height of the photograph in pixels.
+        width: width of the photograph in pixels.
     """
     side, (top, left) = max(height, width), square_margins(height, width)
     margin = side * CROP_MARGIN / QUERY_SIZE
@@ -84,10 +84,10 @@ def whole_box(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def inspect(network: Looking3DModel, images: Tensor, shape: ReferenceShape) -> PhotographOutput:
-    """Compare whole photographs with one shape, by the crop of evaluation.
+    """Compare whole photographs with one shape, in the crop of the evaluation.
 
     Args:
-        network: in evaluation mode.
+        network: network in evaluation mode.
         images: RGB (B, 3, H, W) in [0, 1], objects on white.
         shape: encoded reference.
     """

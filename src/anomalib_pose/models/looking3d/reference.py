@@ -45,7 +45,7 @@ class EncodedShapes:
     """Cache of compact shapes, encoded by a network; the least recently used shape is dropped first.
 
     Args:
-        network: encodes shapes; in evaluation mode.
+        network: network in evaluation mode, which encodes the shapes.
     """
 
     def __init__(self, network: Looking3DModel) -> None:
@@ -82,7 +82,7 @@ class EncodedShapes:
         """Return the shape of reference views; encode it at the first call.
 
         Args:
-            name: of the shape; None for a shape without a name, which is not cached.
+            name: name of the shape; None for a shape without a name, which is not cached.
             views: see ``encode``.
             xyz: see ``encode``.
         """

@@ -18,7 +18,7 @@ from anomalib_pose.models.looking3d.torch_model import Looking3DModel, Reference
 logger = logging.getLogger(__name__)
 
 _THRESHOLD = 0.5
-"""Of probabilities, as in the post-processor."""
+"""Threshold of probabilities, as in the post-processor."""
 
 
 class QueryScoringMixin:
@@ -69,7 +69,7 @@ class QueryScoringMixin:
         return self.post_processor(prediction) if self.post_processor else prediction
 
     def encode_reference(self, reference: str | Path = "") -> ReferenceShape:
-        """Encode the shape that photographs without reference views are compared with, by the present weights.
+        """Encode the shape that photographs without reference views are compared with, with the current weights.
 
         Args:
             reference: mesh or folder of rendered views; empty for the model's reference.
@@ -81,7 +81,7 @@ class QueryScoringMixin:
         return self._shapes.encode_file(self._reference_path(reference))
 
     def _reference_path(self, reference: str | Path = "") -> str | Path:
-        """Return a reference, or else the model's own."""
+        """Return the given reference, or the model's reference if it is empty."""
         path = reference or self.reference
         if not path:
             msg = (
@@ -116,7 +116,7 @@ class QueryScoringMixin:
         return batch
 
     def _inspect_files(self, batch: Batch) -> PhotographOutput:
-        """Compare photographs with the model's reference; read them again, as a batch has lost their transparency."""
+        """Compare photographs with the model's reference; read them again, as the batch lacks their transparency."""
         paths = getattr(batch, "image_path", None)
         if paths is None:
             return self._inspect(batch.image)

@@ -26,9 +26,10 @@ class ReferenceShape(NamedTuple):
     """Encoded reference views of shapes, computed once for each shape and used for all of its queries.
 
     Args:
-        descriptors: of the reference cells, times their foreground weights (B or 1, M, 256); M = g * g for each view.
-        context: of the reference cells: features and position codes (B or 1, M, 256).
-        cell_indices: numbers of the cells in ``descriptors`` (P,); None for all cells.
+        descriptors: descriptors of the reference cells, times their foreground weights (B or 1, M, 256); M = g * g
+            for each view.
+        context: features and position codes of the reference cells (B or 1, M, 256).
+        cell_indices: indices of the cells in ``descriptors`` (P,); None for all cells.
     """
 
     descriptors: Tensor
@@ -59,9 +60,9 @@ class Looking3DOutput(NamedTuple):
     """Predictions for queries.
 
     Args:
-        logit: of being anomalous (B,).
-        box: around the anomaly (B, 4): center (x, y), width and height as fractions of the image.
-        residual: foreground weight of each cell, less its largest cosine with the reference (B, g, g), in [0, 1].
+        logit: logit of the anomalous class (B,).
+        box: box around the anomaly (B, 4): center (x, y), width and height as fractions of the image.
+        residual: foreground weight of each cell, minus its largest cosine with the reference (B, g, g), in [0, 1].
     """
 
     logit: Tensor
@@ -89,7 +90,7 @@ def normalize(images: Tensor, size: int = IMAGE_SIZE) -> Tensor:
 
 
 def coarser(xyz: Tensor, factor: int) -> Tensor:
-    """Merge cells to larger ones. A merged cell takes the coordinates nearest to its center, of its nonempty cells.
+    """Merge cells into larger ones. A merged cell takes the coordinates of the nonempty cell nearest to its center.
 
     Args:
         xyz: coordinates (..., g, g, 3), -1 where a cell is empty; they are sampled at the first corner of each cell.
@@ -148,7 +149,7 @@ class Looking3DModel(nn.Module):
 
         Args:
             images: RGB (B, 3, 8 g, 8 g) in [-1, 1].
-            features: of the encoder (B, 128, g, g).
+            features: features of the encoder (B, 128, g, g).
         """
         with torch.no_grad():
             weights = foreground_weights(images)
@@ -160,7 +161,7 @@ class Looking3DModel(nn.Module):
         Args:
             views: RGB (B, V, 3, 256, 256) in [0, 1].
             xyz: surface coordinates of each cell in the frame of the mesh (B, V, 32, 32, 3), -1 where it is empty.
-            features: of the views (B, V, 128, g, g); None to compute them.
+            features: features of the views (B, V, 128, g, g); None to compute them.
         """
         images = self.normalize(views).flatten(0, 1)
         features = self.encoder(images) if features is None else features.flatten(0, 1)
@@ -185,11 +186,11 @@ class Looking3DModel(nn.Module):
 
         Args:
             images: RGB (B, 3, 256, 256) in [0, 1].
-            shape: one for all queries, or one for each query.
-            features: of the queries (B, 128, g, g); None to compute them.
-            keys: numbers of the reference cells that each query cell attends to (B, g * g, k); None for those with the
+            shape: one shape for all queries, or one for each query.
+            features: features of the queries (B, 128, g, g); None to compute them.
+            keys: indices of the reference cells that each query cell attends to (B, g * g, k); None for those with the
                 largest affinity.
-            published: compute by the published form of attention: same result, more time.
+            published: use the published form of attention, which has the same result and takes more time.
         """
         images = self.normalize(images)
         if features is None:
@@ -209,7 +210,7 @@ class Looking3DModel(nn.Module):
 
 
 def _rows(values: Tensor, places: Tensor) -> Tensor:
-    """Select rows (B, n, C) of (B, m, C) by their numbers (B, n)."""
+    """Select rows (B, n, C) of (B, m, C) by their indices (B, n)."""
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
 
 

@@ -69,7 +69,7 @@ class TwoLossTraining:
         """Update the moving averages, and compute the loss of the descriptors (section 4.2); a scalar.
 
         Args:
-            batch: with ``image``, ``pair_images`` and ``pair_points``.
+            batch: batch with ``image``, ``pair_images`` and ``pair_points``.
         """
         network = self.model
         self.alignment.update(network.encoder, network.projector)
@@ -84,8 +84,8 @@ class TwoLossTraining:
         one shape share the views of the first of these queries, which are encoded once.
 
         Args:
-            batch: with ``image``, ``reference_images``, ``reference_xyz``, ``gt_label``, ``box`` and, where known,
-                ``shape_id``.
+            batch: batch with ``image``, ``reference_images``, ``reference_xyz``, ``gt_label``, ``box`` and, where
+                known, ``shape_id``.
         """
         names = batch.shape_id or range(len(batch.image))
         firsts = {name: index for index, name in reversed(list(enumerate(names)))}

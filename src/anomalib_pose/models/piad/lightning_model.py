@@ -41,8 +41,8 @@ class PIAD(SceneModelMixin, MemoryBankMixin, AnomalibModule):
             residuals in other places too.
         memory_patches: number of patches of normal views in the patch memory; SplatPose uses 1000. Under another light,
             every patch is far from those in the memory. 0 for none.
-        relight: estimate the camera again in the query without its own light, a low-frequency shading of the surface
-            normals, and compare the query with relit references. The paper does not.
+        relight: estimate the camera a second time on the relit query, and compare the query with relit references. The
+            light is modeled as a low-frequency shading of the surface normals. The paper does not relight.
         rasterizer: ``"auto"``: gsplat where CUDA and gsplat are present, else the CPU; ``"cpu"``; ``"gsplat"``.
         shared: arguments of ``SceneModelMixin``.
     """

@@ -20,7 +20,7 @@ class ObjectScores:
 
     Args:
         point_map: smoothed scores of the grid's cells (s, s), averaged with the photograph's map where there is one.
-        score: of the object, a scalar; in [0, 1] if the scores of the views are.
+        score: score of the object, a scalar; in [0, 1] if the scores of the views are.
     """
 
     point_map: Tensor
@@ -28,14 +28,14 @@ class ObjectScores:
 
 
 def point_map(maps: Tensor, grid: CloudGrid) -> Tensor:
-    """Average the scores of the views over those that show a cell's point; not smoothed, 0 in cells without a point.
+    """Average the scores of the views that show a cell's point; not smoothed, 0 in cells without a point.
 
     Points that no view shows take the visibility of their neighbor in the order of the cells, see
     ``fill_visibility``.
 
     Args:
         maps: scores of the views' patches (v, p, p).
-        grid: of the cloud.
+        grid: grid of the cloud.
 
     Returns:
         Scores of the cells (s, s).
@@ -47,13 +47,13 @@ def point_map(maps: Tensor, grid: CloudGrid) -> Tensor:
 
 
 def smooth(values: Tensor, grid: CloudGrid, sigma: float) -> Tensor:
-    """Smooth scores by a Gaussian over the grid, or over neighbors in space if the order of the cells means nothing.
+    """Smooth scores by a Gaussian over the grid, or over neighbors in space if the cells have no order.
 
     The published program smooths over the grid in both cases.
 
     Args:
         values: scores of the cells (s, s).
-        grid: of the cloud.
+        grid: grid of the cloud.
         sigma: standard deviation in cells; in space, in mean distances of neighboring points. 0 for no smoothing.
     """
     if grid.organized or sigma <= 0:
@@ -72,7 +72,7 @@ def peak(values: Tensor, valid: Tensor, fraction: float) -> Tensor:
     Args:
         values: scores of the cells (s, s).
         valid: cells that hold a point (s, s).
-        fraction: number of averaged scores in relation to the number of points, in [0, 1]; 0 for the largest alone.
+        fraction: number of averaged scores as a fraction of the number of points, in [0, 1]; 0 for the largest alone.
     """
     count = max(1, math.ceil(fraction * int(valid.sum())))
     return values.flatten().topk(count).values.mean()
@@ -87,8 +87,8 @@ def object_scores(scores: ImageScores, grid: CloudGrid, sigma: float = 4.0, top_
     published score, so that both cases have one range.
 
     Args:
-        scores: of the views, and of the photograph if it is to contribute.
-        grid: of the cloud.
+        scores: scores of the views, and of the photograph if it is to contribute.
+        grid: grid of the cloud.
         sigma: see ``smooth``.
         top_fraction: see ``peak``.
     """

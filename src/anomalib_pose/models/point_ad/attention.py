@@ -38,7 +38,7 @@ def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize tokens and project them to queries, keys and values, each (b, heads, n, w / heads).
 
     Args:
-        block: of open_clip.
+        block: residual attention block of open_clip.
         x: tokens (b, n, w).
     """
     attention = block.attn
@@ -53,7 +53,7 @@ def attend(block: Any, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False)
     .. math:: \operatorname{proj}\big(\operatorname{softmax}(q k^T / \sqrt{w / heads})\, v\big)
 
     Args:
-        block: of open_clip.
+        block: residual attention block of open_clip.
         q: queries (b, heads, n, w / heads).
         k: keys of the same shape.
         v: values of the same shape.
@@ -67,7 +67,7 @@ def feed_forward(block: Any, x: Tensor) -> Tensor:
     """Add the output of the block's perceptron to the tokens (b, n, w).
 
     Args:
-        block: of open_clip.
+        block: residual attention block of open_clip.
         x: tokens (b, n, w).
     """
     return x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _OWN = "point_ad_prompts"
 _PUBLISHED = "prompt_learner"
 _START = 49406
-"""Number of the start token."""
+"""Id of the start token."""
 
 
 class Prompts(NamedTuple):
@@ -70,7 +70,7 @@ def write_prompts(path: str | Path, learner: PromptLearner, text: TextTower) -> 
     Args:
         path: file to write.
         learner: holds the prompts.
-        text: text tower that they were learned for.
+        text: text tower that the prompts were learned for.
     """
     return _write(path, prompts_of(learner, text))
 
@@ -80,7 +80,7 @@ def prompts_of(learner: PromptLearner, text: TextTower) -> Prompts:
 
     Args:
         learner: holds the prompts.
-        text: text tower that they were learned for.
+        text: text tower that the prompts were learned for.
     """
     start = text.embed(learner.ids[0, :1])[0]
     parts = (learner.normal, learner.abnormal, learner.deep, start)
@@ -91,21 +91,20 @@ def load_prompts(learner: PromptLearner, prompts: Prompts, text: TextTower) -> N
     """Load learned prompts into a learner.
 
     Args:
-        learner: changed in place.
-        prompts: of a file or a checkpoint.
+        learner: learner that is changed in place.
+        prompts: prompts of a file or a checkpoint.
         text: text tower that the learner is for.
 
     Raises:
         ValueError: if numbers of tokens or widths differ, or if the prompts were learned for another CLIP.
     """
     weights = {name: value for name, value in prompts._asdict().items() if name != "start"}
-    wrong = mismatched_keys(learner.state_dict(), weights)
-    if wrong:
-        own = {name: tuple(value.shape) for name, value in learner.state_dict().items()}
-        shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    if mismatched_keys(learner.state_dict(), weights):
+        model_shapes = {name: tuple(value.shape) for name, value in learner.state_dict().items()}
+        prompt_shapes = {name: tuple(value.shape) for name, value in weights.items()}
         msg = (
-            f"The prompts' shapes are {shapes}, those of this model {own}. Choose the CLIP and the sizes that the "
-            "prompts were learned with."
+            f"The prompts have the shapes {prompt_shapes}, but this model has {model_shapes}. Choose the CLIP and the "
+            "sizes that the prompts were learned with."
         )
         raise ValueError(msg)
     start = text.embed(learner.ids[0, :1])[0].cpu()

@@ -2,8 +2,8 @@
 """CLIP's frozen image and text towers, with weights of open_clip or of a file.
 
 Versions 2.24 to 3.x of open_clip are supported. They differ in the order of tokens inside the blocks (see
-``attention``), in the configurations that they accept, and in what they say about QuickGELU: 2.24 does not list it for
-OpenAI's weights.
+``attention``), in the configurations that they accept, and in their lists of weights with QuickGELU: 2.24 does not
+list OpenAI's weights.
 """
 
 import difflib
@@ -43,7 +43,7 @@ class Clip(nn.Module):
         self.eval().requires_grad_(requires_grad=False)
 
     def train(self, mode: bool = True) -> "Clip":  # noqa: ARG002 - the signature is torch's
-        """Stay in evaluation mode, whatever the mode of the surrounding model.
+        """Stay in evaluation mode, also when the surrounding model is trained.
 
         Args:
             mode: not used.
@@ -67,13 +67,13 @@ def load_clip(
         quick_gelu: whether the activation is x * sigmoid(1.702 x) instead of GELU, as for all of OpenAI's weights.
             None: true if open_clip lists it for the tag, if the model's name ends in ``-quickgelu``, or if the file is
             OpenAI's.
-        seed: of the random weights.
+        seed: seed of the random weights.
 
     Raises:
         ModuleNotFoundError: if open_clip is not installed.
         FileNotFoundError: if a named file does not exist.
         RuntimeError: if the weights of a tag cannot be downloaded.
-        ValueError: if model or tag are unknown, the architecture is another one, or weights do not fit.
+        ValueError: if model or tag are unknown, the architecture is not supported, or weights do not fit.
     """
     open_clip = _open_clip()
     name, configuration = _configuration(open_clip, str(model))
@@ -150,7 +150,7 @@ def _read_configuration(path: Path) -> dict[str, Any]:
 
 
 def _check_architecture(open_clip: ModuleType, name: str, configuration: dict[str, Any]) -> None:
-    """Refuse another architecture before any download, by a model without memory for its weights."""
+    """Refuse an unsupported architecture before any download, by a model without memory for its weights."""
     with torch.device("meta"):
         try:
             network = open_clip.CLIP(**configuration)
@@ -206,7 +206,7 @@ def _origin(tag: dict[str, Any]) -> str:
 def _needs_quick_gelu(
     configuration: dict[str, Any], weights: dict[str, Tensor] | None, tag: dict[str, Any] | None, pretrained: str
 ) -> bool:
-    """Tell whether model name, tag or file ask for QuickGELU."""
+    """Return whether model name, tag or file require QuickGELU."""
     # open_clip 2.24 applies QuickGELU to OpenAI's weights, but does not list it
     by_tag = tag is not None and (tag.get("quick_gelu", False) or pretrained == "openai")
     by_file = weights is not None and any(name in weights for name in _OPENAI_ENTRIES)
@@ -229,12 +229,13 @@ def _fill(clip: nn.Module, weights: dict[str, Tensor], source: str) -> None:
             if name not in _OPENAI_ENTRIES and not name.startswith("logit_")
         }
 
-    own, weights = without_logits(clip.state_dict()), without_logits(weights)
-    wrong = mismatched_keys(own, weights)
-    if wrong:
+    expected, weights = without_logits(clip.state_dict()), without_logits(weights)
+    mismatches = mismatched_keys(expected, weights)
+    if mismatches:
         msg = (
-            f"The weights in {source} do not fit: {len(wrong)} of {len(own)} entries are missing, unknown or of "
-            f"another shape, {wrong[0]!r} first. Check that the file belongs to this model and has open_clip's names."
+            f"The weights in {source} do not fit: {len(mismatches)} of {len(expected)} entries are missing, unknown or "
+            f"of another shape, {mismatches[0]!r} first. Check that the file belongs to this model and has "
+            "open_clip's names."
         )
         raise ValueError(msg)
     clip.load_state_dict(weights, strict=False)

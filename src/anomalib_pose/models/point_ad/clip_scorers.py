@@ -26,7 +26,7 @@ class ClipSettings:
         pretrained: see ``load_clip``; empty for random weights.
         vv_blocks: number of last blocks with value-to-value attention; 0 for 19 of 24, or the same fraction.
         fuse_rgb: score photographs too, where a cloud has one.
-        seed: of random weights and of the prompts' initial values.
+        seed: seed of random weights and of the prompts' initial values.
 
     Raises:
         ValueError: if vv_blocks is negative.
@@ -51,9 +51,9 @@ class PromptSettings:
 
     Args:
         path: file of learned prompts, which has its own sizes; empty to learn prompts.
-        prompt_length: learned embeddings of each text.
+        prompt_length: number of learned embeddings in each text.
         deep_sets: number of blocks of the text tower with learned tokens.
-        deep_length: learned tokens of each of these blocks.
+        deep_length: number of learned tokens in each of these blocks.
         paper: compute the loss and round the deep tokens as published.
     """
 
@@ -88,14 +88,14 @@ class ClipViewScorer(nn.Module):
 
     @property
     def scorer(self) -> ClipScorer:
-        """CLIP's image tower with the second path."""
+        """CLIP's image tower with the second, value-to-value path."""
         return ClipScorer(self.load().vision, self.settings.vv_blocks or None)
 
     def word(self, category: str) -> str:
         """Return the word for an object in the texts.
 
         Args:
-            category: of the object; empty for any.
+            category: category of the object; empty for any object.
         """
         raise NotImplementedError
 
@@ -103,7 +103,7 @@ class ClipViewScorer(nn.Module):
         """Compute unit features (2, d) of the normal and of the abnormal text.
 
         Args:
-            word: for the object in the texts.
+            word: word for the object in the texts.
         """
         raise NotImplementedError
 
@@ -112,7 +112,7 @@ class ClipViewScorer(nn.Module):
         """Return the vector (d,) that scores objects of a category; see ``text.direction``.
 
         Args:
-            category: of the object; empty for any.
+            category: category of the object; empty for any object.
         """
         word = self.word(category)
         if word not in self._directions:
@@ -150,7 +150,7 @@ class EnsembleScorer(ClipViewScorer):
         """Return ``object_word``, else the category, else "object".
 
         Args:
-            category: of the object; empty for any.
+            category: category of the object; empty for any object.
         """
         return self.object_word or category or "object"
 
@@ -158,7 +158,7 @@ class EnsembleScorer(ClipViewScorer):
         """Compute unit features (2, d) of the normal and of the abnormal texts.
 
         Args:
-            word: for the object in the texts.
+            word: word for the object in the texts.
         """
         return ensemble_features(self.load().text, word)
 
@@ -191,7 +191,7 @@ class PromptScorer(ClipViewScorer):
         return self._ready()[0]
 
     def adopt(self, prompts: Prompts) -> None:
-        """Continue with learned prompts in place of the present ones.
+        """Continue with learned prompts in place of the current ones.
 
         Args:
             prompts: learned prompts; they are checked as soon as CLIP is read.
@@ -271,7 +271,7 @@ class PromptScorer(ClipViewScorer):
         return clip, self.prompts
 
     def _make_prompts(self, clip: Clip, learned: Prompts | None) -> PromptLearner:
-        """Create the prompts of the settings, or of the sizes and with the values of learned ones."""
+        """Create prompts with the sizes of the settings, or with sizes and values of learned prompts."""
         settings = self.prompt_settings
         sizes = (settings.prompt_length, settings.deep_sets, settings.deep_length)
         if learned is not None:

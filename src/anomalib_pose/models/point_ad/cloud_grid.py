@@ -34,7 +34,7 @@ def grid_of(batch: Any, index: int) -> CloudGrid:
 
     Args:
         batch: a ``CloudBatch``.
-        index: of the cloud.
+        index: index of the cloud.
     """
     return CloudGrid(
         batch.points[index], batch.valid[index], bool(batch.organized[index]), batch.pixels[index], batch.visible[index]
@@ -45,7 +45,7 @@ def check_clouds(batch: Any) -> None:
     """Refuse a batch without rendered clouds.
 
     Args:
-        batch: of any data module.
+        batch: batch of any data module.
 
     Raises:
         ValueError: if the batch has no views, or no visibility of points in them.

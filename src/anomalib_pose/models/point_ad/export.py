@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export of the scoring of single images as a graph; the host combines the scores of images to scores of clouds."""
+"""Export of the scoring of single images as a graph; the host combines scores of images into scores of clouds."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ from anomalib_pose.models.point_ad.scorer import ClipScorer, abnormal_probabilit
 
 @dataclass(frozen=True)
 class Aggregation:
-    """Options by which the host combines scores of images to scores of clouds; a .json beside the graph.
+    """Options with which the host combines scores of images into scores of clouds; a .json beside the graph.
 
     Args:
         smoothing: see ``PointAD``.
@@ -69,7 +69,7 @@ class ExportableImageScorer(nn.Module):
     """Scores images and their patches; the texts are one constant vector.
 
     Args:
-        scorer: with its image tower; copied.
+        scorer: scorer with its image tower, which is copied.
         direction: see ``text.direction`` (d,).
     """
 
@@ -122,9 +122,9 @@ class ExportedImageScorer(ExportedDetector):
 
         Args:
             export_root: parent folder of ``weights/onnx``.
-            model_file_name: name without suffix.
-            input_size: CLIP's, or None for the same.
-            kwargs: of ``torch.onnx.export``.
+            model_file_name: file name without suffix.
+            input_size: CLIP's image size, or None for the same.
+            kwargs: arguments of ``torch.onnx.export``.
 
         Raises:
             ValueError: if ``input_size`` is another size.
@@ -145,8 +145,8 @@ class ExportedImageScorer(ExportedDetector):
 
         Args:
             export_root: parent folder of ``weights/openvino``.
-            model_file_name: name without suffix.
-            input_size: CLIP's, or None for the same.
+            model_file_name: file name without suffix.
+            input_size: CLIP's image size, or None for the same.
             compression_type: None for single precision, FP16, or INT8 for weights in eight bits.
             kwargs: see anomalib's ``to_openvino``.
 
@@ -200,7 +200,8 @@ class ImageScorerExportMixin(FeedForwardExportMixin):
 
         Args:
             images: batch size of an OpenVINO graph; 1 for anomalib's inferencer, or the number of a cloud's images.
-            category: of the objects, for the ensemble's texts; empty for any. Learned prompts do not name the object.
+            category: category of the objects, for the ensemble's texts; empty for any object. Learned prompts do not
+                name the object.
 
         Raises:
             ValueError: if scoring is mutual, prompts are not learned, or ``images`` is below 1.
@@ -221,6 +222,6 @@ class ImageScorerExportMixin(FeedForwardExportMixin):
 
         Args:
             export_root: parent folder of ``weights/torch``.
-            model_file_name: name without suffix.
+            model_file_name: file name without suffix.
         """
         return self.feed_forward().to_torch(export_root, model_file_name)

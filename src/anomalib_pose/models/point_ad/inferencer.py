@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of clouds by an exported graph: render views, score them by the graph, average their scores on the points."""
+"""Scores of clouds by an exported graph: render views, score them with the graph, average the scores on the points."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class CloudPrediction:
     """Scores of one cloud.
 
     Args:
-        score: of the object, in [0, 1].
+        score: score of the object, in [0, 1].
         defective: whether the score is above the threshold; None without a threshold.
         point_map: scores of the grid's cells (s, s).
         points: positions of the cells (s, s, 3), in the unit of the recording.
@@ -51,9 +51,9 @@ class PointADInferencer:
 
     Args:
         path: ``model.xml`` or ``model.onnx``, with ``model.json`` beside it.
-        settings: of the rendering, as at the model's validation; None for nine views of 336 pixels.
+        settings: settings of the rendering, as at the model's validation; None for nine views of 336 pixels.
         device: OpenVINO's name of the device.
-        seed: of the search for the plane under the object.
+        seed: seed of the search for the plane under the object.
         precision: OpenVINO's ``INFERENCE_PRECISION_HINT``. Scores in ``"f32"`` are those of the model; ``"bf16"`` is
             faster on CPUs with BF16 instructions, where OpenVINO's own default is BF16.
 
@@ -109,7 +109,7 @@ class PointADInferencer:
         """Score a cloud whose views are rendered.
 
         Args:
-            cloud: with views, and a photograph if it is to contribute.
+            cloud: cloud with views, and with a photograph if it is to contribute.
         """
         fused = self.aggregation.fuse_rgb and cloud.rgb is not None
         images = torch.cat([cloud.views, cloud.rgb[None]]) if fused and cloud.rgb is not None else cloud.views

@@ -55,7 +55,7 @@ class PointAD(
     CLIP is read when the model is set up. It is not part of checkpoints, which hold only the prompts.
 
     Args:
-        scoring: ``"prompts"``: CLIP and two texts that are learned on one labeled category and serve all other
+        scoring: ``"prompts"``: CLIP and two texts that are learned on one labeled category and used for all other
             categories, as in the paper. ``"ensemble"``: CLIP and WinCLIP's texts, without training. ``"mutual"``:
             compare each view with the same view of all other clouds of the test set (Li et al., MuSc, ICLR 2024),
             without training; it needs the whole set, so report its figures separately.
@@ -66,16 +66,16 @@ class PointAD(
             same fraction of another number.
         prompt_path: file of published or own prompts (``anomalib-pose convert-checkpoint pointad``); it has its own
             sizes and is not trained. Empty to learn prompts.
-        prompt_length: learned word embeddings of each text.
+        prompt_length: number of learned word embeddings in each text.
         deep_sets: number of blocks of the text tower, from the second on, with learned tokens at their input.
-        deep_length: learned tokens of each of these blocks.
-        learning_rate: of Adam.
+        deep_length: number of learned tokens in each of these blocks.
+        learning_rate: learning rate of Adam.
         paper: compute the loss as published (the loss of objects averages views of different objects, and cells without
             a point count as points), and round the learned tokens of blocks to half precision, as published. The
             default corrects all three.
         object_word: word for an object in the ensemble's texts; empty for the category of each cloud; ``object`` for
             any.
-        seed: of the prompts' initial values.
+        seed: seed of the prompts' initial values.
         backbone: timm name of the network whose features mutual scoring compares.
         weights_path: file of the backbone's weights; empty to let timm download them once.
         layers: indices of the compared stages of the backbone; the finest stage is the grid of the patches.
@@ -90,8 +90,8 @@ class PointAD(
         fuse_rgb: score the photograph too, where there is one.
         smoothing: standard deviation of the Gaussian that smooths maps, in cells; in mean distances of neighboring
             points where the cells of a cloud have no order. 0 for no smoothing.
-        top_fraction: score an object by the mean of its largest values, of this fraction of its points; 0 for the
-            largest value, as in the paper.
+        top_fraction: an object's score is the mean of its largest values, as many as this fraction of its points; 0 for
+            the largest value, as in the paper.
         point_cloud_dir: folder for scored clouds as .ply; empty for the folder of results at a prediction, and for no
             files at a test.
         pre_processor: see ``AnomalibModule``. The networks normalize by themselves.

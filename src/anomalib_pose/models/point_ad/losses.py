@@ -63,7 +63,7 @@ def hybrid_loss(features: ClipFeatures, direction: Tensor, targets: CloudTargets
     point as normal points with a wrong prediction. Both are corrected here, unless ``paper`` is true.
 
     Args:
-        features: of the views: cls (B, v, d), patches (B, v, p * p, d).
+        features: features of the views: cls (B, v, d), patches (B, v, p * p, d).
         direction: see ``text.direction`` (d,).
         targets: ground truth of the objects.
         paper: compute the loss as published.
@@ -110,7 +110,7 @@ def focal(probability: Tensor, target: Tensor) -> Tensor:
     r"""Compute the two-class focal loss :math:`-(1 - p_t)^2 \log p_t`, mean over all elements; a scalar.
 
     Args:
-        probability: of the second class, any shape.
+        probability: probability of the second class, any shape.
         target: 1 where the second class is true, else 0, of the same shape.
     """
     # smoothed labels, as published: the true class has weight 1 - epsilon, the other class epsilon
@@ -123,7 +123,7 @@ def dice(probability: Tensor, target: Tensor) -> Tensor:
     r"""Compute the dice loss :math:`1 - (2 \sum p t + 1) / (\sum p + \sum t + 1)`, mean over samples; a scalar.
 
     Args:
-        probability: of each place (b, n).
+        probability: probability of each element (b, n).
         target: 1 or 0 (b, n).
     """
     overlap = (probability * target).sum(-1)
@@ -134,7 +134,7 @@ def both_dice(probability: Tensor, target: Tensor) -> Tensor:
     """Add the dice losses of the abnormal and of the normal class; a scalar.
 
     Args:
-        probability: of each place to be abnormal (b, n).
-        target: 1 where the place is abnormal, else 0 (b, n).
+        probability: probability that each element is abnormal (b, n).
+        target: 1 where the element is abnormal, else 0 (b, n).
     """
     return dice(probability, target) + dice(1 - probability, 1 - target)

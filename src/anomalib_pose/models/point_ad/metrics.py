@@ -22,7 +22,7 @@ class _ForegroundBinaryAUROC(BinaryAUROC):
         """Add maps.
 
         Args:
-            values: scores of the cells in [0, 1]; torchmetrics squeezes other values batch by batch.
+            values: scores of the cells in [0, 1]; torchmetrics applies a sigmoid to batches with other values.
             truth: defective cells.
             valid: cells that hold a point.
         """

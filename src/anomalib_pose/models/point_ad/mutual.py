@@ -59,7 +59,7 @@ class MutualSettings:
 
 
 class MutualScorer(nn.Module):
-    """Scores a set of clouds without training: each view against the same view of all others of its category.
+    """Scores a set of clouds without training: each view against the same view of all other clouds of its category.
 
     Photographs are compared with photographs, as one more view. Features stay in main memory in half precision until
     the set is complete: for n clouds of v views, ``2 n v`` times the size of the feature maps in bytes.
@@ -88,10 +88,11 @@ class MutualScorer(nn.Module):
         """Score all clouds of a set. ``score_images`` then returns the scores.
 
         Args:
-            batches: of ``CloudBatch``; each cloud has an image path of its own.
-            device: that computes.
+            batches: batches of clouds (``CloudBatch``); each cloud has an image path of its own.
+            device: device of the computation.
             count: number of batches, for the progress bar; None if unknown.
-            content: identifies the set. A set with the content of the last one is not scored again. None for unknown.
+            content: identifier of the set. A set with the identifier of the last one is not scored again. None if
+                unknown.
             progress: show progress bars.
 
         Raises:
@@ -101,7 +102,7 @@ class MutualScorer(nn.Module):
             return
         start = time.monotonic()
         scores: dict[str, ImageScores] = {}
-        # a console of its own, as Lightning may show bars on rich's
+        # a separate console, because Lightning may show progress bars on rich's console
         with Progress(console=Console(), disable=not progress, transient=True) as bar:
             tracked = bar.track(batches, count, description="Reading clouds")
             categories = read_features(tracked, self.extractor, device, photographs=self.settings.fuse_rgb)
@@ -163,10 +164,10 @@ def _check_counts(categories: dict[str, CategoryFeatures]) -> None:
     """Raise if there are no clouds, or a category has a single one."""
     few = {name: len(category.names) for name, category in categories.items() if len(category.names) < 2}
     if few or not categories:
-        got = ", ".join(f"{count} of {name!r}" for name, count in few.items()) or 0
+        counts = ", ".join(f"{count} of {name!r}" for name, count in few.items()) or 0
         msg = (
             "Mutual scoring compares clouds of one category with each other and needs two or more, "
-            f"got {got}. Score a whole test set, or choose another scoring."
+            f"got {counts}. Score a whole test set, or choose another scoring."
         )
         raise ValueError(msg)
 
@@ -209,7 +210,7 @@ class MutualScoringMixin:
         self._collect(self.trainer.predict_dataloaders)
 
     def _collect(self, loaders: Any) -> None:
-        """Pass once over all data of a stage, also where the trainer is limited to a part of them."""
+        """Pass once over all data of a stage, also where the trainer is limited to a part of the data."""
         if not isinstance(self.model, MutualScorer):
             return
         # Lightning iterates its own loaders already, and the one of predictions cannot be iterated twice at a time

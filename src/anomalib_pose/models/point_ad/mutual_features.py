@@ -31,7 +31,7 @@ class ViewFeatures:
         """Add the features of one cloud.
 
         Args:
-            cloud: its index within the category.
+            cloud: index of the cloud within its category.
             layers: feature maps (c, h, w).
             foreground: pixels that show the object (s, s).
         """
@@ -84,9 +84,9 @@ def read_features(
     """Compute the features of a set of clouds, in half precision on the CPU, by category.
 
     Args:
-        batches: of ``CloudBatch``.
+        batches: batches of clouds (``CloudBatch``).
         extract: computes the feature maps (b, c, h, w) of images.
-        device: that computes.
+        device: device of the computation.
         photographs: compute the features of photographs too.
 
     Raises:

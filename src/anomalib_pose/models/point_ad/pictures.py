@@ -20,7 +20,7 @@ from anomalib_pose.scene.ply_table import write_ply_vertices
 _HEAT = 0.6
 """Mixing weight of the heat in the picture of a view."""
 _BACKGROUND = 0.995
-"""Brightness from which on a pixel counts as white background."""
+"""Brightness at or above which a pixel counts as white background."""
 _TILT = (-30.0,)
 """Rotation about x, in degrees, of the cloud in score colors."""
 _BGR = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO).reshape(256, 3)
@@ -41,7 +41,7 @@ def render_view_sheet(views: Tensor, grid: CloudGrid, values: Tensor) -> Tensor:
 
     Args:
         views: rendered views (v, 3, s, s), RGB in [0, 1].
-        grid: of the cloud.
+        grid: grid of the cloud.
         values: scores of the cells in [0, 1] (s, s).
 
     Returns:
@@ -68,7 +68,7 @@ def render_scored_cloud(grid: CloudGrid, values: Tensor) -> Tensor:
     """Render the cloud in the colors of its scores, from the front and above.
 
     Args:
-        grid: of the cloud.
+        grid: grid of the cloud.
         values: scores of the cells in [0, 1] (s, s).
 
     Returns:

@@ -30,7 +30,7 @@ class PromptCheckpointMixin:
         """Replace CLIP by the prompts. CLIP is public and is read again when a model is set up.
 
         Args:
-            checkpoint: of Lightning; changed in place.
+            checkpoint: Lightning's checkpoint, which is changed in place.
         """
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
         if not isinstance(self.model, ClipViewScorer):
@@ -46,10 +46,10 @@ class PromptCheckpointMixin:
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the prompts; CLIP keeps its weights.
 
-        The sizes of the prompts and ``paper`` are those of the checkpoint, whatever the arguments of this model.
+        The sizes of the prompts and ``paper`` are those of the checkpoint, not those of this model's arguments.
 
         Args:
-            checkpoint: of Lightning; changed in place.
+            checkpoint: Lightning's checkpoint, which is changed in place.
 
         Raises:
             ValueError: if the checkpoint has another scoring, or its prompts were learned for another CLIP.
@@ -68,8 +68,8 @@ class PromptCheckpointMixin:
         if isinstance(self.model, PromptScorer) and _PROMPTS in checkpoint:
             self._adopt_paper(saved_paper(saved))
             self.model.adopt(Prompts(**checkpoint[_PROMPTS]))
-        own = {name: value for name, value in self.state_dict().items() if name.startswith(_NETWORK)}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+        network = {name: value for name, value in self.state_dict().items() if name.startswith(_NETWORK)}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **network}
 
     def _adopt_paper(self, paper: bool | None) -> None:
         """Use the option ``paper`` of a checkpoint, None for no change, and save it with the next one."""
@@ -81,13 +81,13 @@ class PromptCheckpointMixin:
 
 
 def saved_paper(hyper_parameters: dict[str, Any]) -> bool | None:
-    """Return the option ``paper`` of a checkpoint; None if the checkpoint does not say.
+    """Return the option ``paper`` of a checkpoint; None if the checkpoint has no such option.
 
     Version 0.1 had two options in its place. Where they differ, the precision of the prompts counts, so that scores
     stay equal; a warning says so.
 
     Args:
-        hyper_parameters: of the checkpoint.
+        hyper_parameters: hyperparameters of the checkpoint.
     """
     if "paper" in hyper_parameters:
         return bool(hyper_parameters["paper"])

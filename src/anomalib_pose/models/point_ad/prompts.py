@@ -18,11 +18,11 @@ class PromptLearner(nn.Module):
 
     Args:
         text: text tower that the prompts are for; the learner keeps no reference to it.
-        prompt_length: learned embeddings of each text.
+        prompt_length: number of learned embeddings in each text.
         deep_sets: number of blocks, from the second on, with learned tokens at their input.
-        deep_length: learned tokens of each of these blocks; they follow the start token.
+        deep_length: number of learned tokens in each of these blocks; they follow the start token.
         paper: round the deep tokens to half precision, as the published program does.
-        seed: of the initial values.
+        seed: seed of the initial values.
 
     Raises:
         ValueError: if the tower has too few blocks or positions.

@@ -26,8 +26,8 @@ class ClipFeatures(NamedTuple):
         """Convert both parts to another precision and move them to another device.
 
         Args:
-            dtype: of both parts.
-            device: target device; None for the present one.
+            dtype: precision of both parts.
+            device: target device; None for the current device.
         """
         return ClipFeatures(*(part.to(device or part.device, dtype) for part in self))
 
@@ -50,7 +50,7 @@ class ClipScorer(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> ClipFeatures:
-        """Compute unit features of images. They depend on nothing that is trained, so that they can be cached.
+        """Compute unit features of images. No trained weight changes them, so that they can be cached.
 
         Args:
             images: square, RGB (b, 3, s, s) in [0, 1].
@@ -98,7 +98,7 @@ def abnormal_probability(features: ClipFeatures, direction: Tensor) -> tuple[Ten
     """Compute the probabilities that images (...) and their patches (..., p, p) are abnormal.
 
     Args:
-        features: of the images.
+        features: features of the images.
         direction: see ``text.direction`` (d,).
     """
     cls, patches = features.to(direction.dtype)

@@ -54,7 +54,7 @@ class TextTower(nn.Module):
         self.width: int = self.token_embedding.embedding_dim
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Convert texts to token numbers (b, n), n up to the end of the longest text; 0 after the end of a text.
+        """Convert texts to token ids (b, n), n up to the end of the longest text; 0 after the end of a text.
 
         Args:
             texts: b texts.
@@ -76,7 +76,7 @@ class TextTower(nn.Module):
         """Look up the embeddings of tokens (b, n, w), without positions.
 
         Args:
-            ids: token numbers (b, n).
+            ids: token ids (b, n).
         """
         return self.token_embedding(ids)
 
@@ -125,10 +125,10 @@ class TextTower(nn.Module):
 
 
 def end_positions(ids: Tensor) -> Tensor:
-    """Return the positions of the end tokens (b,). The end token has the highest number.
+    """Return the positions of the end tokens (b,). The end token has the highest id.
 
     Args:
-        ids: token numbers (b, n).
+        ids: token ids (b, n).
     """
     return ids.argmax(-1)
 

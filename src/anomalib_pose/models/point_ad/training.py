@@ -60,7 +60,7 @@ def prompt_loss(
     Args:
         text: frozen text tower.
         prompts: trained prompts.
-        features: of B objects' views: cls (B, v, d), patches (B, v, p * p, d), of any precision.
+        features: features of B objects' views: cls (B, v, d), patches (B, v, p * p, d), of any precision.
         targets: ground truth of the objects.
         paper: see ``hybrid_loss``.
     """
@@ -68,11 +68,11 @@ def prompt_loss(
 
 
 def prompt_optimizer(prompts: PromptLearner, learning_rate: float = 1e-3) -> Optimizer:
-    """Create the published Adam (section 4.1).
+    """Create Adam with the published settings (section 4.1).
 
     Args:
         prompts: trained prompts.
-        learning_rate: of all of them.
+        learning_rate: learning rate of all prompts.
     """
     return torch.optim.Adam(prompts.parameters(), lr=learning_rate, betas=(0.5, 0.999))
 
@@ -81,7 +81,7 @@ def cloud_targets(batch: CloudBatch) -> CloudTargets:
     """Collect the ground truth of a batch. Points that no view shows borrow the visibility of a near point.
 
     Args:
-        batch: with views, their masks, and the points' pixels.
+        batch: batch with views, their masks, and the points' pixels.
 
     Raises:
         ValueError: if the batch has no labels, masks or pixels; batches of normal objects or plain photographs have

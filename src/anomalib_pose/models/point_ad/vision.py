@@ -24,8 +24,8 @@ class VisionTower(nn.Module):
 
     .. math:: \operatorname{proj}\big(\operatorname{softmax}(v v^T / \sqrt{w / heads})\, v\big)
 
-    with the values :math:`v` of the first path, and no feed-forward. This keeps features at their places in the image;
-    the features of patches are read from it.
+    with the values :math:`v` of the first path, and no feed-forward. The second path keeps features at their places in
+    the image; the features of patches are read from it.
 
     Args:
         visual: vision transformer of open_clip; its parts are shared, not copied.

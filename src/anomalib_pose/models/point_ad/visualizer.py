@@ -15,10 +15,11 @@ OVERLAYS = (("photograph", ("anomaly_map",)),)
 
 
 class CloudVisualizer(ImageVisualizer):
-    """Writes pictures of clouds by their scores after all earlier callbacks: normalized, if a callback normalizes.
+    """Writes pictures of clouds with the scores that earlier callbacks leave: normalized, if a callback normalizes.
 
     Args:
-        arguments: of ``ImageVisualizer``; the default pictures have ``FIELDS`` and the map over the photograph.
+        arguments: arguments of ``ImageVisualizer``; the default pictures have ``FIELDS`` and the map over the
+            photograph.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -32,7 +33,7 @@ class CloudVisualizer(ImageVisualizer):
         """Add the pictures to the batch, and write them.
 
         Args:
-            trainer: knows the folder of results.
+            trainer: trainer with the folder of results.
             pl_module: not used.
             outputs: not used.
             batch: a ``CloudBatch`` with maps.

@@ -25,7 +25,7 @@ class SplatPose(SceneModelMixin, MemoryBankMixin, AnomalibModule):
             reaches with 30000 on objects of 100 to 200 pixels; ``"paper"``: 100k random points with densification, for
             which ``steps`` should be 30000.
         max_gaussians: largest number of Gaussians; the recipe ``"paper"`` ignores it.
-        sh_degree: degree of the view-dependent color, 0 to 3. The paper uses 0, with which gloss looks like a defect.
+        sh_degree: degree of the view-dependent color, 0 to 3. The paper uses 0; gloss then looks like a defect.
         refiner_steps: optimizer steps from each initial pose; ``"gauss_newton"`` ignores them. The paper uses 175.
         nearby_views: number of training views near a camera whose residual images correct the rendered reference.
             Checkpoints contain these views. 0 for none, as in the paper, costs one point of image AUROC and of AUPRO.

@@ -108,7 +108,7 @@ def test_written_prompts_are_read_again(small, tmp_path):
     path = write_prompts(tmp_path / "prompts.pt", learner, small.text)
     load_prompts(other, read_prompts(path), small.text)
     assert torch.equal(other(small.text), learner(small.text))
-    with pytest.raises(ValueError, match=r"'deep': \(3, 4, 64\).* those of this model .*'deep': \(2, 4, 64\)"):
+    with pytest.raises(ValueError, match=r"'deep': \(3, 4, 64\).* this model has .*'deep': \(2, 4, 64\)"):
         load_prompts(PromptLearner(small.text, deep_sets=2), read_prompts(path), small.text)
 
 
