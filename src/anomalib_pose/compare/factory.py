@@ -13,7 +13,7 @@ from anomalib_pose.compare.settings import LayerWeights, ScoringSettings, Window
 ComparatorName = Literal["calibrated", "illumination", "paper", "product"]
 """Names that ``make_comparator`` accepts; each has a row in ``_BUILDERS``."""
 
-# Selected on the car of the brick data set under two other lights. Reflectance and fine layers depend least on the
+# Selected on the car of brickmad under two other lights. Reflectance and fine layers depend least on the
 # light, plain color depends on it most. The larger window preserves more of small defects.
 _ILLUMINATION_LAYERS = (0, 1)
 _ILLUMINATION_SETTINGS: dict[str, Any] = {
