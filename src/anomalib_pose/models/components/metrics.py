@@ -91,7 +91,7 @@ class _NeedsBothClasses(Metric):
     name: str
     label_counts: Tensor
     _reported: ClassVar[set[tuple[int, int]]] = set()
-    """Counts of normal and anomalous queries in the warnings since the last reset; all metrics together log one warning."""
+    """Counts of normal and anomalous queries in the warnings since the last reset; one warning for all metrics."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
