@@ -32,7 +32,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Read an image as it is stored; EXIF orientation is not applied, as camera calibrations do not apply it either.
+    """Read an image as it is stored. EXIF orientation is not applied, because camera calibrations ignore it, too.
 
     Args:
         path: image with 1, 3 or 4 channels.

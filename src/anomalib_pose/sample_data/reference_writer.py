@@ -81,7 +81,7 @@ def write_reference_view(folder: Path, name: str, view: ReferenceView) -> None:
     write_json(folder / f"{stem}.json", camera_matrices(view.camera))
     np.save(folder / f"{stem}_depth.npy", view.depth.numpy().astype(np.float32))
     table = {"pxy": view.pixels.numpy(), "is_visible": view.visible.numpy(), "xyz": view.xyz.numpy()}
-    # A pickled dictionary, as in the published files. This package's reader does not unpickle it.
+    # A pickled dictionary, as in the published files. This package's reader accepts arrays only, and runs no code.
     np.save(folder / f"{stem}.npy", np.array(table, dtype=object), allow_pickle=True)
 
 

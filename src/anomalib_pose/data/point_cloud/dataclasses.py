@@ -112,7 +112,7 @@ class CloudBatch(ImageBatch):
         view_masks: pixels of the views that show a defect (B, v, size, size).
         pixels: row and column in each view of each cell's point (B, v, size * size, 2).
         visible: whether the view shows the cell's point (B, v, size * size).
-        category: names of the kinds of objects, B of them.
+        category: names of the kinds of objects, a list of B.
         point_scores: anomaly scores of the cells (B, size, size).
         object_score: anomaly scores of the objects (B,).
         photograph: pictures of ``image`` (B, 3, h, w).

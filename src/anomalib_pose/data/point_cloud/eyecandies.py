@@ -10,7 +10,7 @@ from anomalib_pose.data.point_cloud.datamodule import CloudDataModule
 class EyecandiesRendered(CloudDataModule):
     """Eyecandies in the layout that PointAD published.
 
-    ``anomalib-pose render-clouds --dataset eyecandies`` writes it.
+    ``anomalib-pose render-clouds --dataset eyecandies`` writes this layout.
 
     ``<root>/<category>/test/good`` and ``test/anomaly`` have ``2d_rendering``, ``2d_gt``, ``2d_3d_cor``, ``xyz``,
     ``rgb`` and ``gt``.

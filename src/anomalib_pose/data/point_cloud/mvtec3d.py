@@ -13,7 +13,7 @@ class MVTec3DRendered(CloudDataModule):
 
     Raw is ``<root>/<category>/test/<kind>`` with ``rgb``, ``xyz`` and ``gt``. Loading a raw cloud removes the plane
     below the object and renders the object, in a fraction of a second. ``cache_dir`` stores the renderings.
-    ``anomalib-pose render-clouds`` writes the layout that PointAD published. Its ``2d_rendering`` folders identify it.
+    ``anomalib-pose render-clouds`` writes the layout that PointAD published. Folders ``2d_rendering`` identify it.
 
     One-vs-rest: train on the labeled test part of ``train_category``, test on another category. Cross-dataset: give
     the other data set's folder as ``train_root``. The training category is never tested on.

@@ -2,9 +2,10 @@
 """Reader and writer of rendered clouds in the two layouts that PointAD published.
 
 Both have ``2d_rendering/<name>/view_<k>.png``, ``2d_gt/<name>/view_<k>_gt.png``, ``2d_3d_cor/<name>/view_<k>_cor.npy``
-(x, y and visibility of each point) and ``gt_pcd/<name>.pcd`` in a folder for each kind of object. Organized clouds
-(MVTec 3D-AD, Eyecandies) have ``xyz``, ``rgb`` and ``gt`` beside them, and ``2d_3d_cor/<name>/nonzero_indices.npy``
-lists the cells of the grid that hold the points. Unorganized clouds (Real3D-AD) have a point for each cell.
+(x, y and visibility of each point) and ``gt_pcd/<name>.pcd`` in folders ``test/good`` and ``test/<defect>``.
+Organized clouds (MVTec 3D-AD, Eyecandies) also have ``xyz``, ``rgb`` and ``gt``, and
+``2d_3d_cor/<name>/nonzero_indices.npy`` lists the cells of the grid that hold the points. Unorganized clouds
+(Real3D-AD) have a point for each cell.
 """
 
 import json
@@ -35,7 +36,7 @@ def write_rendered(folder: Path, name: str, cloud: RenderedCloud) -> None:
     """Write the views of a cloud, their masks, and the correspondences between pixels and points.
 
     Args:
-        folder: folder of one kind of object, for example ``<category>/test/good``.
+        folder: folder of good clouds or of one kind of defect, for example ``<category>/test/good``.
         name: name of the cloud, for example ``000``.
         cloud: the rendered cloud.
     """
@@ -62,7 +63,7 @@ def write_original(folder: Path, name: str, xyz: Tensor, rgb: Tensor | None, gt_
     """Write an organized cloud at its original size, its photograph and its mask.
 
     Args:
-        folder: folder of one kind of object.
+        folder: folder of good clouds or of one kind of defect.
         name: name of the cloud.
         xyz: positions (H, W, 3).
         rgb: photograph (3, H, W) in [0, 1], or None.
@@ -96,7 +97,7 @@ def index_entry(root: Path, folder: Path, name: str) -> dict[str, Any]:
 
     Args:
         root: folder of the data set.
-        folder: folder of one kind of object.
+        folder: folder of good clouds or of one kind of defect.
         name: name of the cloud.
     """
     base = folder.relative_to(root)
@@ -118,7 +119,7 @@ def read_rendered(folder: Path, name: str, size: int) -> RenderedCloud:
     """Read a rendered cloud of either layout.
 
     Args:
-        folder: folder of one kind of object, for example ``<category>/test/good``.
+        folder: folder of good clouds or of one kind of defect, for example ``<category>/test/good``.
         name: name of the cloud.
         size: width and height of the views, and of the grid.
 

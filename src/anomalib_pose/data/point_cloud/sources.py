@@ -36,8 +36,8 @@ class CloudSample:
     """One recording.
 
     Args:
-        folder: folder of its kind, for example ``<category>/test/good``.
-        name: name of its files, without suffix.
+        folder: folder of good recordings or of one kind of defect, for example ``<category>/test/good``.
+        name: name of the recording's files, without suffix.
         category: name of the kind of object.
         label: normal or abnormal.
         image_path: photograph, or the image of a view.

@@ -43,7 +43,7 @@ class CategoryDataModule(PosedDataModule):
     source: ClassVar[str]
     """Where to download the data set."""
     markers: ClassVar[tuple[str, ...]] = ("transforms.json",)
-    """Files or folders that mark a category; a category has at least one of them."""
+    """Files or folders that mark a category. A category has one of them or more."""
     mask_suffixes: ClassVar[tuple[str, ...]] = ("_mask", "")
     """Endings that a mask's name adds to the name of its image, preferred first."""
 

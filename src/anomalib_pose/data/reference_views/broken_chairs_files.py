@@ -27,11 +27,11 @@ class QuerySample:
 
     Args:
         image_path: the image.
-        shape_id: name of the shape that the query shows, up to its defect.
+        shape_id: name of the shape that the query shows, with or without a defect.
         kind: ``good``, or the type of the anomaly; ``anomaly`` where the files do not name the type.
         reference_dir: folder of the shape's reference views.
         annotation_path: JSON of the anomaly, None for good images.
-        mask_paths: existing masks of the changed part: of its defective and of its defect-free state.
+        mask_paths: existing masks of the anomalous part, in its defective and in its defect-free state.
     """
 
     image_path: Path
