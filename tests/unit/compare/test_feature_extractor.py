@@ -114,7 +114,7 @@ def test_missing_weights_say_what_to_do(tmp_path, network, image, monkeypatch):
         extractor(image)
 
 
-def test_unknown_names():
+def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="name of a timm network, got 'nothing'"):
         FeatureExtractor("nothing")
     with pytest.raises(ValueError, match="stages from 0 to 4"):
@@ -123,7 +123,7 @@ def test_unknown_names():
         make_comparator("other")
 
 
-def test_factory():
+def test_factory_builds_the_named_comparator():
     assert isinstance(make_comparator("paper", TINY), PaperComparator)
     comparator = make_comparator(window=WindowSettings(64))
     assert isinstance(comparator, CalibratedComparator)

@@ -70,7 +70,7 @@ def test_top_mean_counts_the_objects_pixels():
         np.testing.assert_allclose(result[index].item(), expected)
 
 
-def test_window_and_back():
+def test_maps_of_windows_return_to_their_places():
     alpha = torch.zeros(3, 60, 80)
     alpha[0, 10:30, 40:60] = 1
     alpha[1, 50:60, 60:80] = 1

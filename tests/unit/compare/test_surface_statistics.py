@@ -54,7 +54,7 @@ def test_cells_hold_mean_squares_relative_to_the_median() -> None:
     np.testing.assert_allclose(surface.excess_square.view(CELLS, CELLS, CELLS), expected, rtol=1e-4)
 
 
-def test_divides_by_the_excess_between_the_cells() -> None:
+def test_maps_are_divided_by_the_interpolated_excess() -> None:
     surface = fitted()
     anomaly_map, points, alpha = (part[None] for part in random_views(1)[0])
     axes = [(np.arange(CELLS) + 0.5) * float(surface.cell) + float(corner) for corner in surface.corner]
@@ -76,7 +76,7 @@ def test_half_the_strength_divides_by_the_root() -> None:
         SurfaceStatistics(strength=-1.0)
 
 
-def test_needs_views_that_show_the_object() -> None:
+def test_fit_needs_views_that_show_the_object() -> None:
     anomaly_map, points, _ = random_views(1)[0]
     with pytest.raises(ValueError, match="normal views"):
         SurfaceStatistics(CELLS).fit([(anomaly_map, points, torch.zeros_like(anomaly_map))], CENTER, RADIUS)

@@ -126,7 +126,7 @@ def test_rasterized_references_may_be_finer_than_the_bank(detector):
     torch.testing.assert_close(projected[opaque], pixels.expand_as(projected)[opaque], atol=0.02, rtol=0)
 
 
-def test_in_other_light_the_camera_is_estimated_and_the_reference_is_relighted():
+def test_under_another_light_the_camera_is_estimated_and_the_reference_is_relit():
     normal = torch.stack([photograph(pose) for pose in QUERIES])
     background = 1 - torch.stack([make_toy().render(CAMERA.with_pose(pose), torch.ones(3)).alpha for pose in QUERIES])
     dark = background[:, None] + (normal - background[:, None]) * torch.tensor([0.7, 0.5, 0.3])[:, None, None]

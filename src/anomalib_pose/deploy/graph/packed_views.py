@@ -158,7 +158,7 @@ def pack_view(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor
 
 
 def _remove_mixed_depths(depth: Tensor, opaque: Tensor) -> Tensor:
-    """Replace the depth of pixels between two surfaces, which is a mean of both, by the closer one of the two depths.
+    """Replace the depth of pixels between two surfaces, which is a mean of both, by the closest of the two depths.
 
     Points in mid-air would, from another side, cover what is visible between the surfaces.
     """

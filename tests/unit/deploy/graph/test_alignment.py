@@ -42,7 +42,7 @@ def test_alignment_lowers_the_cost_of_a_wrong_initial_view(detector):
     assert costs[0] > costs[1] >= costs[2]
 
 
-def test_slopes_are_the_derivatives_of_the_residual(detector):
+def test_jacobian_is_the_derivative_of_the_residual(detector):
     bank, index = detector.bank, torch.tensor([10])
     view, pinhole, identity = bank.view(index), bank.pinhole(index), torch.eye(4)[None]
     smooth = view._replace(rgb=torch.nn.functional.avg_pool2d(view.rgb, 9, 1, 4, count_include_pad=False))

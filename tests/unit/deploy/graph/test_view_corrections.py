@@ -62,7 +62,7 @@ def test_corrected_renderings_agree_with_the_twins(scene, nearby):
         assert (actual - expected).square().mean() < 0.15**2 * change.square().mean()
 
 
-def test_fewer_and_smaller_photographs_still_show_what_is_photograph_with_bands(scene, nearby):
+def test_fewer_and_smaller_photographs_still_correct_references(scene, nearby):
     corrections = ViewCorrections.from_nearby(nearby, UNIT, 0.5, 40)
     assert len(corrections) == 40
     assert max(corrections.views.shape[2:]) <= SIZE / 2

@@ -26,7 +26,7 @@ def test_every_published_entry_is_loaded_or_known_as_unused(published, published
         assert dropped == {name for name in unused if not name.endswith("num_batches_tracked")}
 
 
-def test_the_command_writes_only_what_inference_reads(published, tmp_path):
+def test_the_command_writes_only_entries_for_inference(published, tmp_path):
     target = tmp_path / "new" / "weights.pt"
     run_command("convert-checkpoint", ["looking3d", str(published), str(target)])
     source, converted = read_checkpoint(published), read_checkpoint(target)

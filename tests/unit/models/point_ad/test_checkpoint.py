@@ -65,7 +65,7 @@ def test_published_prompts_are_read(epoch, layout, caplog):
     assert "14 entries are used, 18 are never read" in caplog.text
 
 
-def test_the_command_keeps_only_what_the_model_reads(epoch, tmp_path):
+def test_the_command_writes_only_entries_that_the_model_reads(epoch, tmp_path):
     target = tmp_path / "new" / "cookie.pt"
     run_command("convert-checkpoint", ["pointad", str(epoch), str(target)])
     assert all(torch.equal(*pair) for pair in zip(read_prompts(epoch), read_prompts(target), strict=True))

@@ -135,7 +135,7 @@ def test_the_inferencer_reads_onnx_and_resizes_views(learned, make_clouds, ring,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("compression", "tolerance"), [("FP16", 5e-3), ("INT8", 5e-2)])
-def test_small_weights_score_nearly_the_same(learned, make_clouds, ring, tmp_path, compression, tolerance):
+def test_compressed_weights_score_nearly_the_same(learned, make_clouds, ring, tmp_path, compression, tolerance):
     path = learned.to_openvino(tmp_path, compression_type=CompressionType[compression])
     prediction = PointADInferencer(path, SETTINGS).predict(*ring)
     truth = expected_of(learned, make_clouds, ring[0])
