@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Largest squared angle of the Taylor series. Below it the series' truncation error is smaller than float64 round-off.
-# Above it the closed forms lose no significant digits to cancellation.
+# Largest squared angle of the Taylor series. Below, the series' truncation error is smaller than float64 round-off.
+# Above, the closed forms lose no significant digits to cancellation.
 _SMALL = 0.25
 _INVERSES = tuple(tuple(1 / ((2 * k + first) * (2 * k + first - 1)) for first in (1, 2, 3)) for k in range(8, 0, -1))
 _FACTORIALS = (1.0, 0.5, 1 / 6)

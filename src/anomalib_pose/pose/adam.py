@@ -27,9 +27,9 @@ class ScrewRefiner(ABC):
     """Refines a pose with Adam on a screw (w, v, theta) that moves the camera about the object's center.
 
     ``camera_to_world = exp(theta (v, w)) initial_pose``. The papers write
-    ``R = I + sin(theta) [w] + (1 - cos(theta)) [w]²`` and move the camera about the world's origin, where their objects
-    lie. The papers' ``R`` is a rotation only if ``w`` has length 1. This class uses the true exponential, which equals
-    the papers' ``R`` to first order. Step k, from 1, has the learning rate ``rate * 0.8^(k / 100)``.
+    ``R = I + sin(theta) [w] + (1 - cos(theta)) [w]²`` and move the camera about the world's origin, where the papers'
+    objects lie. The papers' ``R`` is a rotation only if ``w`` has length 1. This class uses the true exponential, which
+    equals the papers' ``R`` to first order. Step k, from 1, has the learning rate ``rate * 0.8^(k / 100)``.
 
     Args:
         steps: optimizer steps per initial pose.

@@ -48,7 +48,8 @@ def undo_roll(query: Query, angle: float) -> Query:
         torch.arange(height, device=K.device) + 0.5, torch.arange(width, device=K.device) + 0.5, indexing="ij"
     )
     rays = torch.stack([columns, rows, torch.ones_like(rows)], -1).to(K) @ torch.linalg.inv(K).T
-    # The inverse roll maps a ray of the upright camera to the rolled camera. For row vectors it is the matrix itself.
+    # The inverse roll maps a ray of the upright camera to the rolled camera. Row vectors are multiplied by the
+    # transpose of the inverse, which is the roll matrix itself.
     rolled_pixels = rays @ roll_matrix(angle).to(K) @ K.T
     grid = 2 * rolled_pixels[None, ..., :2] / K.new_tensor([width, height]) - 1
     background = query.background[:, None, None]

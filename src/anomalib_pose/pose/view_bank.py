@@ -53,7 +53,7 @@ def bank_poses(
     distance = offsets.norm(dim=-1)
     directions = offsets / distance[:, None]
     up = F.normalize(-poses[:, :3, 1].mean(0), dim=0)
-    # The sphere has z upwards. A basis with `up` as its third axis rotates it to the object's frame.
+    # The sphere has z upwards. A basis with `up` as its third axis rotates the sphere to the object's frame.
     axes = look_at(torch.zeros_like(up), up, F.one_hot(up.abs().argmin(), 3).to(up))[:3, :3]
     elevation = torch.asin((directions @ axes[:, 2]).clamp(-1, 1))
     lowest, highest = float(elevation.min()) - spacing / 2, float(elevation.max()) + spacing / 2

@@ -7,7 +7,7 @@ from typing import Literal
 from anomalib_pose.render.types import Rasterizer
 
 RasterizerName = Literal["auto", "cpu", "gsplat"]
-"""Name of a rasterizer; ``"auto"`` is gsplat where it can run, else the CPU."""
+"""Name of a rasterizer; ``"auto"`` is gsplat if CUDA and gsplat are present, else the CPU rasterizer."""
 
 
 def _auto_rasterizer() -> Rasterizer:
@@ -39,8 +39,8 @@ def make_rasterizer(backend: RasterizerName = "auto") -> Rasterizer:
     """Make the rasterizer of a backend.
 
     Args:
-        backend: ``"cpu"``, ``"gsplat"`` (CUDA, extra ``anomalib-pose[cuda]``), or ``"auto"``: gsplat where CUDA and
-            gsplat are present, else the CPU.
+        backend: ``"cpu"``, ``"gsplat"`` (CUDA, extra ``anomalib-pose[cuda]``), or ``"auto"``: gsplat if CUDA and
+            gsplat are present, else the CPU rasterizer.
 
     Raises:
         ValueError: if the backend does not exist.

@@ -37,7 +37,7 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def kernel(flags: frozenset[str] = ELEMENTWISE) -> Callable[[Callable], Any]:
-    """Make a decorator that compiles a function at its first call and caches the result on disk if it can.
+    """Make a decorator that compiles a function at its first call and caches the result on disk if possible.
 
     ``error_model="numpy"`` matters: the branch for a division by zero would prevent vectorization.
 
@@ -83,7 +83,7 @@ _ROUND = np.float32(1.5 * 2**23)  # adding it leaves the nearest integer in the 
 def exp(x):  # noqa: ANN001, ANN201
     """Compute the exponential of a float32 in about -87..88, with a relative error of 2e-7.
 
-    The loop around it vectorizes without a vector math library.
+    Loops that call this function vectorize without a vector math library.
     """
     shifted = x * _LOG2_E + _ROUND
     f = x * _LOG2_E - (shifted - _ROUND)
@@ -134,7 +134,7 @@ def _thread_pool() -> ThreadPoolExecutor:
 
 
 def _reset_pool() -> None:
-    """Drop the parent's pool and lock in a forked process: their threads do not exist there."""
+    """Replace the parent's pool and lock in a forked process, where the parent's threads do not exist."""
     global _pool, _lock  # noqa: PLW0603
     _pool = None
     _lock = threading.RLock()

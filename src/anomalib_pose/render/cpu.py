@@ -149,7 +149,7 @@ class CpuRasterizer:
 
     The projection of a Gaussian is linearized at its center; the slope of the center's ray is clamped at 1.3 times the
     field of view. The projected covariance is blurred by 0.3 px². Gaussians are composited front to back in the order
-    of z. A Gaussian contributes alpha = min(0.999, ...) where that is at least 1/255. A pixel is finished before the
+    of z. A Gaussian contributes alpha = min(0.999, ...) where alpha is at least 1/255. A pixel is finished before the
     Gaussian that would take its transmittance to 1e-4 or less. Gaussians nearer than 0.01 are not rendered.
 
     Differentiable in every tensor of the Gaussians, in ``camera_to_world`` and in the background; not in ``K``, whose

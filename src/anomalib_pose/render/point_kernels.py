@@ -67,18 +67,18 @@ def average_samples(owner, values, background, out):  # noqa: ANN001, ANN201
 @kernel(_STRICT)
 @no_type_check
 def find_donors(index, visible, donor):  # noqa: ANN001, ANN201
-    """Write for each point the visible point that it takes its visibility from; see ``fill_visibility``.
+    """Find the donor of each point: the visible point whose flags it takes; see ``fill_visibility``.
 
     A visible point is its own donor. ``index`` (n,) are flat indices in ascending order, ``visible`` (n,) flags.
     ``donor`` (n,) receives positions in ``index``, or -1 everywhere if no point is visible.
     """
     count = index.shape[0]
-    following = -1
+    next_visible = -1
     for n in range(count - 1, -1, -1):  # first pass: the next visible point
         if visible[n]:
-            following = n
-        donor[n] = following
-    if following < 0:
+            next_visible = n
+        donor[n] = next_visible
+    if next_visible < 0:
         return
     for n in range(count):
         if visible[n]:

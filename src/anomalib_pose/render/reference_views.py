@@ -93,7 +93,7 @@ def render_reference_views(
         seed: seed of the points of the correspondences.
 
     Raises:
-        ValueError: if a number is out of its range, the surface has no area, or it reaches behind a camera.
+        ValueError: if a number is out of range, the surface has no area, or the surface reaches behind a camera.
     """
     reach = float(mesh.vertices.norm(dim=1).max())
     if views < 1 or not abs(elevation) < math.pi / 2 or not distance > reach:

@@ -56,7 +56,7 @@ def _rotation(quat, out):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def _clamped_slope(slope, focal, center, size):  # noqa: ANN001, ANN202
-    """Clamp x / z to 1.3 times the field of view, where the linearization holds; return it, and True if unchanged."""
+    """Clamp x / z to 1.3 times the field of view, where the linearization holds; return it and True if unclamped."""
     margin = _MARGIN * _HALF * size / focal
     clamped = min((size - center) / focal + margin, max(-(center / focal + margin), slope))
     return clamped, clamped == slope

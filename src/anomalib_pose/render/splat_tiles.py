@@ -2,8 +2,8 @@
 """CPU kernels that sort splats into tiles of 8 x 8 pixels and composite them front to back.
 
 The image formation is that of 3D Gaussian splatting (Kerbl et al. 2023, equation 3) with the constants of gsplat's
-classic mode. A splat contributes ``alpha = min(0.999, opacity * exp(-sigma))`` where that is at least 1/255. A pixel is
-finished before the splat that would take its transmittance to 1e-4 or less.
+classic mode. A splat contributes ``alpha = min(0.999, opacity * exp(-sigma))`` where alpha is at least 1/255. A pixel
+is finished before the splat that would take its transmittance to 1e-4 or less.
 
 All state of a tile is one flat buffer with constant offsets. LLVM cannot prove that separate arrays do not overlap, and
 then does not vectorize. A finished pixel stores its transmittance with a negative sign.

@@ -38,7 +38,7 @@ def _sigmoid(x):  # noqa: ANN001, ANN202
 @kernel()
 @no_type_check
 def _grid_interval(origin, direction, shape):  # noqa: ANN001, ANN202
-    """Return the distances, in cells, at which a ray enters and leaves the grid; exit < entry if it misses."""
+    """Return the distances, in cells, at which a ray enters and leaves the grid; exit < entry if it misses the grid."""
     enter, leave = _ZERO, np.float32(1e30)
     for axis in range(3):
         top = np.float32(shape[axis] - 1)

@@ -67,7 +67,7 @@ class Relocation:
     """Density control with a fixed budget: transparent Gaussians move to opaque ones, and the number grows to a cap.
 
     This follows Kheradmand et al., "3D Gaussian Splatting as Markov Chain Monte Carlo" (2024), section 4. Relocation
-    and growth do not change the image. Noise on the centers of transparent Gaussians makes them explore.
+    and growth do not change the image. Noise moves the centers of transparent Gaussians, so that they explore.
 
     Args:
         cap: largest number of Gaussians.

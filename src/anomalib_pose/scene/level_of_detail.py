@@ -18,7 +18,7 @@ _MAX_VIEWS = 30
 def sort_by_contribution(scene: Scene, cameras: Camera) -> None:
     """Sort Gaussians by their contribution to views, the largest first, and store the counts of reduced scenes.
 
-    Scenes that are not made of Gaussians stay as they are.
+    Scenes that are not made of Gaussians stay unchanged.
 
     Args:
         scene: fitted object, changed in place; its images stay the same.

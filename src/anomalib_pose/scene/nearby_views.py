@@ -32,12 +32,12 @@ class NearbyViews(nn.Module):
     The residual of a training view is its photograph minus the rendering at its pose. A fitted scene is less sharp than
     the photographs, and its gloss is a mean over directions. From a nearby camera the same detail is missing. The
     correction of a rendering therefore has three steps. It projects the rendered surface points into the nearest
-    training views. It reads their residuals where the view shows the same surface. It adds the mean residual, weighted
-    by the similarity of the viewing directions. This is image-based rendering; Debevec et al. 1996 do the same with a
-    model's texture.
+    training views. It reads the residual of each view that shows the same surface at the same depth. It adds the mean
+    residual, weighted by the similarity of the viewing directions. This is image-based rendering; Debevec et al. 1996
+    do the same with a model's texture.
 
-    The training views also measure the support of a rendering: a color that none of them shows at a surface point has
-    no view support (``support_residual``).
+    The training views also measure the support of a rendering: a color that no training view shows at a surface point
+    has no view support (``support_residual``).
 
     Buffers, for V views cropped to the object: photographs (V, 3, h, w) in steps of 1 / 255, or empty; differences
     (V, 3, h, w), the residuals in steps of 1 / 127; depths (V, h, w), 0 beside the object; camera_to_world (V, 4, 4);

@@ -45,7 +45,7 @@ class FitSettings:
         scales_rate: learning rate of the log-scales.
         quats_rate: learning rate of the quaternions.
         opacities_rate: learning rate of the logit-opacities.
-        sh_rate: learning rate of the constant color coefficients; higher coefficients get a twentieth of it.
+        sh_rate: learning rate of the constant color coefficients; higher coefficients get a twentieth of the rate.
         seed: seed of all random numbers.
 
     Raises:

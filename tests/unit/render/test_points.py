@@ -100,7 +100,7 @@ def test_squares_cover_the_samples_of_the_loop() -> None:
 
 
 def test_images_are_lit_from_the_front_on_both_sides_of_a_surface() -> None:
-    """A plate faces the viewer, so its gray value has a closed form. The light is at twice the plate's side."""
+    """A plate that faces the viewer has a closed form. The light is at twice its side, the eye at the camera."""
     x, y = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 41), indexing="ij")
     points = torch.stack([x.flatten(), y.flatten(), torch.zeros(41 * 41)], 1)
     for sign in (1.0, -1.0):
