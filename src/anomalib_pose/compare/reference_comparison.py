@@ -106,8 +106,9 @@ class ReferenceComparison(nn.Module):
     ) -> None:
         """Learn from normal views how much a normal query differs from its reference.
 
-        The comparator learns from the held-out views, the surface statistics from all training views, and the patch
-        memory from the training views that are not held out. Without held-out views only the patch memory learns.
+        The comparator learns from the held-out views, and the surface statistics from all training views. The patch
+        memory learns from the training views that are not held out. Without held-out views, only the patch memory
+        learns.
 
         Args:
             images: all C training views, RGB in [0, 1], over white where the foreground is known.

@@ -79,7 +79,7 @@ def project(
         pinhole: (fx, fy, cx, cy) of the query in pixels.
 
     Returns:
-        The points in the query's camera frame, and their pixel coordinates there.
+        The points in the query's camera frame, and their pixel coordinates in the query.
     """
     moved = motion[:, :3, :3] @ points + motion[:, :3, 3:]
     inverse = 1 / moved[:, 2:].clamp(min=1e-6)
@@ -92,8 +92,8 @@ class AlignmentLevel(NamedTuple):
     Args:
         query: the query (B, 3, h, w).
         rgb: colors of the view's pixels (B, 3, N).
-        points: their surface points in the view's camera frame (B, 3, N).
-        jacobian: derivatives of their colors for a tangent (v, omega) that moves the view's points (B, 6, 3 N).
+        points: surface points of these pixels in the view's camera frame (B, 3, N).
+        jacobian: derivatives of the pixels' colors for a tangent (v, omega) that moves the view's points (B, 6, 3 N).
         products: products of those derivatives, summed over the colors (B, 36, N).
         weight: 1 where a pixel counts, else 0 (B, N).
         pinhole: (fx, fy, cx, cy) at this size (B, 4).

@@ -75,8 +75,10 @@ def find_visible_gaussians(
 class GaussianRasterizerGraph(nn.Module):
     """Rasterizes Gaussians (Kerbl et al. 2023, section 6) without a branch that depends on the data.
 
-    The Gaussians that the nearest views see are rasterized. Tiles of 32 pixels collect the Gaussians that overlap them
-    and pass them on to tiles of 8 pixels, and these to tiles of 4 pixels, whose pixels blend them from front to back.
+    The Gaussians that the nearest views see are rasterized. Tiles of 32 pixels collect the Gaussians that overlap
+    them. They are split into tiles of 8 pixels, and these into tiles of 4 pixels, each with the Gaussians that overlap
+    it. The pixels of the finest tiles blend their Gaussians from front to back.
+
     Tiles with a similar number of Gaussians form a group: the capacity of the fullest tile in all of them would take
     twice the time.
 

@@ -134,8 +134,8 @@ def resample_rendering(output: RenderOutput, rows: Tensor, columns: Tensor) -> R
 def pack_view(rgb: Tensor, depth: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """Pack one view into bytes (4, H, W), and return its nearest and farthest depth.
 
-    Opacities are rounded to a fixed grid before the silhouette is decided, so that a pixel with an opacity of one
-    half gets the same value on every processor.
+    Opacities are rounded to a fixed grid before the silhouette is decided. So a pixel with an opacity of one half
+    gets the same value on every processor.
 
     Args:
         rgb: color over white (H, W, 3).

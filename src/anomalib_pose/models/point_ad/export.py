@@ -185,7 +185,7 @@ class ImageScorerExportMixin(FeedForwardExportMixin):
         """Return the scorer of single images.
 
         Raises:
-            ValueError: for mutual scoring.
+            ValueError: if scoring is mutual.
         """
         if isinstance(self.model, ClipViewScorer):
             return self.model

@@ -70,8 +70,8 @@ class PointAD(
         deep_sets: number of blocks of the text tower, from the second on, with learned tokens at their input.
         deep_length: number of learned tokens in each of these blocks.
         learning_rate: learning rate of Adam.
-        paper: compute the loss as published (the loss of objects averages views of different objects, and cells without
-            a point count as points), and round the learned tokens of blocks to half precision, as published. The
+        paper: compute the loss as published: the loss of objects averages views of different objects, and cells without
+            a point count as points. Also round the learned tokens of blocks to half precision, as published. The
             default corrects all three.
         object_word: word for an object in the ensemble's texts; empty for the category of each cloud; ``object`` for
             any.

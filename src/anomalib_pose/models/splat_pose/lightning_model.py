@@ -21,8 +21,8 @@ class SplatPose(SceneModelMixin, MemoryBankMixin, AnomalibModule):
     those of this package. ``SceneModelMixin`` documents the arguments that all scene models share.
 
     Args:
-        recipe: ``"default"``: a fixed budget of Gaussians on the visual hull, where 3000 steps reach what the paper
-            reaches with 30000 on objects of 100 to 200 pixels; ``"paper"``: 100k random points with densification, for
+        recipe: ``"default"``: a fixed budget of Gaussians on the visual hull. On objects of 100 to 200 pixels, 3000
+            steps are as good as the 30000 steps of the paper. ``"paper"``: 100k random points with densification, for
             which ``steps`` should be 30000.
         max_gaussians: largest number of Gaussians; the recipe ``"paper"`` ignores it.
         sh_degree: degree of the view-dependent color, 0 to 3. The paper uses 0; gloss then looks like a defect.
