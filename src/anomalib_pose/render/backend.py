@@ -35,7 +35,7 @@ _RASTERIZERS: dict[str, Callable[[], Rasterizer]] = {
 }
 
 
-def make_rasterizer(backend: RasterizerName = "auto") -> Rasterizer:
+def make_rasterizer(backend: RasterizerName | str = "auto") -> Rasterizer:
     """Make the rasterizer of a backend.
 
     Args:
