@@ -41,9 +41,9 @@ def test_localize_writes_cameras(run_command, folder, tmp_path):
     [
         (["--ckpt_path", "none.ckpt", "--data", "photos"], "none.ckpt"),
         (["--ckpt_path", "model.ckpt", "--data", "none"], "There are no photographs at none"),
-        (["--ckpt_path", "model.ckpt", "--data", "photos", "--masks", "none"], "mask of every photograph"),
-        (["--ckpt_path", "model.ckpt", "--data", "photos", "--model", "PIAD"], "says that it is of SplatPose"),
-        (["--ckpt_path", "model.ckpt", "--data", "photos", "--rolls", "0"], "rolls is a number of turns"),
+        (["--ckpt_path", "model.ckpt", "--data", "photos", "--masks", "none"], "one mask per photograph"),
+        (["--ckpt_path", "model.ckpt", "--data", "photos", "--model", "PIAD"], "belongs to SplatPose"),
+        (["--ckpt_path", "model.ckpt", "--data", "photos", "--rolls", "0"], "rolls should be a number"),
         (["--ckpt_path", "model.ckpt", "--data", "photos", "--matcher", "aliked"], "needs matcher_weights"),
     ],
 )

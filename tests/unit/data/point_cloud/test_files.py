@@ -100,8 +100,8 @@ def test_broken_pcd_files_are_refused(tmp_path, change, words):
     [
         (lambda data: data.replace(b"element vertex 120", b"element vertex 121"), "cut short"),
         (lambda data: b"x" + data, "no ply header"),
-        (lambda data: data.replace(b"ascii", b"morse"), "format 'morse'"),
-        (lambda data: data.replace(b"element vertex", b"element bertex"), "begin with its vertices"),
+        (lambda data: data.replace(b"ascii", b"morse"), "got 'morse'"),
+        (lambda data: data.replace(b"element vertex", b"element bertex"), "should be its vertices"),
         (lambda data: data.replace(b"double", b"quaduple"), "types"),
         (lambda data: data.replace(b"uchar green", b"uchar red"), "one name"),
         (lambda data: data.replace(b"end_header\n", b"end_header\nhello\n"), "no vertex"),
