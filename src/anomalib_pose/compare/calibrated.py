@@ -51,6 +51,8 @@ class CalibratedComparator(nn.Module):
 
     Args:
         network: network whose features are compared; None to compare the image layers only.
+        second_network: second network, for example EfficientNet-lite0 or a transformer such as DINOv2. Its residuals
+            are calibrated and added like those of the first network; None for none.
         window: window around the object; None for the defaults.
         weights: weights of the layers; None for the defaults.
         scoring: tolerance, normalization, smoothing and score; None for the defaults.
@@ -66,6 +68,7 @@ class CalibratedComparator(nn.Module):
         self,
         network: NetworkSettings | None = None,
         *,
+        second_network: NetworkSettings | None = None,
         window: WindowSettings | None = None,
         weights: LayerWeights | None = None,
         scoring: ScoringSettings | None = None,
@@ -73,13 +76,15 @@ class CalibratedComparator(nn.Module):
     ) -> None:
         super().__init__()
         self.extractor = None if network is None else network.build()
+        self.second = None if second_network is None else second_network.build()
         weights = weights or LayerWeights()
         self.window = window or WindowSettings()
         self.scoring = scoring or ScoringSettings()
         self.reflectance = Reflectance(reflectance_weights_path, _REFLECTANCE_OFFSET) if weights.reflectance else None
-        layer_count = 0 if self.extractor is None else len(self.extractor.layers)
-        self.weights = weights.normalized(layer_count)
-        scales = IMAGE_SCALES[: len(weights.image_weights)] + (FEATURE_SCALE,) * layer_count
+        extractors = [extractor for extractor in (self.extractor, self.second) if extractor is not None]
+        layer_counts = tuple(len(extractor.layers) for extractor in extractors)
+        self.weights = weights.normalized(layer_counts)
+        scales = IMAGE_SCALES[: len(weights.image_weights)] + (FEATURE_SCALE,) * sum(layer_counts)
         self.statistics = ResidualStatistics(len(scales), scales)
 
     def resized(self, size: int) -> "CalibratedComparator":
@@ -111,9 +116,10 @@ class CalibratedComparator(nn.Module):
             if reference_reflectance is None:
                 reference_reflectance = self.reflectance(reference)
             residuals.append(tolerant_distance(self.reflectance(query), reference_reflectance, shifts))
-        if self.extractor is not None:
-            layers = zip(self.extractor(query), self.extractor(reference), strict=True)
-            for query_features, reference_features in layers:
+        for extractor in (self.extractor, self.second):
+            if extractor is None:
+                continue
+            for query_features, reference_features in zip(extractor(query), extractor(reference), strict=True):
                 unit_features = functional.normalize(query_features), functional.normalize(reference_features)
                 residuals.append(upsample(squared_difference(*unit_features).sqrt(), size))
         return torch.stack(residuals, 1)

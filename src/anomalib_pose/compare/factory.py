@@ -27,6 +27,8 @@ def make_comparator(
     name: ComparatorName | str = "calibrated",
     backbone: str = "",
     weights_path: str = "",
+    second_backbone: str = "",
+    second_weights_path: str = "",
     *,
     reflectance_weights_path: str = "",
     network_options: Mapping[str, Any] | None = None,
@@ -40,17 +42,24 @@ def make_comparator(
         backbone: timm name of the network. Empty for no network in ``"calibrated"`` and ``"illumination"``, and
             for EfficientNet-B4 in ``"paper"`` and ``"product"``.
         weights_path: file with the network's weights; empty to let timm download them once.
+        second_backbone: timm name of a second network, for ``"calibrated"`` and ``"illumination"``; empty for none.
+        second_weights_path: file with the second network's weights; empty to let timm download them once.
         reflectance_weights_path: file of the published decomposition network; empty for the closed form. Comparators
             without reflectance ignore it.
         network_options: further fields of the network's ``NetworkSettings``, or None.
         options: further arguments of the comparator; they replace those of ``"illumination"``.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or the comparator takes no second network.
     """
     if name not in _BUILDERS:
         msg = f"comparator should be one of {', '.join(map(repr, _BUILDERS))}, got {name!r}."
         raise ValueError(msg)
+    if second_backbone and name not in {"calibrated", "illumination"}:
+        msg = f"The comparator {name!r} has one network: leave second_backbone empty, got {second_backbone!r}."
+        raise ValueError(msg)
+    if second_backbone:
+        options["second_network"] = NetworkSettings(second_backbone, (), weights_path=second_weights_path)
     network = {"backbone": backbone, "weights_path": weights_path, **(network_options or {})}
     return _BUILDERS[name](network, reflectance_weights_path, options)
 

@@ -41,7 +41,8 @@ class LayerWeights:
         reflectance: weight of the reflectance, which does not depend on the light; 0 leaves it out.
         features: weight of each layer of the network. Empty halves the weight from each layer to the next: fine layers
             detect small defects.
-        feature_mix: mixing weight of the network, in [0, 1]; color, structure and reflectance share the rest.
+        feature_mix: mixing weight of the networks, in [0, 1]; color, structure and reflectance share the rest.
+        second_mix: mixing weight of the second network within ``feature_mix``, in [0, 1], if there are two networks.
 
     Raises:
         ValueError: if a weight is negative or above its range, or the weights of color, structure and reflectance are
@@ -53,12 +54,14 @@ class LayerWeights:
     reflectance: float = 0.0
     features: tuple[float, ...] = ()
     feature_mix: float = 0.7
+    second_mix: float = 0.5
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not 0 <= self.feature_mix <= 1:
-            msg = f"feature_mix should be in [0, 1], got {self.feature_mix}."
-            raise ValueError(msg)
+        for name in ("feature_mix", "second_mix"):
+            if not 0 <= getattr(self, name) <= 1:
+                msg = f"{name} should be in [0, 1], got {getattr(self, name)}."
+                raise ValueError(msg)
         if min(self.image_weights) < 0 or sum(self.image_weights) <= 0:
             msg = (
                 "The weights of color, structure and reflectance should be 0 or more, and not all 0, got "
@@ -72,24 +75,25 @@ class LayerWeights:
         weights = (self.color, self.structure)
         return (*weights, self.reflectance) if self.reflectance else weights
 
-    def normalized(self, layer_count: int) -> tuple[float, ...]:
+    def normalized(self, layer_counts: tuple[int, ...]) -> tuple[float, ...]:
         """Return the weight of each residual map, image layers before network layers; they sum to 1.
 
         Args:
-            layer_count: number of layers of the network; 0 without a network.
+            layer_counts: number of layers of each network: of none, of one, or of the first and the second.
 
         Raises:
             ValueError: if ``features`` does not hold one weight for each layer, or has a negative weight or only zeros.
         """
-        feature_mix = self.feature_mix if layer_count else 0.0
+        feature_mix = self.feature_mix if layer_counts else 0.0
+        mixing_weights = (1 - self.second_mix, self.second_mix) if len(layer_counts) == 2 else (1.0,)
         normalized = [weight / sum(self.image_weights) * (1 - feature_mix) for weight in self.image_weights]
-        if not layer_count:
-            return tuple(normalized)
-        features = self.features or tuple(0.5**layer for layer in range(layer_count))
-        if len(features) != layer_count or min(features) < 0 or sum(features) <= 0:
-            msg = f"features should hold {layer_count} weights of 0 or more, one for each layer, got {features}."
-            raise ValueError(msg)
-        return (*normalized, *(weight / sum(features) * feature_mix for weight in features))
+        for index, (count, mixing_weight) in enumerate(zip(layer_counts, mixing_weights, strict=False)):
+            features = (self.features if index == 0 else ()) or tuple(0.5**layer for layer in range(count))
+            if len(features) != count or min(features) < 0 or sum(features) <= 0:
+                msg = f"features should hold {count} weights of 0 or more, one for each layer, got {features}."
+                raise ValueError(msg)
+            normalized += [weight / sum(features) * feature_mix * mixing_weight for weight in features]
+        return tuple(normalized)
 
 
 @dataclass(frozen=True)

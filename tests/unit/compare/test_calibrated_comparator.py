@@ -24,6 +24,7 @@ from anomalib_pose.compare.residual_statistics import (
 
 SIZE = 120
 TINY = "test_efficientnet.r160_in1k"
+TRANSFORMER = "test_vit.r160_in1k"
 
 
 def _view(seed):
@@ -195,6 +196,7 @@ def test_state_dict_keeps_scores(comparator):
             lambda: CalibratedComparator(NetworkSettings(TINY, (0, 1)), weights=LayerWeights(features=(1.0,))),
             "2 weights",
         ),
+        (lambda: LayerWeights(second_mix=1.5), "second_mix"),
     ],
 )
 def test_invalid_settings_raise(make, message):
@@ -206,6 +208,29 @@ def test_calibration_needs_a_view():
     none = torch.zeros(0, 3, 8, 8)
     with pytest.raises(ValueError, match="at least one normal view"):
         CalibratedComparator().fit_calibration(none, none, none[:, 0])
+
+
+def test_map_is_linear_in_two_networks():
+    """Without self-normalization the map is linear in the layers: the map of two networks is their weighted mean."""
+    torch.manual_seed(0)
+    options = {"window": WindowSettings(96), "scoring": ScoringSettings(self_normalization=0.0)}
+    networks = NetworkSettings(TINY, (0, 1, 2)), NetworkSettings(TRANSFORMER, ())
+    both = CalibratedComparator(
+        networks[0], second_network=networks[1], weights=LayerWeights(second_mix=0.25), **options
+    )
+    first = CalibratedComparator(networks[0], **options)
+    second = CalibratedComparator(second_network=networks[1], **options)
+    first.extractor.load_state_dict(both.extractor.state_dict())
+    second.second.load_state_dict(both.second.state_dict())
+    maps = []
+    for comparator in (both, first, second):
+        for extractor in (comparator.extractor, comparator.second):
+            if extractor is not None:
+                extractor.loaded.fill_(value=True)
+        comparator.fit_calibration(*_pairs(range(4)))
+        maps.append(comparator(*_pairs([20, 21])))
+    assert (maps[1] - maps[2]).abs().max() > 0.1
+    torch.testing.assert_close(maps[0], 0.75 * maps[1] + 0.25 * maps[2], rtol=1e-4, atol=1e-4)
 
 
 def test_background_in_both_images_has_no_residual():

@@ -121,6 +121,13 @@ def test_unknown_names_are_refused():
         FeatureExtractor(TINY, (0, 9))
     with pytest.raises(ValueError, match="one of 'calibrated', 'illumination', 'paper', 'product', got 'other'"):
         make_comparator("other")
+    with pytest.raises(ValueError, match="'paper' has one network: leave second_backbone empty"):
+        make_comparator("paper", TINY, second_backbone=TINY)
+    two_networks = make_comparator(
+        "illumination", TINY, second_backbone="test_vit.r160_in1k", second_weights_path="f.pth"
+    )
+    assert two_networks.second.backbone == "test_vit.r160_in1k"
+    assert two_networks.second.weights_path == "f.pth"
 
 
 def test_factory_builds_the_named_comparator():

@@ -29,6 +29,8 @@ SHARED = {
     "comparator": "calibrated",
     "backbone": "",
     "weights_path": "",
+    "second_backbone": "",
+    "second_weights_path": "",
     "holdout_every": 10,
     "surface_views": 120,
     "memory_patches": 1000,
@@ -92,7 +94,7 @@ def test_checkpoints_contain_every_argument_and_load(model_class, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value", "warnings"),
-    [("reflectance", False, 0), ("reflectance", True, 1), ("second_backbone", "", 0)],
+    [("reflectance", False, 0), ("reflectance", True, 1)],
 )
 def test_old_checkpoint_with_a_removed_argument_loads(name, value, warnings, tmp_path, caplog):
     path = save_checkpoint(make_fitted(PIAD), tmp_path / "model.ckpt")
@@ -102,18 +104,6 @@ def test_old_checkpoint_with_a_removed_argument_loads(name, value, warnings, tmp
     loaded = PIAD.load_from_checkpoint(path, map_location="cpu")
     assert name not in loaded.hparams
     assert caplog.text.count(f"PIAD ignores {name}={value!r}") == warnings
-
-
-def test_old_checkpoint_with_one_network_loads_and_with_two_is_refused(tmp_path):
-    path = save_checkpoint(make_fitted(), tmp_path / "model.ckpt")
-    checkpoint = torch.load(path, weights_only=True)
-    checkpoint["hyper_parameters"] |= {"second_backbone": "", "second_weights_path": ""}
-    torch.save(checkpoint, path)
-    assert "second_backbone" not in SplatPose.load_from_checkpoint(path, map_location="cpu").hparams
-    checkpoint["hyper_parameters"]["second_backbone"] = "test_vit"
-    torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match="compares with one network, got second_backbone='test_vit'"):
-        SplatPose.load_from_checkpoint(path, map_location="cpu")
 
 
 def test_scene_with_reflectance_channels_loads_without_the_paper_recipe(tmp_path):
