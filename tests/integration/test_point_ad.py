@@ -59,7 +59,7 @@ def test_anomalibs_commands(data_root, tmp_path, monkeypatch):
     AnomalibCLI(args=[*export, "--onnx_kwargs", '{"images": 6}', "--export_root", "exported"])
     inferencer = PointADInferencer(next(Path("exported").rglob("model.xml")), RenderSettings.of_views(5, 64))
     assert inferencer.aggregation.threshold is not None
-    loaded = anomalib_pose.PointAD.load_checkpoint_flag(checkpoint)
+    loaded = anomalib_pose.PointAD.load_from_checkpoint(checkpoint)
     module = anomalib_pose.MVTec3DRendered(data_root, "ring", "peg", views=5, size=64, num_workers=0)
     module.setup()
     for batch in module.test_dataloader():
