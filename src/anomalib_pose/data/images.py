@@ -11,13 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _SIXTEEN_BIT = 65535.0
-
-
-def image_files(folder: Path) -> list[Path]:
-    """List the images directly in a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from anomalib_pose.data.files import write_json
 from anomalib_pose.data.images import (
-    SUFFIXES,
     check_mask_size,
-    image_files,
     image_size,
     over_white,
     read_image,
     read_mask,
 )
+from anomalib_pose.data.listing import SUFFIXES, file_named, image_files
 from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
 from anomalib_pose.models.components import PoseMixin, test_time_grad
 from anomalib_pose.models.components.pose_mixin import MODEL_KEY
@@ -297,7 +296,7 @@ def _photographs(data: Path, masks: Path | None) -> list[tuple[Path, Path | None
         for path in files:
             image_size(path)
         return [(path, None) for path in files]
-    pairs = [(path, masks / f"{path.stem}.png") for path in files]
+    pairs = [(path, file_named(masks, path.stem)) for path in files]
     missing = [(path, mask) for path, mask in pairs if not mask.is_file()]
     if missing:
         msg = (

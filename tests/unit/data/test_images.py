@@ -6,7 +6,6 @@ from PIL import Image
 
 from anomalib_pose.data.images import (
     check_mask_size,
-    image_files,
     image_size,
     pad_to_square,
     read_image,
@@ -87,13 +86,6 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a_mask\.png is 4 x 4.*a\.png is 6 x 4"):
         check_mask_size(mask, image)
     check_mask_size(_save(tmp_path / "b.png", np.zeros((4, 6))), image)
-
-
-def test_only_images_are_listed_and_in_order(tmp_path):
-    for name in ("b.JPG", "a.png", "notes.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / "c.png").mkdir()
-    assert [path.name for path in image_files(tmp_path)] == ["a.png", "b.JPG"]
 
 
 @pytest.mark.parametrize("size", [5, 8, 24])

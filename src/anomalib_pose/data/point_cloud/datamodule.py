@@ -10,6 +10,7 @@ from anomalib.utils.path import resolve_dataset_root
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_pose.data.fixed_test_datamodule import FixedTestDataModule, ValSplit
+from anomalib_pose.data.listing import data_folders
 from anomalib_pose.data.point_cloud.dataset import CloudDataset
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings
 from anomalib_pose.data.point_cloud.sources import CloudSample, CloudSource, RawSource, RenderedSource, is_rendered
@@ -176,7 +177,7 @@ class CloudDataModule(FixedTestDataModule):
 
 
 def _categories(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if (path / "test").is_dir())
+    return [path for path in data_folders(root) if (path / "test").is_dir()]
 
 
 def _check_categories(folders: list[Path]) -> None:

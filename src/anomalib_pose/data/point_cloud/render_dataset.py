@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anomalib_pose.data.files import new_category
 from anomalib_pose.data.images import read_image, read_mask
+from anomalib_pose.data.listing import data_files, data_folders, file_named, is_good, warn_without_good
 from anomalib_pose.data.point_cloud.files import MINIMUM_POINTS, name_file_in_errors, read_points
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organized, render_unorganized
@@ -72,7 +73,7 @@ def render_dataset(
     if not source.is_dir():
         msg = f"There is no folder {source}: expected the categories of {dataset} in it."
         raise FileNotFoundError(msg)
-    names = categories or sorted(path.parent.name for path in source.glob("*/test"))
+    names = categories or [path.name for path in data_folders(source) if (path / "test").is_dir()]
     if not names:
         msg = f"There are no categories in {source}: expected folders with a folder 'test'."
         raise FileNotFoundError(msg)
@@ -85,11 +86,12 @@ def render_dataset(
             for job in track(jobs, f"Rendering {name}", transient=True):
                 job(folder)
         logger.info("Wrote %d clouds of %s to %s.", len(jobs), name, out / name)
-    write_index(out, {path.name: _entries(out, path) for path in sorted(out.iterdir()) if (path / "test").is_dir()})
+    write_index(out, {path.name: _entries(out, path) for path in data_folders(out) if (path / "test").is_dir()})
 
 
 def _entries(root: Path, category: Path) -> list[dict[str, Any]]:
-    rendered = sorted((category / "test").glob(f"*/{VIEWS}/*"))
+    kinds = data_folders(category / "test")
+    rendered = [path for kind in kinds for path in data_folders(kind / VIEWS)]
     return [index_entry(root, path.parents[1], path.name) for path in rendered]
 
 
@@ -111,12 +113,14 @@ def _mvtec3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterat
 def _eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterator[Job]:
     about_x, about_y = _EYECANDIES_ANGLES
     settings = replace(settings, about_x=about_x, about_y=about_y, tilt=_EYECANDIES_TILT)
-    for path in sorted((category / "test").glob("*/pcd/*.ply")):
+    kinds = [kind for kind in data_folders(category / "test") if (kind / "pcd").is_dir()]
+    warn_without_good(category / "test", kinds)
+    for path in (path for kind in kinds for path in data_files(kind / "pcd", (".ply",))):
 
         def render(out: Path, path: Path = path) -> None:
             kind = path.parents[1]
-            rgb, _ = read_image(kind / "rgb" / f"{path.stem}.png")
-            gt_mask = None if kind.name == "good" else read_mask(kind / "gt" / f"{path.stem}.png")
+            rgb, _ = read_image(file_named(kind / "rgb", path.stem))
+            gt_mask = None if is_good(kind.name) else read_mask(file_named(kind / "gt", path.stem))
             xyz = _read_eyecandies(path, rgb.shape[1], rgb.shape[2])
             with name_file_in_errors(path):
                 xyz, image, mask = isolate_object(xyz, rgb, gt_mask, seed)
@@ -141,10 +145,10 @@ def _read_eyecandies(path: Path, height: int, width: int) -> Tensor:
 
 def _real3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterator[Job]:
     settings = replace(settings, about_x=_REAL3D_ANGLES, about_y=())
-    for path in sorted((category / "test").glob("*.pcd")):
+    for path in data_files(category / "test", (".pcd",)):
 
         def render(out: Path, path: Path = path) -> None:
-            good = "good" in path.stem.split("_")
+            good = any(is_good(part) for part in path.stem.split("_"))
             labels_path = category / "gt" / f"{path.stem}.txt"
             points, labels = _read_good_real3d(path) if good else _read_labeled_real3d(labels_path)
             folder = out / "test" / ("good" if good else "anomaly")

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomalib_pose.data.images import image_files, read_image, read_mask, resize_bicubic
+from anomalib_pose.data.images import read_image, read_mask, resize_bicubic
+from anomalib_pose.data.listing import CLOUD_SUFFIXES, data_files, file_named, is_good
 from anomalib_pose.data.point_cloud.files import read_points, read_xyz, write_pcd
 from anomalib_pose.data.point_cloud.rendered_cloud import (
     RenderedCloud,
@@ -107,7 +108,7 @@ def index_entry(root: Path, folder: Path, name: str) -> dict[str, Any]:
         "d3_pc": (base / "xyz" / f"{name}.tiff" if organized else base / LABELS / f"{name}.pcd").as_posix(),
         "cls_name": base.parts[0],
         "specie_name": folder.name,
-        "anomaly": int(folder.name != "good"),
+        "anomaly": int(not is_good(folder.name)),
         "d2_render_img_path": (base / VIEWS / name).as_posix(),
         "d2_render_gt_path": (base / MASKS / name).as_posix(),
         "d2_corrdinate": (base / CORRESPONDENCES / name).as_posix(),
@@ -132,7 +133,7 @@ def read_rendered(folder: Path, name: str, size: int) -> RenderedCloud:
     organized = (folder / CORRESPONDENCES / name / CELLS).is_file()
     points, gt_mask, rgb = _read_organized(folder, name, size) if organized else _read_unorganized(folder, name, size)
     cells = _read_cells(folder / CORRESPONDENCES / name / CELLS, points) if organized else torch.arange(size * size)
-    tables = _numbered_files(folder / CORRESPONDENCES / name, "view_*_cor.npy")
+    tables = _numbered_files(folder / CORRESPONDENCES / name, ".npy")
     if not len(views) == len(masks) == len(tables):
         msg = f"{folder}: {name} has {len(views)} views, {len(masks)} masks and {len(tables)} correspondences."
         raise ValueError(msg)
@@ -156,32 +157,30 @@ def view_files(folder: Path) -> list[Path]:
     Raises:
         FileNotFoundError: if there are none.
     """
-    return _numbered_files(folder, "view_*.png")
+    return _numbered_files(folder, ".png")
 
 
-def _numbered_files(folder: Path, pattern: str) -> list[Path]:
-    """List files in the order of the first number in their names: view_10 comes after view_9."""
-    paths = [path for path in folder.glob(pattern) if re.search(r"\d", path.name)]
+def _numbered_files(folder: Path, suffix: str) -> list[Path]:
+    """List the files of views in the order of the first number in their names: view_10 comes after view_9."""
+    paths = [path for path in data_files(folder, (suffix,)) if re.match(r"view_.*\d", path.name)]
     if not paths:
-        msg = f"There is no {pattern} in {folder}: render the clouds with anomalib-pose render-clouds."
+        msg = f"There is no view_*{suffix} in {folder}: render the clouds with anomalib-pose render-clouds."
         raise FileNotFoundError(msg)
     return sorted(paths, key=lambda path: int(re.findall(r"\d+", path.name)[0]))
 
 
 def _read_organized(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Read points, mask of the defect, and photograph, resized to the grid."""
-    points = resize_nearest(read_xyz(folder / "xyz" / f"{name}.tiff"), size)
-    mask_path = folder / "gt" / f"{name}.png"
-    if folder.name == "good" and not mask_path.is_file():
+    points = resize_nearest(read_xyz(file_named(folder / "xyz", name, CLOUD_SUFFIXES)), size)
+    mask_path = file_named(folder / "gt", name)
+    if is_good(folder.name) and not mask_path.is_file():
         gt_mask = torch.zeros(size, size, dtype=torch.bool)
     else:
         gt_mask = resize_mask(read_mask(mask_path), size)
-    photographs = (
-        [path for path in image_files(folder / "rgb") if path.stem == name] if (folder / "rgb").is_dir() else []
-    )
-    if not photographs:
+    photograph = file_named(folder / "rgb", name)
+    if not photograph.is_file():
         return points, gt_mask, None
-    return points, gt_mask, to_bytes(resize_bicubic(read_image(photographs[0])[0], size))
+    return points, gt_mask, to_bytes(resize_bicubic(read_image(photograph)[0], size))
 
 
 def _read_unorganized(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, None]:

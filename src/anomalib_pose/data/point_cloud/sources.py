@@ -14,7 +14,16 @@ import torch
 from anomalib.data.utils import LabelName
 from torch import Tensor
 
-from anomalib_pose.data.images import image_files, read_image, read_mask
+from anomalib_pose.data.images import read_image, read_mask
+from anomalib_pose.data.listing import (
+    CLOUD_SUFFIXES,
+    data_files,
+    data_folders,
+    file_named,
+    image_files,
+    is_good,
+    warn_without_good,
+)
 from anomalib_pose.data.point_cloud.files import name_file_in_errors, read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import (
@@ -84,10 +93,10 @@ class RawSource:
         """
         samples = []
         for kind in _kinds(folder, "xyz"):
-            photographs = {path.stem: path for path in _images(kind / "rgb")}
-            masks = {path.stem: path for path in _images(kind / "gt")}
+            photographs = {path.stem: path for path in image_files(kind / "rgb")}
+            masks = {path.stem: path for path in image_files(kind / "gt")}
             label = _label(kind)
-            for cloud in sorted((kind / "xyz").glob("*.tiff")):
+            for cloud in data_files(kind / "xyz", CLOUD_SUFFIXES):
                 if cloud.stem not in photographs:
                     msg = f"The cloud {cloud} has no photograph: expected {kind / 'rgb' / cloud.stem}.png."
                     raise FileNotFoundError(msg)
@@ -161,9 +170,9 @@ class RenderedSource:
         """
         samples = []
         for kind in _kinds(folder, VIEWS):
-            photographs = {path.stem: path for path in _images(kind / "rgb")}
-            masks = {path.stem: path for path in _images(kind / "gt")}
-            for views in sorted(path for path in (kind / VIEWS).iterdir() if path.is_dir()):
+            photographs = {path.stem: path for path in image_files(kind / "rgb")}
+            masks = {path.stem: path for path in image_files(kind / "gt")}
+            for views in data_folders(kind / VIEWS):
                 paths = view_files(views)
                 image = photographs.get(views.name, paths[front_view_index(len(paths))])
                 samples.append(CloudSample(kind, views.name, folder.name, _label(kind), image, masks.get(views.name)))
@@ -176,7 +185,7 @@ class RenderedSource:
 
 def is_rendered(folder: Path) -> bool:
     """Return whether the test part of a category's folder has renderings."""
-    return any((folder / "test").glob(f"*/{VIEWS}"))
+    return any((kind / VIEWS).is_dir() for kind in data_folders(folder / "test"))
 
 
 def _kinds(folder: Path, part: str) -> list[Path]:
@@ -184,19 +193,17 @@ def _kinds(folder: Path, part: str) -> list[Path]:
     if not test.is_dir():
         msg = f"There is no folder {test}: expected subfolders 'good' and one for each kind of defect in it."
         raise FileNotFoundError(msg)
-    return [kind for kind in sorted(test.iterdir()) if (kind / part).is_dir()]
+    kinds = [kind for kind in data_folders(test) if (kind / part).is_dir()]
+    warn_without_good(test, kinds)
+    return kinds
 
 
 def _cloud_path(sample: CloudSample) -> Path:
-    return sample.folder / "xyz" / f"{sample.name}.tiff"
+    return file_named(sample.folder / "xyz", sample.name, CLOUD_SUFFIXES)
 
 
 def _label(kind: Path) -> LabelName:
-    return LabelName.NORMAL if kind.name == "good" else LabelName.ABNORMAL
-
-
-def _images(folder: Path) -> list[Path]:
-    return image_files(folder) if folder.is_dir() else []
+    return LabelName.NORMAL if is_good(kind.name) else LabelName.ABNORMAL
 
 
 def _require_samples(samples: list[CloudSample], folder: Path, expected: str) -> list[CloudSample]:

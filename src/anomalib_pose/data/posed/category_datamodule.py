@@ -11,6 +11,7 @@ from anomalib.data.utils import LabelName, Split
 from anomalib.utils.path import resolve_dataset_root
 
 from anomalib_pose.data.images import image_size
+from anomalib_pose.data.listing import data_folders
 from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, read_true_poses
 from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
 from anomalib_pose.data.posed.transforms_json import PosedFrame
@@ -73,7 +74,7 @@ class CategoryDataModule(PosedDataModule):
             )
             raise FileNotFoundError(msg)
         if not self.category or not (self.root / self.category).is_dir():
-            children = sorted(path for path in self.root.iterdir() if path.is_dir())
+            children = data_folders(self.root)
             categories = [path.name for path in children if any((path / marker).exists() for marker in self.markers)]
             msg = (
                 f"There is no category {self.category!r} in {self.root}; there are: {', '.join(categories) or 'none'}."

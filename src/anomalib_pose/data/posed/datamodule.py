@@ -9,7 +9,8 @@ from torch import Tensor
 
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.fixed_test_datamodule import FixedTestDataModule, ValSplit
-from anomalib_pose.data.images import check_mask_size, image_files
+from anomalib_pose.data.images import check_mask_size
+from anomalib_pose.data.listing import data_folders, image_files, is_good, warn_without_good
 from anomalib_pose.data.posed.dataset import PosedDataset
 from anomalib_pose.data.posed.transforms_json import read_pose
 
@@ -51,7 +52,7 @@ def labeled_images(
 ) -> list[tuple[Path, LabelName, Path | None]]:
     """List the images in the subfolders of a test folder, with their labels and masks.
 
-    A subfolder is normal if its name up to the first underscore is ``good``. The mask of
+    A subfolder is normal if ``is_good`` says so of its name. The mask of
     ``<folder>/<kind>/<name>.png`` is ``<mask_folder>/<kind>/<name><suffix>.png`` with one of the suffixes.
 
     Args:
@@ -66,13 +67,14 @@ def labeled_images(
     if not folder.is_dir():
         msg = f"There is no folder {folder}: expected subfolders 'good' and one for each kind of defect in it."
         raise FileNotFoundError(msg)
-    kinds = {path: image_files(path) for path in sorted(folder.iterdir()) if path.is_dir() and path != mask_folder}
+    kinds = {path: image_files(path) for path in data_folders(folder) if path != mask_folder}
     if not any(kinds.values()):
         msg = f"There are no test images in {folder}: expected images in its subfolders 'good' and kinds of defects."
         raise FileNotFoundError(msg)
+    warn_without_good(folder, [kind for kind, images in kinds.items() if images])
     labeled: list[tuple[Path, LabelName, Path | None]] = []
     for kind, images in kinds.items():
-        if kind.name.split("_")[0] == "good":
+        if is_good(kind.name):
             labeled += [(image, LabelName.NORMAL, None) for image in images]
             continue
         masks = _match_masks(kind, images, mask_folder, mask_suffixes)
@@ -121,7 +123,7 @@ def _match_masks(kind: Path, images: list[Path], mask_folder: Path | None, suffi
     if images and not folder.is_dir():
         msg = f"The images of {kind} have no masks: expected them in {folder}."
         raise FileNotFoundError(msg)
-    masks = {path.stem: path for path in image_files(folder)} if folder.is_dir() else {}
+    masks = {path.stem: path for path in image_files(folder)}
     matched = {}
     for image in images:
         mask = next((masks[image.stem + suffix] for suffix in suffixes if image.stem + suffix in masks), None)
@@ -139,10 +141,8 @@ def _match_masks(kind: Path, images: list[Path], mask_folder: Path | None, suffi
 
 def _check_mask_folders(folder: Path, mask_folder: Path) -> None:
     """Check that each folder of masks belongs to a folder of images."""
-    if not mask_folder.is_dir():
-        return
-    for kind in sorted(path for path in mask_folder.iterdir() if path.is_dir()):
+    for kind in data_folders(mask_folder):
         masks = image_files(kind)
-        if masks and not (folder / kind.name).is_dir():
+        if masks and not is_good(kind.name) and not (folder / kind.name).is_dir():
             msg = f"The mask {masks[0]} has no image: there is no folder {folder / kind.name}."
             raise ValueError(msg)

@@ -9,7 +9,8 @@ from typing import Any
 from anomalib.data.utils import LabelName, Split, ValSplitMode
 from torch.utils.data import DataLoader
 
-from anomalib_pose.data.images import image_files, image_size
+from anomalib_pose.data.images import image_size
+from anomalib_pose.data.listing import data_folders, image_files
 from anomalib_pose.data.posed.colmap import MODEL_FOLDERS, find_colmap, read_colmap
 from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, read_true_poses
 from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
@@ -143,7 +144,7 @@ class PosedFolder(PosedDataModule):
         """Read the queries of a folder; their camera is that of the training images."""
         camera = common_camera(frames, size)
         unlabeled = image_files(folder)
-        kinds = [path for path in folder.iterdir() if path.is_dir() and path != self.mask_dir and image_files(path)]
+        kinds = [path for path in data_folders(folder) if path != self.mask_dir and image_files(path)]
         if unlabeled and kinds:
             msg = (
                 f"The images of {folder} lie partly in it, {unlabeled[0].name} for example, and partly in subfolders, "

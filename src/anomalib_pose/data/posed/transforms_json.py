@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from anomalib_pose.data.files import read_json
-from anomalib_pose.data.images import SUFFIXES, check_mask_size, image_size
+from anomalib_pose.data.images import check_mask_size, image_size
+from anomalib_pose.data.listing import SUFFIXES
 from anomalib_pose.geometry import Camera, resize_intrinsics
 
 _SUPPORTED = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL")

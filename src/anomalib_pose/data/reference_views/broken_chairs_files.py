@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from anomalib_pose.data.files import read_json
-from anomalib_pose.data.images import image_files
+from anomalib_pose.data.listing import data_folders, image_files
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class _Annotations:
 
 
 def _find_in_release(root: Path) -> Iterator[QuerySample]:
-    for folder in sorted(path for path in (root / "images").iterdir() if path.is_dir()):
+    for folder in data_folders(root / "images"):
         annotations = _Annotations.in_folder(root / "annotations" / folder.name)
         for image in image_files(folder):
             tokens = image.stem.split("_")
@@ -169,10 +169,10 @@ def _find_in_release(root: Path) -> Iterator[QuerySample]:
 
 
 def _find_in_first_release(root: Path) -> Iterator[QuerySample]:
-    for folder in _folders(root / "normals"):
-        for image in _images(folder):
+    for folder in data_folders(root / "normals"):
+        for image in image_files(folder / "renders"):
             yield QuerySample(image, folder.name, GOOD, folder / "rendered_mesh")
-    for folder in _folders(root / "anomalies"):
+    for folder in data_folders(root / "anomalies"):
         shape_id, _, kind = folder.name.removeprefix("A").partition("_")
         if not folder.name.startswith("A") or not shape_id:
             msg = f"A folder of anomalies is named A<shape>_<type>, found {folder}."
@@ -180,15 +180,6 @@ def _find_in_first_release(root: Path) -> Iterator[QuerySample]:
         if kind in {str(number + 1) for number in range(len(ANOMALY_TYPES))}:
             kind = ANOMALY_TYPES[int(kind) - 1]
         annotations = _Annotations.in_folder(folder / "annotation")
-        for image in _images(folder):
+        for image in image_files(folder / "renders"):
             reference_dir = root / "normals" / shape_id / "rendered_mesh"
             yield annotations.sample(image, shape_id, kind or UNNAMED, reference_dir)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
-def _images(folder: Path) -> list[Path]:
-    renders = folder / "renders"
-    return image_files(renders) if renders.is_dir() else []

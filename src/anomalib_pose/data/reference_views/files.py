@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.images import image_size, read_image, resize_bicubic
+from anomalib_pose.data.listing import data_files
 from anomalib_pose.data.posed.transforms_json import read_pose
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render.reference_views import GRID_SIZE, IMAGE_SIZE
@@ -136,7 +137,7 @@ def find_reference_views(folder: Path) -> list[ReferenceViewFile]:
         ValueError: if an image's name does not have the form of the layout, or there are views of several shapes.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    images = sorted(folder / name for name in names if name.endswith(".png"))
+    images = data_files(folder, (".png",))
     if not images:
         msg = f"There are no reference views <id>_<distance>_<azimuth>_<elevation>.png in {folder}."
         raise FileNotFoundError(msg)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anomalib_pose.data.images import square_margins
+from anomalib_pose.data.listing import file_named
 from anomalib_pose.data.reference_views.queries import (
     CROP_MARGIN,
     CROP_SIZE,
@@ -48,7 +49,7 @@ def read_photograph(path: str | Path, mask_dir: str | Path = "") -> Tensor:
     """
     if not mask_dir:
         return read_query(path)
-    mask = Path(mask_dir) / f"{Path(path).stem}.png"
+    mask = file_named(Path(mask_dir), Path(path).stem)
     if not mask.is_file():
         msg = f"mask_dir should have a mask of every photograph, but there is none of {path} at {mask}."
         raise FileNotFoundError(msg)
