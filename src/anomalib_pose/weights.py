@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers of weight files, which run no code from the file, and an atomic writer."""
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from anomalib_pose.storage import written_whole
 
 
 def mismatched_keys(own: dict[str, Tensor], weights: dict[str, Tensor]) -> list[str]:
@@ -100,11 +101,6 @@ def write_weights(path: str | Path, content: dict[str, Any]) -> Path:
         content: tensors in dicts and lists.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with written_whole(path) as partial:
         torch.save(content, partial)
-        os.replace(partial, path)  # noqa: PTH105 - atomic on every platform
-    finally:
-        partial.unlink(missing_ok=True)
     return path

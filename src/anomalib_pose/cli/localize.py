@@ -3,7 +3,8 @@
 
     anomalib-pose localize --ckpt_path model.ckpt --data photos --output poses.json
 
-The file is written whole or not at all. A pose whose search failed has a low confidence.
+The file is complete after every photograph, and a repeated command continues where it stopped. A photograph that
+cannot be read gets an entry with its error. A pose whose search failed has a low confidence.
 """
 
 import argparse
@@ -54,12 +55,14 @@ def run(options: argparse.Namespace) -> None:
     """Estimate and write the cameras."""
     import torch
 
-    from anomalib_pose.models import localization
+    from anomalib_pose.models import localization, localize_run
+    from anomalib_pose.storage import check_output_file
 
+    check_output_file(options.output)
     intrinsics = None
     if options.intrinsics is not None:
         fx, fy, cx, cy = options.intrinsics
         intrinsics = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     settings = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
     model = localization.load_fitted(options.ckpt_path, options.model, **settings)
-    localization.localize(model, options.data, options.output, options.masks, intrinsics)
+    localize_run.localize(model, options.data, options.output, options.masks, intrinsics)

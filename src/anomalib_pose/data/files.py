@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from anomalib_pose.storage import make_temporary_folder, remove_leftovers, written_whole
 
 _TO_OPENGL = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
 _JPEG_QUALITY = 95
@@ -45,7 +46,8 @@ def new_category(out: Path, category: str, *, overwrite: bool) -> Iterator[Path]
         msg = f"{folder} exists already. Choose another category or folder, or ask for it to be overwritten."
         raise FileExistsError(msg)
     out.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{category}-", dir=out))
+    remove_leftovers(out)
+    partial = make_temporary_folder(out, category)
     partial.chmod(0o755)
     try:
         yield partial
@@ -93,7 +95,5 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, replacing it as a whole; missing folders are created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")

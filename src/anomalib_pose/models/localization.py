@@ -1,26 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Camera poses of photographs from a fitted scene model, without anomaly detection."""
 
-import logging
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
 from anomalib.utils.serialization import anomalib_safe_globals
-from rich.progress import track
 from torch import Tensor
 
-from anomalib_pose.data.files import write_json
 from anomalib_pose.data.images import (
     check_mask_size,
-    image_size,
     over_white,
     read_image,
     read_mask,
 )
-from anomalib_pose.data.listing import SUFFIXES, file_named, image_files
 from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
 from anomalib_pose.models.components import PoseMixin, test_time_grad
 from anomalib_pose.models.components.pose_mixin import MODEL_KEY
@@ -28,11 +22,7 @@ from anomalib_pose.pose import PoseEstimate
 from anomalib_pose.registry import load_model, scene_models
 from anomalib_pose.weights import read_weights
 
-logger = logging.getLogger(__name__)
-
 Photograph = str | Path | Tensor
-
-_LOW_CONFIDENCE = 0.5
 
 
 @overload
@@ -84,13 +74,16 @@ def estimate_pose(
         msg = f"Expected a fitted {names} or the path to its checkpoint, got a {type(fitted).__name__}."
         raise TypeError(msg)
     if isinstance(image, str | Path) or (isinstance(image, Tensor) and image.ndim < 4):
-        return _estimate(fitted, image, intrinsics, foreground)
+        return estimate_photograph(fitted, image, intrinsics, foreground)
     images = list(image)
     masks = [None] * len(images) if foreground is None else list(foreground)
     if len(masks) != len(images):
         msg = f"Expected one mask per photograph, got {len(masks)} masks for {len(images)} photographs."
         raise ValueError(msg)
-    return [_estimate(fitted, photograph, intrinsics, mask) for photograph, mask in zip(images, masks, strict=True)]
+    return [
+        estimate_photograph(fitted, photograph, intrinsics, mask)
+        for photograph, mask in zip(images, masks, strict=True)
+    ]
 
 
 def load_fitted(path: str | Path, name: str = "", **settings: Any) -> PoseMixin:
@@ -129,9 +122,20 @@ def load_fitted(path: str | Path, name: str = "", **settings: Any) -> PoseMixin:
     return model.eval()
 
 
-def _estimate(
+def estimate_photograph(
     model: PoseMixin, photograph: Photograph, intrinsics: Tensor | None, foreground: Photograph | None
 ) -> PoseEstimate:
+    """Estimate the camera of one photograph.
+
+    Args:
+        model: fitted scene model.
+        photograph: see ``estimate_pose``.
+        intrinsics: see ``estimate_pose``.
+        foreground: see ``estimate_pose``.
+
+    Raises:
+        ValueError: see ``estimate_pose``.
+    """
     detector = model.model
     image, mask = _read(photograph, foreground)
     height, width = image.shape[-2:]
@@ -190,120 +194,3 @@ def _check_aspect(size: tuple[int, int], training_size: tuple[int, int], photogr
             "their intrinsics do not apply to another aspect ratio. Give the intrinsics of the photograph."
         )
         raise ValueError(msg)
-
-
-@dataclass(frozen=True)
-class LocalizedFile:
-    """Estimate of one photograph, as written to JSON.
-
-    Args:
-        file: path of the photograph.
-        camera_to_world: estimated pose (4, 4), OpenCV axes.
-        K: intrinsics (3, 3) in pixels.
-        width: width in pixels.
-        height: height in pixels.
-        confidence: confidence of the pose, in [0, 1].
-        residual: see ``PoseEstimate``.
-        seconds: duration of reading and pose search.
-    """
-
-    file: str
-    camera_to_world: list[list[float]]
-    K: list[list[float]]
-    width: int
-    height: int
-    confidence: float
-    residual: float
-    seconds: float
-
-
-def localize(
-    model: PoseMixin,
-    data: str | Path,
-    output: str | Path,
-    masks: str | Path | None = None,
-    intrinsics: Tensor | None = None,
-    *,
-    progress: bool = True,
-) -> list[LocalizedFile]:
-    """Estimate the camera poses of all photographs of a folder, write them as JSON and log a summary.
-
-    Args:
-        model: fitted scene model.
-        data: photograph, or folder that directly contains photographs.
-        output: file to write, completely or not at all.
-        masks: folder with one mask per photograph, the object white on black, named like the photograph with the suffix
-            ``.png``; None for no masks.
-        intrinsics: K (3, 3) of all photographs; None for the intrinsics of the training views.
-        progress: show a progress bar.
-
-    Raises:
-        FileNotFoundError: if there are no photographs, or a mask is missing.
-        ValueError: if a file cannot be read; see ``estimate_pose``.
-    """
-    pairs = _photographs(Path(data), None if masks is None else Path(masks))
-    estimates = list(_localize_files(model, track(pairs, "Localizing", disable=not progress), intrinsics))
-    content = {
-        "model": type(model).__name__,
-        "convention": "OpenCV axes; p_world = camera_to_world @ p_camera; (0.5, 0.5) is the first pixel's center",
-        "images": [asdict(estimate) for estimate in estimates],
-    }
-    write_json(Path(output), content)
-    _log_summary(model, estimates, output)
-    return estimates
-
-
-def _log_summary(model: PoseMixin, estimates: Sequence[LocalizedFile], output: str | Path) -> None:
-    low_confidence = sum(estimate.confidence < _LOW_CONFIDENCE for estimate in estimates)
-    advice = ""
-    if low_confidence and model.model.estimator.feature_localizer is None:
-        advice = " For feature matching, give a matcher and the file of its weights."
-    if low_confidence and model.model.bank.rolls == 1:
-        advice += " For photographs at any in-plane rotation, set rolls to 12."
-    logger.info(
-        "Localized %d photographs in %.1f s, %d of them with a confidence below %g: %s.%s",
-        len(estimates), sum(estimate.seconds for estimate in estimates), low_confidence, _LOW_CONFIDENCE, output,
-        advice,
-    )  # fmt: skip
-
-
-def _localize_files(
-    model: PoseMixin, pairs: Iterable[tuple[Path, Path | None]], intrinsics: Tensor | None
-) -> Iterator[LocalizedFile]:
-    for path, mask in pairs:
-        start = time.perf_counter()
-        estimate = _estimate(model, path, intrinsics, mask)
-        camera = estimate.camera
-        yield LocalizedFile(
-            str(path),
-            camera.camera_to_world.tolist(),
-            camera.K.tolist(),
-            camera.width,
-            camera.height,
-            estimate.confidence,
-            estimate.residual,
-            time.perf_counter() - start,
-        )
-
-
-def _photographs(data: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
-    """List photographs with their masks. All files are checked first, so that a long run does not fail halfway."""
-    files = image_files(data) if data.is_dir() else [data]
-    if not files or not files[0].is_file():
-        msg = f"There are no photographs at {data}: expected a file, or a folder with {', '.join(SUFFIXES)} files."
-        raise FileNotFoundError(msg)
-    if masks is None:
-        for path in files:
-            image_size(path)
-        return [(path, None) for path in files]
-    pairs = [(path, file_named(masks, path.stem)) for path in files]
-    missing = [(path, mask) for path, mask in pairs if not mask.is_file()]
-    if missing:
-        msg = (
-            f"{masks} should have one mask per photograph, but {len(missing)} of {len(pairs)} are missing. The first "
-            f"is {missing[0][1]} for {missing[0][0]}."
-        )
-        raise FileNotFoundError(msg)
-    for path, mask in pairs:
-        check_mask_size(mask, path)
-    return [*pairs]
