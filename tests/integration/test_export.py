@@ -105,6 +105,24 @@ def test_onnx_and_openvino_agree_with_pytorch(exported, runtimes, size, count):
     assert_same({name: compiled(images.numpy())[name] for name in names}, expected, 1e-4)
 
 
+def test_blank_images_are_anomalous_in_every_runtime(exported, runtimes):
+    blank = torch.stack([torch.zeros(3, 80, 80), torch.ones(3, 80, 80), photographs(80)[0], photographs(80)[0]])
+    blank[2, 1, 40, 40] = float("nan")
+    blank[3, 0, 40, 40] = float("inf")
+    session, compiled = runtimes
+    by_openvino = compiled(blank.numpy())
+    names = [output.name for output in session.get_outputs()]
+    predictions = [
+        outputs(exported, blank),
+        dict(zip(names, session.run(None, {"input": blank.numpy()}), strict=True)),
+        {name: by_openvino[name] for name in names},
+    ]
+    for prediction in predictions:
+        np.testing.assert_array_equal(prediction["pred_score"], np.ones(4))
+        assert prediction["pred_label"].all()
+        assert np.isfinite(prediction["anomaly_map"]).all()
+
+
 @pytest.mark.slow
 def test_openvino_takes_batches_on_request(exported, tmp_path):
     path = exported.to_openvino(tmp_path, ov_kwargs={"input": [-1, 3, -1, -1]})

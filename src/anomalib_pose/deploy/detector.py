@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.compare import Comparator, SurfaceStatistics
+from anomalib_pose.compare.query_content import CONTENT_CELLS, has_contrast, white_where
 from anomalib_pose.deploy.graph.alignment import align, build_level, unproject
 from anomalib_pose.deploy.graph.gaussian_rasterizer import GaussianRasterizerGraph
 from anomalib_pose.deploy.graph.relighting import relight_reference
@@ -29,10 +30,12 @@ class DetectorOutput(NamedTuple):
     Args:
         pred_score: image scores (B,).
         anomaly_map: pixel scores (B, 1, H, W) of the whole image.
+        decided: whether an image has content in the window (B,); without content it has no verdict.
     """
 
     pred_score: Tensor
     anomaly_map: Tensor
+    decided: Tensor
 
 
 class DetectorReference(NamedTuple):
@@ -218,10 +221,11 @@ class FeedForwardDetector(nn.Module):
         Args:
             images: RGB in [0, 1].
         """
-        query, reference, alpha, points, _ = self.reference(images)
+        decided = has_contrast(self.crop(images, (CONTENT_CELLS, CONTENT_CELLS)))
+        query, reference, alpha, points, _ = self.reference(white_where(~decided, images))
         window_map = self.comparator.compare_windows(query, reference, alpha)
         if self.surface is not None:
             window_map = self.surface.relative(window_map, points, alpha)
         score = self.comparator.score(window_map, alpha)
         rows, columns = self.window.matrices(frame_matrix, images.shape[-2:], self.size, images)
-        return DetectorOutput(score, (rows @ window_map @ columns.transpose(0, 1))[:, None])
+        return DetectorOutput(score, (rows @ window_map @ columns.transpose(0, 1))[:, None], decided)

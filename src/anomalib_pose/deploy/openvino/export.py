@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from anomalib_pose.deploy.openvino.precision import keep_precision
+from anomalib_pose.deploy.undecided import raise_undecided, undecided_score
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class ExportedDetector(ExportMixin, LightningModule):
         super().__init__()
         self.model = detector
         self.post_processor = post_processor
+        self.undecided_score = undecided_score(post_processor)
         self.eval()
 
     def forward(self, images: Tensor) -> InferenceBatch:
@@ -47,7 +49,10 @@ class ExportedDetector(ExportMixin, LightningModule):
             images: RGB (B, 3, H, W) in [0, 1].
         """
         output = self.model(images)
-        prediction = InferenceBatch(pred_score=output.pred_score, anomaly_map=output.anomaly_map)
+        scores = output.pred_score
+        if hasattr(output, "decided"):
+            scores = raise_undecided(scores, output.decided, self.undecided_score)
+        prediction = InferenceBatch(pred_score=scores, anomaly_map=output.anomaly_map)
         return prediction if self.post_processor is None else self.post_processor(prediction)
 
     @torch.no_grad()

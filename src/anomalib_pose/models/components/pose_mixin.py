@@ -35,6 +35,7 @@ from anomalib_pose.models.components.metrics import (
 from anomalib_pose.models.components.no_optimizer import NoOptimizer
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.components.scene_fit import FitScene
+from anomalib_pose.models.components.undecided import decided_scores
 from anomalib_pose.visualization import register_panels
 
 logger = logging.getLogger(__name__)
@@ -236,7 +237,8 @@ class PoseMixin(DetectorExportMixin):
         images = self.pre_processor(batch) if self.pre_processor else batch
         with test_time_grad():
             prediction = self.model(images.clone())
-        batch_scores = InferenceBatch(pred_score=prediction.pred_score, anomaly_map=prediction.anomaly_map)
+        scores = decided_scores(prediction, self.post_processor or None)
+        batch_scores = InferenceBatch(pred_score=scores, anomaly_map=prediction.anomaly_map)
         return self.post_processor(batch_scores) if self.post_processor else batch_scores
 
     def _step(self, batch: PoseBatch) -> PoseBatch:
@@ -251,6 +253,11 @@ class PoseMixin(DetectorExportMixin):
         self._low_confidence += int((prediction.pose_confidence < self.model.estimator.retry_below).sum())
         return batch
 
+    def _decide(self, batch: PoseBatch) -> PoseBatch:
+        """Raise the scores of queries without a verdict; a validation does not, for such scores move the thresholds."""
+        batch.update(pred_score=decided_scores(batch, self.post_processor or None, batch.image_path))
+        return batch
+
     def validation_step(self, batch: PoseBatch, *args: Any, **kwargs: Any) -> PoseBatch:
         """Score one batch of queries."""
         del args, kwargs
@@ -259,12 +266,12 @@ class PoseMixin(DetectorExportMixin):
     def test_step(self, batch: PoseBatch, *args: Any, **kwargs: Any) -> PoseBatch:
         """Score one batch of queries."""
         del args, kwargs
-        return self._step(batch)
+        return self._decide(self._step(batch))
 
     def predict_step(self, batch: PoseBatch, *args: Any, **kwargs: Any) -> PoseBatch:
         """Score one batch of queries."""
         del args, kwargs
-        return self._step(batch)
+        return self._decide(self._step(batch))
 
     def on_test_start(self) -> None:
         """Reset the counts of queries, low-confidence queries and seconds."""

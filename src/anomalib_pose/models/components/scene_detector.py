@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anomalib_pose.buffers import resize_buffers
+from anomalib_pose.compare.query_content import has_content
 from anomalib_pose.compare.reference import Reference, render_reference, stack_references
 from anomalib_pose.compare.reference_comparison import ReferenceComparison
 from anomalib_pose.geometry import Camera, resize_intrinsics
@@ -130,6 +131,9 @@ class SceneDetector(nn.Module):
     ) -> tuple[PoseEstimate, Query]:
         """Estimate the camera of one query; return it with the query over white where the foreground is known.
 
+        An image without content is tiny, constant, or has NaN or infinite pixels. Its estimate is any camera with
+        confidence 0, and its query is white.
+
         Args:
             image: RGB (3, H, W) in [0, 1].
             intrinsics: K (3, 3) of this image; None for the K of the training views, scaled to the image's size.
@@ -139,6 +143,10 @@ class SceneDetector(nn.Module):
             training_height, training_width = self.image_size.tolist()
             height, width = image.shape[-2:]
             intrinsics = resize_intrinsics(self.intrinsics, training_width, training_height, width, height)
+        if not bool(has_content(image[None])):
+            query = Query(torch.ones_like(image), intrinsics.to(image), torch.zeros_like(image[0]))
+            camera = query.camera_at(self.bank.poses[0].to(image))
+            return PoseEstimate(camera, residual=1.0, confidence=0.0, converged=False, n_renders=0), query
         image, foreground = query_over_white(image, foreground, white_background=bool(self.white_background))
         query = Query(image, intrinsics.to(image), foreground)
         relight = self._relight_query if self.comparison.relight else None

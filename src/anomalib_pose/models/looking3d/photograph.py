@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from anomalib_pose.compare.query_content import has_content, white_where
 from anomalib_pose.data.images import square_margins
 from anomalib_pose.data.listing import file_named
 from anomalib_pose.data.reference_views.queries import (
@@ -24,7 +25,7 @@ class PhotographOutput(NamedTuple):
     """Predictions for whole photographs.
 
     Args:
-        pred_score: probability of being anomalous (B,).
+        pred_score: probability of being anomalous (B,); 1 for a photograph without content, which is never good.
         anomaly_map: residual of each pixel (B, 1, H, W), in [0, 1].
         box: box around the anomaly (B, 4): center, width and height as fractions of the photograph.
     """
@@ -93,6 +94,10 @@ def inspect(network: Looking3DModel, images: Tensor, shape: ReferenceShape) -> P
         shape: encoded reference.
     """
     height, width = images.shape[-2:]
-    output = network(evaluation_view(images), shape)
+    views = evaluation_view(images)
+    decided = has_content(views)
+    output = network(white_where(~decided, views), shape)
     maps = whole_map(anomaly_map(output.residual), height, width)
-    return PhotographOutput(output.logit.sigmoid(), maps, whole_box(output.box, height, width))
+    return PhotographOutput(
+        torch.where(decided, output.logit.sigmoid(), 1.0), maps, whole_box(output.box, height, width)
+    )

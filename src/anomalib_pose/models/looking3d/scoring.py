@@ -10,6 +10,7 @@ from anomalib.data import Batch, InferenceBatch
 from torch import Tensor
 from torch.nn import functional
 
+from anomalib_pose.compare.query_content import has_content, white_where
 from anomalib_pose.models.looking3d.box_drawing import draw_boxes
 from anomalib_pose.models.looking3d.photograph import PhotographOutput, inspect, read_photograph
 from anomalib_pose.models.looking3d.reference import EncodedShapes
@@ -102,9 +103,13 @@ class QueryScoringMixin:
         names = getattr(batch, "shape_id", None) or [None] * len(batch.image)
         references = zip(names, batch.reference_images, batch.reference_xyz, strict=True)
         shapes = (self._shapes.of_views(*reference) for reference in references)
-        outputs = [self.model(query[None], shape) for query, shape in zip(batch.image, shapes, strict=True)]
+        decided = has_content(batch.image)
+        queries = white_where(~decided, batch.image)
+        outputs = [self.model(query[None], shape) for query, shape in zip(queries, shapes, strict=True)]
         logit, box, residual = (torch.cat(part) for part in zip(*outputs, strict=True))
-        return self._with_output(batch, PhotographOutput(logit.sigmoid(), anomaly_map(residual), box))
+        return self._with_output(
+            batch, PhotographOutput(torch.where(decided, logit.sigmoid(), 1.0), anomaly_map(residual), box)
+        )
 
     @staticmethod
     def _with_output(batch: Batch, output: PhotographOutput) -> Batch:

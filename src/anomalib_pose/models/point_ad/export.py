@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from anomalib.data import InferenceBatch
 from anomalib.deploy import CompressionType
 from torch import Tensor, nn
 
+from anomalib_pose.compare.query_content import is_finite, white_where
 from anomalib_pose.data.files import write_json
 from anomalib_pose.deploy import ExportedDetector
 from anomalib_pose.models.components.export_mixin import FeedForwardExportMixin
@@ -88,12 +90,15 @@ class ExportableImageScorer(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         """Score images (n,) as ``pred_score`` and their patches (n, p, p) as ``anomaly_map``.
 
+        An image with NaN or infinity has the score 1.
+
         Args:
             images: RGB (n, 3, image_size, image_size) in [0, 1].
         """
-        features = self.scorer.encode(self.scorer.vision.normalize(images))
+        decided = is_finite(images)
+        features = self.scorer.encode(self.scorer.vision.normalize(white_where(~decided, images)))
         score, patches = abnormal_probability(features, self.direction)
-        return InferenceBatch(pred_score=score, anomaly_map=patches)
+        return InferenceBatch(pred_score=torch.where(decided, score, 1.0), anomaly_map=patches)
 
 
 class ExportedImageScorer(ExportedDetector):

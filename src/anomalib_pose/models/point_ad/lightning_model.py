@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.maps import upsample
+from anomalib_pose.compare.query_content import is_finite, white_where
 from anomalib_pose.models.point_ad.aggregation import object_scores
 from anomalib_pose.models.point_ad.clip_scorers import (
     ClipSettings,
@@ -216,6 +217,8 @@ class PointAD(
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
         """Score single images, as probabilities. ``PointADInferencer`` scores clouds.
 
+        An image with NaN or infinity has the score 1.
+
         Args:
             batch: square RGB (B, 3, H, W) in [0, 1].
             args: not used.
@@ -227,9 +230,10 @@ class PointAD(
         del args, kwargs
         scorer = self.clip_scorer()
         with torch.no_grad():
-            scores = scorer.scorer(batch, None, scorer.direction().to(batch.device))
+            decided = is_finite(batch)
+            scores = scorer.scorer(white_where(~decided, batch), None, scorer.direction().to(batch.device))
         maps = upsample(scores.view_maps, (batch.shape[-2], batch.shape[-1]))
-        return InferenceBatch(pred_score=scores.view_scores, anomaly_map=maps[:, None])
+        return InferenceBatch(pred_score=torch.where(decided, scores.view_scores, 1.0), anomaly_map=maps[:, None])
 
     def _step(self, batch: Batch) -> Batch:
         """Add maps, scores of points and scores of objects to a batch of clouds."""
