@@ -78,8 +78,8 @@ def read_json(path: Path) -> dict[str, Any]:
         msg = f"There is no {path.name} in {path.parent}."
         raise FileNotFoundError(msg)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_bytes())  # detects UTF-8 and UTF-16, with a byte-order mark or without
+    except (ValueError, RecursionError) as error:
         msg = f"{path} is not valid JSON: {error}."
         raise ValueError(msg) from error
     if not isinstance(content, dict):

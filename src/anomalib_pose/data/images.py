@@ -130,7 +130,7 @@ def undistort(channels: Tensor, K: Tensor, distortion: tuple[float, ...], *, nea
     Args:
         channels: image (C, H, W).
         K: intrinsics (3, 3), pixels; the point (0.5, 0.5) is the first pixel's center.
-        distortion: OpenCV's k1, k2, p1, p2, k3.
+        distortion: OpenCV's k1, k2, p1, p2, k3, or these and k4, k5, k6.
         nearest: sample nearest neighbors and fill pixels outside the photograph with 0, as masks need it; otherwise
             interpolate and repeat the border.
     """

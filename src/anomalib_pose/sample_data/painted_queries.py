@@ -12,7 +12,8 @@ from rich.progress import Progress
 
 from anomalib_pose.data.files import new_category, read_json, write_image, write_json
 from anomalib_pose.data.images import over_white, read_image, read_mask
-from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms
+from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms_entries
+from anomalib_pose.data.posed.transforms_split import SPLIT_LISTS, find_transforms
 from anomalib_pose.sample_data.defects import to_bytes
 from anomalib_pose.sample_data.painted import PAINTED_DEFECTS, DefectSizes, paint_defect
 
@@ -74,7 +75,7 @@ def write_painted_queries(
     if every < 2 or per_image < 1:
         msg = f"every should be 2 or more and per_image 1 or more, got {every} and {per_image}."
         raise ValueError(msg)
-    path, folder = Path(source) / "transforms.json", Path(out)
+    path, folder = find_transforms(Path(source)) or Path(source) / "transforms.json", Path(out)
     photographs = _read_photographs(path)
     if len(photographs) < 2:
         msg = f"{path} should have two photographs or more, got {len(photographs)}: none would be left for training."
@@ -90,7 +91,8 @@ def write_painted_queries(
             if index % every:
                 entries.append(_write_training(photograph, partial, white=white))
                 bar.advance(task)
-        write_json(partial / "transforms.json", {**read_json(path), "frames": entries})
+        shared = {key: value for key, value in read_json(path).items() if key not in SPLIT_LISTS}
+        write_json(partial / "transforms.json", {**shared, "frames": entries})
         images = []
         for index, photograph in enumerate(held_out):
             images += _write_queries(photograph, partial, (seed, index), per_image, sizes, white=white)
@@ -103,7 +105,7 @@ def write_painted_queries(
 
 def _read_photographs(path: Path) -> list[_Photograph]:
     """List the photographs of ``transforms.json``."""
-    frames, entries = read_transforms(path), read_json(path)["frames"]
+    frames, entries = zip(*read_transforms_entries(path), strict=True)
     stems = [frame.image_path.stem for frame in frames]
     names = stems if len(set(stems)) == len(stems) else [f"{stem}_{index}" for index, stem in enumerate(stems)]
     return [_Photograph(*fields) for fields in zip(names, frames, entries, strict=True)]

@@ -43,7 +43,7 @@ class CategoryDataModule(PosedDataModule):
     """Name of the data set, and of its folder where ``root`` is None."""
     source: ClassVar[str]
     """Where to download the data set."""
-    markers: ClassVar[tuple[str, ...]] = ("transforms.json",)
+    markers: ClassVar[tuple[str, ...]] = ("transforms.json", "transforms_train.json")
     """Files or folders that mark a category. A category has one of them or more."""
     mask_suffixes: ClassVar[tuple[str, ...]] = ("_mask", "")
     """Endings that a mask's name adds to the name of its image, preferred first."""

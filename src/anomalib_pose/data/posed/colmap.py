@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reader of COLMAP's sparse models, binary or text; the only module that needs pycolmap."""
 
+import logging
 import struct
-from collections import Counter
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,75 @@ import torch
 from torch import Tensor
 
 from anomalib_pose.data.images import image_size
-from anomalib_pose.data.posed.transforms_json import PosedFrame, rigid_pose, same_aspect
+from anomalib_pose.data.listing import data_folders
+from anomalib_pose.data.posed.colmap_text import count_text_images, normalize_text_model
+from anomalib_pose.data.posed.pose_files import FileFinder, PoseFileReport, unposed_images
+from anomalib_pose.data.posed.transforms_json import (
+    PosedFrame,
+    opencv_distortion,
+    rigid_pose,
+    same_aspect,
+    unique_frames,
+)
 from anomalib_pose.geometry import rigid_inverse
+
+logger = logging.getLogger(__name__)
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 """Folders of models that COLMAP, its graphical interface and nerfstudio write, beside the folder of images."""
+_MODEL_PARENTS = ("sparse", "colmap/sparse")
 
 _FILES = ("cameras", "images", "points3D")
 _SUFFIXES = (".bin", ".txt")
-_UNDISTORTED = ("PINHOLE", "SIMPLE_PINHOLE")
+# Positions of OpenCV's k1, k2, p1, p2, k3, k4, k5, k6 among the parameters of COLMAP's models.
+_DISTORTION: dict[str, tuple[int, ...]] = {
+    "SIMPLE_PINHOLE": (),
+    "PINHOLE": (),
+    "SIMPLE_RADIAL": (3,),
+    "RADIAL": (3, 4),
+    "OPENCV": (4, 5, 6, 7),
+    "FULL_OPENCV": (4, 5, 6, 7, 8, 9, 10, 11),
+}
 # Binary records: bytes before the name, whether there is a name, format of the entry count, bytes per entry.
 _RECORDS = {"images": (64, True, "<Q", 24), "points3D": (43, False, "<Q", 8), "frames": (64, False, "<I", 16)}
 _CAMERA_BYTES = 24
 _NORM_TOLERANCE = 1e-3
-_PINHOLE_PARAMETERS = {0: 3, 1: 4}
+_PARAMETERS = {0: 3, 1: 4, 2: 4, 3: 5, 4: 8, 5: 8, 6: 12, 7: 5, 8: 4, 9: 5, 10: 12, 11: 16}
 
 
 def find_colmap(root: Path) -> Path | None:
-    """Return the first of ``sparse/0``, ``sparse`` and ``colmap/sparse/0`` that holds a file of a model, or None."""
-    return next((root / name for name in MODEL_FOLDERS if any(_existing_files(root / name).values())), None)
+    """Return the model with most images in ``sparse``, ``sparse/*``, ``colmap/sparse`` and ``colmap/sparse/*``.
+
+    COLMAP writes several models where it cannot connect all images; one warning names them. Of models with equally
+    many images the first in the order of ``MODEL_FOLDERS`` is returned; None if no folder holds a file of a model.
+    """
+    folders = [root / name for name in MODEL_FOLDERS]
+    for parent in (root / name for name in _MODEL_PARENTS):
+        folders += [parent, *(data_folders(parent) if parent.is_dir() else ())]
+    counts = {folder: _count_images(folder) for folder in folders if any(_existing_files(folder).values())}
+    if not counts:
+        return None
+    best = max(counts, key=lambda folder: counts[folder])
+    others = [f"{folder.relative_to(root)} with {counts[folder]}" for folder in counts if folder != best]
+    if others:
+        logger.warning(
+            "%s has several COLMAP models: %s with %d images is used, not %s.",
+            root,
+            best.relative_to(root),
+            counts[best],
+            ", ".join(others),
+        )
+    return best
+
+
+def _count_images(model: Path) -> int:
+    """Count the images of a model; -1 if files of the model are missing."""
+    existing = _existing_files(model)
+    if len(existing[".bin"]) == len(_FILES):
+        path = model / "images.bin"
+        with path.open("rb") as file:
+            return min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
+    return count_text_images(model) if len(existing[".txt"]) == len(_FILES) else -1
 
 
 def read_colmap(model: Path, image_dir: Path) -> list[PosedFrame]:
@@ -36,6 +87,10 @@ def read_colmap(model: Path, image_dir: Path) -> list[PosedFrame]:
 
     COLMAP has the conventions of this package: OpenCV axes, and (0.5, 0.5) is the center of the first pixel. Poses are
     in the model's world frame. Where a camera is larger or smaller than its stored image, the intrinsics are scaled.
+    The distortion of the models SIMPLE_RADIAL, RADIAL, OPENCV and FULL_OPENCV becomes that of the frame.
+
+    Images of the model that do not exist or have no pose, and images in the folder without a pose, are not used; one
+    warning counts and names them.
 
     Args:
         model: folder with ``cameras``, ``images`` and ``points3D``, all ``.bin`` or all ``.txt``; ``.bin`` is
@@ -47,20 +102,39 @@ def read_colmap(model: Path, image_dir: Path) -> list[PosedFrame]:
 
     Raises:
         ImportError: if pycolmap is not installed.
-        FileNotFoundError: if the model, or an image that it names, does not exist.
-        ValueError: if the model cannot be read, has no images, names an image twice or has one without a pose, a
-            camera has distortion, or the aspects of an image and its camera differ. The message names the file.
+        FileNotFoundError: if the model does not exist, or two thirds or more of the images that it names.
+        ValueError: if the model cannot be read, has no images, names an image twice, has poses of a third or less of
+            the images, a camera has another model, or the aspects of an image and its camera differ. The message names
+            the file.
     """
-    reconstruction = _read_model(model)
-    images = sorted(reconstruction.images.values(), key=lambda image: image.name)
+    reconstruction, names = _read_model(model)
+    images = sorted(reconstruction.images.values(), key=lambda image: _name(image, names, model))
     if not images:
         msg = f"The COLMAP model {model} has no images: COLMAP registered none, or the model is unfinished."
         raise ValueError(msg)
-    name, count = Counter(image.name for image in images).most_common(1)[0]
-    if count > 1:
-        msg = f"The COLMAP model {model} has {count} images named {name!r}: expected one."
+    finder, report = FileFinder(image_dir), PoseFileReport(model, image_dir, len(images))
+    frames = []
+    for image in images:
+        name = _name(image, names, model)
+        path = finder.find(name)
+        if path is None:
+            report.missing.append(name)
+        elif not image.has_pose:
+            report.without_pose.append(name)
+        else:
+            frames.append(_frame(image, f"The COLMAP model {model}, image {name!r},", path))
+    report.check()
+    frames = unique_frames(f"The COLMAP model {model}", frames, report)
+    unposed = unposed_images([frame.image_path for frame in frames])
+    report.unposed = [path.name for path in unposed]
+    if len(unposed) >= 2 * len(frames):
+        msg = (
+            f"The COLMAP model {model} has poses of {len(frames)} of {len(frames) + len(unposed)} images in "
+            f"{image_dir}: match the images again, or move images that need no pose to another folder."
+        )
         raise ValueError(msg)
-    return [_frame(image, model, image_dir) for image in images]
+    report.log()
+    return frames
 
 
 def read_colmap_points(model: Path) -> tuple[Tensor, Tensor]:
@@ -78,7 +152,7 @@ def read_colmap_points(model: Path) -> tuple[Tensor, Tensor]:
         FileNotFoundError: if the model does not exist.
         ValueError: if the model cannot be read.
     """
-    points = sorted(_read_model(model).points3D.items())
+    points = sorted(_read_model(model)[0].points3D.items())
     positions = torch.tensor([point.xyz.tolist() for _, point in points], dtype=torch.float64)
     colors = torch.tensor([point.color.tolist() for _, point in points], dtype=torch.float64)
     return positions.reshape(-1, 3), colors.reshape(-1, 3) / 255
@@ -89,8 +163,12 @@ def _existing_files(model: Path) -> dict[str, list[str]]:
     return {suffix: [name for name in _FILES if (model / (name + suffix)).is_file()] for suffix in _SUFFIXES}
 
 
-def _read_model(model: Path) -> Any:
-    """Read a model with pycolmap, after the checks that pycolmap's reader lacks."""
+def _read_model(model: Path) -> tuple[Any, dict[int, str]]:
+    """Read a model with pycolmap, after the checks that pycolmap's reader lacks.
+
+    Returns:
+        The model, and for text the names of its images by their numbers.
+    """
     try:
         import pycolmap
     except ImportError as error:
@@ -107,28 +185,36 @@ def _read_model(model: Path) -> Any:
         raise FileNotFoundError(msg)
     if suffix == ".bin":
         _check_complete(model)
-    reconstruction = pycolmap.Reconstruction()
+    reconstruction, image_names = pycolmap.Reconstruction(), {}
     try:
-        (reconstruction.read_binary if suffix == ".bin" else reconstruction.read_text)(model)
+        if suffix == ".bin":
+            reconstruction.read_binary(model)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                image_names = normalize_text_model(model, Path(folder))
+                reconstruction.read_text(folder)
     except (ValueError, IndexError, RuntimeError) as error:
-        msg = f"The COLMAP model {model} ({', '.join(name + suffix for name in _FILES)}) cannot be read: {error}."
+        files = ", ".join(name + suffix for name in _FILES)
+        msg = f"The COLMAP model {model} ({files}) cannot be read: {error}."
         raise ValueError(msg) from error
-    return reconstruction
+    return reconstruction, image_names
 
 
-def _frame(image: Any, model: Path, image_dir: Path) -> PosedFrame:
+def _name(image: Any, names: dict[int, str], model: Path) -> str:
+    try:
+        return names[image.image_id] if names else str(image.name)
+    except UnicodeDecodeError as error:
+        msg = f"The COLMAP model {model} names an image in an encoding other than UTF-8 ({error}): rename the image."
+        raise ValueError(msg) from error
+
+
+def _frame(image: Any, where: str, path: Path) -> PosedFrame:
     """Check one image of the model and convert it to a frame."""
-    where = f"The COLMAP model {model}, image {image.name!r},"
-    path = image_dir / image.name
-    if not path.is_file():
-        msg = f"{where} names the file {path}, which does not exist. Names with spaces are not read from text models."
-        raise FileNotFoundError(msg)
     camera = image.camera
-    if camera.model.name not in _UNDISTORTED:
+    if camera.model.name not in _DISTORTION:
         msg = (
-            f"{where} has the camera model {camera.model.name}, which has distortion: expected "
-            f"{' or '.join(_UNDISTORTED)}. Run COLMAP's image undistorter (colmap image_undistorter) and give its "
-            "output."
+            f"{where} has the camera model {camera.model.name}: expected one of {', '.join(_DISTORTION)}. Undistort "
+            "first: run colmap image_undistorter and give its output."
         )
         raise ValueError(msg)
     width, height = image_size(path)
@@ -140,17 +226,18 @@ def _frame(image: Any, model: Path, image_dir: Path) -> PosedFrame:
         raise ValueError(msg)
     scale = torch.tensor([width / camera.width, height / camera.height, 1], dtype=torch.float64)
     intrinsics = torch.from_numpy(camera.calibration_matrix()).double() * scale[:, None]
-    if not bool(intrinsics.isfinite().all()) or not bool((intrinsics.diagonal() > 0).all()):
-        msg = f"{where} should have finite intrinsics with focal lengths above 0, got {camera.params.tolist()}."
+    parameters = [float(value) for value in camera.params]
+    finite = bool(torch.tensor(parameters).isfinite().all())
+    if not finite or not bool((intrinsics.diagonal() > 0).all()):
+        msg = f"{where} should have finite intrinsics with focal lengths above 0, got {parameters}."
         raise ValueError(msg)
-    return PosedFrame(path, None, _pose(image, where), intrinsics, width, height)
+    coefficients = [parameters[index] for index in _DISTORTION[camera.model.name]]
+    distortion = opencv_distortion([*coefficients, *[0.0] * (8 - len(coefficients))])
+    return PosedFrame(path, None, _pose(image, where), intrinsics, width, height, distortion)
 
 
 def _pose(image: Any, where: str) -> Tensor:
     """Return the camera-to-world pose (4, 4) of an image, float64."""
-    if not image.has_pose:
-        msg = f"{where} has no pose: remove it from the model."
-        raise ValueError(msg)
     world_to_camera = image.cam_from_world()
     norm = float(torch.from_numpy(world_to_camera.rotation.quat).norm())
     if not abs(norm - 1) < _NORM_TOLERANCE:  # pycolmap turns a quaternion of zeros into the identity
@@ -195,9 +282,9 @@ def _end_of_records(content: bytes, kind: str) -> int:
 
 
 def _end_of_cameras(content: bytes) -> int:
-    """Return the offset in bytes of the end of the last camera, or of the first camera with distortion.
+    """Return the offset in bytes of the end of the last camera, or of the first camera of an unknown model.
 
-    Distortion is refused later.
+    Unknown models are refused later.
 
     Raises:
         struct.error: if the content ends within a number.
@@ -205,7 +292,7 @@ def _end_of_cameras(content: bytes) -> int:
     (records,), offset = struct.unpack_from("<Q", content), 8
     for _ in range(records):
         (model,) = struct.unpack_from("<I", content, offset + 4)
-        if model not in _PINHOLE_PARAMETERS:
+        if model not in _PARAMETERS:
             return offset
-        offset += _CAMERA_BYTES + 8 * _PINHOLE_PARAMETERS[model]
+        offset += _CAMERA_BYTES + 8 * _PARAMETERS[model]
     return offset

@@ -12,6 +12,7 @@ from anomalib_pose.data.fixed_test_datamodule import FixedTestDataModule, ValSpl
 from anomalib_pose.data.images import check_mask_size
 from anomalib_pose.data.listing import data_folders, image_files, is_good, warn_without_good
 from anomalib_pose.data.posed.dataset import PosedDataset
+from anomalib_pose.data.posed.pose_files import FileFinder
 from anomalib_pose.data.posed.transforms_json import read_pose
 
 
@@ -87,8 +88,8 @@ def labeled_images(
 def read_true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
     """Read the true poses (4, 4) of test images, OpenCV axes, by image path relative to the object's folder.
 
-    The file is ``<folder>/test_transforms.json``, or ``_hidden/<name>.json`` beside the folder. Without a file the
-    result is empty.
+    The file is ``<folder>/test_transforms.json``, ``<folder>/transforms_test.json``, or ``_hidden/<name>.json`` beside
+    the folder. Without a file the result is empty. ``FileFinder`` describes the names of images.
 
     Args:
         folder: folder of one object.
@@ -96,7 +97,8 @@ def read_true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
     Raises:
         ValueError: if the file has no list of images with poses, or a pose is not rigid.
     """
-    candidates = (folder / "test_transforms.json", folder.parent / "_hidden" / f"{folder.name}.json")
+    in_folder = (folder / name for name in ("test_transforms.json", "transforms_test.json"))
+    candidates = (*in_folder, folder.parent / "_hidden" / f"{folder.name}.json")
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         return {}
@@ -105,13 +107,15 @@ def read_true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
     if not isinstance(entries, list):
         msg = f"{path} should have a list 'images' of objects with 'file' and 'transform_matrix'."
         raise ValueError(msg)  # noqa: TRY004
-    poses = {}
+    poses, finder = {}, FileFinder(folder)
     for entry in entries:
         name = entry.get("file", entry.get("file_path")) if isinstance(entry, dict) else None
         if not isinstance(name, str):
             msg = f"{path} has an entry without 'file': expected the path of a test image in the category."
             raise ValueError(msg)  # noqa: TRY004
-        poses[PurePosixPath(name)] = read_pose(entry.get("transform_matrix"), f"{path}, image {name!r},")
+        image = finder.find(name)
+        file = PurePosixPath(image.relative_to(folder)) if image and image.is_relative_to(folder) else name
+        poses[PurePosixPath(file)] = read_pose(entry.get("transform_matrix"), f"{path}, image {name!r},")
     return poses
 
 

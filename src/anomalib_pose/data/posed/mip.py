@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from anomalib_pose.data.posed.category_datamodule import CategoryDataModule
 from anomalib_pose.data.posed.colmap import MODEL_FOLDERS, find_colmap, read_colmap
 from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms
+from anomalib_pose.data.posed.transforms_split import find_transforms
 
 Layout = Literal["auto", "synthetic", "colmap"]
 
@@ -20,7 +21,7 @@ class MIP(CategoryDataModule):
     images:
 
     * synthetic (MIP): ``transforms.json`` (OpenGL axes) with the images of ``train``;
-    * colmap (MIP-Real): a COLMAP model in ``sparse/0``, of undistorted cameras, with the images of ``images``; reading
+    * colmap (MIP-Real): a COLMAP model in ``sparse/0``, with the images of ``images``; reading
       it needs the extra ``anomalib-pose[colmap]``. Photographs need not be square, and the two focal lengths may
       differ.
 
@@ -51,7 +52,7 @@ class MIP(CategoryDataModule):
 
     dataset_name = "MIP"
     source = "the authors of PIAD (CVPR 2025)"
-    markers = ("transforms.json", *MODEL_FOLDERS)
+    markers = (*CategoryDataModule.markers, *MODEL_FOLDERS, "colmap/sparse")
     mask_suffixes = ("",)
 
     def __init__(
@@ -69,9 +70,10 @@ class MIP(CategoryDataModule):
         self.layout = layout
 
     def _training_frames(self, folder: Path) -> list[PosedFrame]:
-        transforms, model = folder / "transforms.json", find_colmap(folder)
-        if self.layout == "synthetic" or (self.layout == "auto" and transforms.is_file()):
+        transforms = folder / "transforms.json"
+        if self.layout == "synthetic" or (self.layout == "auto" and find_transforms(folder) is not None):
             return read_transforms(transforms)
+        model = find_colmap(folder)
         if self.layout == "auto" and model is None:
             msg = (
                 f"There is neither {transforms} nor a COLMAP model in {folder / MODEL_FOLDERS[0]}: expected the poses "

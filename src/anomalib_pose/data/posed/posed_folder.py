@@ -15,6 +15,7 @@ from anomalib_pose.data.posed.colmap import MODEL_FOLDERS, find_colmap, read_col
 from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, read_true_poses
 from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
 from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms
+from anomalib_pose.data.posed.transforms_split import find_transforms
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +24,10 @@ class PosedFolder(PosedDataModule):
     """Photographs with poses, from Blender, nerfstudio, instant-ngp or COLMAP, and queries of the same object.
 
     ``<root>/transforms.json`` names the training images, their poses (OpenGL axes), intrinsics, and masks of the
-    object if there are any. Without this file, the first COLMAP model of ``sparse/0``, ``sparse`` and
-    ``colmap/sparse/0`` in ``root`` is read (extra ``anomalib-pose[colmap]``), with images in ``images``; their alpha
-    channel is the mask of the object. Queries come from one of two places:
+    object if there are any; ``transforms_train.json`` takes its place where it is missing. Without these files, the
+    COLMAP model with most images in ``sparse`` or ``colmap/sparse`` of ``root`` is read (extra
+    ``anomalib-pose[colmap]``), with images in ``images``; their alpha channel is the mask of the object. Queries
+    come from one of two places:
 
     * without ``query_dir``, every n-th training image is held out as a good query with its true pose;
     * with ``query_dir``, from that folder: from its subfolders ``good`` and one for each kind of defect, or directly
@@ -116,9 +118,10 @@ class PosedFolder(PosedDataModule):
 
     def _training_frames(self) -> list[PosedFrame]:
         """Read the posed images of ``transforms.json``, or of the COLMAP model."""
-        path, model = self.root / "transforms.json", find_colmap(self.root)
-        if path.is_file():
+        path = find_transforms(self.root)
+        if path is not None:
             return read_transforms(path)
+        model = find_colmap(self.root)
         if model is None:
             msg = (
                 f"There is no transforms.json in {self.root}, and no COLMAP model in its {', '.join(MODEL_FOLDERS)}: "

@@ -2,7 +2,7 @@
 """Reader of ``transforms.json`` as Blender's NeRF exporters, nerfstudio and instant-ngp write it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.images import check_mask_size, image_size
-from anomalib_pose.data.listing import SUFFIXES
+from anomalib_pose.data.posed.pose_files import FileFinder, PoseFileReport, unposed_images
+from anomalib_pose.data.posed.transforms_split import find_transforms, images_of_other_splits, training_entries
 from anomalib_pose.geometry import Camera, resize_intrinsics
 
-_SUPPORTED = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL")
-_COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3")
-_HIGHER_COEFFICIENTS = ("k4", "k5", "k6")
+_SUPPORTED = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "FULL_OPENCV", "SIMPLE_RADIAL", "RADIAL")
+_COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
+_SAME_POSE = 1e-6
 _RIGID_TOLERANCE = 1e-3
 _ASPECT_TOLERANCE = 0.02
 """Largest difference (of the logarithms) between the aspects of two images that count as images of one camera."""
@@ -34,7 +35,7 @@ class PosedFrame:
         K: intrinsics (3, 3) in pixels of the stored image, float64.
         width: width of the stored image in pixels.
         height: height of the stored image in pixels.
-        distortion: OpenCV's k1, k2, p1, p2, k3; empty for a pinhole camera.
+        distortion: OpenCV's k1, k2, p1, p2, k3, or these and k4, k5, k6; empty for a pinhole camera.
     """
 
     image_path: Path
@@ -47,12 +48,16 @@ class PosedFrame:
 
 
 def read_transforms(path: Path) -> list[PosedFrame]:
-    """Read the posed images of a ``transforms.json``.
+    """Read the posed training images of a ``transforms.json``.
 
     The reader takes ``camera_angle_x`` (and ``camera_angle_y``), or ``fl_x, fl_y, cx, cy, w, h``, for all frames or
-    per frame; ``file_path`` with or without its suffix; ``mask_path``; and OpenCV's distortion coefficients. It
-    ignores all other keys, for example ``aabb_scale``. Where ``w`` and ``h`` differ from the size of the stored image,
-    the intrinsics are scaled to this size.
+    per frame; ``file_path`` as ``FileFinder`` describes; ``mask_path``; and OpenCV's distortion coefficients k1 to k6,
+    p1 and p2. It ignores all other keys, for example ``aabb_scale``. Where ``w`` and ``h`` differ from the size of the
+    stored image, the intrinsics are scaled to this size.
+
+    With nerfstudio's lists (``train_filenames``) the frames for training are read. Where there is no
+    ``transforms.json``, the file ``transforms_train.json`` beside it is read. Frames without an image or a pose,
+    frames that repeat another frame, and images without a frame are not used; one warning counts and names them.
 
     Args:
         path: the file; paths in it are relative to its folder.
@@ -61,23 +66,64 @@ def read_transforms(path: Path) -> list[PosedFrame]:
         Frames in the order of the file.
 
     Raises:
-        FileNotFoundError: if the file, or an image or mask that it names, does not exist.
-        ValueError: if the file is not JSON, has no frames or no intrinsics, a pose is not rigid or not finite, the
-            camera model is not supported, or images differ in size and have no intrinsics of their own. The message
-            names the file.
+        FileNotFoundError: if the file, a mask, or two thirds or more of the images that it names do not exist.
+        ValueError: if the file is not JSON, has no frames or no intrinsics, two thirds or more of the poses are
+            missing, a pose is not rigid or not finite, an image has two poses, the camera model is not supported, or
+            images differ in size and have no intrinsics of their own. The message names the file.
     """
+    return [frame for frame, _ in read_transforms_entries(path)]
+
+
+def read_transforms_entries(path: Path) -> list[tuple[PosedFrame, dict[str, Any]]]:
+    """Read the posed training images of a ``transforms.json`` with their entries in the file; see ``read_transforms``.
+
+    Raises:
+        FileNotFoundError: see ``read_transforms``.
+        ValueError: see ``read_transforms``.
+    """
+    if path.name == "transforms.json":
+        path = find_transforms(path.parent) or path
     if not path.is_file():
         msg = f"There is no {path.name} in {path.parent}: expected the camera poses there."
         raise FileNotFoundError(msg)
-    content = read_json(path)
+    content, finder = read_json(path), FileFinder(path.parent)
+    all_entries = _entries(path, content)
+    entries, unknown = training_entries(path, content, all_entries, finder)
+    report = PoseFileReport(path, path.parent, len(entries))
+    if unknown:
+        report.notes.append(f"{len(unknown)} names of its split lists have no frame ({', '.join(unknown[:3])})")
+    shared = {key: value for key, value in content.items() if key != "frames"}
+    usable = []
+    for entry in entries:
+        image_path = finder.find(entry["file_path"])
+        if image_path is None:
+            report.missing.append(entry["file_path"])
+        elif entry.get("transform_matrix") is None:
+            report.without_pose.append(entry["file_path"])
+        else:
+            usable.append((_FrameEntry(path, entry, shared, finder).frame(image_path), entry))
+    report.check()
+    unique = {id(frame) for frame in unique_frames(str(path), [frame for frame, _ in usable], report)}
+    frames = [(frame, entry) for frame, entry in usable if id(frame) in unique]
+    _check_sizes(path, frames)
+    posed = [image for entry in all_entries if (image := finder.find(entry["file_path"]))]
+    others = [frame.mask_path for frame, _ in frames if frame.mask_path] + images_of_other_splits(path, finder)
+    report.unposed = [image.name for image in unposed_images(posed, others)]
+    report.log()
+    return frames
+
+
+def _entries(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the frames of a file, each with a name."""
     entries = content.get("frames")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         msg = f"{path} has no frames: expected a list 'frames' of objects with 'file_path' and 'transform_matrix'."
         raise ValueError(msg)
-    shared = {key: value for key, value in content.items() if key != "frames"}
-    frames = [_FrameEntry(path, entry, shared).frame() for entry in entries]
-    _check_frames(path, frames, entries)
-    return frames
+    for entry in entries:
+        if not isinstance(entry.get("file_path"), str) or not entry["file_path"].strip():
+            msg = f"{path} has a frame without 'file_path'."
+            raise ValueError(msg)
+    return entries
 
 
 def read_pose(matrix: Any, where: str) -> Tensor:
@@ -142,37 +188,28 @@ def same_aspect(width: int, height: int, other_width: int, other_height: int) ->
 class _FrameEntry:
     """One frame of the file, with the values that the file gives for all frames."""
 
-    def __init__(self, path: Path, own: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
-        self.path, self.own, self.shared = path, own, shared
+    def __init__(self, path: Path, own: Mapping[str, Any], shared: Mapping[str, Any], finder: FileFinder) -> None:
+        self.own, self.shared, self.finder = own, shared, finder
         self.values = {**shared, **own}
-        name = own.get("file_path")
-        if not isinstance(name, str) or not name:
-            msg = f"{path} has a frame without 'file_path'."
-            raise ValueError(msg)
-        self.where = f"{path}, frame {name!r},"
+        self.where = f"{path}, frame {own['file_path']!r},"
 
-    def frame(self) -> PosedFrame:
+    def frame(self, image_path: Path) -> PosedFrame:
         """Check the frame and convert it."""
-        image_path = self._file(self.own["file_path"])
-        mask_path = self._file(self.own["mask_path"]) if self.own.get("mask_path") else None
+        mask_path = self._mask(self.own["mask_path"]) if self.own.get("mask_path") else None
         if mask_path is not None:
             check_mask_size(mask_path, image_path)
-        if "transform_matrix" not in self.own:
-            msg = f"{self.where} has no 'transform_matrix'."
-            raise ValueError(msg)
         pose = read_pose(self.own["transform_matrix"], self.where)
         width, height = image_size(image_path)
         return PosedFrame(
             image_path, mask_path, pose, self._intrinsics(width, height), width, height, self._distortion()
         )
 
-    def _file(self, name: str) -> Path:
-        stored = self.path.parent / name.replace("\\", "/")
-        for candidate in (stored, *(stored.with_name(stored.name + suffix) for suffix in SUFFIXES)):
-            if candidate.is_file():
-                return candidate
-        msg = f"{self.where} names the file {stored}, which does not exist."
-        raise FileNotFoundError(msg)
+    def _mask(self, name: Any) -> Path:
+        path = self.finder.find(name) if isinstance(name, str) else None
+        if path is None:
+            msg = f"{self.where} names the mask {name}, which does not exist in {self.finder.folder}."
+            raise FileNotFoundError(msg)
+        return path
 
     def _number(self, values: Mapping[str, Any], key: str, default: float) -> float:
         value = values.get(key, default)
@@ -222,7 +259,7 @@ class _FrameEntry:
         return number
 
     def _distortion(self) -> tuple[float, ...]:
-        """Return OpenCV's k1, k2, p1, p2, k3, or an empty tuple if all are zero."""
+        """Return OpenCV's coefficients, see ``PosedFrame``."""
         model = str(self.values.get("camera_model", "OPENCV"))
         if model.upper() not in _SUPPORTED or self.values.get("is_fisheye"):
             model = "fisheye" if self.values.get("is_fisheye") else model
@@ -231,27 +268,44 @@ class _FrameEntry:
                 f"{', '.join(_SUPPORTED)}. Undistort the images first."
             )
             raise ValueError(msg)
-        unsupported = [key for key in _HIGHER_COEFFICIENTS if self._number(self.values, key, 0) != 0]
-        if unsupported:
-            msg = (
-                f"{self.where} has the camera model {model!r} with {', '.join(unsupported)}, which is not supported: "
-                f"expected {', '.join(_COEFFICIENTS)} alone. Undistort the images first."
-            )
-            raise ValueError(msg)
-        coefficients = tuple(self._number(self.values, key, 0) for key in _COEFFICIENTS)
-        return coefficients if any(coefficients) else ()
+        return opencv_distortion([self._number(self.values, key, 0) for key in _COEFFICIENTS])
 
 
-def _check_frames(path: Path, frames: list[PosedFrame], entries: list[dict[str, Any]]) -> None:
-    """Check that no image occurs twice, and that frames without intrinsics of their own have images of one size."""
-    image_paths: set[Path] = set()
+def opencv_distortion(coefficients: Sequence[float]) -> tuple[float, ...]:
+    """Shorten OpenCV's coefficients (k1, k2, p1, p2, k3, k4, k5, k6): 8, 5 if the last three are 0, 0 if all are."""
+    if not any(coefficients):
+        return ()
+    return tuple(coefficients) if any(coefficients[5:]) else tuple(coefficients[:5])
+
+
+def unique_frames(where: str, frames: list[PosedFrame], report: PoseFileReport) -> list[PosedFrame]:
+    """Return the first frame of each image, and report the others.
+
+    Args:
+        where: subject of the error message.
+        frames: frames with poses.
+        report: report to which the names of repetitions are added.
+
+    Raises:
+        ValueError: if two frames of one image have different poses.
+    """
+    first: dict[Path, PosedFrame] = {}
     for frame in frames:
-        if frame.image_path in image_paths:
-            msg = f"{path} has two frames with the image {frame.image_path}: remove one."
+        previous = first.setdefault(frame.image_path.absolute(), frame)
+        if previous is frame:
+            continue
+        poses = torch.stack([pose for pose in (previous.camera_to_world, frame.camera_to_world) if pose is not None])
+        if not torch.allclose(poses[0], poses[-1], rtol=_SAME_POSE, atol=_SAME_POSE):
+            msg = f"{where} has two frames with the image {frame.image_path} and different poses: remove one."
             raise ValueError(msg)
-        image_paths.add(frame.image_path)
-    first = frames[0]
-    for frame, entry in zip(frames, entries, strict=True):
+        report.repeated.append(frame.image_path.name)
+    return list(first.values())
+
+
+def _check_sizes(path: Path, frames: list[tuple[PosedFrame, dict[str, Any]]]) -> None:
+    """Check that frames without intrinsics of their own have images of one size."""
+    first, _ = frames[0]
+    for frame, entry in frames:
         if (frame.width, frame.height) != (first.width, first.height) and not {"fl_x", "camera_angle_x"} & set(entry):
             msg = (
                 f"{path} has one camera for all frames, but {frame.image_path} is {frame.width} x {frame.height} and "

@@ -269,7 +269,11 @@ def _remove(folder, pattern):
     ("spoil", "error", "message"),
     [
         (lambda f: (f / "transforms.json").unlink(), FileNotFoundError, r"no transforms\.json in .*01Gorilla"),
-        (lambda f: (f / "train/good/3.png").unlink(), FileNotFoundError, r"train/good/3\.png, which does not exist"),
+        (
+            lambda f: [path.unlink() for path in (f / "train/good").glob("*.png")],
+            FileNotFoundError,
+            r"images that do not exist in .*train/good/",
+        ),
         (lambda f: (f / "train/good/3.png").write_bytes(b""), ValueError, r"good/3\.png is empty"),
         (lambda f: (f / "test/good/1.png").write_text("x"), ValueError, r"good/1\.png cannot be read"),
         (lambda f: _save(f / "train/good/3.png", np.zeros((9, 9, 3))), ValueError, r"good/3\.png is 9 x 9"),

@@ -142,10 +142,10 @@ def _spoiled(change):
         ({}, {"fl_x": 20, "camera_model": "OPENCV_FISHEYE"}, "'OPENCV_FISHEYE', which is not supported"),
         ({}, {"fl_x": 20, "camera_model": "EQUIRECTANGULAR"}, "'EQUIRECTANGULAR', which is not supported"),
         ({}, {"fl_x": 20, "is_fisheye": True}, "'fisheye', which is not supported"),
-        ({}, {"fl_x": 20, "camera_model": "OPENCV", "k4": 0.1}, "with k4, which is not supported"),
+        ({}, {"fl_x": 20, "camera_model": "THIN_PRISM_FISHEYE"}, "'THIN_PRISM_FISHEYE', which is not supported"),
+        ({}, {"fl_x": 20, "k4": "0.1"}, "finite number as 'k4', got '0.1'"),
         ({"transform_matrix": [[1, 2], [3, 4]]}, {"fl_x": 20}, r"4 x 4 numbers, got shape \(2, 2\)"),
         ({"transform_matrix": "none"}, {"fl_x": 20}, "no readable transform_matrix"),
-        ({"transform_matrix": None}, {"fl_x": 20}, "no readable transform_matrix"),
         (_spoiled(lambda m: m.__setitem__((1, 3), math.nan)), {"fl_x": 20}, "NaN or infinite"),
         (_spoiled(lambda m: m.__setitem__((0, 0), math.inf)), {"fl_x": 20}, "NaN or infinite"),
         (_spoiled(lambda m: m.__imul__([[2], [2], [2], [1]])), {"fl_x": 20}, "not a rigid motion"),
@@ -158,16 +158,17 @@ def test_bad_frames_are_named(tmp_path, frame, shared, message):
         read_transforms(_one(tmp_path, frame, **shared))
 
 
-def test_a_frame_without_pose_is_refused(tmp_path):
+@pytest.mark.parametrize("pose", [{}, {"transform_matrix": None}])
+def test_a_file_without_poses_is_refused(tmp_path, pose):
     _image(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"transforms\.json, frame 'a', has no 'transform_matrix'"):
-        read_transforms(_write(tmp_path, {"fl_x": 20, "frames": [{"file_path": "a"}]}))
+    with pytest.raises(ValueError, match=r"transforms\.json has no pose of 1 of 1 images \(a\): pose the images"):
+        read_transforms(_write(tmp_path, {"fl_x": 20, "frames": [{"file_path": "a", **pose}]}))
 
 
 def test_files_that_do_not_exist_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"transforms\.json, frame 'images/b', .*images/b, which does not"):
+    with pytest.raises(FileNotFoundError, match=r"transforms\.json names images that do not exist in .*\(images/b\)"):
         read_transforms(_one(tmp_path, {"file_path": "images/b"}, fl_x=20.0))
-    with pytest.raises(FileNotFoundError, match=r"masks/a\.png, which does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"frame 'images/a\.png', names the mask masks/a\.png, which does not"):
         read_transforms(_one(tmp_path, {"mask_path": "masks/a.png"}, fl_x=20.0))
 
 
@@ -191,8 +192,8 @@ def test_images_of_different_sizes_need_intrinsics_of_their_own(tmp_path):
         read_transforms(_write(tmp_path, {"camera_angle_x": 0.6, "frames": frames}))
 
 
-def test_two_frames_of_one_image_are_refused(tmp_path):
+def test_two_poses_of_one_image_are_refused(tmp_path):
     _image(tmp_path / "a.png")
-    frames = [{"file_path": name, "transform_matrix": _pose()} for name in ("a.png", "a")]
+    frames = [{"file_path": name, "transform_matrix": _pose(i)} for i, name in enumerate(("a.png", "a"))]
     with pytest.raises(ValueError, match=r"two frames with the image .*a\.png"):
         read_transforms(_write(tmp_path, {"fl_x": 20, "frames": frames}))
