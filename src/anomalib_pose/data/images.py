@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading, resizing, padding and undistortion of images and masks; errors of the readers name the file."""
+"""Reading, resizing, padding and undistortion of images; errors of the reader name the file."""
 
 import math
 from pathlib import Path
@@ -7,29 +7,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-_SIXTEEN_BIT = 65535.0
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Read the width and height of an image from its header.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if the file is empty or not an image.
-    """
-    with _open(path) as image:
-        return image.size
+from anomalib_pose.data.decoding import decode
+from anomalib_pose.data.pixels import in_unit_range
 
 
 def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Read an image as it is stored. EXIF orientation is not applied, because camera calibrations ignore it, too.
+    """Read an image of any depth, color mode and transparency.
+
+    Numbers are scaled by their type, see ``in_unit_range``. EXIF orientation, color profiles and gamma are not applied,
+    see ``anomalib_pose.data.decoding``.
 
     Args:
-        path: image with 1, 3 or 4 channels.
+        path: PNG, JPEG, BMP, TIFF or WebP.
 
     Returns:
         RGB (3, H, W) in [0, 1], composited on white if the image has an alpha channel; and the alpha channel (H, W).
@@ -38,54 +30,18 @@ def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file is empty, not an image, or truncated.
+        ValueError: if the file is empty, not an image, truncated, transparent everywhere, larger than ``MAX_PIXELS``,
+            or has values outside the range of its type.
     """
-    with _open(path) as image:
-        try:
-            if image.mode.startswith("I"):
-                gray = torch.from_numpy(np.asarray(image, dtype=np.float32) / _SIXTEEN_BIT)
-                return gray.clamp(0, 1).expand(3, -1, -1).clone(), None
-            has_alpha = "A" in image.getbands() or "transparency" in image.info
-            pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"), dtype=np.float32) / 255
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(_unreadable(path, error)) from error
-    channels = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    if not has_alpha:
-        return channels, None
-    color, alpha = channels[:3], channels[3]
-    return over_white(color, alpha), None if bool((alpha == 1).all()) else alpha
-
-
-def read_mask(path: Path) -> Tensor:
-    """Read a mask (H, W) in [0, 1]; the file may hold values 0 and 1 or values 0 to 255.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if the file is empty, not an image, or truncated.
-    """
-    with _open(path) as image:
-        try:
-            gray = np.asarray(image if image.mode.startswith("I") else image.convert("L"), dtype=np.float32)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(_unreadable(path, error)) from error
-        scale = _SIXTEEN_BIT if image.mode.startswith("I") else 255.0
-    return torch.from_numpy(gray / (scale if gray.max() > 1 else 1.0)).clamp(0, 1)
-
-
-def check_mask_size(mask_path: Path, image_path: Path) -> None:
-    """Check that a mask has the size of its image.
-
-    Raises:
-        FileNotFoundError: if one of them does not exist.
-        ValueError: if sizes differ, or a file is empty or not an image.
-    """
-    mask, image = image_size(mask_path), image_size(image_path)
-    if mask != image:
-        msg = (
-            f"The mask {mask_path} is {mask[0]} x {mask[1]}, but its image {image_path} is {image[0]} x {image[1]}: "
-            "both should have the same size."
-        )
+    pixels = decode(path)
+    color = torch.from_numpy(in_unit_range(pixels.color, path)).permute(2, 0, 1).expand(3, -1, -1).contiguous()
+    if pixels.alpha is None:
+        return color, None
+    alpha = torch.from_numpy(pixels.alpha)
+    if not bool((alpha > 0).any()):
+        msg = f"The image {path} is transparent everywhere: save it with an alpha channel that shows the object."
         raise ValueError(msg)
+    return over_white(color, alpha), None if bool((alpha == 1).all()) else alpha
 
 
 def over_white(image: Tensor, alpha: Tensor) -> Tensor:
@@ -140,20 +96,3 @@ def undistort(channels: Tensor, K: Tensor, distortion: tuple[float, ...], *, nea
     maps = cv2.initUndistortRectifyMap(matrix, np.array(distortion), None, matrix, (width, height), cv2.CV_32FC1)
     mode, border = (cv2.INTER_NEAREST, cv2.BORDER_CONSTANT) if nearest else (cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
     return torch.stack([torch.from_numpy(cv2.remap(c.numpy(), *maps, mode, borderMode=border)) for c in channels])
-
-
-def _open(path: Path) -> Image.Image:
-    if not path.is_file():
-        msg = f"There is no image {path}."
-        raise FileNotFoundError(msg)
-    if path.stat().st_size == 0:
-        msg = f"The image {path} is empty (0 bytes): copy it again, or remove it from the data set."
-        raise ValueError(msg)
-    try:
-        return Image.open(path)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(_unreadable(path, error)) from error
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    return f"The image {path} cannot be read ({error}): copy it again, or remove it from the data set."

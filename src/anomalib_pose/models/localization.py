@@ -10,11 +10,10 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from torch import Tensor
 
 from anomalib_pose.data.images import (
-    check_mask_size,
     over_white,
     read_image,
-    read_mask,
 )
+from anomalib_pose.data.masks import check_mask_size, read_object_mask
 from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
 from anomalib_pose.models.components import PoseMixin, test_time_grad
 from anomalib_pose.models.components.pose_mixin import MODEL_KEY
@@ -178,7 +177,7 @@ def _read(photograph: Photograph, foreground: Photograph | None) -> tuple[Tensor
     else:
         if not isinstance(photograph, Tensor):
             check_mask_size(Path(foreground), Path(photograph))
-        mask = read_mask(Path(foreground))
+        mask = read_object_mask(Path(foreground))
     if mask.shape != image.shape[-2:]:
         msg = f"A mask should have the size of its image, {tuple(image.shape[-2:])}, got {tuple(mask.shape)}."
         raise ValueError(msg)

@@ -11,7 +11,8 @@ import numpy as np
 from rich.progress import Progress
 
 from anomalib_pose.data.files import new_category, read_json, write_image, write_json
-from anomalib_pose.data.images import over_white, read_image, read_mask
+from anomalib_pose.data.images import over_white, read_image
+from anomalib_pose.data.masks import read_object_mask
 from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms_entries
 from anomalib_pose.data.posed.transforms_split import SPLIT_LISTS, find_transforms
 from anomalib_pose.sample_data.defects import to_bytes
@@ -115,7 +116,7 @@ def _read_image_and_mask(frame: PosedFrame, *, white: bool) -> tuple[np.ndarray,
     """Read a photograph (H, W, 3) and its mask of the object (H, W), both uint8."""
     image, foreground = read_image(frame.image_path)
     if frame.mask_path is not None:
-        mask = read_mask(frame.mask_path)
+        mask = read_object_mask(frame.mask_path)
         foreground = mask if foreground is None else mask * foreground
     if foreground is None:
         msg = (

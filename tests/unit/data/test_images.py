@@ -4,16 +4,15 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.images import (
-    check_mask_size,
-    image_size,
     pad_to_square,
     read_image,
-    read_mask,
     resize_bicubic,
     square_margins,
     undistort,
 )
+from anomalib_pose.data.masks import check_mask_size, read_mask
 
 
 def _save(path, array):

@@ -17,8 +17,9 @@ from rich.progress import track
 from torch import Tensor
 
 from anomalib_pose.data.files import new_category
-from anomalib_pose.data.images import read_image, read_mask
+from anomalib_pose.data.images import read_image
 from anomalib_pose.data.listing import data_files, data_folders, file_named, is_good, warn_without_good
+from anomalib_pose.data.masks import read_defect_mask
 from anomalib_pose.data.point_cloud.files import MINIMUM_POINTS, name_file_in_errors, read_points
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organized, render_unorganized
@@ -120,7 +121,7 @@ def _eyecandies_jobs(category: Path, settings: RenderSettings, seed: int) -> Ite
         def render(out: Path, path: Path = path) -> None:
             kind = path.parents[1]
             rgb, _ = read_image(file_named(kind / "rgb", path.stem))
-            gt_mask = None if is_good(kind.name) else read_mask(file_named(kind / "gt", path.stem))
+            gt_mask = None if is_good(kind.name) else read_defect_mask(file_named(kind / "gt", path.stem))
             xyz = _read_eyecandies(path, rgb.shape[1], rgb.shape[2])
             with name_file_in_errors(path):
                 xyz, image, mask = isolate_object(xyz, rgb, gt_mask, seed)

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomalib_pose.data.images import read_image, read_mask, resize_bicubic
+from anomalib_pose.data.images import read_image, resize_bicubic
 from anomalib_pose.data.listing import CLOUD_SUFFIXES, data_files, file_named, is_good
+from anomalib_pose.data.masks import read_mask
 from anomalib_pose.data.point_cloud.files import read_points, read_xyz, write_pcd
 from anomalib_pose.data.point_cloud.rendered_cloud import (
     RenderedCloud,

@@ -14,7 +14,7 @@ import torch
 from anomalib.data.utils import LabelName
 from torch import Tensor
 
-from anomalib_pose.data.images import read_image, read_mask
+from anomalib_pose.data.images import read_image
 from anomalib_pose.data.listing import (
     CLOUD_SUFFIXES,
     data_files,
@@ -24,6 +24,7 @@ from anomalib_pose.data.listing import (
     is_good,
     warn_without_good,
 )
+from anomalib_pose.data.masks import read_defect_mask, read_mask
 from anomalib_pose.data.point_cloud.files import name_file_in_errors, read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import (
@@ -134,7 +135,8 @@ class RawSource:
         path = _cloud_path(sample)
         xyz = read_xyz(path)
         rgb, _ = read_image(sample.image_path)
-        gt_mask = None if sample.mask_path is None else read_mask(sample.mask_path)
+        read_gt_mask = read_defect_mask if sample.label == LabelName.ABNORMAL else read_mask
+        gt_mask = None if sample.mask_path is None else read_gt_mask(sample.mask_path)
         for image_path, channels in ((sample.image_path, rgb), (sample.mask_path, gt_mask)):
             if channels is not None and channels.shape[-2:] != xyz.shape[:2]:
                 msg = (

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from anomalib.data.utils import LabelName, Split
 from anomalib.utils.path import resolve_dataset_root
 
-from anomalib_pose.data.images import image_size
+from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.listing import data_folders
 from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, read_true_poses
 from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomalib_pose.data.images import image_size
+from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.listing import data_folders
 from anomalib_pose.data.posed.colmap_text import count_text_images, normalize_text_model
 from anomalib_pose.data.posed.pose_files import FileFinder, PoseFileReport, unposed_images

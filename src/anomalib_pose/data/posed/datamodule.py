@@ -9,8 +9,8 @@ from torch import Tensor
 
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.fixed_test_datamodule import FixedTestDataModule, ValSplit
-from anomalib_pose.data.images import check_mask_size
 from anomalib_pose.data.listing import data_folders, image_files, is_good, warn_without_good
+from anomalib_pose.data.masks import check_mask_size
 from anomalib_pose.data.posed.dataset import PosedDataset
 from anomalib_pose.data.posed.pose_files import FileFinder
 from anomalib_pose.data.posed.transforms_json import read_pose

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Image, Mask
 
-from anomalib_pose.data.images import over_white, read_image, read_mask, undistort
+from anomalib_pose.data.images import over_white, read_image, undistort
+from anomalib_pose.data.masks import read_defect_mask, read_object_mask
 from anomalib_pose.data.posed.dataclasses import PoseBatch, PoseItem
 from anomalib_pose.data.posed.transforms_json import PosedFrame, same_aspect
 from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
@@ -117,7 +118,7 @@ class PosedDataset(AnomalibDataset):
         """Read the undistorted image (3, H, W) and foreground (H, W) at their stored size."""
         image, foreground = read_image(frame.image_path)
         if frame.mask_path is not None:
-            mask = read_mask(frame.mask_path)
+            mask = read_object_mask(frame.mask_path)
             foreground = mask if foreground is None else mask * foreground
         if frame.distortion:
             image = undistort(image, frame.K, frame.distortion)
@@ -133,7 +134,7 @@ class PosedDataset(AnomalibDataset):
             return None
         if row.label_index == LabelName.NORMAL:
             return torch.zeros(image.shape[-2:])
-        mask = (read_mask(Path(row.mask_path)) > 0).float()
+        mask = read_defect_mask(Path(row.mask_path))
         if row.frame.distortion:
             return undistort(mask[None], row.frame.K, row.frame.distortion, nearest=True)[0]
         return mask

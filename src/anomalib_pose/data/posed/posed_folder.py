@@ -9,7 +9,7 @@ from typing import Any
 from anomalib.data.utils import LabelName, Split, ValSplitMode
 from torch.utils.data import DataLoader
 
-from anomalib_pose.data.images import image_size
+from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.listing import data_folders, image_files
 from anomalib_pose.data.posed.colmap import MODEL_FOLDERS, find_colmap, read_colmap
 from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, read_true_poses

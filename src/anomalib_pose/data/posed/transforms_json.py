@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.files import read_json
-from anomalib_pose.data.images import check_mask_size, image_size
+from anomalib_pose.data.masks import check_mask_size
 from anomalib_pose.data.posed.pose_files import FileFinder, PoseFileReport, unposed_images
 from anomalib_pose.data.posed.transforms_split import find_transforms, images_of_other_splits, training_entries
 from anomalib_pose.geometry import Camera, resize_intrinsics

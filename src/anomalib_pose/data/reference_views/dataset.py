@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Image, Mask
 
 from anomalib_pose.data.files import read_json
-from anomalib_pose.data.images import check_mask_size, read_image, read_mask
+from anomalib_pose.data.images import read_image
+from anomalib_pose.data.masks import check_mask_size, read_defect_mask
 from anomalib_pose.data.reference_views.broken_chairs_files import BOX_UNIT, GOOD, QuerySample
 from anomalib_pose.data.reference_views.dataclasses import ViewBatch, ViewItem
 from anomalib_pose.data.reference_views.files import (
@@ -164,10 +165,9 @@ class ReferenceViewDataset(AnomalibDataset):
 
     def _read_gt_mask(self, query: QuerySample, image: Tensor) -> Tensor:
         """Read the union of the query's masks (256, 256); zeros if it has none."""
-        mask = torch.zeros(image.shape[-2:])
         for path in query.mask_paths:
             check_mask_size(path, query.image_path)
-            mask = torch.maximum(mask, (read_mask(path) > 0).float())
+        mask = read_defect_mask(*query.mask_paths) if query.mask_paths else torch.zeros(image.shape[-2:])
         return resize_square(mask[None], QUERY_SIZE, nearest=True)[0]
 
     @property

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.files import read_json
-from anomalib_pose.data.images import image_size, read_image, resize_bicubic
+from anomalib_pose.data.images import read_image, resize_bicubic
 from anomalib_pose.data.listing import data_files
 from anomalib_pose.data.posed.transforms_json import read_pose
 from anomalib_pose.geometry import Camera

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_pose.data.images import check_mask_size, over_white, pad_to_square, read_image, read_mask
+from anomalib_pose.data.images import over_white, pad_to_square, read_image
+from anomalib_pose.data.masks import check_mask_size, read_object_mask
 
 QUERY_SIZE = 256
 """Side of a query in pixels."""
@@ -73,7 +74,7 @@ def read_query(path: str | Path, mask_path: str | Path | None = None) -> Tensor:
     mask = None
     if mask_path is not None:
         check_mask_size(Path(mask_path), path)
-        mask = read_mask(Path(mask_path))
+        mask = read_object_mask(Path(mask_path))
     elif alpha is not None:
         # read_image has composited the object on white
         return image
