@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from anomalib.data import ImageBatch, ImageItem
+from anomalib.data import Batch, ImageBatch, ImageItem
 from torch.utils.data import default_collate
 
 
@@ -33,7 +33,16 @@ def convert_batch(batch: Any, batch_class: type[ImageBatch]) -> Any:
     Args:
         batch: output of a data loader.
         batch_class: subclass of ``ImageBatch``.
+
+    Raises:
+        ValueError: if the batch is of another class, as that of another model's datamodule.
     """
+    if isinstance(batch, Batch) and not isinstance(batch, batch_class) and type(batch) is not ImageBatch:
+        msg = (
+            f"Expected batches of the class {batch_class.__name__} or ImageBatch, got {type(batch).__name__}: use a "
+            "datamodule for this model."
+        )
+        raise ValueError(msg)
     if isinstance(batch, ImageBatch) and not isinstance(batch, batch_class):
         return batch_class(**{field.name: getattr(batch, field.name) for field in fields(batch)})
     return batch

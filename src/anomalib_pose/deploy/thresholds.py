@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thresholds and normalization of an exported detector: transferred from the model, or calibrated on data."""
+"""Thresholds of models and exported detectors: placed midway between scores, transferred, or calibrated on data."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from anomalib.data import Batch
+from anomalib.metrics import F1AdaptiveThreshold
 from jaxtyping import Float
 from scipy.stats import theilslopes
 from torch import Tensor, nn
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 _QUANTILES = 400
 _RAREST = 1e-6
 _MAX_RESIDUAL = 6.0  # times the median residual: four standard deviations
+_MARGIN = 1e-3
+"""Distance of a threshold below the lowest of all scores, as a fraction of the range of the scores."""
+_METRICS = ("_image_threshold_metric", "_pixel_threshold_metric")
+"""Metrics of anomalib's post-processor that choose the thresholds."""
 
 
 class ScoreMap:
@@ -92,9 +97,8 @@ class ScoreLine:
 def midway_threshold(threshold: float, scores: Float[Tensor, " n"]) -> float:
     """Return the middle between a threshold and the largest score below it; the threshold itself if there is none.
 
-    anomalib chooses the lowest score of a detected defect as the threshold, so a change of the last digit misses this
-    defect. All thresholds down to the next score detect the same images. The middle tolerates the largest change of
-    scores.
+    anomalib chooses the lowest score of a detected defect as the threshold, but labels only larger scores as defective.
+    All thresholds down to the next score detect the same images. The middle tolerates the largest change of scores.
 
     Args:
         threshold: scores above it count as defective.
@@ -102,6 +106,44 @@ def midway_threshold(threshold: float, scores: Float[Tensor, " n"]) -> float:
     """
     below = scores[scores < threshold]
     return (threshold + float(below.max())) / 2 if len(below) else threshold
+
+
+class MidwayThreshold(F1AdaptiveThreshold):
+    """Threshold with the best F1, midway between the lowest detected score and the next lower score.
+
+    If no score is lower, the threshold is below the lowest score by a thousandth of the range of the scores. Without
+    defective samples it is the largest score, as in anomalib, so that no sample counts as defective.
+    """
+
+    def compute(self) -> Tensor:
+        """Return the threshold."""
+        threshold = super().compute()
+        if not self._has_anomalous_samples() or bool(threshold.isinf()):
+            return threshold
+        scores = torch.cat([batch.flatten() for batch in self.preds])
+        middle = threshold.new_tensor(midway_threshold(float(threshold), scores))
+        if bool(middle < threshold):
+            return middle
+        lower = scores[scores < threshold]
+        if len(lower):  # the next floating-point number: rounding to even can return the threshold itself
+            return lower.max().to(threshold)
+        spread = float(scores.max() - scores.min()) or max(abs(float(threshold)), _MARGIN)
+        return threshold - _MARGIN * spread
+
+
+def use_midway_thresholds(post_processor: Any) -> None:
+    """Make a post-processor of anomalib place its thresholds midway between scores, in place.
+
+    Thresholds that the post-processor holds already stay. Its state dict and its settings do not change.
+
+    Args:
+        post_processor: post-processor; one without anomalib's adaptive thresholds stays as it is.
+    """
+    for name in _METRICS:
+        metric: Any = getattr(post_processor, name, None)
+        if type(metric) is F1AdaptiveThreshold:
+            setattr(post_processor, name, MidwayThreshold(fields=metric.fields, strict=False).to(metric.device))
+            post_processor.thresholds_are_midway = True
 
 
 def transfer_thresholds(
@@ -116,12 +158,12 @@ def transfer_thresholds(
         post_processor: anomalib's post-processor of the model; values that it has not learned (NaN) stay NaN.
         image_map: map from image scores of the model to those of the detector.
         pixel_map: map from pixel scores of the model to those of the detector.
-        normal_scores: the model's scores of normal images; the image threshold moves halfway to the
-            largest of these scores below it.
+        normal_scores: the model's scores of normal images. An image threshold that equals a score, as that of an
+            older checkpoint, moves halfway to the largest of these scores below it.
     """
     transferred = copy.deepcopy(post_processor)
     buffers = dict(transferred.named_buffers())
-    if "_image_threshold" in buffers:
+    if "_image_threshold" in buffers and not getattr(post_processor, "thresholds_are_midway", False):
         threshold = buffers["_image_threshold"]
         threshold.fill_(midway_threshold(float(threshold), normal_scores))
     for names, mapping in (
@@ -148,13 +190,12 @@ def calibrate_thresholds(post_processor: Any, detector: Callable[[Tensor], Any],
         ValueError: if there are no normal or no defective images.
     """
     calibrated = copy.deepcopy(post_processor)
-    scores: list[Tensor] = []
+    use_midway_thresholds(calibrated)
     labels: list[Tensor] = []
     for batch in batches:
         prediction = detector(batch.image)
         scored = batch.update(in_place=False, pred_score=prediction.pred_score, anomaly_map=prediction.anomaly_map)
         calibrated.on_validation_batch_end(None, None, scored)
-        scores.append(prediction.pred_score)
         labels.append(batch.gt_label)
     defective = torch.cat(labels).bool() if labels else torch.zeros(0, dtype=torch.bool)
     if not defective.any() or defective.all():
@@ -164,7 +205,4 @@ def calibrate_thresholds(post_processor: Any, detector: Callable[[Tensor], Any],
         )
         raise ValueError(msg)
     calibrated.on_validation_epoch_end(None, None)
-    if calibrated.enable_thresholding:
-        threshold = dict(calibrated.named_buffers())["_image_threshold"]
-        threshold.fill_(midway_threshold(float(threshold), torch.cat(scores)))
     return calibrated

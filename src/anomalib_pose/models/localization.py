@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-from anomalib.utils.serialization import anomalib_safe_globals
 from torch import Tensor
 
 from anomalib_pose.data.images import (
@@ -16,10 +15,9 @@ from anomalib_pose.data.images import (
 from anomalib_pose.data.masks import check_mask_size, read_object_mask
 from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
 from anomalib_pose.models.components import PoseMixin, test_time_grad
-from anomalib_pose.models.components.pose_mixin import MODEL_KEY
+from anomalib_pose.models.components.checkpoint_checks import MODEL_KEY, read_checkpoint
 from anomalib_pose.pose import PoseEstimate
 from anomalib_pose.registry import load_model, scene_models
-from anomalib_pose.weights import read_weights
 
 Photograph = str | Path | Tensor
 
@@ -97,23 +95,14 @@ def load_fitted(path: str | Path, name: str = "", **settings: Any) -> PoseMixin:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is not a checkpoint, or the checkpoint of another model or of an unfitted model.
     """
-    with anomalib_safe_globals():
-        checkpoint = read_weights(path, "a checkpoint of a scene model")
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        msg = f"{path} should be a checkpoint that `anomalib train` wrote, but has no state_dict."
-        raise ValueError(msg)
+    checkpoint = read_checkpoint(path, name or "a scene model")
     model_name = checkpoint.get(MODEL_KEY, name)
     if model_name not in scene_models() or name not in ("", model_name):
         expected = name or f"one of {', '.join(scene_models())}"
         actual = f"belongs to {model_name}" if model_name else "names no model"
         msg = f"{path} should be a checkpoint of {expected}, but {actual}."
         raise ValueError(msg)
-    try:
-        model = load_model(model_name).load_from_checkpoint(path, map_location="cpu", **settings)
-    except RuntimeError as error:  # load_state_dict lists hundreds of names; the last line is enough
-        reason = str(error).splitlines()[-1].strip()
-        msg = f"{path} does not match this version of {model_name}; fit the object again: {reason}"
-        raise ValueError(msg) from error
+    model = load_model(model_name).load_from_checkpoint(path, map_location="cpu", **settings)
     model.model.estimator.load()
     if not len(model.model.bank):
         msg = f"{path} holds an unfitted {model_name}: give the checkpoint from the end of its training."

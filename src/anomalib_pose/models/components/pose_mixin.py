@@ -21,6 +21,7 @@ from anomalib_pose.compare import FeatureExtractor
 from anomalib_pose.data.batches import convert_batch
 from anomalib_pose.data.posed.dataclasses import PoseBatch
 from anomalib_pose.geometry import Camera
+from anomalib_pose.models.components.checked_model import CheckedModelMixin
 from anomalib_pose.models.components.checkpoint_keys import rename_old_keys
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
 from anomalib_pose.models.components.host_output import quiet_host
@@ -40,9 +41,6 @@ from anomalib_pose.visualization import register_panels
 
 logger = logging.getLogger(__name__)
 
-MODEL_KEY = "anomalib_pose_model"
-"""Key of a checkpoint under which the class name of its model is stored."""
-
 
 @contextmanager
 def test_time_grad() -> Iterator[None]:
@@ -56,13 +54,14 @@ def _autograd_copy(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clone()
 
 
-class PoseMixin(DetectorExportMixin):
+class PoseMixin(CheckedModelMixin, DetectorExportMixin):
     """Lightning side of a model that fits a scene to posed views and compares queries with its renderings.
 
     The model also inherits from anomalib's ``MemoryBankMixin`` and ``AnomalibModule``. It owns a ``SceneDetector`` as
     ``self.model``, and its ``fit_scene`` returns the function that fits the scene.
     """
 
+    data_kind = "posed"
     model: SceneDetector
     device: torch.device
     trainer: Any
@@ -170,6 +169,7 @@ class PoseMixin(DetectorExportMixin):
             stage: Lightning's name of the stage that starts.
         """
         quiet_host()
+        super().setup(stage)
         self.model.estimator.load()
         if stage != "fit":
             return
@@ -210,15 +210,10 @@ class PoseMixin(DetectorExportMixin):
         self._views = []
         logger.info("The view bank of the pose search has %d views.", len(self.model.bank))
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the class name of the model, so that a checkpoint can be loaded by its path alone."""
-        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
-        checkpoint[MODEL_KEY] = type(self).__name__
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Accept the state-dict names of earlier versions."""
         rename_old_keys(checkpoint)
-        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        super().on_load_checkpoint(checkpoint)
 
     @property
     def shows_progress(self) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anomalib_pose.models.looking3d.decoder import Decoder
 from anomalib_pose.models.looking3d.encoder import Encoder, Projector
-from anomalib_pose.weights import mismatched_keys, read_weights, write_weights
+from anomalib_pose.weights import is_state_dict, mismatched_keys, read_weights, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ def read_checkpoint(path: str | Path) -> Weights:
         ValueError: if the file does not hold these parts, or holds objects other than tensors.
     """
     content = read_weights(path, "weights of Looking3D")
-    if not isinstance(content, dict) or not {*PARTS} <= {*content} <= {*PARTS, *AVERAGES}:
+    has_parts = isinstance(content, dict) and {*PARTS} <= {*content} <= {*PARTS, *AVERAGES}
+    if not has_parts or not all(is_state_dict(weights) for weights in content.values()):
         holds = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         msg = (
             f"{path} should hold the state dicts {', '.join(PARTS)} and perhaps {' and '.join(AVERAGES)}, found "

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
-from anomalib_pose.weights import mismatched_keys, read_weights
+from anomalib_pose.weights import mismatched_keys, read_state_dict
 
 CHANNELS = 128
 """Channels of a feature."""
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
             FileNotFoundError: if there is no such file.
             ValueError: if the file does not hold these weights, or holds objects other than tensors.
         """
-        content = read_weights(path, "the weights of a ResNet-18 as encoder_weights")
+        content = read_state_dict(path, "the weights of a ResNet-18 as encoder_weights", "a ResNet-18")
         weights = {name: value for name, value in content.items() if not name.startswith("fc.")}
         mismatches = mismatched_keys(self.backbone.state_dict(), weights)
         if mismatches:

@@ -15,6 +15,7 @@ from torch import nn
 
 from anomalib_pose.data import ViewBatch
 from anomalib_pose.data.batches import convert_batch
+from anomalib_pose.models.components.checked_model import CheckedModelMixin
 from anomalib_pose.models.components.metrics import AUROC
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
 from anomalib_pose.models.looking3d.export import ReferenceExportMixin
@@ -27,7 +28,7 @@ from anomalib_pose.models.looking3d.training import Schedule, TwoLossTraining
 from anomalib_pose.visualization import register_panels
 
 
-class Looking3D(QueryScoringMixin, ReferenceExportMixin, TwoLossTraining, AnomalibModule):
+class Looking3D(QueryScoringMixin, ReferenceExportMixin, TwoLossTraining, CheckedModelMixin, AnomalibModule):
     """Anomaly detection in photographs by reference views of the object's shape (Bhunia et al., CVPR 2024).
 
     The pose of the query image is unknown. Its cells attend to matching cells of the reference views. A class token
@@ -68,6 +69,8 @@ class Looking3D(QueryScoringMixin, ReferenceExportMixin, TwoLossTraining, Anomal
         FileNotFoundError: if a file of weights does not exist.
         ValueError: if weights do not fit, or the schedule is unknown.
     """
+
+    data_kind = "views"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.text import TextTower, end_positions
-from anomalib_pose.weights import mismatched_keys, read_weights, write_weights
+from anomalib_pose.weights import is_state_dict, mismatched_keys, read_weights, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ def read_prompts(path: str | Path) -> Prompts:
         ValueError: if the file does not hold such prompts.
     """
     content = read_weights(path, "prompts of PointAD")
-    if isinstance(content, dict) and {*content} == {_OWN} and isinstance(content[_OWN], dict):
+    if isinstance(content, dict) and {*content} == {_OWN} and is_state_dict(content[_OWN]):
         weights = content[_OWN]
         wrong = sorted({*weights} ^ {*Prompts._fields})
         if wrong:
             msg = f"{path} should hold {', '.join(Prompts._fields)}; {', '.join(wrong)} is missing or unknown."
             raise ValueError(msg)
         prompts = Prompts(**weights)
-    elif isinstance(content, dict) and {*content} == {_PUBLISHED} and isinstance(content[_PUBLISHED], dict):
+    elif isinstance(content, dict) and {*content} == {_PUBLISHED} and is_state_dict(content[_PUBLISHED]):
         prompts = _from_published(content[_PUBLISHED], path)
     else:
         holds = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.maps import upsample
 from anomalib_pose.compare.query_content import is_finite, white_where
+from anomalib_pose.models.components.checked_model import CheckedModelMixin
 from anomalib_pose.models.point_ad.aggregation import object_scores
 from anomalib_pose.models.point_ad.clip_scorers import (
     ClipSettings,
@@ -45,6 +46,7 @@ class PointAD(
     PromptCheckpointMixin,
     PromptTrainingMixin,
     MutualScoringMixin,
+    CheckedModelMixin,
     AnomalibModule,
 ):
     """Zero-shot anomaly detection in point clouds from rendered views (Zhou et al., NeurIPS 2024).
@@ -103,6 +105,8 @@ class PointAD(
     Raises:
         ValueError: if scoring, backbone or layers are unknown, or a number is out of its range.
     """
+
+    data_kind = "clouds"
 
     def __init__(
         self,
@@ -186,9 +190,9 @@ class PointAD(
         """Read CLIP, if the scoring needs it.
 
         Args:
-            stage: not used.
+            stage: Lightning's name of the stage that starts.
         """
-        del stage
+        super().setup(stage)
         if isinstance(self.model, ClipViewScorer):
             self.model.load()
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of a run that check its checkpoint: the reader of checkpoint files, and a callback before the first query."""
+
+from collections.abc import Callable
+from typing import Any
+
+from anomalib.engine.plugins import AnomalibCheckpointIO
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from anomalib_pose.models.components.checkpoint_checks import check_content, read_checkpoint
+
+
+class CheckedCheckpointIO(AnomalibCheckpointIO):
+    """Reader of checkpoint files that names what is wrong with a file, instead of advising to run its code."""
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint; see anomalib for the arguments.
+
+        Args:
+            path: file to read.
+            args: see anomalib.
+            kwargs: see anomalib.
+
+        Raises:
+            FileNotFoundError: if the file does not exist.
+            ValueError: if the file is not a checkpoint, or is incomplete.
+        """
+        try:
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        except (MemoryError, PermissionError):
+            raise
+        except Exception:
+            if "://" not in str(path):
+                read_checkpoint(path, "a model")  # raises the sentence
+            raise
+        check_content(checkpoint, str(path))
+        return checkpoint
+
+
+def use_checked_reader(trainer: Trainer) -> None:
+    """Make a trainer read checkpoints by ``CheckedCheckpointIO``; a reader that a user has chosen stays.
+
+    Args:
+        trainer: trainer of the run.
+    """
+    reader = trainer.strategy.checkpoint_io
+    if type(reader) in (AnomalibCheckpointIO, TorchCheckpointIO):
+        trainer.strategy.checkpoint_io = CheckedCheckpointIO(getattr(reader, "extra_safe_globals", None))
+
+
+class CheckFitted(Callback):
+    """Call a check of the model before the first query of a validation, a test or a prediction.
+
+    Args:
+        check: raises if the model cannot score queries.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the model, except between the epochs of a training.
+
+        Args:
+            trainer: trainer of the run.
+            pl_module: not used.
+        """
+        del pl_module
+        if trainer.state.fn != "fit":
+            self.check()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the model.
+
+        Args:
+            trainer: not used.
+            pl_module: not used.
+        """
+        del trainer, pl_module
+        self.check()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the model.
+
+        Args:
+            trainer: not used.
+            pl_module: not used.
+        """
+        del trainer, pl_module
+        self.check()
