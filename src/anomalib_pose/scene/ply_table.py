@@ -2,6 +2,7 @@
 """Reading and writing of the vertices of .ply files as structured arrays."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,18 @@ _KINDS = {
     "double": "f8",
     "float64": "f8",
 }
+_COUNT_DIGITS = 18
 _ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
+
+
+@dataclass(frozen=True)
+class _Element:
+    """Element of a header; ``dtype`` is None where a property is a list or has an unknown type."""
+
+    name: str
+    count: int
+    dtype: np.dtype | None
+    types: tuple[str, ...]
 
 
 def read_ply_vertices(path: Path) -> np.ndarray:
@@ -37,17 +49,33 @@ def read_ply_vertices(path: Path) -> np.ndarray:
         FileNotFoundError: if the file does not exist.
         ValueError: if it is not a .ply file with vertices first, or is truncated.
     """
-    if not path.is_file():
-        msg = f"No .ply at {path}."
-        raise FileNotFoundError(msg)
-    data = path.read_bytes()
-    layout, count, dtype, offset = _read_header(path, data[:_HEADER_LIMIT])
-    if layout == "ascii":
-        return read_rows(path, data[offset:], dtype, count, "vertex", "vertices")
-    if len(data) - offset < count * dtype.itemsize:
-        msg = f"{path} is cut short: {count} vertices need {count * dtype.itemsize} bytes, it has {len(data) - offset}."
+    data, layout, elements, offset = _read_header(path)
+    first = elements[0]
+    if first.name != "vertex":
+        msg = f"The first element of {path} should be its vertices, got {first.name!r}."
         raise ValueError(msg)
-    return np.frombuffer(data, dtype, count, offset)
+    if layout == "ascii":
+        return read_rows(path, data[offset:], _dtype(path, first), first.count, "vertex", "vertices")
+    return _read_binary(path, data, offset, first)
+
+
+def read_ply_elements(path: Path) -> dict[str, np.ndarray]:
+    """Read the elements of a binary .ply file that come before the first element with a list property, by name.
+
+    The result is empty for text files.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a .ply file, or is truncated.
+    """
+    data, layout, elements, offset = _read_header(path)
+    tables: dict[str, np.ndarray] = {}
+    for element in elements if layout != "ascii" else ():
+        if element.dtype is None:
+            break
+        tables[element.name] = _read_binary(path, data, offset, element)
+        offset += tables[element.name].nbytes
+    return tables
 
 
 def write_ply_vertices(path: Path, table: np.ndarray) -> None:
@@ -68,8 +96,13 @@ def write_ply_vertices(path: Path, table: np.ndarray) -> None:
     os.replace(temporary, path)  # noqa: PTH105 - atomic on every platform
 
 
-def _read_header(path: Path, head: bytes) -> tuple[str, int, np.dtype, int]:
-    """Return the format, the number of vertices, their fields, and the offset of the data."""
+def _read_header(path: Path) -> tuple[bytes, str, list[_Element], int]:
+    """Return the file's content, its format, its elements, of which there is at least one, and the data's offset."""
+    if not path.is_file():
+        msg = f"No .ply at {path}."
+        raise FileNotFoundError(msg)
+    data = path.read_bytes()
+    head = data[:_HEADER_LIMIT]
     mark = head.find(b"end_header")
     end = head.find(b"\n", mark)
     if not head.startswith(b"ply") or mark < 0 or end < 0:
@@ -80,23 +113,49 @@ def _read_header(path: Path, head: bytes) -> tuple[str, int, np.dtype, int]:
     if layout not in _ORDERS:
         msg = f"The format of {path} should be one of {', '.join(_ORDERS)}, got {layout!r}."
         raise ValueError(msg)
-    elements = [number for number, line in enumerate(lines) if line[0] == "element"]
-    first = lines[elements[0]] if elements else []
-    if first[:2] != ["element", "vertex"] or len(first) != 3 or not first[2].isdigit():
-        msg = f"The first element of {path} should be its vertices, got {' '.join(first) or 'none'}."
+    starts = [number for number, line in enumerate(lines) if line[0] == "element"]
+    if not starts:
+        msg = f"The first element of {path} should be its vertices, got none."
         raise ValueError(msg)
-    stop = elements[1] if len(elements) > 1 else len(lines)
-    properties = [line[1:] for line in lines[elements[0] : stop] if line[0] == "property"]
-    unknown = sorted({entry[0] for entry in properties if len(entry) != 2 or entry[0] not in _KINDS})
-    if unknown or not properties:
-        msg = f"The vertex properties of {path} should have types among {sorted(_KINDS)}, got {unknown}."
+    stops = [*starts[1:], len(lines)]
+    elements = [
+        _read_element(path, lines[start:stop], _ORDERS[layout]) for start, stop in zip(starts, stops, strict=True)
+    ]
+    return data, layout, elements, end + 1
+
+
+def _read_element(path: Path, lines: list[list[str]], order: str) -> _Element:
+    first = lines[0]
+    if len(first) != 3 or not first[2].isdigit() or len(first[2]) > _COUNT_DIGITS:
+        msg = f"{path} should have a name and a count in each element of its header, got {' '.join(first)[:60]!r}."
         raise ValueError(msg)
+    properties = [line[1:] for line in lines[1:] if line[0] == "property"]
+    types = tuple(entry[0] if entry else "" for entry in properties)
+    known = bool(properties) and all(len(entry) == 2 and entry[0] in _KINDS for entry in properties)
     try:
-        dtype = np.dtype([(name, _ORDERS[layout] + _KINDS[kind]) for kind, name in properties])
+        dtype = np.dtype([(name, order + _KINDS[kind]) for kind, name in properties]) if known else None
     except ValueError as error:
-        msg = f"{path} has two vertex properties of one name: {error}."
+        msg = f"{path} has two {first[1]} properties of one name: {error}."
         raise ValueError(msg) from error
-    return layout, int(first[2]), dtype, end + 1
+    return _Element(first[1], int(first[2]), dtype, types)
+
+
+def _dtype(path: Path, element: _Element) -> np.dtype:
+    if element.dtype is None:
+        unknown = sorted(set(element.types) - set(_KINDS))
+        msg = f"The {element.name} properties of {path} should have types among {sorted(_KINDS)}, got {unknown}."
+        raise ValueError(msg)
+    return element.dtype
+
+
+def _read_binary(path: Path, data: bytes, offset: int, element: _Element) -> np.ndarray:
+    dtype = _dtype(path, element)
+    size = element.count * dtype.itemsize
+    if len(data) - offset < size:
+        rows = "vertices" if element.name == "vertex" else f"rows of {element.name}"
+        msg = f"{path} is cut short: {element.count} {rows} need {size} bytes, it has {len(data) - offset}."
+        raise ValueError(msg)
+    return np.frombuffer(data, dtype, element.count, offset)
 
 
 def read_rows(path: Path, data: bytes, dtype: np.dtype, count: int, row: str, rows: str) -> np.ndarray:
@@ -113,7 +172,7 @@ def read_rows(path: Path, data: bytes, dtype: np.dtype, count: int, row: str, ro
     Raises:
         ValueError: if a line is not a row, or there are fewer than ``count``.
     """
-    lines = data.decode("ascii", "replace").splitlines()[: max(count, 0)]
+    lines = [line for line in data.decode("ascii", "replace").splitlines() if line.strip()][: max(count, 0)]
     try:
         table = np.loadtxt(lines, dtype, ndmin=1) if lines else np.empty(0, dtype)
     except ValueError as error:

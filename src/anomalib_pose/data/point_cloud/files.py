@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers of organized clouds (.tiff) and point lists (.ply, .pcd), and a writer of .pcd; errors name the file."""
 
+import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,24 +13,16 @@ import tifffile
 import torch
 from torch import Tensor
 
-from anomalib_pose.scene.ply_table import read_ply_vertices, read_rows
+from anomalib_pose.data.point_cloud.pcd import read_pcd
+from anomalib_pose.scene.ply_table import read_ply_vertices
+
+logger = logging.getLogger(__name__)
 
 MINIMUM_POINTS = 100
 """A cloud with fewer points is refused as a mistake."""
-
-_PCD_KINDS = {
-    ("F", 4): "<f4",
-    ("F", 8): "<f8",
-    ("U", 1): "u1",
-    ("U", 2): "<u2",
-    ("U", 4): "<u4",
-    ("I", 1): "i1",
-    ("I", 2): "<i2",
-    ("I", 4): "<i4",
-    ("U", 8): "<u8",
-    ("I", 8): "<i8",
-}
-_PCD_HEADER_LIMIT = 1 << 14
+_UNREADABLE_TIFF = (tifffile.TiffFileError, OSError, ValueError, LookupError, RuntimeError, TypeError, MemoryError)
+_MAX_CELLS = 1 << 28
+"""Largest number of values in an organized cloud; a larger one is refused before it is decompressed."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,8 @@ class PointFile:
     """Points of a file, in stored order.
 
     Args:
-        points: positions (n, 3), float32, in the file's frame and unit; NaN where the sensor has no measurement.
+        points: positions (n, 3), float32, in the file's frame and unit; NaN where the sensor has no measurement, which
+            files store as NaN, infinity or (0, 0, 0).
         colors: RGB (n, 3) in [0, 1], or None if the file has no colors.
     """
 
@@ -67,8 +62,13 @@ def read_xyz(path: Path) -> Tensor:
         msg = f"There is no file {path}: expected a .tiff with x, y and z of every pixel."
         raise FileNotFoundError(msg)
     try:
-        array = np.asarray(tifffile.imread(path))
-    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError) as error:
+        with tifffile.TiffFile(path) as file:
+            shape = file.series[0].shape
+            if math.prod(shape) > _MAX_CELLS:
+                msg = f"it states the shape {shape}, more than {_MAX_CELLS} values"
+                raise ValueError(msg)
+            array = np.asarray(file.asarray())
+    except _UNREADABLE_TIFF as error:
         msg = f"{path} cannot be read as a .tiff ({error}): copy it again, or remove it from the data set."
         raise ValueError(msg) from error
     if array.dtype.kind != "f" or array.ndim != 3 or array.shape[2] != 3:
@@ -81,17 +81,17 @@ def read_xyz(path: Path) -> Tensor:
 
 
 def read_points(path: Path) -> PointFile:
-    """Read the points of a .ply or .pcd file.
+    """Read the points of a .ply or .pcd file; a .pcd may be text, binary or compressed.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if the suffix is neither .ply nor .pcd, or the file cannot be read, lacks x, y or z, or has fewer
-            than 100 finite points.
+            than 100 points with a measurement.
     """
     if path.suffix.lower() == ".ply":
         table = read_ply_vertices(path)
     elif path.suffix.lower() == ".pcd":
-        table = _read_pcd(path)
+        table = read_pcd(path)
     else:
         msg = f"{path} should be a .ply or .pcd file."
         raise ValueError(msg)
@@ -99,10 +99,36 @@ def read_points(path: Path) -> PointFile:
     if not {"x", "y", "z"} <= set(names):
         msg = f"{path} should have x, y and z of its points; it has {', '.join(names)}."
         raise ValueError(msg)
-    points = np.stack([table[name].astype(np.float32) for name in "xyz"], 1)
-    _check_count(path, int(np.isfinite(points).all(1).sum()))
+    if any(table.dtype[name].shape for name in "xyz"):
+        msg = f"{path} should have one number as each of x, y and z of a point."
+        raise ValueError(msg)
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
+        points = np.stack([table[name].astype(np.float32) for name in "xyz"], 1)
+    measured = np.isfinite(points).all(1) & points.any(1)
+    points[~measured] = np.nan
+    _check_count(path, int(measured.sum()))
     colors = _colors(table)
     return PointFile(torch.from_numpy(points), None if colors is None else torch.from_numpy(colors))
+
+
+def read_measured_points(path: Path) -> Tensor:
+    """Read the points (n, 3) of a .ply or .pcd file that have a measurement; the number of the others is logged.
+
+    Raises:
+        FileNotFoundError: see ``read_points``.
+        ValueError: see ``read_points``.
+    """
+    points = read_points(path).points
+    return points[measured_points(path, points)]
+
+
+def measured_points(path: Path, points: Tensor) -> Tensor:
+    """Return which points (n, 3) have a measurement, finite numbers other than (0, 0, 0); log how many have none."""
+    measured = points.isfinite().all(1) & (points != 0).any(1)
+    if not bool(measured.all()):
+        dropped = int((~measured).sum())
+        logger.warning("%s: %d of %d points are zero or not finite and are dropped.", path, dropped, len(points))
+    return measured
 
 
 def write_pcd(path: Path, points: Tensor, colors: Tensor) -> None:
@@ -138,48 +164,3 @@ def _colors(table: np.ndarray) -> np.ndarray | None:
         return None
     bits = np.ascontiguousarray(table[packed]).view(np.uint32)
     return np.stack([bits >> shift & 255 for shift in (16, 8, 0)], 1).astype(np.float32) / 255
-
-
-def _read_pcd(path: Path) -> np.ndarray:
-    """Read the points of a .pcd file, text or binary, as a structured array."""
-    if not path.is_file():
-        msg = f"There is no file {path}: expected a .pcd."
-        raise FileNotFoundError(msg)
-    data = path.read_bytes()
-    header, offset = _pcd_header(path, data[:_PCD_HEADER_LIMIT])
-    layout = header["DATA"][0]
-    try:
-        counts = [int(value) for value in header.get("COUNT", ["1"] * len(header["FIELDS"]))]
-        sizes = [int(value) for value in header["SIZE"]]
-        kinds = [_PCD_KINDS[kind, size] for kind, size in zip(header["TYPE"], sizes, strict=True)]
-        # Fields named "_" are padding. A structured array refuses the same name twice.
-        names = [f"_{i}" if name == "_" else name for i, name in enumerate(header["FIELDS"])]
-        dtype = np.dtype([(n, k, (c,)) if c != 1 else (n, k) for n, k, c in zip(names, kinds, counts, strict=True)])
-        count = int(header["POINTS"][0])
-    except (KeyError, ValueError, IndexError) as error:
-        msg = f"{path} has a .pcd header without valid FIELDS, SIZE, TYPE, COUNT and POINTS: {error!r}."
-        raise ValueError(msg) from error
-    if layout == "ascii":
-        # Text files hold a packed color as a float, whose bits are the color's bytes.
-        return read_rows(path, data[offset:], dtype, count, "point", "points")
-    if layout != "binary":
-        msg = f"{path} has .pcd data of the kind {layout!r}, expected ascii or binary: save it uncompressed."
-        raise ValueError(msg)
-    if count < 0 or len(data) - offset < count * dtype.itemsize:
-        msg = f"{path} is cut short: {count} points need {count * dtype.itemsize} bytes, it has {len(data) - offset}."
-        raise ValueError(msg)
-    return np.frombuffer(data, dtype, count, offset)
-
-
-def _pcd_header(path: Path, head: bytes) -> tuple[dict[str, list[str]], int]:
-    header: dict[str, list[str]] = {}
-    offset = 0
-    for line in head.splitlines(keepends=True):
-        offset += len(line)
-        words = line.decode("ascii", "replace").split()
-        if words and not words[0].startswith("#"):
-            header[words[0].upper()] = words[1:]
-        if words[:1] == ["DATA"] and len(words) == 2:
-            return header, offset
-    msg = f"{path} is not a .pcd file: its header has no line DATA."
-    raise ValueError(msg)

@@ -20,7 +20,13 @@ from anomalib_pose.data.files import new_category
 from anomalib_pose.data.images import read_image
 from anomalib_pose.data.listing import data_files, data_folders, file_named, is_good, warn_without_good
 from anomalib_pose.data.masks import read_defect_mask
-from anomalib_pose.data.point_cloud.files import MINIMUM_POINTS, name_file_in_errors, read_points
+from anomalib_pose.data.point_cloud.files import (
+    MINIMUM_POINTS,
+    measured_points,
+    name_file_in_errors,
+    read_measured_points,
+    read_points,
+)
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderSettings, render_organized, render_unorganized
 from anomalib_pose.data.point_cloud.rendered_layout import (
@@ -162,8 +168,7 @@ def _real3d_jobs(category: Path, settings: RenderSettings, seed: int) -> Iterato
 
 def _read_good_real3d(path: Path) -> tuple[Tensor, Tensor]:
     """Read the points (n, 3) of a cloud without defect, with labels (n,) that are all False."""
-    points = read_points(path).points
-    points = points[torch.isfinite(points).all(1)]
+    points = read_measured_points(path)
     return points, torch.zeros(len(points), dtype=torch.bool)
 
 
@@ -177,10 +182,17 @@ def _read_labeled_real3d(path: Path) -> tuple[Tensor, Tensor]:
     except ValueError as error:
         msg = f"{path} has a line that is not x, y, z and label: {error}."
         raise ValueError(msg) from error
-    if table.shape[1] != 4 or len(table) < MINIMUM_POINTS or not np.isfinite(table).all():
-        msg = f"{path} should have four finite numbers in {MINIMUM_POINTS} or more lines, it has {table.shape}."
+    if table.shape[1] != 4 or not np.isfinite(table[:, 3]).all():
+        msg = (
+            f"{path} should have four numbers in each line, x, y, z and label; it has {table.shape[1]}, or NaN labels."
+        )
         raise ValueError(msg)
-    return torch.from_numpy(table[:, :3]).float(), torch.from_numpy(table[:, 3] > 0)
+    points = torch.from_numpy(table[:, :3]).float()
+    measured = measured_points(path, points)
+    if int(measured.sum()) < MINIMUM_POINTS:
+        msg = f"{path} has {int(measured.sum())} points with finite numbers: expected {MINIMUM_POINTS} or more."
+        raise ValueError(msg)
+    return points[measured], torch.from_numpy(table[:, 3] > 0)[measured]
 
 
 DATASETS: dict[str, Callable[[Path, RenderSettings, int], Iterator[Job]]] = {
