@@ -132,3 +132,15 @@ def test_queries_without_a_good_folder_are_reported(tmp_path, caplog):
     (record,) = caplog.records
     assert str(tmp_path / "test") in record.getMessage()
     assert "fine, scratch" in record.getMessage()
+
+
+def test_images_outside_of_kinds_and_empty_kinds_are_reported(tmp_path, caplog):
+    folder = _kinds(tmp_path / "test", "good", "scratch")
+    (folder / "stray.PNG").touch()
+    (folder / "dent").mkdir()
+    (folder / ".cache").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert len(labeled_images(folder, None)) == 2
+    (record,) = caplog.records
+    assert "ignored" in record.getMessage()
+    assert "stray.PNG, dent." in record.getMessage()

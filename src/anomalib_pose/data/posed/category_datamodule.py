@@ -12,7 +12,7 @@ from anomalib.utils.path import resolve_dataset_root
 
 from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.listing import data_folders
-from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, read_true_poses
+from anomalib_pose.data.posed.datamodule import PosedDataModule, frames_with_masks, labeled_images, read_true_poses
 from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
 from anomalib_pose.data.posed.transforms_json import PosedFrame
 
@@ -85,7 +85,7 @@ class CategoryDataModule(PosedDataModule):
         """Read training poses, test images, masks, and the true poses of test images where a file has them."""
         self.prepare_data()
         folder = self.root / self.category
-        frames = self._training_frames(folder)
+        frames = frames_with_masks(self._training_frames(folder))
         size = common_size(frames, self.image_size)
         camera = common_camera(frames, common_size(frames, None))
         true_poses = read_true_poses(folder)

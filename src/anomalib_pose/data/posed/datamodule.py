@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Base of the datamodules of posed images, and readers of their test folders: labels, masks and true poses."""
 
+import logging
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path, PurePosixPath
 
 from anomalib.data.utils import LabelName
@@ -10,10 +12,14 @@ from torch import Tensor
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.fixed_test_datamodule import FixedTestDataModule, ValSplit
 from anomalib_pose.data.listing import data_folders, image_files, is_good, warn_without_good
-from anomalib_pose.data.masks import check_mask_size
+from anomalib_pose.data.masks import check_mask_size, images_with_masks
 from anomalib_pose.data.posed.dataset import PosedDataset
 from anomalib_pose.data.posed.pose_files import FileFinder
-from anomalib_pose.data.posed.transforms_json import read_pose
+from anomalib_pose.data.posed.transforms_json import PosedFrame, read_pose
+
+logger = logging.getLogger(__name__)
+
+_NAMES = 5
 
 
 class PosedDataModule(FixedTestDataModule):
@@ -48,6 +54,15 @@ class PosedDataModule(FixedTestDataModule):
         super().__init__(train_batch_size, eval_batch_size, num_workers, val_split_mode, val_split_ratio, seed)
 
 
+def frames_with_masks(frames: Sequence[PosedFrame]) -> list[PosedFrame]:
+    """Return the frames to fit a scene to: all, or those with a mask of the object if up to a third have none.
+
+    Raises:
+        ValueError: if more than a third of the frames, but not all, have no mask.
+    """
+    return list(compress(frames, images_with_masks([(frame.image_path, frame.mask_path) for frame in frames])))
+
+
 def labeled_images(
     folder: Path, mask_folder: Path | None, mask_suffixes: Sequence[str] = ("_mask", "")
 ) -> list[tuple[Path, LabelName, Path | None]]:
@@ -69,6 +84,7 @@ def labeled_images(
         msg = f"There is no folder {folder}: expected subfolders 'good' and one for each kind of defect in it."
         raise FileNotFoundError(msg)
     kinds = {path: image_files(path) for path in data_folders(folder) if path != mask_folder}
+    _report_ignored(folder, kinds)
     if not any(kinds.values()):
         msg = f"There are no test images in {folder}: expected images in its subfolders 'good' and kinds of defects."
         raise FileNotFoundError(msg)
@@ -117,6 +133,17 @@ def read_true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
         file = PurePosixPath(image.relative_to(folder)) if image and image.is_relative_to(folder) else name
         poses[PurePosixPath(file)] = read_pose(entry.get("transform_matrix"), f"{path}, image {name!r},")
     return poses
+
+
+def _report_ignored(folder: Path, kinds: dict[Path, list[Path]]) -> None:
+    """Log one line about images beside the subfolders of kinds, and about subfolders without images."""
+    ignored = image_files(folder) + [kind for kind, images in kinds.items() if not images]
+    if ignored and any(kinds.values()):
+        names = ", ".join(path.name for path in ignored[:_NAMES]) + (", ..." if len(ignored) > _NAMES else "")
+        logger.warning(
+            "%s has images or empty subfolders that are ignored, because images should lie in its subfolders of "
+            "kinds: %s.", folder, names,
+        )  # fmt: skip
 
 
 def _match_masks(kind: Path, images: list[Path], mask_folder: Path | None, suffixes: Sequence[str]) -> dict[Path, Path]:

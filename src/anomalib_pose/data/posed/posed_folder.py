@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.listing import data_folders, image_files
 from anomalib_pose.data.posed.colmap import MODEL_FOLDERS, find_colmap, read_colmap
-from anomalib_pose.data.posed.datamodule import PosedDataModule, labeled_images, read_true_poses
+from anomalib_pose.data.posed.datamodule import PosedDataModule, frames_with_masks, labeled_images, read_true_poses
 from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
 from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms
 from anomalib_pose.data.posed.transforms_split import find_transforms
@@ -100,7 +100,7 @@ class PosedFolder(PosedDataModule):
     def _setup(self, _stage: str | None = None) -> None:
         """Read the training images and the queries."""
         self.prepare_data()
-        frames = self._training_frames()
+        frames = frames_with_masks(self._training_frames())
         size = common_size(frames, self.image_size)
         self.val_split_mode = self._labeled_val_split_mode
         if self.query_dir is None:

@@ -213,7 +213,8 @@ def test_queries_of_several_training_cameras_get_the_median(real, caplog):
 def test_alpha_becomes_the_foreground_on_white(synthetic):
     rgba = np.zeros((SIZE, SIZE, 4))
     rgba[4:12, 4:12] = [0, 0, 255, 255]
-    _save(synthetic / "Gear/train/000.png", rgba)
+    for path in (synthetic / "Gear/train").iterdir():
+        _save(path, rgba)
     _save(synthetic / "Gear/test/good_1/0.png", rgba)
     datamodule = _setup(synthetic, "Gear")
     for item in (datamodule.train_data[0], _by_name(datamodule.test_data)["good_1/0.png"]):

@@ -138,6 +138,22 @@ def test_masks_of_the_object_become_the_foreground(root):
     assert float(smaller.foreground[3:5, 3:7].min()) == 1
 
 
+@pytest.mark.parametrize(("unmasked", "used"), [((3,), 7), ((1, 5), 6), ((0, 1, 2), None), ((), 8), (range(8), 8)])
+def test_frames_without_mask_among_frames_with_masks_are_reported(root, caplog, unmasked, used):
+    _save(root / "masks/mask.png", np.arange(16 * 24).reshape(16, 24) % 24 // 12 * 255)
+    masks = [{} if index in unmasked else {"mask_path": "masks/mask.png"} for index in range(8)]
+    _write(root, [_frame(root, index, **masks[index]) for index in range(8)])
+    if used is None:
+        with pytest.raises(ValueError, match=r"3 of 8 images in .* no mask of the object: 0\.png, 1\.png, 2\.png"):
+            _setup(root)
+        return
+    data = _setup(root, holdout_every=8)
+    assert len(data.train_data) + len(data.test_data) == used
+    messages = [record.getMessage() for record in caplog.records if "no mask" in record.getMessage()]
+    assert len(messages) == (used < 8)
+    assert all(f"{len(unmasked)} of 8" in message and f"{unmasked[0]}.png" in message for message in messages)
+
+
 def test_the_background_is_white_only_with_white_background(root):
     gray = np.full((16, 24, 3), 51)
     mask = np.zeros((16, 24))
