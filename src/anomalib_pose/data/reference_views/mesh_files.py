@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reader of mesh files, as modeling programs and scanners write them."""
 
+import io
 import logging
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from anomalib_pose.data.reference_views.mesh_materials import missing_materials
 from anomalib_pose.render.mesh import Mesh
 from anomalib_pose.render.reference_views import FITTING_RADIUS
 
@@ -14,12 +18,23 @@ logger = logging.getLogger(__name__)
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
 _GRAY = 0.7
+_TEXT_SUFFIXES = (".obj", ".off")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ZERO_INDEX = re.compile(rb"^[ \t]*f[ \t](?:[^\n]*[ \t])?[+-]?0+(?:/[^\n]*)?(?:[ \t\r]|$)", re.MULTILINE)
+_FLAT = 1e-7
+"""Largest height of a face without area, as a fraction of its longest edge; float32 rounds positions by about that."""
+_STL_HEADER, _STL_FACE = 84, 50
+
+
+class _DamagedMeshError(ValueError):
+    """A mesh file is damaged; the message names the file."""
 
 
 def read_mesh(path: str | Path, *, normalize: bool = True) -> Mesh:
     """Read a triangle mesh, in gray; the parts of a scene become one mesh, larger polygons become triangles.
 
-    The reader needs the extra ``anomalib-pose[mesh]``. Holes in the surface are allowed, and logged.
+    The reader needs the extra ``anomalib-pose[mesh]``. Holes in the surface are allowed, and logged. Faces without
+    area, and vertices that no other face uses, are dropped. Missing materials and textures are logged.
 
     Args:
         path: a file ``.obj``, ``.ply``, ``.glb``, ``.gltf``, ``.stl`` or ``.off``.
@@ -29,24 +44,26 @@ def read_mesh(path: str | Path, *, normalize: bool = True) -> Mesh:
     Raises:
         FileNotFoundError: if the file does not exist.
         ImportError: if trimesh is not installed.
-        ValueError: if the file is not a mesh, has no faces, or has coordinates that are not finite.
+        ValueError: if the file is not a mesh, is cut short, has no faces with an area, or has coordinates that are not
+            finite or faces of vertices that do not exist.
     """
     path = Path(path)
     vertices, faces, watertight = _read(path)
+    vertices, faces = _drop_flat_faces(path, vertices, faces)
     if normalize:
         vertices = vertices - (vertices.min(0) + vertices.max(0)) / 2
-        radius = np.linalg.norm(vertices, axis=1).max()
-        if radius == 0:
-            msg = f"All vertices of {path} are the same point: expected a mesh with an extent."
-            raise ValueError(msg)
-        vertices = vertices * (FITTING_RADIUS / radius)
+        vertices = vertices / np.abs(vertices).max()  # the norm of huge vectors overflows
+        vertices = vertices * (FITTING_RADIUS / np.linalg.norm(vertices, axis=1).max())
+    elif np.abs(vertices).max() > np.finfo(np.float32).max:
+        msg = f"{path} has coordinates up to {np.abs(vertices).max():.3g}, which float32 cannot hold: scale the mesh."
+        raise ValueError(msg)
     logger.info("%s has %d faces%s.", path, len(faces), "" if watertight else ", and the surface has holes")
     triangles = torch.from_numpy(faces.astype(np.int32))
     return Mesh.flat(torch.from_numpy(vertices).float(), triangles, torch.full((len(faces), 3), _GRAY))
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Read the vertices (V, 3) of faces, the faces (F, 3), and whether the surface is closed."""
+    """Read the vertices (V, 3), the faces (F, 3), and whether the surface is closed."""
     if path.suffix.lower() not in MESH_SUFFIXES:
         msg = f"A mesh is read from a file {', '.join(MESH_SUFFIXES)}, got {path}."
         raise ValueError(msg)
@@ -59,20 +76,96 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
         msg = 'Reading meshes needs trimesh: pip install "anomalib-pose[mesh]".'
         raise ImportError(msg) from error
     try:
-        scene = trimesh.load_scene(path, process=False)  # processing silently drops faces with invalid coordinates
+        with np.errstate(over="ignore", invalid="ignore"):  # the check below names what is not finite
+            # Processing silently drops faces with invalid coordinates.
+            scene = trimesh.load_scene(**_source(path, trimesh), process=False)
+            for part in scene.geometry.values():
+                _check_part(path, part)
+            mesh = None if scene.is_empty else scene.to_mesh()
+    except _DamagedMeshError:
+        raise
     except Exception as error:  # each of trimesh's parsers raises its own errors
         msg = f"{path} cannot be read as a mesh ({type(error).__name__}: {error}): export it again."
         raise ValueError(msg) from error
-    parts = scene.geometry.values()
-    if not all(np.isfinite(part.vertices).all() for part in parts):
-        msg = f"{path} has coordinates that are not finite numbers: export the mesh again."
-        raise ValueError(msg)
-    mesh = None if scene.is_empty else scene.to_mesh()
     if mesh is None or not len(mesh.faces):
         msg = f"{path} has no faces: expected a mesh of triangles, not a point cloud or an empty scene."
         raise ValueError(msg)
-    faces = np.array(mesh.faces, np.int64)
-    used = np.unique(faces)
-    vertices = np.array(mesh.vertices, float)[used]
-    mesh.merge_vertices(merge_tex=True, merge_norm=True)
-    return vertices, np.searchsorted(used, faces), bool(mesh.is_watertight)
+    _check_part(path, mesh)
+    missing = missing_materials(path)
+    if missing:
+        logger.warning("%s names files that do not exist (%s): the mesh is gray.", path, ", ".join(missing))
+    faces, vertices = np.array(mesh.faces, np.int64), np.array(mesh.vertices, float)
+    with np.errstate(invalid="ignore"):  # positions beyond int64
+        mesh.merge_vertices(merge_tex=True, merge_norm=True)
+    return vertices, faces, bool(mesh.is_watertight)
+
+
+def _source(path: Path, trimesh: Any) -> dict[str, Any]:
+    """Return trimesh's arguments for a file, after the checks that trimesh lacks.
+
+    Raises:
+        _DamagedMeshError: if an .obj has a vertex 0, or a binary .stl is cut short.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".stl":
+        _check_stl(path)
+    if suffix not in _TEXT_SUFFIXES:
+        return {"file_obj": path}
+    content = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)  # trimesh would lose the first vertex
+    if suffix == ".obj" and (match := _ZERO_INDEX.search(content)):
+        line = content.count(b"\n", 0, match.start()) + 1
+        msg = f"{path} has a face with the vertex 0 in line {line}: vertices of an .obj begin at 1; export it again."
+        raise _DamagedMeshError(msg)
+    resolver = trimesh.resolvers.FilePathResolver(str(path))
+    return {"file_obj": io.BytesIO(content), "file_type": suffix[1:], "resolver": resolver}
+
+
+def _check_stl(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(_STL_HEADER)
+    size = path.stat().st_size
+    if head[:6].lstrip().lower().startswith(b"solid") and b"facet" in path.read_bytes()[:1024]:
+        return
+    count = int.from_bytes(head[80:84], "little")
+    if size < _STL_HEADER or size < _STL_HEADER + count * _STL_FACE:
+        msg = (
+            f"{path} is cut short: an .stl of {count} faces needs {_STL_HEADER + count * _STL_FACE} bytes, has {size}."
+        )
+        raise _DamagedMeshError(msg)
+
+
+def _check_part(path: Path, part: Any) -> None:
+    """Check that the vertices of a part are finite, and that its faces have vertices that exist.
+
+    Raises:
+        _DamagedMeshError: if not.
+    """
+    vertices, faces = np.asarray(part.vertices), np.asarray(getattr(part, "faces", ()))
+    if not np.isfinite(vertices).all():
+        msg = f"{path} has coordinates that are not finite numbers: export the mesh again."
+        raise _DamagedMeshError(msg)
+    if faces.size and not (faces.min() >= 0 and faces.max() < len(vertices)):
+        number = faces.min() if faces.min() < 0 else faces.max()
+        msg = f"{path} has a face with the vertex {number}, but {len(vertices)} vertices: export the mesh again."
+        raise _DamagedMeshError(msg)
+
+
+def _drop_flat_faces(path: Path, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Drop the faces without area and the vertices that no other face uses.
+
+    Raises:
+        ValueError: if no face has an area.
+    """
+    corners = vertices[faces]
+    edges = np.roll(corners, -1, 1) - corners
+    scale = np.abs(edges).max((1, 2))
+    edges /= np.where(scale > 0, scale, 1)[:, None, None]
+    doubled_area = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1)
+    solid = (scale > 0) & (doubled_area > _FLAT * (edges**2).sum(2).max(1))
+    if not solid.any():
+        msg = f"{path} has no faces with an area: its {len(faces)} faces are points or lines; export the mesh again."
+        raise ValueError(msg)
+    if not solid.all():
+        logger.info("%s: %d of %d faces have no area and are dropped.", path, int((~solid).sum()), len(faces))
+    used, numbers = np.unique(faces[solid], return_inverse=True)
+    return vertices[used], numbers.reshape(-1, 3)
