@@ -8,12 +8,13 @@ import finder that calls :func:`anomalib_pose.plugin.register` as soon as anomal
 An entry point of that group that fails breaks ``import torch`` for the whole environment. Therefore this module lies
 outside the package, uses only the standard library, and turns every failure into a logged warning.
 
-``ANOMALIB_POSE_AUTOLOAD=0`` switches the hook off. ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` has the same effect, because
-torch then calls no entry point at all. Dotted class paths, ``anomalib_pose.register()`` and the command
-``anomalib-pose`` work without the hook.
+``ANOMALIB_POSE_AUTOLOAD=0`` switches the hook off, as do ``disabled``, ``off``, ``no``, ``false`` and an empty value.
+``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` has the same effect, because torch then calls no entry point at all. Dotted class
+paths, ``anomalib_pose.register()`` and the command ``anomalib-pose`` work without the hook.
 """
 
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -24,6 +25,9 @@ from types import ModuleType
 from typing import Any
 
 SWITCH = "ANOMALIB_POSE_AUTOLOAD"
+OFF = frozenset(("", "0", "false", "no", "off", "disable", "disabled"))
+ON = frozenset(("1", "true", "yes", "on", "enable", "enabled"))
+PACKAGE = "anomalib_pose"
 HOST_MODULES = ("anomalib.data", "anomalib.models", "anomalib.visualization", "anomalib.engine", "anomalib.pipelines")
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +40,20 @@ def install() -> None:
     Never raises. Further calls change nothing.
     """
     try:
-        if os.environ.get(SWITCH, "1").strip().lower() in {"0", "false", "no", "off"}:
+        switch = os.environ.get(SWITCH, "1").strip().lower()
+        if switch in OFF:
+            return
+        if switch not in ON:
+            _warn_once(
+                "switch", "%s should be 1 or 0, got %r: anomalib_pose is registered with anomalib.", SWITCH, switch
+            )
+        if PACKAGE not in sys.modules and importlib.util.find_spec(PACKAGE) is None:
+            _warn_once(
+                "package",
+                "No module named '%s', so it is not registered with anomalib. If its folder has moved, install it "
+                "again; or remove it by `pip uninstall anomalib-pose`.",
+                PACKAGE,
+            )
             return
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
@@ -59,17 +76,21 @@ def _register() -> None:
 
 def _warn(error: BaseException) -> None:
     """Log each type of error once, because the error repeats for each imported module of anomalib."""
-    kind = type(error).__name__
-    if kind in _reported:
-        return
-    _reported.add(kind)
-    _logger.warning(
+    _warn_once(
+        type(error).__name__,
         "anomalib_pose could not be registered with anomalib (%s: %s); anomalib does not know its short names. "
         "Set %s=0 to switch the registration off.",
-        kind,
+        type(error).__name__,
         error,
         SWITCH,
     )
+
+
+def _warn_once(kind: str, message: str, *values: object) -> None:
+    """Log a warning, unless one of this kind is logged already."""
+    if kind not in _reported:
+        _reported.add(kind)
+        _logger.warning(message, *values)
 
 
 class _Finder(MetaPathFinder):

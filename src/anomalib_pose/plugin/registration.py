@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from anomalib_pose.plugin.benchmark_table import register_benchmark_table
+from anomalib_pose.plugin.host_version import warn_about_host_version
 from anomalib_pose.visualization import HOST, register_panels
 
 __all__ = ["register"]
@@ -83,6 +84,7 @@ def register(*, import_host: bool = True) -> None:
             importlib.import_module(name)
     # Importing the plug-ins below makes the autoload hook call this function again, in this thread or in a thread that
     # holds an import lock that this thread needs. So a second call never waits: the first call does its work.
+    warn_about_host_version()
     _called.set()
     if not _lock.acquire(blocking=False):
         return

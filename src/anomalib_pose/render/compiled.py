@@ -14,13 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, no_type_check
 
 import llvmlite.ir
 import numpy as np
 import torch
-from numba import njit, types
+from numba import config, njit, types
 from numba.extending import intrinsic
+
+from anomalib_pose.render.kernel_cache import is_private, own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,9 @@ _pool: ThreadPoolExecutor | None = None
 def kernel(flags: frozenset[str] = ELEMENTWISE) -> Callable[[Callable], Any]:
     """Make a decorator that compiles a function at its first call and caches the result on disk if possible.
 
+    The cache is numba's, or a folder of this user where others could write numba's. Without a private folder, kernels
+    compile in every process.
+
     ``error_model="numpy"`` matters: the branch for a division by zero would prevent vectorization.
 
     Args:
@@ -47,13 +54,41 @@ def kernel(flags: frozenset[str] = ELEMENTWISE) -> Callable[[Callable], Any]:
 
     def decorate(function: Callable) -> Any:
         options = {"nogil": True, "fastmath": set(flags), "error_model": "numpy"}
-        try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError:  # numba has no writable folder for its cache
-            logger.info("No writable folder for compiled kernels: set NUMBA_CACHE_DIR to keep them between runs.")
-            return njit(**options)(function)
+        return _cached(function, options) or njit(**options)(function)
 
     return decorate
+
+
+def _cached(function: Callable, options: dict[str, Any]) -> Any:
+    """Compile a function with a cache in a private folder; return None if there is none."""
+    try:
+        compiled = njit(cache=True, **options)(function)
+    except RuntimeError:  # numba has no writable folder for its cache
+        compiled = None
+    if compiled is not None and is_private(Path(compiled.stats.cache_path)):
+        return compiled
+    folder = own_folder()
+    if folder is None:
+        _report_missing_cache()
+        return None
+    with _lock:
+        chosen, config.CACHE_DIR = config.CACHE_DIR, str(folder)
+        try:
+            compiled = njit(cache=True, **options)(function)
+        except RuntimeError:
+            return None
+        finally:
+            config.CACHE_DIR = chosen
+    return compiled
+
+
+@cache
+def _report_missing_cache() -> None:
+    """Log once that kernels compile in every process."""
+    logger.warning(
+        "Compiled kernels are not kept between runs, because there is no folder that only this user can write: set "
+        "NUMBA_CACHE_DIR to such a folder."
+    )
 
 
 @intrinsic

@@ -152,7 +152,7 @@ assert not finders()
     assert not run(site, code + CHECK)
 
 
-@pytest.mark.parametrize("value", ["0", "false", "off"])
+@pytest.mark.parametrize("value", ["0", "false", "off", "disabled", "no", "", " OFF ", "Disabled"])
 def test_the_switch_turns_the_hook_off(site, value) -> None:
     code = """
 import torch, sys, anomalib.engine, anomalib.models
@@ -162,6 +162,16 @@ import anomalib_pose
 anomalib_pose.register()
 """
     assert not run(site, code + CHECK, ANOMALIB_POSE_AUTOLOAD=value)
+
+
+@pytest.mark.parametrize("value", ["1", "true", "on", "enabled", "YES"])
+def test_the_switch_leaves_the_hook_on(site, value) -> None:
+    assert not run(site, f"import torch\n{CHECK}", ANOMALIB_POSE_AUTOLOAD=value)
+
+
+def test_an_unknown_value_of_the_switch_is_a_warning(site) -> None:
+    errors = run(site, f"import torch\ntorch.entry.load()()\n{CHECK}", ANOMALIB_POSE_AUTOLOAD="never")
+    assert errors.count("ANOMALIB_POSE_AUTOLOAD should be 1 or 0, got 'never'") == 1
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -178,7 +188,10 @@ def test_broken_package_is_a_warning(site, fault, first) -> None:
 
 def test_missing_package_is_a_warning(site) -> None:
     (site / "anomalib_pose_autoload.py").write_text((SOURCE / "anomalib_pose_autoload.py").read_text())
-    assert "No module named 'anomalib_pose'" in run(site, "import torch, anomalib.data", PYTHONPATH=str(site))
+    code = "import torch, anomalib.data, anomalib.models, sys\ntorch.entry.load()()"
+    errors = run(site, code, PYTHONPATH=str(site))
+    assert errors.count("No module named 'anomalib_pose'") == 1
+    assert len(errors.splitlines()) == 1
 
 
 def test_an_unusual_import_system_does_not_break_torch(site) -> None:
