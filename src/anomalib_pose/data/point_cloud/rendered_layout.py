@@ -129,8 +129,10 @@ def read_rendered(folder: Path, name: str, size: int) -> RenderedCloud:
         FileNotFoundError: if a file is missing.
         ValueError: if views do not have this size, or correspondences contradict the cloud; the message names the file.
     """
-    views = torch.stack([to_bytes(_read_view(path, size)) for path in view_files(folder / VIEWS / name)])
-    masks = torch.stack([_read_view(path, size)[0] > 0.5 for path in view_files(folder / MASKS / name)])
+    views = torch.stack(
+        [to_bytes(_of_size(path, read_image(path)[0], size)) for path in view_files(folder / VIEWS / name)]
+    )
+    masks = torch.stack([_of_size(path, read_mask(path), size) > 0.5 for path in view_files(folder / MASKS / name)])
     organized = (folder / CORRESPONDENCES / name / CELLS).is_file()
     points, gt_mask, rgb = _read_organized(folder, name, size) if organized else _read_unorganized(folder, name, size)
     cells = _read_cells(folder / CORRESPONDENCES / name / CELLS, points) if organized else torch.arange(size * size)
@@ -227,8 +229,8 @@ def _load_integers(path: Path) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _read_view(path: Path, size: int) -> Tensor:
-    image, _ = read_image(path)
+def _of_size(path: Path, image: Tensor, size: int) -> Tensor:
+    """Check that the image of a view has the given side."""
     if tuple(image.shape[-2:]) != (size, size):
         msg = f"{path} is {image.shape[-1]} x {image.shape[-2]}: expected {size} x {size}; set size to that."
         raise ValueError(msg)
