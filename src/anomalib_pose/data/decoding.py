@@ -30,7 +30,7 @@ MAX_PIXELS = 178_956_970
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, RuntimeError,
-           NotImplementedError, struct.error, zlib.error, cv2.error)  # fmt: skip
+           struct.error, zlib.error, cv2.error)  # fmt: skip
 # Pillow turns a TIFF by its tag; these turn it back.
 _UNDO = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,6 +42,8 @@ _UNDO = {
     8: Image.Transpose.ROTATE_270,
 }
 _reported: set[tuple[str, Path]] = set()
+# Photographs of 90 million pixels and more are usual. A context for each file would repeat other warnings.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -116,9 +118,7 @@ def _is_tiff(path: Path) -> bool:
 def _named_errors(path: Path) -> Iterator[None]:
     """Turn errors of decoders into one sentence that names the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            yield
+        yield
     except (FileNotFoundError, NamedError) as error:
         raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(*error.args) from None
     except Image.DecompressionBombError as error:
