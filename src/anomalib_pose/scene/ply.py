@@ -114,7 +114,7 @@ def _check_columns(path: Path, columns: dict[str, np.ndarray], rest: int) -> Non
     if missing:
         msg = f"{path} holds no Gaussians: it has no columns {', '.join(missing)}."
         raise ValueError(msg)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         columns |= {name: columns[name].astype(np.float32) for name in names}
         invalid = {name: ~np.isfinite(columns[name]) for name in names}
         invalid |= {name: ~np.isfinite(np.exp(columns[name])) for name in ("scale_0", "scale_1", "scale_2")}

@@ -102,9 +102,10 @@ def read_points(path: Path) -> PointFile:
     if any(table.dtype[name].shape for name in "xyz"):
         msg = f"{path} should have one number as each of x, y and z of a point."
         raise ValueError(msg)
-    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers beyond float32 become infinite
         points = np.stack([table[name].astype(np.float32) for name in "xyz"], 1)
-    measured = np.isfinite(points).all(1) & points.any(1)
+    with np.errstate(invalid="ignore"):  # signaling NaN
+        measured = np.isfinite(points).all(1) & (points != 0).any(1)
     points[~measured] = np.nan
     _check_count(path, int(measured.sum()))
     colors = _colors(table)

@@ -48,7 +48,7 @@ _PARAMETERS = {0: 3, 1: 4, 2: 4, 3: 5, 4: 8, 5: 8, 6: 12, 7: 5, 8: 4, 9: 5, 10: 
 
 
 def find_colmap(root: Path) -> Path | None:
-    """Return the model with most images in ``sparse``, ``sparse/*``, ``colmap/sparse`` and ``colmap/sparse/*``.
+    """Return the model with most images in ``sparse``, ``sparse/*``, ``colmap/sparse``, ``colmap/sparse/*`` and ``.``.
 
     COLMAP writes several models where it cannot connect all images; one warning names them. Of models with equally
     many images the first in the order of ``MODEL_FOLDERS`` is returned; None if no folder holds a file of a model.
@@ -56,6 +56,7 @@ def find_colmap(root: Path) -> Path | None:
     folders = [root / name for name in MODEL_FOLDERS]
     for parent in (root / name for name in _MODEL_PARENTS):
         folders += [parent, *(data_folders(parent) if parent.is_dir() else ())]
+    folders.append(root)
     counts = {folder: _count_images(folder) for folder in folders if any(_existing_files(folder).values())}
     if not counts:
         return None
@@ -112,7 +113,8 @@ def read_colmap(model: Path, image_dir: Path) -> list[PosedFrame]:
     if not images:
         msg = f"The COLMAP model {model} has no images: COLMAP registered none, or the model is unfinished."
         raise ValueError(msg)
-    finder, report = FileFinder(image_dir), PoseFileReport(model, image_dir, len(images))
+    finder = FileFinder(image_dir)
+    report = PoseFileReport(model, finder.folder, len(images))
     frames = []
     for image in images:
         name = _name(image, names, model)
@@ -125,14 +127,15 @@ def read_colmap(model: Path, image_dir: Path) -> list[PosedFrame]:
             frames.append(_frame(image, f"The COLMAP model {model}, image {name!r},", path))
     report.check()
     frames = unique_frames(f"The COLMAP model {model}", frames, report)
-    unposed = unposed_images([frame.image_path for frame in frames])
-    report.unposed = [path.name for path in unposed]
-    if len(unposed) >= 2 * len(frames):
+    posed = [frame.image_path for frame in frames]
+    beside = len(unposed_images(posed))
+    if beside >= 2 * len(frames):
         msg = (
-            f"The COLMAP model {model} has poses of {len(frames)} of {len(frames) + len(unposed)} images in "
-            f"{image_dir}: match the images again, or move images that need no pose to another folder."
+            f"The COLMAP model {model} has poses of {len(frames)} of {len(frames) + beside} images in "
+            f"{finder.folder}: match the images again, or move images that need no pose to another folder."
         )
         raise ValueError(msg)
+    report.unposed = [path.name for path in unposed_images(posed, root=finder.folder)]
     report.log()
     return frames
 
@@ -256,7 +259,7 @@ def _check_complete(model: Path) -> None:
         try:
             end = _end_of_cameras(content) if path.stem == "cameras" else _end_of_records(content, path.stem)
             complete = end <= len(content)
-        except (struct.error, ValueError):
+        except (struct.error, ValueError, OverflowError):
             complete = False
         if not complete:
             msg = f"{path} is cut short ({len(content)} bytes): copy it again, or write the model again."

@@ -8,14 +8,20 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
-from anomalib_pose.data.listing import SUFFIXES, image_files
+from anomalib_pose.data.listing import SUFFIXES, data_folders, image_files
 
 logger = logging.getLogger(__name__)
 
+_SEPARATOR = re.compile(r"[._-]")
 _ABSOLUTE = re.compile(r"^(/|[A-Za-z]:|file:)")
 _IMAGE_FOLDER = "images"
 _EXAMPLES = 3
+_CHANNEL = re.compile(
+    r"[._-]?(alpha|albedo|confidence|depth|diffuse|edge|fg|foreground|label|mask|matte|normal|object|seg|semantic)",
+    re.IGNORECASE,
+)
 
 
 class FileFinder:
@@ -26,19 +32,24 @@ class FileFinder:
     machine, the finder takes the longest tail that exists in the folder.
 
     Args:
-        folder: folder to which the names are relative.
+        folder: folder to which the names are relative; its own name may differ in case, too.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         self._listings: dict[Path, tuple[set[str], dict[str, list[str]]]] = {}
+        name = None if folder.is_dir() else self._entry(folder.parent, [folder.name])
+        self.folder = folder if name is None else folder.parent / name
 
     def find(self, name: str) -> Path | None:
         """Return the file of a name, or None if there is none or several match equally well."""
         text = name.strip().replace("\\", "/")
         if text.startswith("/") and (path := _existing(text)):
             return path
-        return next((path for base, parts in self._places(text) if (path := self._walk(base, parts))), None)
+        paths = (path for base, parts in self._places(text) if (path := self._walk(base, parts)))
+        path = next(paths, None)
+        if path is None and "%" in text and unquote(text) != text:
+            return self.find(unquote(text))
+        return path
 
     def key(self, name: str) -> str:
         """Return a text that is equal for all names of one file, whether or not the file exists."""
@@ -166,25 +177,40 @@ class PoseFileReport:
             logger.warning("%s and the images in %s differ: %s.", self.source, self.folder, "; ".join(sentences))
 
 
-def unposed_images(posed: Iterable[Path], others: Iterable[Path] = ()) -> list[Path]:
+def unposed_images(posed: Iterable[Path], others: Iterable[Path] = (), root: Path | None = None) -> list[Path]:
     """List the images beside posed images that have no pose themselves.
 
-    Masks, depth maps and other channels that a program writes beside an image begin with its name and ``_`` or ``.``;
-    they do not count.
+    Masks, depth maps and other channels that a program writes beside an image have its name and then, for example,
+    ``_mask``, or a second suffix; they do not count.
 
     Args:
         posed: the images with a pose.
         others: further files that do not count, for example masks.
+        root: folder in whose subfolders images without pose are looked for, too.
     """
     known = {path.resolve() for path in posed}
     stems = {path.stem for path in known}
     excluded = known | {path.resolve() for path in others}
-    images = (path for folder in sorted({path.parent for path in known}) for path in image_files(folder))
+    folders = {path.parent for path in known} | (set() if root is None else set(_subfolders(root.resolve())))
+    images = (path for folder in sorted(folders) for path in image_files(folder))
     return [path for path in images if path.resolve() not in excluded and not _is_channel(path.stem, stems)]
 
 
+def _subfolders(folder: Path) -> Iterator[Path]:
+    """Yield a folder and all folders in it, without those of masks and other channels."""
+    yield folder
+    for child in data_folders(folder):
+        if not _CHANNEL.match(child.name) and not child.is_symlink():
+            yield from _subfolders(child)
+
+
 def _is_channel(stem: str, stems: set[str]) -> bool:
-    return any(stem[: match.start()] in stems for match in re.finditer(r"[._]", stem))
+    """Return whether a name without suffix is of a channel of an image: 7_mask, 7_depth_0001, or 7.jpg of 7.jpg.png."""
+    if Path(stem).suffix.lower() in SUFFIXES and Path(stem).stem in stems:
+        return True
+    return any(
+        stem[: match.start()] in stems and _CHANNEL.match(stem[match.start() :]) for match in _SEPARATOR.finditer(stem)
+    )
 
 
 def _existing(text: str) -> Path | None:

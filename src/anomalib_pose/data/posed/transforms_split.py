@@ -55,7 +55,8 @@ def training_entries(
     if not selected:
         msg = f"{path} has no frame for training: its {', '.join(lists)} leave none of {len(entries)} frames."
         raise ValueError(msg)
-    unknown = [name for names in lists.values() for name in names if finder.key(name) not in set(frame_keys)]
+    known = set(frame_keys)
+    unknown = [name for names in lists.values() for name in names if finder.key(name) not in known]
     return selected, unknown
 
 

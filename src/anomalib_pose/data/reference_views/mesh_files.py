@@ -95,8 +95,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
     if missing:
         logger.warning("%s names files that do not exist (%s): the mesh is gray.", path, ", ".join(missing))
     faces, vertices = np.array(mesh.faces, np.int64), np.array(mesh.vertices, float)
-    with np.errstate(invalid="ignore"):  # positions beyond int64
-        mesh.merge_vertices(merge_tex=True, merge_norm=True)
+    mesh.vertices = vertices / (np.abs(vertices).max() or 1)  # merging rounds to a fixed number of digits
+    mesh.merge_vertices(merge_tex=True, merge_norm=True)
     return vertices, faces, bool(mesh.is_watertight)
 
 
@@ -141,6 +141,9 @@ def _check_part(path: Path, part: Any) -> None:
         _DamagedMeshError: if not.
     """
     vertices, faces = np.asarray(part.vertices), np.asarray(getattr(part, "faces", ()))
+    if vertices.ndim != 2 or vertices.shape[1] != 3:
+        msg = f"{path} should have three coordinates of each vertex, it has an array {vertices.shape}."
+        raise _DamagedMeshError(msg)
     if not np.isfinite(vertices).all():
         msg = f"{path} has coordinates that are not finite numbers: export the mesh again."
         raise _DamagedMeshError(msg)

@@ -222,6 +222,17 @@ def test_binary_files_that_are_cut_short_are_refused(root, name):
             read_colmap(binary, root / "images")
 
 
+@pytest.mark.parametrize(("name", "offset"), [("images", 0), ("images", 8 + 64 + 6), ("points3D", 0), ("frames", 0)])
+def test_binary_files_with_huge_counts_are_refused(root, name, offset):
+    binary = _written_binary(root)
+    content = (binary / f"{name}.bin").read_bytes()
+    for count in (2**64 - 1, 2**60, 2**40):
+        changed = content[:offset] + count.to_bytes(8, "little") + content[offset + 8 :]
+        (binary / f"{name}.bin").write_bytes(changed)
+        with pytest.raises(ValueError, match=rf"{name}\.bin is cut short"):
+            read_colmap(binary, root / "images")
+
+
 def test_without_pycolmap_the_extra_is_named(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycolmap", None)
     with pytest.raises(ImportError, match=r"sparse/0 needs pycolmap: pip install 'anomalib-pose\[colmap\]'"):

@@ -52,6 +52,8 @@ def _save(path, width=16, height=12):
         ("images/a.png", "cup/images/a.png"),
         ("images/a.png", "../cup/images/a.png"),
         ("images/a.png", "../images/a.png"),
+        ("images/a b.png", "images/a%20b.png"),
+        ("images/100%.png", "images/100%.png"),
     ],
 )
 def test_a_name_of_another_program_or_machine_finds_its_file(tmp_path, file, name):
@@ -202,7 +204,7 @@ def test_a_file_without_two_thirds_of_its_frames_is_refused(root, change, error,
 
 
 def test_masks_and_other_channels_are_no_images_without_pose(root, caplog):
-    for name in ("0_mask.png", "1_depth_0001.png", "2.png.png", "object.png"):
+    for name in ("0_mask.png", "1_depth_0001.png", "2.png.png", "object.png", "4-alpha.png", "5.normals.png"):
         _save(root / "images" / name)
     content = _content()
     content["frames"][3]["mask_path"] = "images/object.png"
@@ -466,6 +468,21 @@ def test_the_model_with_most_images_is_used_and_named(root, caplog, sizes, large
     datamodule = PosedFolder(root, num_workers=0, holdout_every=9)
     datamodule.setup()
     assert len(datamodule.train_data) == sizes[largest] - 1
+
+
+def test_models_beside_the_images_are_found(root):
+    pytest.importorskip("pycolmap", reason="needs the extra anomalib-pose[colmap]")
+    assert find_colmap(_model(root, ALL)) == root
+
+
+def test_images_without_pose_in_subfolders_and_other_cases_of_the_folder(root, caplog):
+    pytest.importorskip("pycolmap", reason="needs the extra anomalib-pose[colmap]")
+    model = _model(root / "sparse/0", ALL)
+    for name in ("left/1.png", "masks/1.png", "1_2.png", "2_mask.png", "3.png.png", ".left/2.png"):
+        _save(root / "images" / name)
+    (root / "images").rename(root / "Images")
+    _check(read_colmap(model, root / "images"), range(9))
+    assert "2 images have no pose and are not used (1_2.png, 1.png)" in _line(caplog)
 
 
 def test_an_unfinished_model_is_not_preferred(root):
