@@ -19,8 +19,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from rich import get_console
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 Element = TypeVar("Element")
@@ -52,14 +53,12 @@ class _Display:
 
     def open(self) -> Progress:
         if self.bars is None:
-            # a separate console, because Lightning may show its own bars on rich's console
             self.bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
-                MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
-                console=Console(),
+                console=_console(),
             )
             self.bars.start()
         self.users += 1
@@ -68,7 +67,8 @@ class _Display:
     def close(self) -> None:
         self.users -= 1
         if self.bars is not None and not self.users:
-            self.bars.stop()
+            self.bars.live.transient = not self.bars.tasks  # without tasks there would be an empty line
+            self.bars.live.stop()  # Progress.stop would add an empty line where the output is no terminal
             self.bars = None
 
 
@@ -108,13 +108,19 @@ class StageBar:
         """
         self.completed, self.note = completed, note
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=completed, note=note)
+            self._bars.update(self._task, completed=completed, note=self._text)
+
+    @property
+    def _text(self) -> str:
+        """Text beside the bar: finished steps, if steps are counted, and the note."""
+        count = str(self.completed or "") if self.total is None else f"{self.completed}/{self.total}"
+        return f"{count} {self.note}".strip()
 
     def open(self) -> None:
         """Show the bar, if there is a display."""
         if self.display is not None:
             self._bars = self.display.open()
-            self._task = self._bars.add_task(self.title, total=self.total, note=self.note)
+            self._task = self._bars.add_task(self.title, total=self.total, note=self._text)
 
     def close(self, *, complete: bool) -> None:
         """Take the bar off the display; the last state of a long stage stays on the screen.
@@ -128,9 +134,16 @@ class StageBar:
             self._bars.remove_task(self._task)
         elif complete:
             total = self.completed if self.total is None else self.total
-            self._bars.update(self._task, total=max(total, 1), completed=max(total, 1))
+            self.completed = total
+            self._bars.update(self._task, total=max(total, 1), completed=max(total, 1), note=self._text)
         self.display.close()
         self._bars = self._task = None
+
+
+def _console() -> Console:
+    """Return rich's console, on which Lightning may show its bars; a new one where rich cannot show both."""
+    console = get_console()
+    return console if hasattr(console, "_live_stack") else Console()
 
 
 _display: ContextVar[_Display | None] = ContextVar("display", default=None)

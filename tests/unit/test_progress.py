@@ -15,7 +15,7 @@ from anomalib_pose.progress import StageTime, print_table, record_stages, show_p
 def output(monkeypatch) -> io.StringIO:
     """Text of a terminal that is none, as in a log file."""
     text = io.StringIO()
-    monkeypatch.setattr(progress, "Console", lambda **options: Console(file=text, **{"width": 100, **options}))
+    monkeypatch.setattr(progress, "_console", lambda: Console(file=text, width=100))
     monkeypatch.setattr(progress, "_SHORT", 0.0)
     return text
 
@@ -35,7 +35,7 @@ def test_a_log_file_gets_one_line_a_stage(output, total):
         bar.update(3, "31 dB")
     (line,) = output.getvalue().strip().splitlines()
     assert "Fit" in line
-    assert "3/3" in line
+    assert "3/3 31 dB" in line or total is None
     assert "31 dB" in line
 
 
@@ -51,7 +51,7 @@ def test_short_stages_leave_no_line(output, monkeypatch):
     monkeypatch.setattr(progress, "_SHORT", 60.0)
     with show_progress(), stage("Fit", 1) as bar:
         bar.advance()
-    assert not output.getvalue().strip()
+    assert not output.getvalue()
 
 
 def test_a_failed_stage_ends_its_bar_and_its_record(output):

@@ -23,6 +23,7 @@ from anomalib_pose.compare.maps import (
 )
 from anomalib_pose.compare.residual_statistics import ResidualStatistics
 from anomalib_pose.compare.settings import LayerWeights, ScoringSettings, WindowSettings
+from anomalib_pose.progress import track
 
 IMAGE_SCALES = (0.03, 0.02, 0.05)
 """Typical standard deviations of the color, structure and reflectance residuals of normal views, before calibration."""
@@ -164,7 +165,9 @@ class CalibratedComparator(nn.Module):
         reflectances = None if reference_reflectances is None else reference_reflectances.split(1)
         residuals = [
             self._residuals(query, reference, None if reflectances is None else reflectances[index])[0]
-            for index, (query, reference) in enumerate(zip(queries.split(1), references.split(1), strict=True))
+            for index, (query, reference) in enumerate(
+                track(zip(queries.split(1), references.split(1), strict=True), "Compare views", len(queries))
+            )
         ]
         self.statistics.fit(residuals, list(contrast(references)), list(alphas))
 

@@ -14,6 +14,7 @@ from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.maps import gaussian_blur_mirrored
 from anomalib_pose.geometry import farthest_point_sampling
+from anomalib_pose.progress import stage, track
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +76,16 @@ class PatchMemory(nn.Module):
             images: RGB in [0, 1].
         """
         selected_views = torch.linspace(0, len(images) - 1, min(len(images), _MAX_VIEWS)).round().long().tolist()
-        patches = torch.cat([_embedding(extractor, images[index][None]).flatten(2)[0].T for index in selected_views])
+        patches = torch.cat(
+            [
+                _embedding(extractor, images[index][None]).flatten(2)[0].T
+                for index in track(selected_views, "Read patches")
+            ]
+        )
         first = int(torch.randint(len(patches), (), generator=torch.Generator().manual_seed(self.seed)))
         # anomalib's KCenterGreedy copies all patches in each step, and has filled 24 GB of memory.
-        self.bank = patches[farthest_point_sampling(patches, min(self.patches, len(patches)), first)]
+        with stage("Select patches"):
+            self.bank = patches[farthest_point_sampling(patches, min(self.patches, len(patches)), first)]
         logger.info(
             "The patch memory holds %d of the %d patches of %d views.",
             len(self.bank),
@@ -97,7 +104,7 @@ class PatchMemory(nn.Module):
             images: RGB in [0, 1].
         """
         maps, scores = [], []
-        for image in images:
+        for image in track(images, "Compare with patches") if len(images) > 1 else images:
             embedding = _embedding(extractor, image[None])
             chunks = embedding.flatten(2)[0].T.split(_CHUNK)
             nearest = torch.cat([torch.cdist(chunk, self.bank).amin(1) for chunk in chunks])

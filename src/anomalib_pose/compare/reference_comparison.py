@@ -18,6 +18,7 @@ from anomalib_pose.compare.reference import Reference, stack_references
 from anomalib_pose.compare.surface_statistics import SurfaceStatistics
 from anomalib_pose.compare.synthetic_defects import add_synthetic_defects
 from anomalib_pose.compare.view_support import attenuate_unsupported
+from anomalib_pose.progress import stage, track
 from anomalib_pose.render.reflectance import Decomposition
 from anomalib_pose.scene import Scene
 
@@ -26,6 +27,21 @@ logger = logging.getLogger(__name__)
 _MIN_VIEWS_TO_MIX = 4  # from fewer held-out views, the reliability of the patch memory cannot be estimated
 _SYNTHETIC_DEFECTS = 40  # least number of defective copies that the mixing weights are learned from
 _OBJECT_ALPHA = 0.5
+
+
+RunStage = Callable[[str, Callable[[], None]], object]
+"""Runs one stage of a calibration, given its title and its work."""
+
+
+def run_now(title: str, work: Callable[[], None]) -> None:
+    """Run a stage of a calibration, with a progress bar.
+
+    Args:
+        title: name of the stage.
+        work: changes the state of the comparison.
+    """
+    with stage(title):
+        work()
 
 
 class ReferenceComparison(nn.Module):
@@ -103,6 +119,7 @@ class ReferenceComparison(nn.Module):
         held_out: tuple[int, ...],
         render_view: Callable[[int], Reference],
         scene: Scene,
+        run_stage: RunStage = run_now,
     ) -> None:
         """Learn from normal views how much a normal query differs from its reference.
 
@@ -116,14 +133,20 @@ class ReferenceComparison(nn.Module):
             held_out: indices of the views that the scene was not fitted to.
             render_view: renders the reference of one training view, given its index, at its true camera.
             scene: fitted object.
+            run_stage: runs one of these stages, given its title; an interrupted fit skips the finished ones.
         """
         queries = images[list(held_out)] if held_out else images
         if held_out:
-            self.comparator.fit_calibration(queries, references.rgb, references.alpha, references.reflectance)
-            if self.comparator.can_calibrate:
-                self.calibrate_surface(images, render_view, scene)
-        if self.memory is not None and self.memory_network is not None:
-            self._calibrate_memory(self.memory, self.memory_network, images, queries, references, held_out)
+            learned = (queries, references.rgb, references.alpha, references.reflectance)
+            run_stage("Calibrate the comparison", lambda: self.comparator.fit_calibration(*learned))
+            if self.comparator.can_calibrate and self.surface_views:
+                run_stage("Collect surface statistics", lambda: self.calibrate_surface(images, render_view, scene))
+        memory, network = self.memory, self.memory_network
+        if memory is not None and network is not None:
+            run_stage(
+                "Fill the patch memory",
+                lambda: self._calibrate_memory(memory, network, images, queries, references, held_out),
+            )
 
     @torch.no_grad()
     def calibrate_surface(
@@ -142,7 +165,7 @@ class ReferenceComparison(nn.Module):
         selected_views = torch.linspace(0, len(images) - 1, count).round().long().tolist()
 
         def residuals() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for index in selected_views:
+            for index in track(selected_views, "Compare training views"):
                 reference = stack_references([render_view(index)])
                 if bool((reference.alpha > _OBJECT_ALPHA).any()):
                     yield self.residual_map(images[index][None], reference)[0], reference.points[0], reference.alpha[0]
@@ -167,13 +190,15 @@ class ReferenceComparison(nn.Module):
         held_out: tuple[int, ...],
     ) -> None:
         """Fill the patch memory, bring it to the scale of the comparison, and learn its mixing weights."""
-        compared = self.compare(queries, references)
+        with stage("Compare held-out views"):
+            compared = self.compare(queries, references)
         memory.fit_and_calibrate(network, images, held_out, compared)
         if len(held_out) < _MIN_VIEWS_TO_MIX:
             return
         rounds = range(self.seed, self.seed + math.ceil(_SYNTHETIC_DEFECTS / len(queries)))
-        defective = [add_synthetic_defects(queries, seed) for seed in rounds]
-        maps, scores = map(torch.cat, zip(*(self.compare(copies, references) for copies in defective), strict=True))
+        defective = [add_synthetic_defects(queries, seed) for seed in track(rounds, "Paint synthetic defects")]
+        comparisons = [self.compare(copies, references) for copies in track(defective, "Compare synthetic defects")]
+        maps, scores = map(torch.cat, zip(*comparisons, strict=True))
         memory.learn_mixing_weights(network, (queries, *compared), (torch.cat(defective), maps, scores))
 
     @torch.no_grad()

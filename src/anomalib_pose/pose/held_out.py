@@ -11,6 +11,7 @@ from anomalib_pose.pose.agreement import measure_agreement
 from anomalib_pose.pose.estimator import PoseEstimator
 from anomalib_pose.pose.types import Query
 from anomalib_pose.pose.view_bank import ViewBank
+from anomalib_pose.progress import track
 from anomalib_pose.scene import Scene
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def localize_held_out_views(
         One camera per query: the estimate, or the true camera if the estimate is wrong.
     """
     view_cameras, residuals, n_localized = [], [], 0
-    for index, query in enumerate(queries):
+    for index, query in enumerate(track(queries, "Search cameras")):
         estimate = estimator(scene, bank, query)
         camera, residual = estimate.camera, estimate.residual
         true_pose = cameras[index].camera_to_world

@@ -13,6 +13,7 @@ from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.geometry import Camera, look_at, skew, view_sphere, viewed_point
 from anomalib_pose.pose.roll import downscale_query, roll_matrix, undo_roll
 from anomalib_pose.pose.types import Query
+from anomalib_pose.progress import track
 from anomalib_pose.scene import Scene
 
 _THUMBNAIL_SIZE = 25
@@ -128,7 +129,7 @@ class ViewBank(nn.Module):
         median_camera = Camera(eye, cameras.median_intrinsics, cameras.width, cameras.height)
         camera = median_camera.resized(max(1, round(cameras.width * scale)), max(1, round(cameras.height * scale)))
         thumbnails, boxes = [], []
-        for batch in poses.split(_BATCH_SIZE):
+        for batch in track(poses.split(_BATCH_SIZE), "Render views"):
             rendering = scene.render(camera.with_pose(batch), torch.ones(3, device=center.device))
             for rgb, alpha in zip(rendering.rgb, rendering.alpha, strict=True):
                 thumbnails.append(self._thumbnail(rgb.permute(2, 0, 1), alpha))

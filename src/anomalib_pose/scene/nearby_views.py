@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.geometry import Camera
+from anomalib_pose.progress import track
 from anomalib_pose.render import RenderOutput
 from anomalib_pose.scene.protocol import Scene
 
@@ -92,7 +93,7 @@ class NearbyViews(nn.Module):
             keep_photographs: store the photographs too, which ``support_residual`` needs.
         """
         residuals, depths = [], []
-        for index, image in enumerate(images):
+        for index, image in enumerate(track(images, "Render training views")):
             rendering = scene.render(cameras[index], torch.ones(3).to(image))
             opaque = rendering.alpha > _OPAQUE
             residual = (image - rendering.rgb.permute(2, 0, 1).clamp(0, 1)) * opaque

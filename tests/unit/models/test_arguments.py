@@ -34,7 +34,7 @@ SHARED = {
     "holdout_every": 10,
     "surface_views": 120,
     "memory_patches": 1000,
-    "fit_checkpoint": "",
+    "fit_checkpoint": "auto",
     "seed": 0,
     **COMPONENTS,
 }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
+import signal
 
 import pytest
 import torch
@@ -80,6 +81,46 @@ def test_an_interrupted_fit_continues_to_the_same_scene(posed, tmp_path, monkeyp
     assert not path.exists()
     for name, tensor in whole.named_buffers():
         torch.testing.assert_close(dict(resumed.named_buffers())[name], tensor, rtol=0, atol=0)
+
+
+def test_an_interruption_within_a_step_waits_for_its_end(posed, tmp_path, monkeypatch):
+    """Half a step cannot be saved: the continued fit would differ."""
+    images, cameras, alpha = posed
+    settings = FitSettings(steps=12, max_gaussians=120, initial_gaussians=100)
+    whole = fit_gaussians(images, cameras, alpha, settings, progress=False).scene
+    one_step, ended = fit_module._Fitter.one_step, []
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupted(self):
+        if len(ended) == 5:
+            signal.raise_signal(signal.SIGINT)
+        one_step(self)
+        ended.append(self.step)
+
+    path = tmp_path / "fit.pt"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit_module._Fitter, "one_step", interrupted)
+        fit_gaussians(images, cameras, alpha, settings, checkpoint=path, progress=False)
+    assert len(ended) == 6
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.load(path, weights_only=True)["step"] == 6
+    resumed = fit_gaussians(images, cameras, alpha, settings, checkpoint=path, progress=False).scene
+    for name, tensor in whole.named_buffers():
+        torch.testing.assert_close(dict(resumed.named_buffers())[name], tensor, rtol=0, atol=0)
+
+
+def test_a_second_interruption_ends_a_step_at_once_and_saves_nothing(posed, tmp_path, monkeypatch):
+    images, cameras, alpha = posed
+
+    def interrupted(self):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        pytest.fail("the step goes on")
+
+    monkeypatch.setattr(fit_module._Fitter, "one_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_gaussians(images, cameras, alpha, QUICK, checkpoint=tmp_path / "fit.pt", progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_another_fit_is_refused(posed, tmp_path):

@@ -3,9 +3,6 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +17,11 @@ from torch import Tensor
 from anomalib_pose.compare import FeatureExtractor
 from anomalib_pose.data.batches import convert_batch
 from anomalib_pose.data.posed.dataclasses import PoseBatch
-from anomalib_pose.geometry import Camera
+from anomalib_pose.models.components.autograd import test_time_grad
 from anomalib_pose.models.components.checked_model import CheckedModelMixin
 from anomalib_pose.models.components.checkpoint_keys import rename_old_keys
 from anomalib_pose.models.components.export_mixin import DetectorExportMixin
+from anomalib_pose.models.components.fit_run import FitRunMixin
 from anomalib_pose.models.components.host_output import quiet_host
 from anomalib_pose.models.components.metrics import (
     AUPR,
@@ -34,19 +32,14 @@ from anomalib_pose.models.components.metrics import (
     PosesWithinOneDegree,
 )
 from anomalib_pose.models.components.no_optimizer import NoOptimizer
+from anomalib_pose.models.components.pose_cache import PoseCache
+from anomalib_pose.models.components.query_counts import QueryCountsMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
-from anomalib_pose.models.components.scene_fit import FitScene
 from anomalib_pose.models.components.undecided import decided_scores
+from anomalib_pose.progress import record_stages, show_progress, track
 from anomalib_pose.visualization import register_panels
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def test_time_grad() -> Iterator[None]:
-    """Enable autograd inside any Lightning loop, whether the loop runs under ``no_grad`` or inference mode."""
-    with torch.inference_mode(mode=False), torch.enable_grad():
-        yield
 
 
 def _autograd_copy(tensor: Tensor | None) -> Tensor | None:
@@ -54,7 +47,7 @@ def _autograd_copy(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clone()
 
 
-class PoseMixin(CheckedModelMixin, DetectorExportMixin):
+class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExportMixin):
     """Lightning side of a model that fits a scene to posed views and compares queries with its renderings.
 
     The model also inherits from anomalib's ``MemoryBankMixin`` and ``AnomalibModule``. It owns a ``SceneDetector`` as
@@ -71,14 +64,9 @@ class PoseMixin(CheckedModelMixin, DetectorExportMixin):
     log: Any
     print: Any
 
-    fit_scene: Callable[[], FitScene]
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._views: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
-        self._seconds = 0.0
-        self._queries = 0
-        self._low_confidence = 0
+        self._poses = PoseCache()
 
     @property
     def learning_type(self) -> LearningType:
@@ -173,9 +161,11 @@ class PoseMixin(CheckedModelMixin, DetectorExportMixin):
         self.model.estimator.load()
         if stage != "fit":
             return
-        for part in self.model.modules():
-            if isinstance(part, FeatureExtractor):
-                part.load()
+        self.check_outputs()
+        networks = [part for part in self.model.modules() if isinstance(part, FeatureExtractor)]
+        with show_progress(self.shows_progress), record_stages(self.report.stages):
+            for network in track(networks, "Load networks"):
+                network.load()
         progress = self.trainer.fit_loop.epoch_progress
         if progress.current.processed >= (self.trainer.max_epochs or 1):
             # The Engine keeps its Trainer, whose only epoch is over: without a reset, the fit would return at once.
@@ -186,39 +176,10 @@ class PoseMixin(CheckedModelMixin, DetectorExportMixin):
         self._views = []
         self._is_fitted = torch.tensor([False], device=self.device)
 
-    def fit(self) -> None:
-        """Fit the scene to the collected views, then discard them.
-
-        Raises:
-            ValueError: if there are no views, or their sizes differ.
-        """
-        if not self._views:
-            msg = f"{type(self).__name__} has no training views: train it first, or give a checkpoint."
-            raise ValueError(msg)
-        # The loader shuffles; the fit must not depend on that order.
-        self._views.sort(key=lambda view: tuple(view[1].flatten().tolist()))
-        images, poses, intrinsics, foregrounds = zip(*self._views, strict=True)
-        sizes = sorted({tuple(image.shape[-2:]) for image in images})
-        if len(sizes) > 1:
-            msg = f"All training views should have one size, got (height, width) {sizes}: set image_size of the data."
-            raise ValueError(msg)
-        masks = [mask.to(self.device) for mask in foregrounds if mask is not None]
-        with test_time_grad():
-            cameras = Camera(torch.stack(poses), torch.stack(intrinsics), sizes[0][1], sizes[0][0]).to(self.device)
-            foreground = torch.stack(masks) if len(masks) == len(images) else None
-            self.model.fit(torch.stack(images).to(self.device), cameras, foreground, self.fit_scene())
-        self._views = []
-        logger.info("The view bank of the pose search has %d views.", len(self.model.bank))
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Accept the state-dict names of earlier versions."""
         rename_old_keys(checkpoint)
         super().on_load_checkpoint(checkpoint)
-
-    @property
-    def shows_progress(self) -> bool:
-        """Whether the trainer shows progress bars; the fit then shows one too."""
-        return getattr(self.trainer, "progress_bar_callback", None) is not None
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
         """Score images without intrinsics, for anomalib's inferencers, with the intrinsics of the training views.
@@ -237,15 +198,15 @@ class PoseMixin(CheckedModelMixin, DetectorExportMixin):
         return self.post_processor(batch_scores) if self.post_processor else batch_scores
 
     def _step(self, batch: PoseBatch) -> PoseBatch:
-        start = time.perf_counter()
-        with test_time_grad():
+        start, reused = time.perf_counter(), self._poses.reused_seconds
+        with test_time_grad(), self._poses.used_by(self.model):
             prediction = self.model(
                 batch.image.clone(), _autograd_copy(batch.intrinsics), _autograd_copy(batch.foreground)
             )
         batch.update(**prediction._asdict())
-        self._seconds += time.perf_counter() - start
-        self._queries += len(batch.image)
-        self._low_confidence += int((prediction.pose_confidence < self.model.estimator.retry_below).sum())
+        # the time of a search that a validation has done already counts too: the next query will need it
+        seconds = time.perf_counter() - start + (self._poses.reused_seconds - reused)
+        self.count_queries(prediction.pose_confidence, seconds)
         return batch
 
     def _decide(self, batch: PoseBatch) -> PoseBatch:
@@ -267,36 +228,3 @@ class PoseMixin(CheckedModelMixin, DetectorExportMixin):
         """Score one batch of queries."""
         del args, kwargs
         return self._decide(self._step(batch))
-
-    def on_test_start(self) -> None:
-        """Reset the counts of queries, low-confidence queries and seconds."""
-        self._seconds, self._queries, self._low_confidence = 0.0, 0, 0
-
-    def on_predict_start(self) -> None:
-        """Reset the counts of queries, low-confidence queries and seconds."""
-        self.on_test_start()
-
-    def on_test_epoch_end(self) -> None:
-        """Log the seconds per query, for pose estimation and comparison, and the number of low-confidence queries."""
-        if self._queries:
-            self.log("seconds_per_query", self._seconds / self._queries)
-        self._log_low_confidence()
-
-    def on_predict_epoch_end(self) -> None:
-        """Log the number of low-confidence queries."""
-        self._log_low_confidence()
-
-    def _log_low_confidence(self) -> None:
-        if self._low_confidence:
-            memory = self.model.comparison.memory
-            compared = "their reference alone" if memory is None else "their reference and the patch memory"
-            logger.warning(
-                "%d of %d queries have a low-confidence camera and are compared with %s.",
-                self._low_confidence, self._queries, compared,
-            )  # fmt: skip
-
-    def on_test_end(self) -> None:
-        """Print the folder of the pictures."""
-        if self.visualizer is not None:
-            folder = Path(self.visualizer.output_dir or Path(self.trainer.default_root_dir) / "images")
-            self.print(f"Pictures (query | reference | mask | heat map | predicted mask): {folder}")

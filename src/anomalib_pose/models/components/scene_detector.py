@@ -13,6 +13,8 @@ from anomalib_pose.compare.query_content import has_content
 from anomalib_pose.compare.reference import Reference, render_reference, stack_references
 from anomalib_pose.compare.reference_comparison import ReferenceComparison
 from anomalib_pose.geometry import Camera, resize_intrinsics
+from anomalib_pose.models.components.fit_resume import FitCheckpoint
+from anomalib_pose.models.components.pose_cache import PoseCache
 from anomalib_pose.models.components.scene_fit import FitScene, fit_detector
 from anomalib_pose.models.components.white_background import query_over_white
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
@@ -84,6 +86,7 @@ class SceneDetector(nn.Module):
         self.nearby = NearbyViews(nearby_views) if nearby_views else None
         self.check_support = check_support
         self.holdout_every = holdout_every
+        self.pose_cache: PoseCache | None = None
         self.register_buffer("intrinsics", torch.eye(3))
         self.register_buffer("image_size", torch.zeros(2, dtype=torch.long))
         self.register_buffer("white_background", torch.tensor(data=False))
@@ -106,6 +109,7 @@ class SceneDetector(nn.Module):
         cameras: Camera,
         foreground: Float[Tensor, "c h w"] | None,
         fit_scene: FitScene,
+        checkpoint: FitCheckpoint | None = None,
     ) -> None:
         """Fit the scene, render the bank, and calibrate pose confidence and comparison on held-out views.
 
@@ -114,8 +118,9 @@ class SceneDetector(nn.Module):
             cameras: C cameras.
             foreground: masks of the object; None to derive them from a white background where there is one.
             fit_scene: fits the scene.
+            checkpoint: file from which an interrupted fit continues, or None.
         """
-        fit_detector(self, images, cameras, foreground, fit_scene)
+        fit_detector(self, images, cameras, foreground, fit_scene, checkpoint)
 
     @torch.no_grad()
     def render_reference(self, camera: Camera) -> Reference:
@@ -150,7 +155,11 @@ class SceneDetector(nn.Module):
         image, foreground = query_over_white(image, foreground, white_background=bool(self.white_background))
         query = Query(image, intrinsics.to(image), foreground)
         relight = self._relight_query if self.comparison.relight else None
-        return self.estimator(self.rendered, self.bank, query, relight), query
+
+        def search() -> PoseEstimate:
+            return self.estimator(self.rendered, self.bank, query, relight)
+
+        return search() if self.pose_cache is None else self.pose_cache.estimate(query, search), query
 
     def _relight_query(self, query: Query, camera: Camera) -> Query:
         """Relight a query to match its reference at a camera."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from anomalib_pose.compare import ReferenceComparison, make_comparator
 from anomalib_pose.compare.factory import ComparatorName
+from anomalib_pose.models.components.fit_resume import AUTOMATIC
 from anomalib_pose.models.components.pose_mixin import PoseMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.pose import MatcherName, RefinerName, make_estimator
@@ -68,7 +69,8 @@ class SceneModelMixin(PoseMixin):
             low-confidence camera are compared with it. It gets a weight in all queries if it separates synthetic
             defects on held-out views better than the comparison with the reference does. Needs a backbone; 0 for none,
             as in the papers.
-        fit_checkpoint: file from which an interrupted fit continues; empty for none.
+        fit_checkpoint: file from which an interrupted fit continues. ``"auto"``: a file beside the results, which the
+            same command finds again, and which is removed when the model's checkpoint is saved. Empty for none.
         seed: seed of all random numbers.
         pre_processor: see ``AnomalibModule``. Resize in the datamodule instead, which scales the intrinsics too.
         post_processor: see ``AnomalibModule``.
@@ -104,7 +106,7 @@ class SceneModelMixin(PoseMixin):
         holdout_every: int = 10,
         surface_views: int = 120,
         memory_patches: int = 1000,
-        fit_checkpoint: str = "",
+        fit_checkpoint: str = AUTOMATIC,
         seed: int = 0,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -121,7 +123,7 @@ class SceneModelMixin(PoseMixin):
         self._ignore(removed)
         self.steps = steps
         self.seed = seed
-        self.fit_checkpoint = fit_checkpoint or None
+        self.fit_checkpoint_setting = fit_checkpoint
         self._estimator_arguments: dict[str, Any] = {
             "refiner": refiner,
             "steps": refiner_steps,

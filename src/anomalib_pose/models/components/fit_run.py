@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fit of a scene model inside a Lightning run, with checks before it and a checkpoint to continue from."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomalib_pose.geometry import Camera
+from anomalib_pose.models.components.autograd import test_time_grad
+from anomalib_pose.models.components.fit_resume import (
+    AUTOMATIC,
+    FitCheckpoint,
+    checkpoint_megabytes,
+    fit_digest,
+    open_checkpoint,
+)
+from anomalib_pose.models.components.run_report import RunReport, saved_checkpoint
+from anomalib_pose.models.components.scene_detector import SceneDetector
+from anomalib_pose.models.components.scene_fit import FitScene
+from anomalib_pose.progress import record_stages, show_progress
+from anomalib_pose.storage import check_output_file, check_output_folder, remove_leftovers
+
+logger = logging.getLogger(__name__)
+
+_FIT_FILE = re.compile(r"fit_[0-9a-f]{16}\.ckpt")
+_WEEK = 7 * 24 * 3600.0
+
+View = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Image (3, H, W), camera-to-world pose (4, 4), K (3, 3), and mask (H, W) or None of a training view."""
+
+
+class FitRunMixin:
+    """Fits a ``SceneDetector`` to the views that training steps have collected in ``_views``."""
+
+    model: SceneDetector
+    device: torch.device
+    trainer: Any
+    hparams: Any
+    fit_scene: Callable[[], FitScene]
+    fit_checkpoint_setting: str = ""
+    """``"auto"``, a path, or empty; see ``SceneModelMixin``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._views: list[View] = []
+        self._resume: FitCheckpoint | None = None
+        self.report = RunReport()
+
+    @property
+    def fit_checkpoint(self) -> str | None:
+        """File from which the fit that has begun continues, or None."""
+        return None if self._resume is None else str(self._resume.path)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether the trainer shows progress bars; the fit then shows bars too."""
+        return getattr(self.trainer, "progress_bar_callback", None) is not None
+
+    def configure_callbacks(self) -> Any:
+        """Add the report of the run to anomalib's callbacks."""
+        return [*super().configure_callbacks(), self.report]  # type: ignore[misc]
+
+    def check_outputs(self, megabytes: float = 0.0) -> None:
+        """Check that the run can write what it will write, before hours of work.
+
+        Args:
+            megabytes: estimated size of the model's checkpoint.
+
+        Raises:
+            ValueError: if a folder or file cannot be written, or its disk has too little space.
+        """
+        if self.fit_checkpoint_setting not in ("", AUTOMATIC):
+            check_output_file(self.fit_checkpoint_setting)
+        folder = self._results
+        if folder is not None:
+            check_output_folder(self.trainer.checkpoint_callback.dirpath or folder, megabytes)
+
+    @property
+    def _results(self) -> Path | None:
+        """Folder of the run's results; None if the run saves no checkpoint."""
+        saves = self.trainer.checkpoint_callback is not None and not self.trainer.fast_dev_run
+        return Path(self.trainer.default_root_dir) if saves else None
+
+    def fit(self) -> None:
+        """Fit the scene to the collected views, then discard them.
+
+        Raises:
+            ValueError: if there are no views, their sizes differ, or the results cannot be written.
+        """
+        if not self._views:
+            msg = f"{type(self).__name__} has no training views: train it first, or give a checkpoint."
+            raise ValueError(msg)
+        self.report.end_reading()
+        # The loader shuffles; the fit must not depend on that order.
+        self._views.sort(key=lambda view: tuple(view[1].flatten().tolist()))
+        images, poses, intrinsics, foregrounds = zip(*self._views, strict=True)
+        sizes = sorted({tuple(image.shape[-2:]) for image in images})
+        if len(sizes) > 1:
+            msg = f"All training views should have one size, got (height, width) {sizes}: set image_size of the data."
+            raise ValueError(msg)
+        masks = [mask.to(self.device) for mask in foregrounds if mask is not None]
+        with test_time_grad(), show_progress(self.shows_progress), record_stages(self.report.stages):
+            cameras = Camera(torch.stack(poses), torch.stack(intrinsics), sizes[0][1], sizes[0][0]).to(self.device)
+            foreground = torch.stack(masks) if len(masks) == len(images) else None
+            stacked = torch.stack(images).to(self.device)
+            self._resume = self._open_checkpoint(stacked, cameras, foreground)
+            self.model.fit(stacked, cameras, foreground, self.fit_scene(), self._resume)
+        self._views = []
+        logger.info("The view bank of the pose search has %d views.", len(self.model.bank))
+
+    def _open_checkpoint(self, images: Tensor, cameras: Camera, masks: Tensor | None) -> FitCheckpoint | None:
+        """Return the checkpoint of this fit, after a check of the disk and a clean-up beside it."""
+        self.check_outputs(checkpoint_megabytes(self.model, images))
+        digest = fit_digest(type(self).__name__, dict(self.hparams), images, cameras, masks)
+        checkpoint = open_checkpoint(self.fit_checkpoint_setting, self._results, digest)
+        if checkpoint is not None:
+            remove_leftovers(checkpoint.path.parent)
+            _review_other_fits(checkpoint)
+        return checkpoint
+
+    def on_train_end(self) -> None:
+        """Remove the checkpoint of the fit as soon as that of the model is saved."""
+        if self._resume is not None and (self._results is None or saved_checkpoint(self.trainer)):
+            self._resume.remove()
+            self._resume = None
+
+
+def _review_other_fits(checkpoint: FitCheckpoint) -> None:
+    """Log the checkpoints of other interrupted fits beside an automatic one, and remove those older than a week."""
+    if not checkpoint.automatic or not checkpoint.path.parent.is_dir():
+        return
+    for path in sorted(checkpoint.path.parent.iterdir()):
+        if not _FIT_FILE.fullmatch(path.name) or path == checkpoint.path:
+            continue
+        if time.time() - path.stat().st_mtime > _WEEK:
+            path.unlink(missing_ok=True)
+            logger.info("Removed %s, the checkpoint of a fit that was interrupted more than a week ago.", path)
+        else:
+            logger.info("%s is not used: it belongs to a fit of other images or with other settings.", path)

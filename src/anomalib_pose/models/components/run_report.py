@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run prints at its end: seconds of its stages, metrics with units, and the next command."""
+
+import logging
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from rich.table import Table
+
+from anomalib_pose.progress import StageTime, print_table, stage_table
+
+logger = logging.getLogger(__name__)
+
+_UNITS = {
+    "pose_MedianAngleError": "degrees",
+    "pose_MedianCentreError": "scene units",
+    "pose_PosesWithinOneDegree": "fraction of queries",
+    "seconds_per_query": "s",
+}
+_FIT_ONLY = ("steps", "fit_checkpoint", "holdout_every")
+
+
+class RunReport(Callback):
+    """Prints a table of stages and seconds at the end of a fit and of a test, and a table of metrics after a test.
+
+    A model returns it from ``configure_callbacks``. Stages that the model times itself are added to ``stages``. Tables
+    appear where the trainer shows progress bars. The table of metrics replaces that of Lightning.
+    """
+
+    def __init__(self) -> None:
+        self.stages: list[StageTime] = []
+        self._run_start = self._reading_start = self._part_start = 0.0
+        self._queries = 0
+        self._replaces_table = False
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Start the record of a run; a test that follows a fit continues its record.
+
+        Args:
+            trainer: not used.
+            pl_module: not used.
+            stage: Lightning's name of the stage that starts.
+        """
+        del trainer, pl_module
+        if stage == "fit" or not self._run_start:
+            self.stages.clear()
+            self._run_start = time.perf_counter()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start to time the reading of the training views."""
+        del trainer, pl_module
+        self._reading_start = time.perf_counter()
+
+    def end_reading(self, title: str = "Read the training views") -> None:
+        """Record the time since the training began, before the fit itself.
+
+        Args:
+            title: title of the stage.
+        """
+        if self._reading_start:
+            self.stages.append(StageTime(title, time.perf_counter() - self._reading_start))
+            self._reading_start = 0.0
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start to time a validation, whose fit is over."""
+        del trainer, pl_module
+        self._part_start, self._queries = time.perf_counter(), 0
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+        """Count the queries."""
+        del trainer, pl_module, outputs, args
+        self._queries += len(batch.image)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Record a validation."""
+        del trainer, pl_module
+        self._record_part("Validate")
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Print the stages of a fit."""
+        if _shows_tables(trainer):
+            self._print_stages(pl_module)
+        # a test that follows gets one row for all this
+        self.stages[:] = [StageTime("Fit and validate", time.perf_counter() - self._run_start)]
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start to time a test."""
+        del pl_module
+        self._part_start, self._queries = time.perf_counter(), 0
+        loop = trainer.test_loop
+        self._replaces_table = bool(loop.verbose) and _shows_tables(trainer)
+        if self._replaces_table:
+            loop.verbose = False  # Lightning would print the same figures with sixteen digits
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+        """Count the queries."""
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch, *args)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Print metrics, stages and the next command."""
+        self._record_part("Test")
+        if self._replaces_table:
+            print_table(metrics_table(trainer.callback_metrics), pl_module.print)
+            self._print_stages(pl_module)
+            self._run_start = 0.0
+            checkpoint = saved_checkpoint(trainer) or trainer.ckpt_path
+            if checkpoint:
+                pl_module.print("\n".join(next_commands(pl_module, checkpoint)))
+
+    def _record_part(self, title: str) -> None:
+        self.stages.append(StageTime(f"{title} {self._queries} queries", time.perf_counter() - self._part_start))
+
+    def _print_stages(self, pl_module: Any) -> None:
+        """Print the stages, and the time since the run began."""
+        print_table(stage_table(self.stages, time.perf_counter() - self._run_start), pl_module.print)
+
+
+def metrics_table(metrics: dict[str, Any]) -> Table:
+    """Return a table of metrics with units and four digits.
+
+    Args:
+        metrics: values by name.
+    """
+    table = Table("Metric", box=None)
+    table.add_column("Value", justify="right")
+    table.add_column("Unit")
+    for name, value in sorted(metrics.items()):
+        number = float(value)
+        digits = f"{number:.4f}" if abs(number) < 10 else f"{number:.1f}"
+        table.add_row(name, digits, _UNITS.get(name, ""))
+    return table
+
+
+def next_commands(model: Any, checkpoint: str | Path) -> list[str]:
+    """Return the commands that use a checkpoint, with the arguments of the model that differ from their defaults.
+
+    Args:
+        model: fitted model.
+        checkpoint: its checkpoint.
+    """
+    name = type(model).__name__
+    path = Path(checkpoint)
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    arguments = "".join(f" --model.{key} {shlex.quote(str(value))}" for key, value in _changed_settings(model).items())
+    common = f"--model {name}{arguments} --ckpt_path {shlex.quote(str(path))}"
+    return [
+        f"Predict:  anomalib predict {common} --data FOLDER",
+        f"Export:   anomalib export --model {name} --ckpt_path {shlex.quote(str(path))} --export_type openvino",
+    ]
+
+
+def saved_checkpoint(trainer: Any) -> str:
+    """Return the checkpoint that the trainer has saved; empty if there is none.
+
+    Args:
+        trainer: trainer of a model.
+    """
+    callback = trainer.checkpoint_callback
+    path = "" if callback is None else str(callback.best_model_path or getattr(callback, "last_model_path", ""))
+    return path if path and Path(path).is_file() else ""
+
+
+def _changed_settings(model: Any) -> dict[str, Any]:
+    """Return the arguments of a model that differ from their defaults and matter after the fit."""
+    import inspect
+
+    parameters = inspect.signature(type(model)).parameters
+    return {
+        key: value
+        for key, value in dict(model.hparams).items()
+        if key in parameters and key not in _FIT_ONLY and value != parameters[key].default
+    }
+
+
+def _shows_tables(trainer: Any) -> bool:
+    return bool(trainer.is_global_zero) and trainer.progress_bar_callback is not None
