@@ -17,6 +17,7 @@ from anomalib_pose.data.pixels import Pixels
 logger = logging.getLogger(__name__)
 
 _FEW_COLORS = 64
+_COLOR_SAMPLE = 10_000
 _FLAT_SHARE = 0.5  # labels form areas; soft outlines and noise of a compression do not (measured: 0.9, 0 and 0.4)
 _NEAR = 0.1  # values closer to black or white are noise if there are many of them
 _NOISE_RATIO = 2.0  # soft outlines have at most 1.3 values near black and white for each value between (noise: 3)
@@ -164,8 +165,24 @@ def _white(values: np.ndarray) -> float:
 
 def _shows_mask(colors: np.ndarray) -> bool:
     """Return whether visible pixels (n, C) have few colors, with black among them."""
-    palette = np.unique(colors, axis=0)
-    return 2 <= len(palette) <= _FEW_COLORS and bool((palette == 0).all(1).any())
+    palette = _few_colors(colors)
+    return palette is not None and len(palette) > 1 and bool((palette == 0).all(1).any())
+
+
+def _few_colors(colors: np.ndarray) -> np.ndarray | None:
+    """Return the different colors (k, C) of pixels (n, C), or None if there are many."""
+    sample = colors[:: max(1, len(colors) // _COLOR_SAMPLE)]
+    if len(np.unique(sample, axis=0)) > _FEW_COLORS:
+        return None
+    _, first = np.unique(_color_keys(colors), return_index=True)
+    return colors[first] if len(first) <= _FEW_COLORS else None
+
+
+def _color_keys(colors: np.ndarray) -> np.ndarray:
+    """Return one number for each color (..., C), which is much faster to sort than its channels."""
+    steps = np.round(colors.astype(np.float64) * (65535 / _white(colors))).astype(np.int64)
+    keys: np.ndarray = (steps << 16 * np.arange(colors.shape[-1])).sum(-1)
+    return keys
 
 
 def _distance_from_background(pixels: Pixels, path: Path) -> np.ndarray:
@@ -174,13 +191,12 @@ def _distance_from_background(pixels: Pixels, path: Path) -> np.ndarray:
     value = color.max(-1)
     if bool((value <= (_LOSSY_BLACK * _white(value) if pixels.lossy else 0)).any()):
         return value
-    border = np.concatenate([color[0], color[-1], color[:, 0], color[:, -1]])
-    palette, counts = np.unique(border, axis=0, return_counts=True)
-    few = len(np.unique(color.reshape(-1, 3), axis=0)) <= _FEW_COLORS
-    if not few or counts.max() < len(border) / 2:
+    keys = _color_keys(color)
+    border, counts = np.unique(np.concatenate([keys[0], keys[-1], keys[:, 0], keys[:, -1]]), return_counts=True)
+    if _few_colors(color.reshape(-1, 3)) is None or counts.max() < counts.sum() / 2:
         msg = f"The mask {path} has colors, but no background: expected black, or one color along the border."
         raise ValueError(msg)
-    return np.where((color == palette[counts.argmax()]).all(-1), 0, 255).astype(np.uint8)
+    return np.where(keys == border[counts.argmax()], 0, 255).astype(np.uint8)
 
 
 def _interpret(values: np.ndarray, white: float, *, lossy: bool, colored: bool = False) -> np.ndarray:
@@ -192,10 +208,12 @@ def _interpret(values: np.ndarray, white: float, *, lossy: bool, colored: bool =
         bright = levels > _LOSSY_BLACK * white
         top = levels[bright][counts[bright].argmax()] if bright.any() else white
         return (values > top * (0.25 if colored else 0.5)).astype(np.float32)
+    if len(levels) == 1:
+        return (values > 0).astype(np.float32)
     highest = levels[-1]
     partial = (values > 0) & (values < highest)
     flat = partial & (ndimage.maximum_filter(values, 3) == ndimage.minimum_filter(values, 3))
-    are_labels = len(levels) == 1 or flat.sum() > _FLAT_SHARE * partial.sum()
+    are_labels = flat.sum() > _FLAT_SHARE * partial.sum()
     are_small_ids = highest < white / 2 and len(levels) <= _FEW_COLORS
     is_cut_out = colored and partial.sum() > 0.5 * counts.sum()
     if are_labels or are_small_ids or is_cut_out:
