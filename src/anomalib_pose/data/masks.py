@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anomalib_pose.data.decoding import decode, has_transparency, image_size
 from anomalib_pose.data.images import read_image
+from anomalib_pose.data.listing import file_named
 from anomalib_pose.data.pixels import Pixels
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,15 @@ def read_defect_mask(*paths: Path) -> Tensor:
             paths[0], "everything" if bool(mask.all()) else "nothing",
         )  # fmt: skip
     return mask
+
+
+def mask_of_image(folder: Path, image: Path) -> Path:
+    """Return the mask of an image in a folder: ``photo.png``, ``photo.jpg.png`` (COLMAP) or ``photo_mask.png``.
+
+    Any suffix of an image counts. If there is no mask, the first of these paths is returned, as an error needs it.
+    """
+    masks = [file_named(folder, stem) for stem in (image.stem, image.name, f"{image.stem}_mask")]
+    return next((mask for mask in masks if mask.is_file()), masks[0])
 
 
 def check_mask_size(mask_path: Path, image_path: Path) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from anomalib_pose.data.files import write_text
-from anomalib_pose.data.listing import SUFFIXES, file_named, image_files
+from anomalib_pose.data.listing import SUFFIXES, image_files
+from anomalib_pose.data.masks import mask_of_image
 from anomalib_pose.models.components import PoseMixin
 from anomalib_pose.models.localization import estimate_photograph
 from anomalib_pose.progress import show_progress, stage
@@ -139,8 +140,8 @@ def localize(
         model: fitted scene model.
         data: photograph, or folder that directly contains photographs.
         output: file to write.
-        masks: folder with one mask per photograph, the object white on black, named like the photograph with the suffix
-            ``.png``; None for no masks.
+        masks: folder with one mask per photograph, the object white on black, named like the photograph; see
+            ``mask_of_image``. None for no masks.
         intrinsics: K (3, 3) of all photographs; None for the intrinsics of the training views.
         progress: show a progress bar.
 
@@ -285,7 +286,7 @@ def _photographs(data: Path, masks: Path | None) -> list[tuple[Path, Path | None
         raise FileNotFoundError(msg)
     if masks is None:
         return [(path, None) for path in files]
-    pairs = [(path, file_named(masks, path.stem)) for path in files]
+    pairs = [(path, mask_of_image(masks, path)) for path in files]
     missing = [(path, mask) for path, mask in pairs if not mask.is_file()]
     if missing:
         msg = (

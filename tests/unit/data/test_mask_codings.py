@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from anomalib_pose.data import masks
-from anomalib_pose.data.masks import images_with_masks, read_defect_mask, read_mask, read_object_mask
+from anomalib_pose.data.masks import images_with_masks, mask_of_image, read_defect_mask, read_mask, read_object_mask
 
 SIDE = 96
 Y, X = np.mgrid[:SIDE, :SIDE]
@@ -294,3 +294,10 @@ def test_a_few_images_without_mask_are_left_out_and_reported(tmp_path, caplog):
 def test_many_images_without_mask_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"2 of 3 images in .* no mask of the object: b\.png, c\.png"):
         images_with_masks(_photos(tmp_path, a="cut", b=None, c=None))
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.PNG", "photo.tif", "photo.JPG.png", "photo_mask.png"])
+def test_a_mask_is_named_like_its_image(tmp_path, name):
+    (tmp_path / name).touch()
+    assert mask_of_image(tmp_path, tmp_path / "images/photo.JPG") == tmp_path / name
+    assert mask_of_image(tmp_path, tmp_path / "images/other.JPG") == tmp_path / "other.png"

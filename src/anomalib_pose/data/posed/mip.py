@@ -16,9 +16,9 @@ class MIP(CategoryDataModule):
     """PIAD's data sets MIP and MIP-Real, and any data set in their layouts.
 
     Both have ``<root>/<category>/test/<type>`` with the queries and ``ground_truth/<type>/<name>.png`` with the masks,
-    named like their images. A type is good if its name up to the first underscore is ``good``. For example,
-    ``good_1`` and ``good_2`` are photographs of good parts under two illuminations. The layouts differ in the training
-    images:
+    named like their images. A type is good if its name begins with ``good``, ``ok`` or ``normal``; see ``is_good``. For
+    example, ``good_1`` and ``good_2`` are photographs of good parts under two illuminations. The layouts differ in the
+    training images:
 
     * synthetic (MIP): ``transforms.json`` (OpenGL axes) with the images of ``train``;
     * colmap (MIP-Real): a COLMAP model in ``sparse/0``, with the images of ``images``; reading

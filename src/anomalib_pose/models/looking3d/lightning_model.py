@@ -42,7 +42,7 @@ class Looking3D(QueryScoringMixin, ReferenceExportMixin, TwoLossTraining, Checke
         reference: shape of photographs that come without reference views: a mesh (.glb, .obj, .ply, .stl), or a folder
             of its rendered views.
         mask_dir: folder with one mask of the object for each photograph at prediction, white on black, with the
-            photograph's name but ``.png``; empty if photographs are transparent or white around the object.
+            photograph's name; empty if photographs are transparent or white around the object.
         encoder_weights: file with torchvision's or timm's ``resnet18`` as the encoder's initial weights; empty for
             random weights, as in the paper.
         query_position: add position encodings to the query's cells, which improves the box; the paper has none.

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from anomalib_pose.compare.query_content import has_content, white_where
 from anomalib_pose.data.images import square_margins
-from anomalib_pose.data.listing import file_named
+from anomalib_pose.data.masks import mask_of_image
 from anomalib_pose.data.reference_views.queries import (
     CROP_MARGIN,
     CROP_SIZE,
@@ -40,7 +40,7 @@ def read_photograph(path: str | Path, mask_dir: str | Path = "") -> Tensor:
 
     Args:
         path: the photograph.
-        mask_dir: folder with a mask of the object, white on black, with the photograph's name but ``.png``; empty if
+        mask_dir: folder with a mask of the object, white on black, named like the photograph; empty if
             the photograph is transparent or white around the object.
 
     Raises:
@@ -50,7 +50,7 @@ def read_photograph(path: str | Path, mask_dir: str | Path = "") -> Tensor:
     """
     if not mask_dir:
         return read_query(path)
-    mask = file_named(Path(mask_dir), Path(path).stem)
+    mask = mask_of_image(Path(mask_dir), Path(path))
     if not mask.is_file():
         msg = f"mask_dir should have a mask of every photograph, but there is none of {path} at {mask}."
         raise FileNotFoundError(msg)
