@@ -155,14 +155,16 @@ def _match_masks(kind: Path, images: list[Path], mask_folder: Path | None, suffi
         msg = f"The images of {kind} have no masks: expected them in {folder}."
         raise FileNotFoundError(msg)
     masks = {path.stem: path for path in image_files(folder)}
-    matched = {}
-    for image in images:
-        mask = next((masks[image.stem + suffix] for suffix in suffixes if image.stem + suffix in masks), None)
-        if mask is None:
-            msg = f"The image {image} has no mask: expected {folder / (image.stem + suffixes[0] + '.png')}."
-            raise FileNotFoundError(msg)
+    names = {image: [image.stem + suffix for suffix in suffixes if image.stem + suffix in masks] for image in images}
+    missing = [image for image in images if not names[image]]
+    if missing:
+        msg = f"The image {missing[0]} has no mask: expected {folder / (missing[0].stem + suffixes[0] + '.png')}."
+        if len(missing) > 1:
+            msg += f" {len(missing)} of {len(images)} images in {kind} have none."
+        raise FileNotFoundError(msg)
+    matched = {image: masks[names[image][0]] for image in images}
+    for image, mask in matched.items():
         check_mask_size(mask, image)
-        matched[image] = mask
     unmatched = sorted(set(masks.values()) - set(matched.values()))
     if unmatched:
         msg = f"The mask {unmatched[0]} has no image in {kind}: add the image, or remove the mask."
