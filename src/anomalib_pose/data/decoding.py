@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from anomalib_pose.data.pixels import NamedError, Pixels
 from anomalib_pose.data.tiff import ORIENTATION, decode_deep_tiff, has_extra_channel, is_deep, tiff_orientation
@@ -123,6 +123,9 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(*error.args) from None
     except Image.DecompressionBombError as error:
         raise ValueError(_too_large(path)) from error
+    except UnidentifiedImageError as error:
+        msg = f"The image {path} cannot be read: expected the content of a PNG, JPEG, BMP, TIFF or WebP file."
+        raise ValueError(msg) from error
     except _ERRORS as error:
         text = str(error).replace(f"'{path}'", "it").replace(str(path), "it").replace("\n", " ")
         msg = f"The image {path} cannot be read ({text}): copy it again, or remove it from the data set."
