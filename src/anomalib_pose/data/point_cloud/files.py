@@ -13,6 +13,7 @@ import tifffile
 import torch
 from torch import Tensor
 
+from anomalib_pose.data.parsers import parsing
 from anomalib_pose.data.point_cloud.pcd import read_pcd
 from anomalib_pose.scene.ply_table import read_ply_vertices
 
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 MINIMUM_POINTS = 100
 """A cloud with fewer points is refused as a mistake."""
-_UNREADABLE_TIFF = (tifffile.TiffFileError, OSError, ValueError, LookupError, RuntimeError, TypeError, MemoryError)
 _MAX_CELLS = 1 << 28
 """Largest number of values in an organized cloud; a larger one is refused before it is decompressed."""
 
@@ -61,16 +61,13 @@ def read_xyz(path: Path) -> Tensor:
     if not path.is_file():
         msg = f"There is no file {path}: expected a .tiff with x, y and z of every pixel."
         raise FileNotFoundError(msg)
-    try:
-        with tifffile.TiffFile(path) as file:
-            shape = file.series[0].shape
-            if math.prod(shape) > _MAX_CELLS:
-                msg = f"it states the shape {shape}, more than {_MAX_CELLS} values"
-                raise ValueError(msg)
-            array = np.asarray(file.asarray())
-    except _UNREADABLE_TIFF as error:
-        msg = f"{path} cannot be read as a .tiff ({error}): copy it again, or remove it from the data set."
-        raise ValueError(msg) from error
+    advice = "copy it again, or remove it from the data set"
+    with parsing(path, "a .tiff", advice), tifffile.TiffFile(path) as file:
+        shape = file.series[0].shape
+        if math.prod(shape) > _MAX_CELLS:
+            msg = f"it states the shape {shape}, more than {_MAX_CELLS} values"
+            raise ValueError(msg)
+        array = np.asarray(file.asarray())
     if array.dtype.kind != "f" or array.ndim != 3 or array.shape[2] != 3:
         msg = f"{path} should hold floats of shape (height, width, 3), x, y and z; it has {array.dtype} {array.shape}."
         raise ValueError(msg)

@@ -22,6 +22,7 @@ from torch import Tensor
 from anomalib_pose.data.images import read_image, resize_bicubic
 from anomalib_pose.data.listing import CLOUD_SUFFIXES, data_files, file_named, is_good
 from anomalib_pose.data.masks import read_mask
+from anomalib_pose.data.parsers import parsing
 from anomalib_pose.data.point_cloud.files import read_points, read_xyz, write_pcd
 from anomalib_pose.data.point_cloud.rendered_cloud import (
     RenderedCloud,
@@ -218,11 +219,8 @@ def _read_correspondence(path: Path, count: int, size: int) -> Tensor:
 
 def _load_integers(path: Path) -> np.ndarray:
     """Read the integers of an array file; pickled objects are refused."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        msg = f"{path} cannot be read as an array of integers: {error}."
-        raise ValueError(msg) from error
+    with parsing(path, "an array of integers", "render the cloud again, or copy the file again"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # a map refuses a shape beyond the file's size
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
         msg = f"{path} should hold an array of integers."
         raise ValueError(msg)

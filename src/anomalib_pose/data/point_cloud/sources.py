@@ -4,7 +4,6 @@
 import hashlib
 import math
 import os
-import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ from anomalib_pose.data.listing import (
     warn_without_good,
 )
 from anomalib_pose.data.masks import read_defect_mask, read_mask
+from anomalib_pose.data.parsers import parsing
 from anomalib_pose.data.point_cloud.files import name_file_in_errors, read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import (
@@ -235,16 +235,13 @@ def _write_cache(path: Path, cloud: RenderedCloud) -> None:
 def _read_cache(path: Path) -> RenderedCloud:
     flags = {"valid", "organized", *_RENAMED_FIELDS, "gt_mask", "view_masks", "visible"}
     values: dict[str, Tensor | None] = {field.name: None for field in fields(RenderedCloud)}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in [name for name in arrays.files if not name.endswith(".shape")]:
-                shape = tuple(arrays[f"{name}.shape"])
-                array = arrays[name]
-                if name in flags:
-                    array = np.unpackbits(array, count=math.prod(shape)).astype(bool)
-                values[_RENAMED_FIELDS.get(name, name)] = torch.from_numpy(array.reshape(shape))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        msg = f"The cached rendering {path} cannot be read ({error}): remove it, and the cloud is rendered again."
-        raise ValueError(msg) from error
+    advice = "remove it, and the cloud is rendered again"
+    with parsing(path, "a cached rendering", advice), np.load(path, allow_pickle=False) as arrays:
+        for name in [name for name in arrays.files if not name.endswith(".shape")]:
+            shape = tuple(arrays[f"{name}.shape"])
+            array = arrays[name]
+            if name in flags:
+                array = np.unpackbits(array, count=math.prod(shape)).astype(bool)
+            values[_RENAMED_FIELDS.get(name, name)] = torch.from_numpy(array.reshape(shape))
     organized = bool(values.pop("organized"))
     return RenderedCloud(organized=organized, **values)  # type: ignore[arg-type]

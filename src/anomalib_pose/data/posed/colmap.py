@@ -44,7 +44,26 @@ _DISTORTION: dict[str, tuple[int, ...]] = {
 _RECORDS = {"images": (64, True, "<Q", 24), "points3D": (43, False, "<Q", 8), "frames": (64, False, "<I", 16)}
 _CAMERA_BYTES = 24
 _NORM_TOLERANCE = 1e-3
-_PARAMETERS = {0: 3, 1: 4, 2: 4, 3: 5, 4: 8, 5: 8, 6: 12, 7: 5, 8: 4, 9: 5, 10: 12, 11: 16}
+_PARAMETERS = {
+    0: 3,
+    1: 4,
+    2: 4,
+    3: 5,
+    4: 8,
+    5: 8,
+    6: 12,
+    7: 5,
+    8: 4,
+    9: 5,
+    10: 12,
+    11: 16,
+    12: 4,
+    13: 5,
+    14: 3,
+    15: 4,
+    16: 6,
+    17: 2,
+}
 
 
 def find_colmap(root: Path) -> Path | None:

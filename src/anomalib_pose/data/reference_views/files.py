@@ -5,7 +5,6 @@ Each view has ``.png`` (gray), ``.json`` (camera), ``_depth.npy`` (metric depth)
 """
 
 import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,21 +17,12 @@ from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.images import read_image, resize_bicubic
 from anomalib_pose.data.listing import data_files
+from anomalib_pose.data.parsers import parsing
 from anomalib_pose.data.posed.transforms_json import read_pose
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render.reference_views import GRID_SIZE, IMAGE_SIZE
 
 _KEYS = ("pxy", "is_visible", "xyz")
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    pickle.PickleError,
-    zipfile.BadZipFile,
-)
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 # The published files hold arrays of a trimesh class, whose content is that of plain arrays.
 _ALLOWED = {
@@ -199,14 +189,8 @@ def read_correspondences(path: Path) -> Correspondences:
     if not path.is_file():
         msg = f"There is no file {path} with the correspondences of a reference view."
         raise FileNotFoundError(msg)
-    try:
+    with parsing(path, "correspondences", "copy it again, or write it with anomalib-pose render-views"):
         content = _read_archive(path) if path.suffix == ".npz" else _read_pickled_dictionary(path)
-    except _UNREADABLE as error:
-        msg = (
-            f"{path} cannot be read as correspondences ({error}): copy it again, or write it with "
-            "anomalib-pose render-views."
-        )
-        raise ValueError(msg) from error
     arrays = [np.asarray(content.get(key)) for key in _KEYS]
     pixels, visible, xyz = arrays
     shapes = {key: array.shape for key, array in zip(_KEYS, arrays, strict=True)}

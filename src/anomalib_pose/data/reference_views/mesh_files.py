@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from anomalib_pose.data.parsers import parsing
 from anomalib_pose.data.reference_views.mesh_materials import missing_materials
 from anomalib_pose.render.mesh import Mesh
 from anomalib_pose.render.reference_views import FITTING_RADIUS
@@ -24,10 +25,6 @@ _ZERO_INDEX = re.compile(rb"^[ \t]*f[ \t](?:[^\n]*[ \t])?[+-]?0+(?:/[^\n]*)?(?:[
 _FLAT = 1e-7
 """Largest height of a face without area, as a fraction of its longest edge; float32 rounds positions by about that."""
 _STL_HEADER, _STL_FACE = 84, 50
-
-
-class _DamagedMeshError(ValueError):
-    """A mesh file is damaged; the message names the file."""
 
 
 def read_mesh(path: str | Path, *, normalize: bool = True) -> Mesh:
@@ -75,18 +72,15 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
     except ImportError as error:
         msg = 'Reading meshes needs trimesh: pip install "anomalib-pose[mesh]".'
         raise ImportError(msg) from error
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):  # the check below names what is not finite
-            # Processing silently drops faces with invalid coordinates.
-            scene = trimesh.load_scene(**_source(path, trimesh), process=False)
-            for part in scene.geometry.values():
-                _check_part(path, part)
-            mesh = None if scene.is_empty else scene.to_mesh()
-    except _DamagedMeshError:
-        raise
-    except Exception as error:  # each of trimesh's parsers raises its own errors
-        msg = f"{path} cannot be read as a mesh ({type(error).__name__}: {error}): export it again."
-        raise ValueError(msg) from error
+    source = _source(path, trimesh)
+    # Processing silently drops faces with invalid coordinates. The checks of parts name what is not finite.
+    with parsing(path, "a mesh", "export it again"), np.errstate(over="ignore", invalid="ignore"):
+        scene = trimesh.load_scene(**source, process=False)
+    parts = list(scene.geometry.values())
+    for part in parts:
+        _check_part(path, part)
+    with parsing(path, "a mesh", "export it again"), np.errstate(over="ignore", invalid="ignore"):
+        mesh = None if scene.is_empty else scene.to_mesh()
     if mesh is None or not len(mesh.faces):
         msg = f"{path} has no faces: expected a mesh of triangles, not a point cloud or an empty scene."
         raise ValueError(msg)
@@ -104,7 +98,7 @@ def _source(path: Path, trimesh: Any) -> dict[str, Any]:
     """Return trimesh's arguments for a file, after the checks that trimesh lacks.
 
     Raises:
-        _DamagedMeshError: if an .obj has a vertex 0, or a binary .stl is cut short.
+        ValueError: if an .obj has a vertex 0, or a binary .stl is cut short.
     """
     suffix = path.suffix.lower()
     if suffix == ".stl":
@@ -115,7 +109,7 @@ def _source(path: Path, trimesh: Any) -> dict[str, Any]:
     if suffix == ".obj" and (match := _ZERO_INDEX.search(content)):
         line = content.count(b"\n", 0, match.start()) + 1
         msg = f"{path} has a face with the vertex 0 in line {line}: vertices of an .obj begin at 1; export it again."
-        raise _DamagedMeshError(msg)
+        raise ValueError(msg)
     resolver = trimesh.resolvers.FilePathResolver(str(path))
     return {"file_obj": io.BytesIO(content), "file_type": suffix[1:], "resolver": resolver}
 
@@ -131,26 +125,26 @@ def _check_stl(path: Path) -> None:
         msg = (
             f"{path} is cut short: an .stl of {count} faces needs {_STL_HEADER + count * _STL_FACE} bytes, has {size}."
         )
-        raise _DamagedMeshError(msg)
+        raise ValueError(msg)
 
 
 def _check_part(path: Path, part: Any) -> None:
     """Check that the vertices of a part are finite, and that its faces have vertices that exist.
 
     Raises:
-        _DamagedMeshError: if not.
+        ValueError: if not.
     """
     vertices, faces = np.asarray(part.vertices), np.asarray(getattr(part, "faces", ()))
     if vertices.ndim != 2 or vertices.shape[1] != 3:
         msg = f"{path} should have three coordinates of each vertex, it has an array {vertices.shape}."
-        raise _DamagedMeshError(msg)
+        raise ValueError(msg)
     if not np.isfinite(vertices).all():
         msg = f"{path} has coordinates that are not finite numbers: export the mesh again."
-        raise _DamagedMeshError(msg)
+        raise ValueError(msg)
     if faces.size and not (faces.min() >= 0 and faces.max() < len(vertices)):
         number = faces.min() if faces.min() < 0 else faces.max()
         msg = f"{path} has a face with the vertex {number}, but {len(vertices)} vertices: export the mesh again."
-        raise _DamagedMeshError(msg)
+        raise ValueError(msg)
 
 
 def _drop_flat_faces(path: Path, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
