@@ -100,6 +100,20 @@ def test_real3d_is_read_as_it_was_rendered(run_command, real3d, tmp_path):
     assert "d2_img_path" not in entry
 
 
+def test_points_of_real3d_without_a_measurement_are_dropped(run_command, real3d, tmp_path, caplog):
+    run_command("render-clouds", real3d, tmp_path / "clean", "--dataset", "real3d", "--size", SIZE)
+    path = real3d / "shell" / "gt" / "2_bulge.txt"
+    path.write_text("0 0 0 0\nnan 1 2 1\n" + path.read_text())
+    points = ball(1500, 0).float()
+    points = torch.cat([torch.zeros(3, 3), points, torch.full((2, 3), torch.nan)])
+    write_pcd(real3d / "shell" / "test" / "1_good.pcd", points, torch.ones(1505, 3))
+    run_command("render-clouds", real3d, tmp_path / "out", "--dataset", "real3d", "--size", SIZE)
+    for line in ("2_bulge.txt: 2 of 1502 points are zero", "1_good.pcd: 5 of 1505 points are zero"):
+        assert line in caplog.text
+    for clean in (tmp_path / "clean").rglob("*.*"):
+        assert (tmp_path / "out" / clean.relative_to(tmp_path / "clean")).read_bytes() == clean.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [(None, "There is no file"), ("1 2 3 0\n", "100 or more"), ("1 2 3\n" * 200, "four"), ("a b c d\n", "a line")],

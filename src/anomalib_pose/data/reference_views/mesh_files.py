@@ -3,7 +3,6 @@
 
 import io
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from anomalib_pose.data.parsers import parsing
+from anomalib_pose.data.reference_views.mesh_checks import check_file, check_part
 from anomalib_pose.data.reference_views.mesh_materials import missing_materials
 from anomalib_pose.render.mesh import Mesh
 from anomalib_pose.render.reference_views import FITTING_RADIUS
@@ -21,10 +21,8 @@ MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
 _GRAY = 0.7
 _TEXT_SUFFIXES = (".obj", ".off")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_ZERO_INDEX = re.compile(rb"^[ \t]*f[ \t](?:[^\n]*[ \t])?[+-]?0+(?:/[^\n]*)?(?:[ \t\r]|$)", re.MULTILINE)
 _FLAT = 1e-7
 """Largest height of a face without area, as a fraction of its longest edge; float32 rounds positions by about that."""
-_STL_HEADER, _STL_FACE = 84, 50
 
 
 def read_mesh(path: str | Path, *, normalize: bool = True) -> Mesh:
@@ -72,19 +70,20 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
     except ImportError as error:
         msg = 'Reading meshes needs trimesh: pip install "anomalib-pose[mesh]".'
         raise ImportError(msg) from error
+    check_file(path)
     source = _source(path, trimesh)
     # Processing silently drops faces with invalid coordinates. The checks of parts name what is not finite.
     with parsing(path, "a mesh", "export it again"), np.errstate(over="ignore", invalid="ignore"):
         scene = trimesh.load_scene(**source, process=False)
     parts = list(scene.geometry.values())
     for part in parts:
-        _check_part(path, part)
+        check_part(path, part)
     with parsing(path, "a mesh", "export it again"), np.errstate(over="ignore", invalid="ignore"):
         mesh = None if scene.is_empty else scene.to_mesh()
     if mesh is None or not len(mesh.faces):
         msg = f"{path} has no faces: expected a mesh of triangles, not a point cloud or an empty scene."
         raise ValueError(msg)
-    _check_part(path, mesh)
+    check_part(path, mesh)
     missing = missing_materials(path)
     if missing:
         logger.warning("%s names files that do not exist (%s): the mesh is gray.", path, ", ".join(missing))
@@ -95,56 +94,12 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
 
 
 def _source(path: Path, trimesh: Any) -> dict[str, Any]:
-    """Return trimesh's arguments for a file, after the checks that trimesh lacks.
-
-    Raises:
-        ValueError: if an .obj has a vertex 0, or a binary .stl is cut short.
-    """
-    suffix = path.suffix.lower()
-    if suffix == ".stl":
-        _check_stl(path)
-    if suffix not in _TEXT_SUFFIXES:
+    """Return trimesh's arguments for a file: the path, or the text without its byte-order mark."""
+    if path.suffix.lower() not in _TEXT_SUFFIXES:
         return {"file_obj": path}
     content = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)  # trimesh would lose the first vertex
-    if suffix == ".obj" and (match := _ZERO_INDEX.search(content)):
-        line = content.count(b"\n", 0, match.start()) + 1
-        msg = f"{path} has a face with the vertex 0 in line {line}: vertices of an .obj begin at 1; export it again."
-        raise ValueError(msg)
     resolver = trimesh.resolvers.FilePathResolver(str(path))
-    return {"file_obj": io.BytesIO(content), "file_type": suffix[1:], "resolver": resolver}
-
-
-def _check_stl(path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(_STL_HEADER)
-    size = path.stat().st_size
-    if head[:6].lstrip().lower().startswith(b"solid") and b"facet" in path.read_bytes()[:1024]:
-        return
-    count = int.from_bytes(head[80:84], "little")
-    if size < _STL_HEADER or size < _STL_HEADER + count * _STL_FACE:
-        msg = (
-            f"{path} is cut short: an .stl of {count} faces needs {_STL_HEADER + count * _STL_FACE} bytes, has {size}."
-        )
-        raise ValueError(msg)
-
-
-def _check_part(path: Path, part: Any) -> None:
-    """Check that the vertices of a part are finite, and that its faces have vertices that exist.
-
-    Raises:
-        ValueError: if not.
-    """
-    vertices, faces = np.asarray(part.vertices), np.asarray(getattr(part, "faces", ()))
-    if vertices.ndim != 2 or vertices.shape[1] != 3:
-        msg = f"{path} should have three coordinates of each vertex, it has an array {vertices.shape}."
-        raise ValueError(msg)
-    if not np.isfinite(vertices).all():
-        msg = f"{path} has coordinates that are not finite numbers: export the mesh again."
-        raise ValueError(msg)
-    if faces.size and not (faces.min() >= 0 and faces.max() < len(vertices)):
-        number = faces.min() if faces.min() < 0 else faces.max()
-        msg = f"{path} has a face with the vertex {number}, but {len(vertices)} vertices: export the mesh again."
-        raise ValueError(msg)
+    return {"file_obj": io.BytesIO(content), "file_type": path.suffix.lower()[1:], "resolver": resolver}
 
 
 def _drop_flat_faces(path: Path, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -132,6 +132,7 @@ def _write(path: Path, content: str | bytes) -> Path:
         ("parts.obj", TETRAHEDRON + "o one\nf 1 2 3\no two\ng three\nf 1 2 4\n", 2),
         ("UPPER.OBJ", TETRAHEDRON + "f 1 2 3\nf 1 2 4\n", 2),
         ("mark.off", b"\xef\xbb\xbfOFF\n4 2 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n3 0 1 3\n", 2),
+        ("comment.off", "OFF # one\n# two\n4 2 0\n0 0 0\n1 0 0 # three\n\n0 1 0\n0 0 1\n3 0 1 2\n3 0 1 3\n", 2),
         ("quad.off", "OFF\n4 1 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n4 0 1 2 3\n", 2),
         ("mixed.ply", _ply_text("0 0 0\n1 0 0\n0 1 0\n0 0 1\n", "4 0 1 2 3\n3 0 1 2\n"), 3),
         ("unused.obj", TETRAHEDRON + "v 1000 0 0\nf 1 2 3\nf 1 2 4\n", 2),
@@ -224,6 +225,22 @@ def test_damaged_meshes_are_refused_with_one_sentence(
         read_mesh(path, normalize=False)
     assert name in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.stl", {"file_type": "stl_ascii"}), ("a.ply", {"encoding": "ascii"}), ("a.off", {})],
+)
+def test_text_meshes_that_are_cut_short_are_refused(tmp_path: Path, name: str, options: dict) -> None:
+    trimesh = pytest.importorskip("trimesh", reason="the extra 'mesh' is not installed")
+    path = tmp_path / name
+    trimesh.creation.box().export(path, **options)
+    whole = path.read_bytes()
+    assert len(read_mesh(path).faces) == 12
+    for length in range(0, len(whole.rstrip()) - 10, 31):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=rf"{name}.*(cut short|no faces|cannot be read)"):
+            read_mesh(path)
 
 
 def test_binary_meshes_that_are_cut_short_are_refused(tmp_path: Path) -> None:
