@@ -3,7 +3,8 @@
 
 Kernels release the GIL and process a range ``start..stop`` of independent items, so plain Python threads run them.
 Numba's own threading layers are not used: none of them is both safe to call from several threads and safe after a fork.
-The number of threads is PyTorch's: ``torch.set_num_threads``, ``OMP_NUM_THREADS``, one in a ``DataLoader`` worker.
+The number of threads is PyTorch's: ``torch.set_num_threads``, ``OMP_NUM_THREADS``, one in a ``DataLoader`` worker; see
+``threads`` for operations beside kernels.
 """
 
 import logging
@@ -15,16 +16,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, no_type_check
 
 import llvmlite.ir
 import numpy as np
-import torch
 from numba import config, njit, types
 from numba.extending import intrinsic
 
 from anomalib_pose.render.kernel_cache import is_private, own_folder
+from anomalib_pose.render.threads import thread_count
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ ELEMENTWISE = frozenset({"contract", "nsz", "arcp"})
 REDUCTION = ELEMENTWISE | {"reassoc"}
 
 _CHUNKS_PER_THREAD = 4
+_SHARED_SECONDS = 0.003  # shorter work is not shared: beside busy processes, each wait for a thread takes as long
 _ANNOUNCE_AFTER_SECONDS = 1.5
 
 _lock = threading.RLock()
@@ -132,7 +135,9 @@ def exp(x):  # noqa: ANN001, ANN201
 
 
 def for_ranges(function: Callable[[int, int], Any], count: int, grain: int = 1) -> None:
-    """Call ``function(start, stop)`` for ranges that cover ``0..count``, on PyTorch's number of threads.
+    """Call ``function(start, stop)`` for ranges that cover ``0..count``, on ``thread_count`` threads.
+
+    The calling thread does a part of the work; the others join if the remaining work takes longer than 3 ms.
 
     Args:
         function: processes a range; its result does not depend on how ``0..count`` is split.
@@ -140,7 +145,7 @@ def for_ranges(function: Callable[[int, int], Any], count: int, grain: int = 1) 
         grain: ranges start at multiples of this number.
     """
     units = -(-count // grain)
-    threads = min(torch.get_num_threads(), units)
+    threads = min(thread_count(), units)
     if threads <= 1:
         if count:
             function(0, count)
@@ -149,14 +154,19 @@ def for_ranges(function: Callable[[int, int], Any], count: int, grain: int = 1) 
     cuts = [min(count, part * units // parts * grain) for part in range(parts + 1)]
     position = iter(range(parts))
 
-    def work() -> None:
-        for part in position:  # `next` on a range's iterator is atomic under the GIL
+    def work(limit: int = parts) -> None:
+        for part in islice(position, limit):  # `next` on a range's iterator is atomic under the GIL
             function(cuts[part], cuts[part + 1])
 
-    jobs = [_thread_pool().submit(work) for _ in range(threads - 1)]
+    start = time.perf_counter()
+    work(1)
+    remaining = (time.perf_counter() - start) * (parts - 1)
+    helpers = threads - 1 if remaining > _SHARED_SECONDS else 0
+    jobs = [_thread_pool().submit(work) for _ in range(helpers)]
     work()
     for job in jobs:
-        job.result()
+        if not job.cancel():  # a thread that has not started yet has nothing left to do
+            job.result()
 
 
 def _thread_pool() -> ThreadPoolExecutor:

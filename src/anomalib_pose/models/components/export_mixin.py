@@ -25,6 +25,7 @@ from anomalib_pose.deploy import (
 from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, calibrate_thresholds, transfer_thresholds
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.scene_detector import SceneDetector
+from anomalib_pose.render.threads import small_operations
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
         """Pass the datamodule on: the thresholds of the detector are calibrated on it."""
         return {"datamodule": datamodule}
 
+    @small_operations()
     def feed_forward(
         self, *, datamodule: AnomalibDataModule | None = None, progress: bool = True, **settings: Any
     ) -> ExportedDetector:

@@ -18,6 +18,7 @@ from anomalib_pose.models.components.pose_cache import PoseCache
 from anomalib_pose.models.components.scene_fit import FitScene, fit_detector
 from anomalib_pose.models.components.white_background import query_over_white
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
+from anomalib_pose.render.threads import small_operations
 from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene
 
 
@@ -103,6 +104,7 @@ class SceneDetector(nn.Module):
         """The scene that references are rendered from, corrected by the nearest training views if there are any."""
         return CorrectedScene(self.rendered, self.nearby) if self.nearby is not None else self.rendered
 
+    @small_operations()
     def fit(
         self,
         images: Float[Tensor, "c 3 h w"],
@@ -131,6 +133,7 @@ class SceneDetector(nn.Module):
         """
         return render_reference(self.rendered, self.nearby, camera, self.comparison.decompose)
 
+    @small_operations()
     def estimate(
         self, image: Float[Tensor, "3 h w"], intrinsics: Tensor | None = None, foreground: Tensor | None = None
     ) -> tuple[PoseEstimate, Query]:
@@ -165,6 +168,7 @@ class SceneDetector(nn.Module):
         """Relight a query to match its reference at a camera."""
         return replace(query, image=self.comparison.relight_query(query.image, self.render_reference(camera)))
 
+    @small_operations()
     def forward(
         self,
         images: Float[Tensor, "b 3 h w"],
