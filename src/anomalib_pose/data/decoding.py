@@ -172,7 +172,7 @@ def _first_page(file: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
     """Return the first page of a TIFF; smaller copies on other pages are not reported."""
     page = file.pages.first
     is_alone = len(file.pages) < 2 or getattr(file.pages[1], "is_reduced", False)
-    _check_size(page.imagewidth, page.imagelength, path)
+    _check_size(int(page.imagewidth), int(page.imagelength), path)  # a damaged tag may hold any type
     _report(path, tiff_orientation(page), 1 if is_alone else len(file.pages))
     return page
 

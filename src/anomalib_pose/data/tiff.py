@@ -38,6 +38,10 @@ def decode_deep_tiff(page: tifffile.TiffPage, path: Path) -> Pixels:
         mode = tifffile.PHOTOMETRIC(page.photometric).name
         msg = f"its color mode {mode} is not supported with numbers of type {page.dtype}; save it as RGB"
         raise ValueError(msg)
+    colors = _color_channels(page)
+    if not colors <= page.samplesperpixel <= colors + 1 or page.size > 4 * page.imagewidth * page.imagelength:
+        msg = f"it has {page.samplesperpixel} channels; save it as gray or RGB, with or without alpha"
+        raise ValueError(msg)
     try:
         values = page.asarray()
     except ValueError as error:
@@ -47,8 +51,8 @@ def decode_deep_tiff(page: tifffile.TiffPage, path: Path) -> Pixels:
     if page.axes == "SYX":
         values = np.moveaxis(values, 0, -1)
     values = values.reshape(page.imagelength, page.imagewidth, -1)
-    if values.dtype.kind not in "buif":
-        msg = f"numbers of type {values.dtype} are not supported"
+    if values.dtype.kind not in "buif" or values.shape[2] != page.samplesperpixel:
+        msg = f"{values.shape[2]} channels of type {values.dtype} are not supported"
         raise ValueError(msg)
     color, alpha = _split_alpha(values, page, path)
     if page.photometric == photometric.MINISWHITE:
@@ -56,13 +60,14 @@ def decode_deep_tiff(page: tifffile.TiffPage, path: Path) -> Pixels:
     return Pixels(color, alpha)
 
 
+def _color_channels(page: tifffile.TiffPage) -> int:
+    return 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
+
+
 def _split_alpha(values: np.ndarray, page: tifffile.TiffPage, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Split the channels of a TIFF into color and alpha; as in Pillow, a fourth channel without a tag is alpha."""
-    channels = 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
+    channels = _color_channels(page)
     extra = [int(sample) for sample in page.extrasamples] or [_ALPHA] * (values.shape[2] - channels)
-    if not channels <= values.shape[2] <= channels + 1:
-        msg = f"it has {values.shape[2]} channels; save it as gray or RGB, with or without alpha"
-        raise ValueError(msg)
     color = values[..., :channels]
     if not extra or extra[0] not in (_ALPHA, _ASSOCIATED_ALPHA):
         return color, None
