@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resizing of buffers whose size the fit determines, before a state dict is loaded."""
+"""Buffers whose size the fit determines, and buffers in double precision."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,3 +24,14 @@ def resize_buffers(module: nn.Module, names: Iterable[str], state_dict: Mapping[
         loaded, own = state_dict.get(prefix + name), getattr(module, name)
         if isinstance(loaded, Tensor) and loaded.ndim == own.ndim:
             setattr(module, name, torch.empty_like(loaded, device=own.device))
+
+
+class DoubleBuffers(nn.Module):
+    """Module whose float64 buffers stay float64: a change of the model's dtype moves them between devices alone."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "DoubleBuffers":
+        """Move the buffers to the device of the conversion, in their own dtype."""
+        del args, kwargs
+        for name, buffer in self.named_buffers(recurse=False):
+            self.register_buffer(name, buffer.to(fn(torch.zeros(1, device=buffer.device)).device))
+        return self

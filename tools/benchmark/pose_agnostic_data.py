@@ -207,7 +207,7 @@ def stacked(dataset: PosedDataset) -> Views:
     return Views(
         torch.stack([item.image.as_subclass(Tensor) for item in items]),
         torch.stack([item.intrinsics for item in items]),
-        stack_if_complete(item.camera_to_world for item in items),
+        stack_if_complete(None if item.camera_to_world is None else item.camera_to_world.float() for item in items),
         stack_if_complete(item.foreground for item in items),
         torch.tensor([int(item.gt_label) for item in items]),
         stack_if_complete(None if item.gt_mask is None else item.gt_mask.as_subclass(Tensor).float() for item in items),

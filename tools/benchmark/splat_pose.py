@@ -84,7 +84,7 @@ def stacked(arguments: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str,
         part = {
             "image": torch.stack([item.image for item in items]),
             "K": torch.stack([item.intrinsics for item in items]),
-            "camera_to_world": torch.stack([item.camera_to_world for item in items]),
+            "camera_to_world": torch.stack([item.camera_to_world.float() for item in items]),
         }
         if dataset is data.test_data:
             empty = torch.zeros(items[0].image.shape[-2:])

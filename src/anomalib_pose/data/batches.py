@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from anomalib.data import Batch, ImageBatch, ImageItem
+from torch import Tensor
 from torch.utils.data import default_collate
 
 
@@ -46,3 +47,14 @@ def convert_batch(batch: Any, batch_class: type[ImageBatch]) -> Any:
     if isinstance(batch, ImageBatch) and not isinstance(batch, batch_class):
         return batch_class(**{field.name: getattr(batch, field.name) for field in fields(batch)})
     return batch
+
+
+def known_mask(masks: Tensor | None, index: int) -> Tensor | None:
+    """Return the mask (H, W) of one image, or None if it is unknown.
+
+    Args:
+        masks: masks (B, H, W), -1 for an image without a mask; or None.
+        index: index of the image in the batch.
+    """
+    mask = None if masks is None else masks[index]
+    return None if mask is None or bool((mask < 0).any()) else mask

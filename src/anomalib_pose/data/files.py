@@ -2,6 +2,7 @@
 """Writers of images, JSON and text, atomic creation of a category's folder, and a reader of JSON objects."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,8 +90,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write content as indented JSON, replacing the file as a whole."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    """Write content as indented JSON, replacing the file as a whole; numbers that are not finite become null."""
+    write_text(path, json.dumps(finite_json(content), indent=1, allow_nan=False) + "\n")
+
+
+def finite_json(content: Any) -> Any:
+    """Return content of dicts, lists and numbers with None instead of NaN and infinity, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: finite_json(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite_json(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_text(path: Path, text: str) -> None:

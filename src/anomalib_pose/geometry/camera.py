@@ -4,6 +4,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -149,9 +150,9 @@ class Camera:
             Pixel coordinates (..., n, 2) and depth along the optical axis (..., n). Coordinates of points with a depth
             of 0 or below have no meaning, so check the depth.
         """
-        viewmat = self.viewmat
+        viewmat, points, K = _in_one_dtype(self.viewmat, points, self.K)  # noqa: N806
         in_camera = points @ viewmat[..., :3, :3].transpose(-1, -2) + viewmat[..., None, :3, 3]
-        homogeneous = in_camera @ self.K.transpose(-1, -2)
+        homogeneous = in_camera @ K.transpose(-1, -2)
         return homogeneous[..., :2] / homogeneous[..., 2:], in_camera[..., 2]
 
     def unproject(self, depth: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w 3"]:
@@ -160,14 +161,15 @@ class Camera:
         Args:
             depth: along the optical axis; one image per camera, of the camera's size.
         """
+        depth, pose, K = _in_one_dtype(depth, self.camera_to_world, self.K)  # noqa: N806
         u = torch.arange(self.width, dtype=depth.dtype, device=depth.device) + 0.5
         v = torch.arange(self.height, dtype=depth.dtype, device=depth.device) + 0.5
-        intrinsics = self.K[..., None, None, :, :]
+        intrinsics = K[..., None, None, :, :]
         x = (u - intrinsics[..., 0, 2]) / intrinsics[..., 0, 0] * depth
         y = (v[:, None] - intrinsics[..., 1, 2]) / intrinsics[..., 1, 1] * depth
         in_camera = torch.stack([x, y, depth], -1)
-        rotation = self.camera_to_world[..., None, :3, :3]
-        return in_camera @ rotation.transpose(-1, -2) + self.center[..., None, None, :]
+        rotation = pose[..., None, :3, :3]
+        return in_camera @ rotation.transpose(-1, -2) + pose[..., None, None, :3, 3]
 
 
 def viewed_point(cameras: Camera) -> tuple[Float[Tensor, "3"], Float[Tensor, " c"]]:
@@ -238,6 +240,7 @@ def resize_image_mask_K(  # noqa: N802
 
 def pose_error(estimate: Float[Tensor, "*batch 4 4"], truth: Float[Tensor, "*batch 4 4"]) -> tuple[Tensor, Tensor]:
     """Return the rotation angle (radians) and the distance of the optical centers (scene units) between two poses."""
+    estimate, truth = _in_one_dtype(estimate, truth)
     angle = rotation_angle(estimate[..., :3, :3], truth[..., :3, :3])
     return angle, (estimate[..., :3, 3] - truth[..., :3, 3]).norm(dim=-1)
 
@@ -259,3 +262,9 @@ def projection_jacobian(
     by_x = torch.stack([inverse_depth, zero, -x * inverse_depth, -x * y, 1 + x * x, -y], dim)
     by_y = torch.stack([zero, inverse_depth, -y * inverse_depth, -1 - y * y, x * y, x], dim)
     return by_x, by_y
+
+
+def _in_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors in their widest dtype: poses in a user's world are float64, intrinsics and scenes float32."""
+    dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+    return tuple(tensor.to(dtype) for tensor in tensors)

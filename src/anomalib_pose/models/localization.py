@@ -8,12 +8,9 @@ from typing import Any, overload
 
 from torch import Tensor
 
-from anomalib_pose.data.images import (
-    over_white,
-    read_image,
-)
-from anomalib_pose.data.masks import check_mask_size, read_object_mask
-from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
+from anomalib_pose.data.masks import read_object_mask
+from anomalib_pose.data.posed import query
+from anomalib_pose.geometry.checks import check_intrinsics
 from anomalib_pose.models.components import PoseMixin, test_time_grad
 from anomalib_pose.models.components.checkpoint_checks import MODEL_KEY, read_checkpoint
 from anomalib_pose.pose import PoseEstimate
@@ -41,17 +38,18 @@ def estimate_pose(
 ) -> PoseEstimate | list[PoseEstimate]:
     """Estimate the camera pose of one photograph of a fitted object, or of several photographs.
 
-    Photographs larger than the training views are resized to the size of the training views, for which the confidence
-    is calibrated. The returned camera belongs to the photograph at its original size. If the pose search fails, the
-    result is an estimate with a low confidence.
+    Photographs are prepared as in all other entry points: undistorted, and resized to the size of the training views.
+    The returned camera belongs to the undistorted photograph at its original size. If the pose search fails, the result
+    is an estimate with a low confidence.
 
     Args:
         model: fitted ``SplatPose``, ``OmniposeAD`` or ``PIAD``, or the path to its checkpoint. Each call reads the
             checkpoint again.
         image: file, or RGB (3, H, W) in [0, 1]; or a sequence of these, or a batch (B, 3, H, W). The transparency of a
             file is the mask of the object.
-        intrinsics: K (3, 3) in pixels of the photograph; the center of the first pixel is at (0.5, 0.5). None for the
-            intrinsics of the training views, scaled to the size of the photograph.
+        intrinsics: K (3, 3) in pixels of the photograph, which then has no lens distortion and may have any aspect
+            ratio; the center of the first pixel is at (0.5, 0.5). None for the camera of the training views, scaled to
+            the size of the photograph.
         foreground: mask of the object, a file or (H, W) in [0, 1]; for several photographs, a sequence of masks. None
             for no mask; an object on white is then segmented if the training views are on white.
 
@@ -124,61 +122,38 @@ def estimate_photograph(
     Raises:
         ValueError: see ``estimate_pose``.
     """
-    detector = model.model
-    image, mask = _read(photograph, foreground)
-    height, width = image.shape[-2:]
-    training_height, training_width = detector.image_size.tolist()
-    if not len(detector.bank):
+    detector, query_format = model.model, model.model.query_format
+    if query_format is None:
         msg = f"The {type(model).__name__} is not fitted: train it first, or give its checkpoint."
         raise ValueError(msg)
-    if intrinsics is None:
-        _check_aspect((width, height), (training_width, training_height), photograph)
-        intrinsics = resize_intrinsics(detector.intrinsics.cpu(), training_width, training_height, width, height)
-    elif intrinsics.shape != (3, 3) or not bool((intrinsics.diagonal() > 0).all()):
-        msg = f"The intrinsics K should be (3, 3) with focal lengths above 0, got {intrinsics.tolist()}."
-        raise ValueError(msg)
-    if foreground is not None and mask is not None and bool(detector.white_background):
-        image = over_white(image, mask)
-    scale = min(1.0, max(training_width, training_height) / max(width, height))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    image, mask, scaled_intrinsics = resize_image_mask_K(image, mask, intrinsics.to(image), *size)
+    stored = _read(photograph, foreground)
+    if intrinsics is not None:
+        check_intrinsics(intrinsics, *stored.size, f"The image {stored.name}")
+    prepared = query.prepare_query(stored, query_format, intrinsics)
     device = detector.intrinsics.device
     with test_time_grad():
-        mask = None if mask is None else mask.to(device)
-        estimate, _ = detector.estimate(image.to(device), scaled_intrinsics.to(device), mask)
-    return replace(estimate, camera=estimate.camera.resized(width, height))
+        mask = None if prepared.foreground is None else prepared.foreground.to(device)
+        estimate, _ = detector.estimate(prepared.image.to(device), prepared.K.float().to(device), mask)
+    camera = prepared.stored_camera(estimate.camera)
+    return replace(estimate, camera=camera.with_pose(detector.world.to_user(camera.camera_to_world)))
 
 
-def _read(photograph: Photograph, foreground: Photograph | None) -> tuple[Tensor, Tensor | None]:
-    """Return RGB (3, H, W) and the mask (H, W) or None, on the CPU."""
+def _read(photograph: Photograph, foreground: Photograph | None) -> query.Photograph:
+    """Read a photograph and the mask of its object."""
+    mask_path = None if foreground is None or isinstance(foreground, Tensor) else Path(foreground)
     if isinstance(photograph, Tensor):
-        image, alpha = photograph.detach().cpu().float().clone(), None
+        image = photograph.detach().cpu().float().clone()
         if image.ndim != 3 or len(image) != 3 or not bool(((image >= 0) & (image <= 1)).all()):
             values = f"in [{image.min():g}, {image.max():g}]" if image.numel() else "without values"
             msg = f"An image should be RGB (3, H, W) in [0, 1], got {tuple(image.shape)} {values}."
             raise ValueError(msg)
+        stored = query.Photograph(image, mask=None if mask_path is None else read_object_mask(mask_path))
     else:
-        image, alpha = read_image(Path(photograph))
-    if foreground is None:
-        return image, alpha
+        stored = query.read_photograph(Path(photograph), mask_path)
     if isinstance(foreground, Tensor):
-        mask = foreground.detach().cpu().float().clone()
-    else:
-        if not isinstance(photograph, Tensor):
-            check_mask_size(Path(foreground), Path(photograph))
-        mask = read_object_mask(Path(foreground))
-    if mask.shape != image.shape[-2:]:
-        msg = f"A mask should have the size of its image, {tuple(image.shape[-2:])}, got {tuple(mask.shape)}."
+        stored = replace(stored, mask=foreground.detach().cpu().float().clone())
+    if stored.mask is not None and stored.mask.shape != stored.image.shape[-2:]:
+        size = tuple(stored.image.shape[-2:])
+        msg = f"A mask should have the size of its image, {size}, got {tuple(stored.mask.shape)}."
         raise ValueError(msg)
-    return image, mask if alpha is None else mask * alpha
-
-
-def _check_aspect(size: tuple[int, int], training_size: tuple[int, int], photograph: Photograph) -> None:
-    # Rounding of a small size changes the aspect ratio by up to one pixel; the camera is still the same.
-    if abs(size[0] * training_size[1] / (size[1] * training_size[0]) - 1) > 1 / min(training_size):
-        name = "The image" if isinstance(photograph, Tensor) else str(photograph)
-        msg = (
-            f"{name} is {size[0]} x {size[1]}, but the training views are {training_size[0]} x {training_size[1]}: "
-            "their intrinsics do not apply to another aspect ratio. Give the intrinsics of the photograph."
-        )
-        raise ValueError(msg)
+    return stored

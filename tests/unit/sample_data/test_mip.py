@@ -141,7 +141,7 @@ def test_the_datamodule_reads_the_synthetic_layout(synthetic: Path) -> None:
         image = truth["/".join(item.image_path.split("/")[-3:])]
         assert bool(item.gt_label) == (image["kind"] != "good")
         assert int(item.gt_mask.sum()) == image["area_px"]
-        assert torch.allclose(item.camera_to_world, _camera_of(image).camera_to_world.float(), atol=1e-6)
+        assert torch.allclose(item.camera_to_world.float(), _camera_of(image).camera_to_world.float(), atol=1e-6)
 
 
 def test_the_datamodule_reads_the_real_layout(real: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_datamodule_reads_the_real_layout(real: Path) -> None:
     datamodule.setup()
     lattice = mad_lattice(3.5)[torch.linspace(0, 209, VIEWS).round().long()]
     for index, item in enumerate(datamodule.train_data):
-        assert torch.allclose(item.camera_to_world, lattice[index], atol=1e-6)
+        assert torch.allclose(item.camera_to_world.float(), lattice[index], atol=1e-6)
     truth = {image["file"]: image for image in hidden(real)}
     vertices = _studio(1)[0].mesh.vertices.double()
     for item in [*datamodule.train_data, *datamodule.test_data]:

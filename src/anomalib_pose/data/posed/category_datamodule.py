@@ -13,7 +13,8 @@ from anomalib.utils.path import resolve_dataset_root
 from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.listing import data_folders
 from anomalib_pose.data.posed.datamodule import PosedDataModule, frames_with_masks, labeled_images, read_true_poses
-from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
+from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, query_frame
+from anomalib_pose.data.posed.query_format import QueryFormat
 from anomalib_pose.data.posed.transforms_json import PosedFrame
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class CategoryDataModule(PosedDataModule):
         root: folder of the data set; None for anomalib's folder of data sets.
         category: folder of one object.
         image_size: longer side of the images in pixels; None to keep the stored size. Image, masks and intrinsics
-            are resized together.
+            are resized together. Portrait and landscape images of one set are padded to one size.
 
     Raises:
         ValueError: if ``val_split_mode`` is invalid.
@@ -86,17 +87,16 @@ class CategoryDataModule(PosedDataModule):
         self.prepare_data()
         folder = self.root / self.category
         frames = frames_with_masks(self._training_frames(folder))
-        size = common_size(frames, self.image_size)
-        camera = common_camera(frames, common_size(frames, None))
+        query_format = QueryFormat.of_frames(frames, self.image_size)
         true_poses = read_true_poses(folder)
         queries = []
         for image, label, mask in labeled_images(folder / "test", folder / "ground_truth", self.mask_suffixes):
-            frame = query_frame(image, *image_size(image), like=camera)
+            frame = query_frame(image, *image_size(image), query_format)
             pose = true_poses.get(PurePosixPath(image.relative_to(folder).as_posix()))
             queries.append(PosedSample(replace(frame, camera_to_world=pose), label, mask))
         unposed = sum(query.frame.camera_to_world is None for query in queries)
         if true_poses and unposed:
             logger.warning("%d of %d test images of %s have no true pose.", unposed, len(queries), folder)
         training = [PosedSample(frame, LabelName.NORMAL) for frame in frames]
-        self.train_data = PosedDataset(training, Split.TRAIN, size)
-        self.test_data = PosedDataset(queries, Split.TEST, size)
+        self.train_data = PosedDataset(training, Split.TRAIN, query_format)
+        self.test_data = PosedDataset(queries, Split.TEST, query_format)

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data set of posed images with labels, and the sizes and cameras that its images share."""
+"""Data set of posed images with labels."""
 
-import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,13 +13,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Image, Mask
 
-from anomalib_pose.data.images import over_white, read_image, undistort
-from anomalib_pose.data.masks import read_defect_mask, read_object_mask
+from anomalib_pose.data.masks import read_defect_mask
 from anomalib_pose.data.posed.dataclasses import PoseBatch, PoseItem
-from anomalib_pose.data.posed.transforms_json import PosedFrame, same_aspect
-from anomalib_pose.geometry import resize_image_mask_K, resize_intrinsics
-
-logger = logging.getLogger(__name__)
+from anomalib_pose.data.posed.query import Photograph, prepare_image, read_photograph
+from anomalib_pose.data.posed.query_format import QueryCamera, QueryFormat, check_frames
+from anomalib_pose.data.posed.transforms_json import PosedFrame
+from anomalib_pose.geometry import resize_intrinsics
 
 
 @dataclass(frozen=True)
@@ -40,26 +37,28 @@ class PosedSample:
 
 
 class PosedDataset(AnomalibDataset):
-    """Images with cameras, all resized to one size together with their intrinsics.
+    """Images with cameras, all brought to one size together with their intrinsics.
 
     Args:
         samples: frames with labels. anomalib orders the items by their image paths as strings.
         split: part of the data set that the samples form.
-        size: width and height of the items' images in pixels.
+        size: width and height of the items' images in pixels; or the format of a set of training images, which pads
+            images of several aspect ratios.
         segmentation: whether every labeled sample has a ground-truth mask; normal samples get an empty one.
-        white_background: paint the background white where an image has a mask of the object.
+        white_background: paint the background white where an image has a mask of the object; a format has its own.
         augmentations: resizing of a model, set by anomalib; image, masks and intrinsics follow it. Any other geometric
             augmentation would make the pose wrong.
 
     Raises:
-        ValueError: if there is no sample, or the aspect of an image differs from that of ``size``.
+        ValueError: if there is no sample, the aspect ratio of an image does not fit ``size``, or a camera is
+            implausible.
     """
 
     def __init__(
         self,
         samples: Sequence[PosedSample],
         split: Split,
-        size: tuple[int, int],
+        size: tuple[int, int] | QueryFormat,
         *,
         segmentation: bool = True,
         white_background: bool = False,
@@ -69,10 +68,12 @@ class PosedDataset(AnomalibDataset):
         if not samples:
             msg = f"The {split.value} part of the data has no images."
             raise ValueError(msg)
-        self.size = size
-        self.white_background = white_background
-        for sample in samples:
-            _check_aspect(sample.frame, size)
+        frames = [sample.frame for sample in samples]
+        if isinstance(size, QueryFormat):
+            check_frames(frames)
+            self.query_format = size
+        else:
+            self.query_format = QueryFormat.of_size(frames, size, white_background=white_background)
         rows = [
             {
                 "image_path": str(sample.frame.image_path),
@@ -96,48 +97,38 @@ class PosedDataset(AnomalibDataset):
         """
         row = self.samples.iloc[index]
         frame: PosedFrame = row.frame
-        image, foreground = self._read_frame(frame)
-        gt_mask = self._read_gt_mask(row, image)
-        channels = image if foreground is None else torch.cat([image, foreground[None]])
-        channels, gt_mask, intrinsics = resize_image_mask_K(channels, gt_mask, frame.K, *self.size)
-        channels, gt_mask, intrinsics = self._augment(channels, gt_mask, intrinsics)
+        photograph = read_photograph(frame.image_path, frame.mask_path)
+        gt_mask = self._read_gt_mask(row, photograph)
+        prepared = prepare_image(photograph, self._camera(frame), self.query_format, gt_mask)
+        foreground = prepared.foreground
+        channels = prepared.image if foreground is None else torch.cat([prepared.image, foreground[None]])
+        channels, gt_mask, intrinsics = self._augment(channels, prepared.gt_mask, prepared.K)
         label = LabelName(int(row.label_index))
-        pose = frame.camera_to_world
         return PoseItem(
             image=Image(channels[:3]),
             gt_mask=None if gt_mask is None else Mask(gt_mask > 0),
             gt_label=None if label == LabelName.UNKNOWN else torch.tensor(int(label)),
             image_path=row.image_path,
             mask_path=row.mask_path,
-            camera_to_world=None if pose is None else pose.float(),
+            camera_to_world=frame.camera_to_world,
             intrinsics=intrinsics.float(),
             foreground=None if foreground is None else channels[3],
+            stored_size=torch.tensor(prepared.stored_size),
         )
 
-    def _read_frame(self, frame: PosedFrame) -> tuple[Tensor, Tensor | None]:
-        """Read the undistorted image (3, H, W) and foreground (H, W) at their stored size."""
-        image, foreground = read_image(frame.image_path)
-        if frame.mask_path is not None:
-            mask = read_object_mask(frame.mask_path)
-            foreground = mask if foreground is None else mask * foreground
-        if frame.distortion:
-            image = undistort(image, frame.K, frame.distortion)
-            if foreground is not None:
-                foreground = undistort(foreground[None], frame.K, frame.distortion, nearest=True)[0]
-        if foreground is not None and self.white_background:
-            image = over_white(image, foreground)
-        return image, foreground
+    def _camera(self, frame: PosedFrame) -> QueryCamera:
+        """Return the camera of a frame, with the size of its prepared image."""
+        assumed = self.query_format.match(frame.width, frame.height)
+        content = self.query_format.size if assumed is None else assumed.content
+        return QueryCamera(frame.K, frame.width, frame.height, content, frame.distortion)
 
-    def _read_gt_mask(self, row: DataFrame, image: Tensor) -> Tensor | None:
+    def _read_gt_mask(self, row: DataFrame, photograph: Photograph) -> Tensor | None:
         """Read the mask of the defect (H, W) at the size of the stored image."""
         if self.samples.attrs["task"] != "segmentation" or row.label_index == LabelName.UNKNOWN:
             return None
         if row.label_index == LabelName.NORMAL:
-            return torch.zeros(image.shape[-2:])
-        mask = read_defect_mask(Path(row.mask_path))
-        if row.frame.distortion:
-            return undistort(mask[None], row.frame.K, row.frame.distortion, nearest=True)[0]
-        return mask
+            return torch.zeros(photograph.image.shape[-2:])
+        return read_defect_mask(Path(row.mask_path))
 
     def _augment(
         self, channels: Tensor, gt_mask: Tensor | None, intrinsics: Tensor
@@ -155,82 +146,20 @@ class PosedDataset(AnomalibDataset):
     @property
     def collate_fn(self) -> Callable:
         """Function that collates items to a ``PoseBatch``."""
-        return PoseBatch.collate
+        return PoseBatch.collate_masked
 
 
-def common_size(frames: Sequence[PosedFrame], image_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """Return the width and height to which all frames are resized: the most common size, scaled.
-
-    Args:
-        frames: at least one frame.
-        image_size: longer side in pixels, or None to keep the size. anomalib's ``get_datamodule``, and with it its
-            benchmark, turns a number into a pair of equal numbers; such a pair counts as one number.
-
-    Raises:
-        ValueError: if ``image_size`` is below 1 or has two lengths, or a frame's aspect differs from the most common
-            one.
-    """
-    side = image_size[0] if isinstance(image_size, tuple) else image_size
-    if image_size not in (side, (side, side)) or (side is not None and side < 1):
-        msg = f"image_size is the longer side of the images in pixels, 1 or more, got {image_size}."
-        raise ValueError(msg)
-    width, height = Counter((frame.width, frame.height) for frame in frames).most_common(1)[0][0]
-    for frame in frames:
-        _check_aspect(frame, (width, height))
-    if side is None:
-        return width, height
-    scale = side / max(width, height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def common_camera(frames: Sequence[PosedFrame], size: tuple[int, int]) -> PosedFrame:
-    """Return a frame with the assumed camera of the queries: the training images' camera, or the median of several.
-
-    Args:
-        frames: training images, at least one.
-        size: width and height in pixels of the images that the intrinsics refer to.
-
-    Raises:
-        ValueError: if there are several cameras, and one has distortion.
-    """
-    scaled = torch.stack([resize_intrinsics(frame.K, frame.width, frame.height, *size) for frame in frames])
-    if bool((scaled - scaled[0]).abs().max() > 0.5) or len({frame.distortion for frame in frames}) > 1:
-        if any(frame.distortion for frame in frames):
-            msg = (
-                f"{frames[0].image_path.parent} has images of different cameras with distortion, and the camera of the "
-                "queries, which undistortion needs, is unknown. Undistort all images first."
-            )
-            raise ValueError(msg)
-        logger.warning("Training images have different intrinsics; queries get their median.")
-    return replace(frames[0], K=scaled.median(0).values, width=size[0], height=size[1])
-
-
-def query_frame(image_path: Path, width: int, height: int, like: PosedFrame) -> PosedFrame:
-    """Return the frame of an image without pose that another frame's camera took.
+def query_frame(image_path: Path, width: int, height: int, query_format: QueryFormat) -> PosedFrame:
+    """Return the frame of an image without pose, with the camera of the training images.
 
     Args:
         image_path: the image.
         width: width of the image in pixels.
         height: height of the image in pixels.
-        like: frame of the same camera; its intrinsics are scaled to the image's size.
+        query_format: format of the training images.
 
     Raises:
-        ValueError: if the aspects differ.
+        ValueError: if no training image has the aspect ratio of the image, or its lens is unknown.
     """
-    _check_aspect(PosedFrame(image_path, None, None, like.K, width, height), (like.width, like.height))
-    intrinsics = resize_intrinsics(like.K, like.width, like.height, width, height)
-    return replace(
-        like, image_path=image_path, mask_path=None, camera_to_world=None, K=intrinsics, width=width, height=height
-    )
-
-
-def _check_aspect(frame: PosedFrame, size: tuple[int, int]) -> None:
-    # Rounding a small size changes its aspect by up to one pixel; the camera is still the same.
-    tolerance = 1 / min(size)
-    ratio = frame.width * size[1] / (frame.height * size[0])
-    if not same_aspect(frame.width, frame.height, *size) and abs(ratio - 1) > tolerance:
-        msg = (
-            f"The image {frame.image_path} is {frame.width} x {frame.height}, but the other images have "
-            f"another aspect ({size[0]} x {size[1]}): crop or pad the image, and move its principal point, first."
-        )
-        raise ValueError(msg)
+    camera = query_format.camera(width, height, str(image_path))
+    return PosedFrame(image_path, None, None, camera.K, width, height, camera.distortion)

@@ -13,7 +13,8 @@ from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.listing import data_folders, image_files
 from anomalib_pose.data.posed.colmap import MODEL_FOLDERS, find_colmap, read_colmap
 from anomalib_pose.data.posed.datamodule import PosedDataModule, frames_with_masks, labeled_images, read_true_poses
-from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, common_camera, common_size, query_frame
+from anomalib_pose.data.posed.dataset import PosedDataset, PosedSample, query_frame
+from anomalib_pose.data.posed.query_format import QueryFormat
 from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms
 from anomalib_pose.data.posed.transforms_split import find_transforms
 
@@ -49,7 +50,8 @@ class PosedFolder(PosedDataModule):
         holdout_every: every n-th image of the file (of a COLMAP model: by name), from the first, is held out; not
             used with queries that have labels.
         image_size: longer side of the images in pixels; None to keep the stored size. Images whose aspect differs
-            slightly are stretched to the most common size; image, masks and intrinsics are resized together.
+            slightly are stretched to the most common size; portrait and landscape images of one set are padded to one
+            size. Image, masks and intrinsics are changed together.
         white_background: paint the background white where an image has a mask of the object.
 
     Raises:
@@ -101,20 +103,20 @@ class PosedFolder(PosedDataModule):
         """Read the training images and the queries."""
         self.prepare_data()
         frames = frames_with_masks(self._training_frames())
-        size = common_size(frames, self.image_size)
+        query_format = QueryFormat.of_frames(frames, self.image_size, white_background=self.white_background)
         self.val_split_mode = self._labeled_val_split_mode
         if self.query_dir is None:
             frames, held_out = self._hold_out(frames)
             queries = [PosedSample(frame, LabelName.NORMAL) for frame in held_out]
         else:
-            queries = self._queries(self.query_dir, frames, size)
+            queries = self._queries(self.query_dir, query_format)
             if queries[0].label == LabelName.UNKNOWN:
                 frames, held_out = self._hold_out(frames)
                 good = [PosedSample(frame, LabelName.NORMAL) for frame in held_out]
-                self.val_data = self._dataset(good, Split.VAL, size)
+                self.val_data = self._dataset(good, Split.VAL, query_format)
                 self.val_split_mode = ValSplitMode.FROM_DIR
-        self.train_data = self._dataset([PosedSample(frame) for frame in frames], Split.TRAIN, size)
-        self.test_data = self._dataset(queries, Split.TEST, size)
+        self.train_data = self._dataset([PosedSample(frame) for frame in frames], Split.TRAIN, query_format)
+        self.test_data = self._dataset(queries, Split.TEST, query_format)
 
     def _training_frames(self) -> list[PosedFrame]:
         """Read the posed images of ``transforms.json``, or of the COLMAP model."""
@@ -130,10 +132,8 @@ class PosedFolder(PosedDataModule):
             raise FileNotFoundError(msg)
         return read_colmap(model, self.root / "images")
 
-    def _dataset(self, samples: list[PosedSample], split: Split, size: tuple[int, int]) -> PosedDataset:
-        return PosedDataset(
-            samples, split, size, segmentation=self.mask_dir is not None, white_background=self.white_background
-        )
+    def _dataset(self, samples: list[PosedSample], split: Split, query_format: QueryFormat) -> PosedDataset:
+        return PosedDataset(samples, split, query_format, segmentation=self.mask_dir is not None)
 
     def _hold_out(self, frames: list[PosedFrame]) -> tuple[list[PosedFrame], list[PosedFrame]]:
         """Split frames into training frames and held-out frames; every n-th frame is held out."""
@@ -143,9 +143,8 @@ class PosedFolder(PosedDataModule):
         training = [frame for index, frame in enumerate(frames) if index % self.holdout_every]
         return training, frames[:: self.holdout_every]
 
-    def _queries(self, folder: Path, frames: list[PosedFrame], size: tuple[int, int]) -> list[PosedSample]:
+    def _queries(self, folder: Path, query_format: QueryFormat) -> list[PosedSample]:
         """Read the queries of a folder; their camera is that of the training images."""
-        camera = common_camera(frames, size)
         unlabeled = image_files(folder)
         kinds = [path for path in data_folders(folder) if path != self.mask_dir and image_files(path)]
         if unlabeled and kinds:
@@ -168,7 +167,7 @@ class PosedFolder(PosedDataModule):
         poses = {root / name: pose for name, pose in read_true_poses(root).items()}
         queries = []
         for path, label, mask in images:
-            frame = query_frame(path, *image_size(path), like=camera)
+            frame = query_frame(path, *image_size(path), query_format)
             queries.append(PosedSample(replace(frame, camera_to_world=poses.get(path.resolve())), label, mask))
         return queries
 

@@ -20,9 +20,11 @@ from anomalib_pose.models.components.fit_resume import (
     fit_digest,
     open_checkpoint,
 )
+from anomalib_pose.models.components.query_batches import training_format
 from anomalib_pose.models.components.run_report import RunReport, saved_checkpoint
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.components.scene_fit import FitScene
+from anomalib_pose.models.components.view_collection import ViewCollection
 from anomalib_pose.progress import record_stages, show_progress
 from anomalib_pose.storage import check_output_file, check_output_folder, remove_leftovers
 
@@ -30,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 _FIT_FILE = re.compile(r"fit_[0-9a-f]{16}\.ckpt")
 _WEEK = 7 * 24 * 3600.0
-
-View = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""Image (3, H, W), camera-to-world pose (4, 4), K (3, 3), and mask (H, W) or None of a training view."""
 
 
 class FitRunMixin:
@@ -48,7 +47,7 @@ class FitRunMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._views: list[View] = []
+        self._views = ViewCollection()
         self._resume: FitCheckpoint | None = None
         self.report = RunReport()
 
@@ -93,25 +92,16 @@ class FitRunMixin:
         Raises:
             ValueError: if there are no views, their sizes differ, or the results cannot be written.
         """
-        if not self._views:
+        if not len(self._views):
             msg = f"{type(self).__name__} has no training views: train it first, or give a checkpoint."
             raise ValueError(msg)
         self.report.end_reading()
-        # The loader shuffles; the fit must not depend on that order.
-        self._views.sort(key=lambda view: tuple(view[1].flatten().tolist()))
-        images, poses, intrinsics, foregrounds = zip(*self._views, strict=True)
-        sizes = sorted({tuple(image.shape[-2:]) for image in images})
-        if len(sizes) > 1:
-            msg = f"All training views should have one size, got (height, width) {sizes}: set image_size of the data."
-            raise ValueError(msg)
-        masks = [mask.to(self.device) for mask in foregrounds if mask is not None]
         with test_time_grad(), show_progress(self.shows_progress), record_stages(self.report.stages):
-            cameras = Camera(torch.stack(poses), torch.stack(intrinsics), sizes[0][1], sizes[0][0]).to(self.device)
-            foreground = torch.stack(masks) if len(masks) == len(images) else None
-            stacked = torch.stack(images).to(self.device)
-            self._resume = self._open_checkpoint(stacked, cameras, foreground)
-            self.model.fit(stacked, cameras, foreground, self.fit_scene(), self._resume)
-        self._views = []
+            images, cameras, foreground = self._views.stack(self.device)
+            self._resume = self._open_checkpoint(images, cameras, foreground)
+            self.model.fit(images, cameras, foreground, self.fit_scene(), self._resume)
+        self.model.query_cameras.store(training_format(self.trainer, (cameras.width, cameras.height)))
+        self._views = ViewCollection()
         logger.info("The view bank of the pose search has %d views.", len(self.model.bank))
 
     def _open_checkpoint(self, images: Tensor, cameras: Camera, masks: Tensor | None) -> FitCheckpoint | None:

@@ -33,9 +33,11 @@ from anomalib_pose.models.components.metrics import (
 )
 from anomalib_pose.models.components.no_optimizer import NoOptimizer
 from anomalib_pose.models.components.pose_cache import PoseCache
+from anomalib_pose.models.components.query_batches import predict_images, prepare_batch, replace_stock_loaders
 from anomalib_pose.models.components.query_counts import QueryCountsMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.components.undecided import decided_scores
+from anomalib_pose.models.components.view_collection import ViewCollection
 from anomalib_pose.progress import record_stages, show_progress, track
 from anomalib_pose.visualization import register_panels
 
@@ -62,6 +64,7 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
     post_processor: Any
     visualizer: Any
     log: Any
+    training: bool
     print: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -125,9 +128,9 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Convert a stock ``ImageBatch`` to a ``PoseBatch``, which has fields for the reference and the pose."""
+        """Convert the batch of any loader to a ``PoseBatch``; outside of training, prepare it as a batch of queries."""
         del dataloader_idx
-        return convert_batch(batch, PoseBatch)
+        return convert_batch(batch, PoseBatch) if self.training else prepare_batch(batch, self.model.query_format)
 
     def training_step(self, batch: PoseBatch, *args: Any, **kwargs: Any) -> Tensor:
         """Collect the posed views of one batch.
@@ -143,11 +146,7 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
                 "Use a datamodule with poses: MAD, or PosedFolder with a transforms.json."
             )
             raise ValueError(msg)
-        with torch.inference_mode(mode=False):
-            for i, image in enumerate(batch.image):
-                foreground = None if batch.foreground is None else batch.foreground[i].detach().cpu().clone()
-                view = (image.detach().cpu().clone(), poses[i].cpu().clone(), intrinsics[i].cpu().clone())
-                self._views.append((*view, foreground))
+        self._views.add(batch)
         return torch.tensor(0.0, requires_grad=True, device=batch.image.device)
 
     def setup(self, stage: str) -> None:
@@ -159,6 +158,8 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
         quiet_host()
         super().setup(stage)
         self.model.estimator.load()
+        if stage == "predict":
+            replace_stock_loaders(self.trainer)
         if stage != "fit":
             return
         self.check_outputs()
@@ -173,7 +174,7 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
 
     def on_train_epoch_start(self) -> None:
         """Discard the collected views, so that the same model can be fitted to a second object."""
-        self._views = []
+        self._views = ViewCollection()
         self._is_fitted = torch.tensor([False], device=self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -182,7 +183,9 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
         super().on_load_checkpoint(checkpoint)
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
-        """Score images without intrinsics, for anomalib's inferencers, with the intrinsics of the training views.
+        """Score images without intrinsics, for anomalib's inferencers, with the camera of the training views.
+
+        Images of another size are prepared like all queries. Maps have the size of the images.
 
         Args:
             batch: RGB (B, 3, H, W) in [0, 1].
@@ -192,7 +195,7 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
         del args, kwargs
         images = self.pre_processor(batch) if self.pre_processor else batch
         with test_time_grad():
-            prediction = self.model(images.clone())
+            prediction = predict_images(self.model, images)
         scores = decided_scores(prediction, self.post_processor or None)
         batch_scores = InferenceBatch(pred_score=scores, anomaly_map=prediction.anomaly_map)
         return self.post_processor(batch_scores) if self.post_processor else batch_scores

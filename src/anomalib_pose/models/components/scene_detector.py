@@ -12,11 +12,15 @@ from anomalib_pose.buffers import resize_buffers
 from anomalib_pose.compare.query_content import has_content
 from anomalib_pose.compare.reference import Reference, render_reference, stack_references
 from anomalib_pose.compare.reference_comparison import ReferenceComparison
+from anomalib_pose.data.batches import known_mask
+from anomalib_pose.data.posed.query_format import QueryFormat
 from anomalib_pose.geometry import Camera, resize_intrinsics
 from anomalib_pose.models.components.fit_resume import FitCheckpoint
 from anomalib_pose.models.components.pose_cache import PoseCache
+from anomalib_pose.models.components.query_cameras import QueryCameras
 from anomalib_pose.models.components.scene_fit import FitScene, fit_detector
 from anomalib_pose.models.components.white_background import query_over_white
+from anomalib_pose.models.components.world_frame import WorldFrame
 from anomalib_pose.pose import PoseEstimate, PoseEstimator, Query, ViewBank
 from anomalib_pose.render.threads import small_operations
 from anomalib_pose.scene import CorrectedScene, NearbyViews, Scene
@@ -29,7 +33,7 @@ class ScenePrediction(NamedTuple):
         pred_score: image scores (B,).
         anomaly_map: pixel scores (B, 1, H, W).
         reference: rendered defect-free counterparts (B, 3, H, W).
-        estimated_camera_to_world: estimated poses (B, 4, 4).
+        estimated_camera_to_world: estimated poses (B, 4, 4) in the user's world, float64.
         pose_confidence: confidences of the poses (B,), in [0, 1].
     """
 
@@ -88,6 +92,8 @@ class SceneDetector(nn.Module):
         self.check_support = check_support
         self.holdout_every = holdout_every
         self.pose_cache: PoseCache | None = None
+        self.query_cameras = QueryCameras()
+        self.world = WorldFrame()
         self.register_buffer("intrinsics", torch.eye(3))
         self.register_buffer("image_size", torch.zeros(2, dtype=torch.long))
         self.register_buffer("white_background", torch.tensor(data=False))
@@ -104,6 +110,16 @@ class SceneDetector(nn.Module):
         """The scene that references are rendered from, corrected by the nearest training views if there are any."""
         return CorrectedScene(self.rendered, self.nearby) if self.nearby is not None else self.rendered
 
+    @property
+    def query_format(self) -> QueryFormat | None:
+        """Format of prepared queries; None before the fit. Checkpoints of earlier versions have one pinhole camera."""
+        if not len(self.bank):
+            return None
+        height, width = self.image_size.tolist()
+        white = bool(self.white_background)
+        stored = self.query_cameras.format((width, height), white_background=white)
+        return stored or QueryFormat.of_camera(self.intrinsics, (width, height), white_background=white)
+
     @small_operations()
     def fit(
         self,
@@ -117,7 +133,8 @@ class SceneDetector(nn.Module):
 
         Args:
             images: RGB in [0, 1].
-            cameras: C cameras.
+            cameras: C cameras in the user's world, which may have its origin anywhere and any unit; float64 where
+                positions are large numbers.
             foreground: masks of the object; None to derive them from a white background where there is one.
             fit_scene: fits the scene.
             checkpoint: file from which an interrupted fit continues, or None.
@@ -138,6 +155,8 @@ class SceneDetector(nn.Module):
         self, image: Float[Tensor, "3 h w"], intrinsics: Tensor | None = None, foreground: Tensor | None = None
     ) -> tuple[PoseEstimate, Query]:
         """Estimate the camera of one query; return it with the query over white where the foreground is known.
+
+        The camera is in the detector's world; ``world.to_user`` converts its pose.
 
         An image without content is tiny, constant, or has NaN or infinite pixels. Its estimate is any camera with
         confidence 0, and its query is white.
@@ -180,12 +199,12 @@ class SceneDetector(nn.Module):
         Args:
             images: RGB in [0, 1].
             intrinsics: K of each image; None for the K of the training views.
-            foreground: masks of the object, or None.
+            foreground: masks of the object, -1 for an image without a mask; or None.
         """
         estimates, queries, references = [], [], []
         for index, image in enumerate(images):
             K = None if intrinsics is None else intrinsics[index]  # noqa: N806
-            estimate, query = self.estimate(image, K, None if foreground is None else foreground[index])
+            estimate, query = self.estimate(image, K, known_mask(foreground, index))
             reference = self.render_reference(estimate.camera)
             if query.foreground is None:
                 reference = reference.over_background(query.image, self.comparison.decompose)
@@ -195,7 +214,7 @@ class SceneDetector(nn.Module):
         stacked_references = stack_references(references)
         confidence = images.new_tensor([estimate.confidence for estimate in estimates])
         anomaly_map, score = self.comparison(torch.stack(queries), stacked_references, confidence)
-        poses = torch.stack([estimate.camera.camera_to_world for estimate in estimates])
+        poses = self.world.to_user(torch.stack([estimate.camera.camera_to_world for estimate in estimates]))
         return ScenePrediction(
             score.detach(), anomaly_map.detach()[:, None], stacked_references.rgb.detach(), poses.detach(), confidence
         )

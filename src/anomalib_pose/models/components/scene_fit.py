@@ -37,6 +37,7 @@ def fit_detector(
 ) -> None:
     """Fit a detector in place; see ``SceneDetector.fit`` for the arguments."""
     stages = FitStages(detector, checkpoint)
+    cameras = detector.world.fit(cameras)
     images, foreground, white_background = over_white(images, foreground)
     detector.white_background = torch.tensor(white_background, device=images.device)
     sparse = has_sparse_views(cameras)

@@ -15,6 +15,7 @@ from anomalib_pose.compare.factory import ComparatorName
 from anomalib_pose.models.components.fit_resume import AUTOMATIC
 from anomalib_pose.models.components.pose_mixin import PoseMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
+from anomalib_pose.models.components.setting_checks import check_settings
 from anomalib_pose.pose import MatcherName, RefinerName, make_estimator
 from anomalib_pose.render.reflectance import reflectance
 
@@ -86,6 +87,7 @@ class SceneModelMixin(PoseMixin):
     removed_arguments: ClassVar[Mapping[str, Any]] = {"reflectance": False}
     """Arguments of earlier versions with their defaults. Checkpoints contain them, so they are accepted and ignored."""
     remove_ignored_hparams: Any
+    hparams: Any
 
     def __init__(
         self,
@@ -121,6 +123,7 @@ class SceneModelMixin(PoseMixin):
             visualizer=visualizer,
         )
         self._ignore(removed)
+        check_settings(self.hparams)
         self.steps = steps
         self.seed = seed
         self.fit_checkpoint_setting = fit_checkpoint

@@ -81,7 +81,7 @@ def test_all_loaders_give_pose_batches(root):
     assert train.image.shape == (4, 3, SIZE, SIZE)
     assert train.image.min() >= 0
     assert train.image.max() <= 1
-    assert (train.camera_to_world.shape, train.camera_to_world.dtype) == ((4, 4, 4), torch.float32)
+    assert (train.camera_to_world.shape, train.camera_to_world.dtype) == ((4, 4, 4), torch.float64)
     assert (train.intrinsics.shape, train.intrinsics.dtype) == ((4, 3, 3), torch.float32)
     assert not train.gt_label.any()
     for loader in (datamodule.val_dataloader(), datamodule.test_dataloader(), datamodule.predict_dataloader()):
@@ -94,7 +94,7 @@ def test_all_loaders_give_pose_batches(root):
 def test_each_image_has_its_own_pose_in_any_order(root):
     items = _by_name(_mad(root).train_data)
     for index in range(6):
-        assert torch.allclose(items[f"good/{index}.png"].camera_to_world, POSES[index].float(), atol=1e-6)
+        assert torch.allclose(items[f"good/{index}.png"].camera_to_world.float(), POSES[index].float(), atol=1e-6)
 
 
 def test_labels_and_masks_belong_to_their_images(root):
@@ -151,7 +151,9 @@ def test_true_poses_beside_the_data_set_reach_the_queries(root):
     items = _by_name(_mad(root).test_data)
     for index in range(2):
         for kind in ("good", "Burrs"):
-            assert torch.allclose(items[f"{kind}/{index}.png"].camera_to_world, POSES[index + 6].float(), atol=1e-6)
+            assert torch.allclose(
+                items[f"{kind}/{index}.png"].camera_to_world.float(), POSES[index + 6].float(), atol=1e-6
+            )
 
 
 def test_true_poses_inside_the_category_come_first(root, caplog):
@@ -160,7 +162,7 @@ def test_true_poses_inside_the_category_come_first(root, caplog):
     frames = [{"file_path": "./test/good/1.png", "transform_matrix": pose}]
     (root / "01Gorilla" / "test_transforms.json").write_text(json.dumps({"frames": frames}))
     items = _by_name(_mad(root).test_data)
-    assert torch.allclose(items["good/1.png"].camera_to_world, POSES[20].float(), atol=1e-6)
+    assert torch.allclose(items["good/1.png"].camera_to_world.float(), POSES[20].float(), atol=1e-6)
     assert items["good/0.png"].camera_to_world is None
     assert "5 of 6 test images" in caplog.text
 
@@ -212,7 +214,7 @@ def test_validation_from_the_training_set_keeps_poses(root):
     assert (len(datamodule.train_data), len(items)) == (3, 3)
     for name, item in items.items():
         index = int(name.split("/")[1].split(".")[0])
-        assert torch.allclose(item.camera_to_world, POSES[index].float(), atol=1e-6)
+        assert torch.allclose(item.camera_to_world.float(), POSES[index].float(), atol=1e-6)
 
 
 def test_a_test_set_without_good_images_takes_none_from_training(root):
@@ -324,12 +326,12 @@ def test_shared_bricks_in_mads_layout(shared):
     train = _by_name(datamodule.train_data.subsample([0, 100, 209]))
     for name, item in train.items():
         number = int(name.split("/")[1].split(".")[0])
-        assert torch.allclose(item.camera_to_world, lattice[number], atol=1e-5)
+        assert torch.allclose(item.camera_to_world.float(), lattice[number], atol=1e-5)
         assert float(item.intrinsics[0, 0]) == pytest.approx(1111.111 / 8, abs=1e-3)
     truth = json.loads((root / "_hidden" / "car.json").read_text())["images"]
     query = datamodule.test_data[40]
     stored = next(entry for entry in truth if query.image_path.endswith("car/" + entry["file"]))["transform_matrix"]
     by_hand = torch.tensor(stored) * torch.tensor([1.0, -1, -1, 1])
-    assert torch.allclose(query.camera_to_world, by_hand, atol=1e-6)
+    assert torch.allclose(query.camera_to_world.float(), by_hand, atol=1e-6)
     mask = Image.open(query.mask_path)
     assert int(query.gt_mask.sum()) == pytest.approx((np.asarray(mask) > 0).sum() / 16, rel=0.2)

@@ -123,7 +123,7 @@ def test_training_views_lie_directly_in_train(synthetic):
     focal = float(SIZE / 2 / np.tan(ANGLE / 2))
     for index in range(6):
         item = items[f"train/{index:03}.png"]
-        assert torch.allclose(item.camera_to_world, POSES[index].float(), atol=1e-6)
+        assert torch.allclose(item.camera_to_world.float(), POSES[index].float(), atol=1e-6)
         assert torch.allclose(item.intrinsics, torch.tensor([[focal, 0, 8], [0, focal, 8], [0, 0, 1]]))
         assert item.gt_label == 0
 
@@ -160,7 +160,7 @@ def test_true_poses_reach_the_queries(synthetic):
     (synthetic / "_hidden" / "Gear.json").write_text(json.dumps({"images": entries}))
     for name, item in _by_name(_setup(synthetic, "Gear", image_size=12).test_data).items():
         index = int(name.split("/")[1].split(".")[0])
-        assert torch.allclose(item.camera_to_world, POSES[index + 6].float(), atol=1e-6)
+        assert torch.allclose(item.camera_to_world.float(), POSES[index + 6].float(), atol=1e-6)
         camera = Camera(item.camera_to_world.double(), item.intrinsics.double(), 12, 12)
         assert torch.dist(_centroid(item.image), camera.project(POINT)[0][0]) < 0.25
 
@@ -172,7 +172,7 @@ def test_photographs_and_their_cameras_agree(real, image_size):
     assert sorted(items) == [f"images/{index}.png" for index in range(6)]
     for index, pose in enumerate(poses):
         item = items[f"images/{index}.png"]
-        assert torch.allclose(item.camera_to_world, pose.float(), atol=1e-6)
+        assert torch.allclose(item.camera_to_world.float(), pose.float(), atol=1e-6)
         width, height = image_size or WIDTH, (image_size or WIDTH) * 3 // 4
         assert item.image.shape == (3, height, width)
         expected = Camera(item.camera_to_world.double(), item.intrinsics.double(), width, height).project(POINT)[0][0]

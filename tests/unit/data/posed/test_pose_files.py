@@ -314,7 +314,7 @@ def test_true_poses_of_queries_have_the_same_names(root, file, name):
     _write(root, _content())
     for datamodule in (MAD(root.parent, "cup", num_workers=0), PosedFolder(root, "test", num_workers=0)):
         datamodule.setup()
-        torch.testing.assert_close(datamodule.test_data[0].camera_to_world, POSES[4].float())
+        torch.testing.assert_close(datamodule.test_data[0].camera_to_world.float(), POSES[4].float())
 
 
 # COLMAP

@@ -80,7 +80,7 @@ def test_every_nth_image_is_held_out_with_its_true_pose(root, caplog):
     assert sorted(held_out) == sorted(_numbers(datamodule.val_data)) == [0, 4, 8]
     assert sorted(trained) == [1, 2, 3, 5, 6, 7, 9]
     for index, item in (held_out | trained).items():
-        assert torch.allclose(item.camera_to_world, POSES[index].float(), atol=1e-6)
+        assert torch.allclose(item.camera_to_world.float(), POSES[index].float(), atol=1e-6)
         assert item.gt_label == 0
         assert item.gt_mask is None
         assert item.foreground is None
@@ -314,16 +314,18 @@ def test_shared_tankard(shared):
     item = next(item for item in datamodule.test_data if item.image_path.endswith(frame["file_path"]))
     assert float(item.intrinsics[0, 0]) == pytest.approx(frame["fl_x"] / 4, rel=1e-6)
     by_hand = torch.tensor(frame["transform_matrix"]) * torch.tensor([1.0, -1, -1, 1])
-    assert torch.allclose(item.camera_to_world, by_hand, atol=1e-5)
+    assert torch.allclose(item.camera_to_world.float(), by_hand, atol=1e-5)
     mask = np.asarray(Image.open(root / frame["mask_path"]))
     assert float(item.foreground.mean()) == pytest.approx((mask / mask.max()).mean(), abs=2e-3)
     # The rays through the middle of the training masks meet inside the object, in front of every camera.
     normal, right = torch.zeros(3, 3), torch.zeros(3)
     for item in datamodule.train_data:
         pixel = torch.nonzero(item.foreground > 0.5).float().mean(0).flip(0) + 0.5
-        ray = item.camera_to_world[:3, :3] @ torch.linalg.inv(item.intrinsics) @ torch.cat([pixel, torch.ones(1)])
+        ray = (
+            item.camera_to_world[:3, :3].float() @ torch.linalg.inv(item.intrinsics) @ torch.cat([pixel, torch.ones(1)])
+        )
         across = torch.eye(3) - torch.outer(ray, ray) / (ray @ ray)
-        normal, right = normal + across, right + across @ item.camera_to_world[:3, 3]
+        normal, right = normal + across, right + across @ item.camera_to_world[:3, 3].float()
     middle = torch.linalg.solve(normal, right)
     for item in datamodule.test_data:
         uv, z = Camera(item.camera_to_world, item.intrinsics, 200, 200).project(middle[None])
