@@ -14,6 +14,7 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.models import SplatPose
 from anomalib_pose.models.components import fit_resume, fit_run, scene_fit
 from anomalib_pose.models.components.fit_resume import fit_digest, open_checkpoint
+from anomalib_pose.models.components.view_collection import CollectedView, ViewCollection
 from anomalib_pose.scene import fit as fit_module
 from anomalib_pose.scene import fit_loop
 from sample_models import SIZE, TRAINING
@@ -68,7 +69,8 @@ def make_model(images: Tensor, folder: Path, *, saves: bool = True, **settings) 
     model = SplatPose(**{**SETTINGS, **settings})
     model.__dict__["_trainer"] = Loader(folder, saves=saves)
     views = zip(images, CAMERAS.camera_to_world, CAMERAS.K, strict=True)
-    model._views = [(image, pose, K, None) for image, pose, K in views]
+    model._views = ViewCollection()
+    model._views.views = [CollectedView(image, pose.double(), K, None, "view") for image, pose, K in views]
     return model
 
 
