@@ -152,7 +152,20 @@ def images_with_masks(images: Sequence[tuple[Path, Path | None]]) -> list[bool]:
             mask is not None or (transparent and read_image(image)[1] is not None)
             for transparent, (image, mask) in zip(masked, images, strict=True)
         ]
-    missing = [image for is_masked, (image, _) in zip(masked, images, strict=True) if not is_masked]
+    return all_with_masks(masked, [image for image, _ in images])
+
+
+def all_with_masks(masked: Sequence[bool], images: Sequence[Path]) -> list[bool]:
+    """Return which images to use, such that all have masks of the object, or none; images left out are reported.
+
+    Args:
+        masked: whether each image has a mask.
+        images: files of the images.
+
+    Raises:
+        ValueError: if more than a third of the images, but not all, have no mask; the message names some.
+    """
+    missing = [image for is_masked, image in zip(masked, images, strict=True) if not is_masked]
     if not missing or len(missing) == len(images):
         return [True] * len(images)
     names = ", ".join(path.name for path in missing[:_NAMES]) + (", ..." if len(missing) > _NAMES else "")
@@ -161,7 +174,7 @@ def images_with_masks(images: Sequence[tuple[Path, Path | None]]) -> list[bool]:
         msg = f"{text} Add their masks, or remove all masks."
         raise ValueError(msg)
     logger.warning("%s They are left out.", text)
-    return masked
+    return list(masked)
 
 
 def _white(values: np.ndarray) -> float:

@@ -2,11 +2,14 @@
 """Training views that a model collects in its only epoch, for the fit at its end."""
 
 from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from anomalib_pose.data.batches import known_mask
+from anomalib_pose.data.masks import all_with_masks
 from anomalib_pose.data.posed.dataclasses import PoseBatch
 from anomalib_pose.geometry import Camera
 
@@ -59,17 +62,20 @@ class ViewCollection:
                 self.views.append(view)
 
     def stack(self, device: torch.device) -> tuple[Tensor, Camera, Tensor | None]:
-        """Return images (C, 3, H, W), cameras with float64 poses, and masks (C, H, W) if all views have one.
+        """Return images (C, 3, H, W), cameras with float64 poses, and masks (C, H, W) if views have one.
 
-        The order depends on the poses alone, because a loader shuffles.
+        Of views with masks, up to a third may have none, as a photograph that is opaque everywhere; they are left out
+        and reported. The order depends on the poses alone, because a loader shuffles.
 
         Args:
             device: device of the result.
 
         Raises:
-            ValueError: if the sizes of the views differ.
+            ValueError: if the sizes of the views differ, or more than a third of the views, but not all, have no mask.
         """
         views = sorted(self.views, key=lambda view: tuple(view.camera_to_world.flatten().tolist()))
+        used = all_with_masks([view.foreground is not None for view in views], [Path(view.name) for view in views])
+        views = list(compress(views, used))
         sizes = sorted({tuple(view.image.shape[-2:]) for view in views})
         if len(sizes) > 1:
             msg = f"All training views should have one size, got (height, width) {sizes}: set image_size of the data."
@@ -77,5 +83,5 @@ class ViewCollection:
         poses = torch.stack([view.camera_to_world for view in views])
         cameras = Camera(poses, torch.stack([view.K for view in views]), sizes[0][1], sizes[0][0])
         masks = [view.foreground for view in views if view.foreground is not None]
-        foreground = torch.stack(masks).to(device) if len(masks) == len(views) else None
+        foreground = torch.stack(masks).to(device) if masks else None
         return torch.stack([view.image for view in views]).to(device), cameras.to(device), foreground
