@@ -398,11 +398,12 @@ def test_names_with_spaces_are_read_from_text_and_binary(root):
     reconstruction.read_text(root / "numbers")
     for image in reconstruction.images.values():
         image.name = names[image.image_id - 1]
-    (root / "binary").mkdir()
-    reconstruction.write_binary(root / "binary")
-    for text, binary in zip(frames, read_colmap(root / "binary", root / "photos"), strict=True):
-        assert text.image_path == binary.image_path
-        torch.testing.assert_close(text.camera_to_world, binary.camera_to_world)
+    for write, folder in ((reconstruction.write_binary, root / "binary"), (reconstruction.write_text, root / "text")):
+        folder.mkdir()
+        write(folder)
+        for by_hand, written in zip(frames, read_colmap(folder, root / "photos"), strict=True):
+            assert by_hand.image_path == written.image_path
+            torch.testing.assert_close(by_hand.camera_to_world, written.camera_to_world)
 
 
 @pytest.mark.parametrize(
