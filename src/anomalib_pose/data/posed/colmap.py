@@ -2,7 +2,6 @@
 """Reader of COLMAP's sparse models, binary or text; the only module that needs pycolmap."""
 
 import logging
-import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,16 @@ from torch import Tensor
 
 from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.listing import data_folders
+from anomalib_pose.data.posed.colmap_binary import check_complete
 from anomalib_pose.data.posed.colmap_text import count_text_images, normalize_text_model
 from anomalib_pose.data.posed.pose_files import FileFinder, PoseFileReport, unposed_images
 from anomalib_pose.data.posed.transforms_json import (
     PosedFrame,
-    opencv_distortion,
     rigid_pose,
     same_aspect,
     unique_frames,
 )
+from anomalib_pose.data.posed.transforms_lens import opencv_distortion
 from anomalib_pose.geometry import rigid_inverse
 
 logger = logging.getLogger(__name__)
@@ -40,30 +40,7 @@ _DISTORTION: dict[str, tuple[int, ...]] = {
     "OPENCV": (4, 5, 6, 7),
     "FULL_OPENCV": (4, 5, 6, 7, 8, 9, 10, 11),
 }
-# Binary records: bytes before the name, whether there is a name, format of the entry count, bytes per entry.
-_RECORDS = {"images": (64, True, "<Q", 24), "points3D": (43, False, "<Q", 8), "frames": (64, False, "<I", 16)}
-_CAMERA_BYTES = 24
 _NORM_TOLERANCE = 1e-3
-_PARAMETERS = {
-    0: 3,
-    1: 4,
-    2: 4,
-    3: 5,
-    4: 8,
-    5: 8,
-    6: 12,
-    7: 5,
-    8: 4,
-    9: 5,
-    10: 12,
-    11: 16,
-    12: 4,
-    13: 5,
-    14: 3,
-    15: 4,
-    16: 6,
-    17: 2,
-}
 
 
 def find_colmap(root: Path) -> Path | None:
@@ -206,7 +183,7 @@ def _read_model(model: Path) -> tuple[Any, dict[int, str]]:
         )
         raise FileNotFoundError(msg)
     if suffix == ".bin":
-        _check_complete(model)
+        check_complete(model)
     reconstruction, image_names = pycolmap.Reconstruction(), {}
     try:
         if suffix == ".bin":
@@ -267,54 +244,3 @@ def _pose(image: Any, where: str) -> Tensor:
         raise ValueError(msg)
     viewmat = torch.from_numpy(world_to_camera.matrix()).double()
     return rigid_inverse(rigid_pose(viewmat, f"{where} has a pose"))
-
-
-def _check_complete(model: Path) -> None:
-    """Check that no binary file is truncated: COLMAP's reader would never end, or take missing numbers as zeros."""
-    for path in sorted(model.glob("*.bin")):
-        if path.stem != "cameras" and path.stem not in _RECORDS:
-            continue
-        content = path.read_bytes()
-        try:
-            end = _end_of_cameras(content) if path.stem == "cameras" else _end_of_records(content, path.stem)
-            complete = end <= len(content)
-        except (struct.error, ValueError, OverflowError):
-            complete = False
-        if not complete:
-            msg = f"{path} is cut short ({len(content)} bytes): copy it again, or write the model again."
-            raise ValueError(msg)
-
-
-def _end_of_records(content: bytes, kind: str) -> int:
-    """Return the offset in bytes of the end of the last record.
-
-    Raises:
-        struct.error: if the content ends within a number.
-        ValueError: if the content ends within a name.
-    """
-    fixed, named, count_format, entry = _RECORDS[kind]
-    (records,), offset = struct.unpack_from("<Q", content), 8
-    for _ in range(records):
-        offset += fixed
-        if named:
-            offset = content.index(0, offset) + 1
-        (count,) = struct.unpack_from(count_format, content, offset)
-        offset += struct.calcsize(count_format) + count * entry
-    return offset
-
-
-def _end_of_cameras(content: bytes) -> int:
-    """Return the offset in bytes of the end of the last camera, or of the first camera of an unknown model.
-
-    Unknown models are refused later.
-
-    Raises:
-        struct.error: if the content ends within a number.
-    """
-    (records,), offset = struct.unpack_from("<Q", content), 8
-    for _ in range(records):
-        (model,) = struct.unpack_from("<I", content, offset + 4)
-        if model not in _PARAMETERS:
-            return offset
-        offset += _CAMERA_BYTES + 8 * _PARAMETERS[model]
-    return offset

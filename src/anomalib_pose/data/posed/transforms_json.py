@@ -2,7 +2,7 @@
 """Reader of ``transforms.json`` as Blender's NeRF exporters, nerfstudio and instant-ngp write it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.masks import check_mask_size
 from anomalib_pose.data.posed.pose_files import FileFinder, PoseFileReport, unposed_images
+from anomalib_pose.data.posed.transforms_lens import LensEntry
 from anomalib_pose.data.posed.transforms_split import find_transforms, images_of_other_splits, training_entries
 from anomalib_pose.geometry import Camera, resize_intrinsics
 
-_SUPPORTED = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "FULL_OPENCV", "SIMPLE_RADIAL", "RADIAL")
-_COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
 _SAME_POSE = 1e-6
 _RIGID_TOLERANCE = 1e-3
 _ASPECT_TOLERANCE = 0.02
@@ -141,7 +140,7 @@ def read_pose(matrix: Any, where: str) -> Tensor:
     """
     try:
         pose = torch.tensor(matrix, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         msg = f"{where} has no readable transform_matrix: expected 4 x 4 numbers ({error})."
         raise ValueError(msg) from error
     if pose.shape not in {(4, 4), (3, 4)}:
@@ -186,13 +185,12 @@ def same_aspect(width: int, height: int, other_width: int, other_height: int) ->
     return abs(math.log(width * other_height / (height * other_width))) <= _ASPECT_TOLERANCE
 
 
-class _FrameEntry:
+class _FrameEntry(LensEntry):
     """One frame of the file, with the values that the file gives for all frames."""
 
     def __init__(self, path: Path, own: Mapping[str, Any], shared: Mapping[str, Any], finder: FileFinder) -> None:
-        self.own, self.shared, self.finder = own, shared, finder
-        self.values = {**shared, **own}
-        self.where = f"{path}, frame {own['file_path']!r},"
+        super().__init__(f"{path}, frame {own['file_path']!r},", own, shared)
+        self.finder = finder
 
     def frame(self, image_path: Path) -> PosedFrame:
         """Check the frame and convert it."""
@@ -202,7 +200,7 @@ class _FrameEntry:
         pose = read_pose(self.own["transform_matrix"], self.where)
         width, height = image_size(image_path)
         return PosedFrame(
-            image_path, mask_path, pose, self._intrinsics(width, height), width, height, self._distortion()
+            image_path, mask_path, pose, self._intrinsics(width, height), width, height, self.distortion()
         )
 
     def _mask(self, name: Any) -> Path:
@@ -212,16 +210,9 @@ class _FrameEntry:
             raise FileNotFoundError(msg)
         return path
 
-    def _number(self, values: Mapping[str, Any], key: str, default: float) -> float:
-        value = values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            msg = f"{self.where} should have a finite number as {key!r}, got {value!r}."
-            raise ValueError(msg)
-        return float(value)
-
     def _intrinsics(self, width: int, height: int) -> Tensor:
         """Return K (3, 3) of the stored image, which may be smaller than the size that the file states."""
-        stated_width, stated_height = self._number(self.values, "w", width), self._number(self.values, "h", height)
+        stated_width, stated_height = self.number(self.values, "w", width), self.number(self.values, "h", height)
         if (
             stated_width <= 0
             or stated_height <= 0
@@ -232,51 +223,11 @@ class _FrameEntry:
                 "expected the same aspect."
             )
             raise ValueError(msg)
-        focal_x, focal_y = self._focal(stated_width, stated_height)
-        cx = self._number(self.values, "cx", stated_width / 2)
-        cy = self._number(self.values, "cy", stated_height / 2)
+        focal_x, focal_y = self.focal(stated_width, stated_height)
+        cx = self.number(self.values, "cx", stated_width / 2)
+        cy = self.number(self.values, "cy", stated_height / 2)
         matrix = torch.tensor([[focal_x, 0, cx], [0, focal_y, cy], [0, 0, 1]], dtype=torch.float64)
         return resize_intrinsics(matrix, round(stated_width), round(stated_height), width, height)
-
-    def _focal(self, width: float, height: float) -> tuple[float, float]:
-        for values in (self.own, self.shared):
-            if "fl_x" in values:
-                focal_x = self._positive(values, "fl_x", math.inf)
-                return focal_x, self._positive(values, "fl_y", math.inf, focal_x)
-            if "camera_angle_x" in values:
-                focal_x = 0.5 * width / math.tan(0.5 * self._positive(values, "camera_angle_x", math.pi))
-                if "camera_angle_y" not in values:
-                    return focal_x, focal_x
-                return focal_x, 0.5 * height / math.tan(0.5 * self._positive(values, "camera_angle_y", math.pi))
-        msg = f"{self.where} has no intrinsics: expected 'camera_angle_x' (radians) or 'fl_x' (pixels)."
-        raise ValueError(msg)
-
-    def _positive(self, values: Mapping[str, Any], key: str, below: float, default: float = math.nan) -> float:
-        number = self._number(values, key, default)
-        if not 0 < number < below:
-            msg = f"{self.where} should have {key!r} above 0" + ("" if below == math.inf else f" and below {below:.4g}")
-            msg += f", got {number:g}."
-            raise ValueError(msg)
-        return number
-
-    def _distortion(self) -> tuple[float, ...]:
-        """Return OpenCV's coefficients, see ``PosedFrame``."""
-        model = str(self.values.get("camera_model", "OPENCV"))
-        if model.upper() not in _SUPPORTED or self.values.get("is_fisheye"):
-            model = "fisheye" if self.values.get("is_fisheye") else model
-            msg = (
-                f"{self.where} has the camera model {model!r}, which is not supported: expected one of "
-                f"{', '.join(_SUPPORTED)}. Undistort the images first."
-            )
-            raise ValueError(msg)
-        return opencv_distortion([self._number(self.values, key, 0) for key in _COEFFICIENTS])
-
-
-def opencv_distortion(coefficients: Sequence[float]) -> tuple[float, ...]:
-    """Shorten OpenCV's coefficients (k1, k2, p1, p2, k3, k4, k5, k6): 8, 5 if the last three are 0, 0 if all are."""
-    if not any(coefficients):
-        return ()
-    return tuple(coefficients) if any(coefficients[5:]) else tuple(coefficients[:5])
 
 
 def unique_frames(where: str, frames: list[PosedFrame], report: PoseFileReport) -> list[PosedFrame]:

@@ -108,6 +108,9 @@ def test_undistorted_pixels_come_from_where_opencv_projects_their_rays(count):
         ({"camera_model": "FULL_OPENCV", "k1": 0.1, "k5": 0.5}, (0.1, 0, 0, 0, 0, 0, 0.5, 0)),
         ({"camera_model": "OPENCV", "k1": 0, "k4": 0.0, "k5": 0, "k6": 0}, ()),
         ({"camera_model": "PINHOLE"}, ()),
+        ({"distortion_params": [0.1, 0.2, 0.3, 0, 0.01, 0.02]}, (0.1, 0.2, 0.01, 0.02, 0.3)),
+        ({"distortion_params": [0.1, 0, 0, 0, 0, 0], "k1": 0.5}, (0.1, 0, 0, 0, 0)),
+        ({"distortion_params": [0.0] * 6}, ()),
     ],
 )
 def test_transforms_have_five_or_eight_coefficients(tmp_path, lens, coefficients):
