@@ -32,8 +32,9 @@ from anomalib_pose.models.components.metrics import (
     PosesWithinOneDegree,
 )
 from anomalib_pose.models.components.no_optimizer import NoOptimizer
+from anomalib_pose.models.components.photograph_files import replace_stock_loaders
 from anomalib_pose.models.components.pose_cache import PoseCache
-from anomalib_pose.models.components.query_batches import predict_images, prepare_batch, replace_stock_loaders
+from anomalib_pose.models.components.query_batches import predict_images, prepare_batch
 from anomalib_pose.models.components.query_counts import QueryCountsMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.components.undecided import decided_scores

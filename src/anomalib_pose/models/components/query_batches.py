@@ -5,75 +5,23 @@ anomalib's own reader ignores transparency, bit depths above 8 and the cameras o
 images of one batch to one size. The photographs of its batches are therefore read again.
 """
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from anomalib.data import ImageBatch, PredictDataset
+from anomalib.data import ImageBatch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import DataLoader, Dataset
 from torchvision.tv_tensors import Image, Mask
 
 from anomalib_pose.data.batches import convert_batch
-from anomalib_pose.data.listing import is_data
 from anomalib_pose.data.masks import read_defect_mask
 from anomalib_pose.data.posed.dataclasses import PoseBatch, PoseItem
 from anomalib_pose.data.posed.dataset import PosedDataset
 from anomalib_pose.data.posed.query import Photograph, PreparedQuery, prepare_query, read_photograph
 from anomalib_pose.data.posed.query_format import QueryFormat
+from anomalib_pose.models.components.photograph_files import is_path_batch
 from anomalib_pose.models.components.scene_detector import SceneDetector, ScenePrediction
-
-
-class PhotographFiles(Dataset):
-    """Files of photographs, which the model reads by itself; a batch is a list of paths.
-
-    Args:
-        paths: files of photographs.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        super().__init__()
-        self.paths = list(paths)
-
-    def __len__(self) -> int:
-        """Number of files."""
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Path:
-        """Return one path."""
-        return self.paths[index]
-
-
-def replace_stock_loaders(trainer: Any) -> None:
-    """Replace loaders of anomalib's ``PredictDataset`` by loaders of paths, in place.
-
-    Its reader stops at an unreadable file without the file's name. ``prepare_batch`` reads the files instead.
-
-    Args:
-        trainer: Lightning's trainer at the start of a prediction.
-    """
-    source = getattr(getattr(trainer, "predict_loop", None), "_data_source", None)
-    loaders = getattr(source, "instance", None)
-    if source is None or not isinstance(loaders, DataLoader | list | tuple):
-        return
-    if isinstance(loaders, DataLoader):
-        source.instance = _path_loader(loaders)
-    else:
-        source.instance = [_path_loader(loader) for loader in loaders]
-
-
-def _path_loader(loader: Any) -> Any:
-    """Return a loader of paths for a loader of a ``PredictDataset``; return any other loader unchanged."""
-    dataset: Any = getattr(loader, "dataset", None)
-    if type(dataset) is not PredictDataset or loader.batch_size is None:
-        return loader
-    paths = [Path(path) for path in dataset.image_filenames]
-    root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
-    data = [path for path in paths if all(is_data(Path(part)) for part in path.relative_to(root).parts)]
-    return DataLoader(PhotographFiles(data or paths), batch_size=loader.batch_size, collate_fn=list)
 
 
 def training_format(trainer: Any, size: tuple[int, int]) -> QueryFormat | None:
@@ -101,7 +49,7 @@ def prepare_batch(batch: Any, query_format: QueryFormat | None) -> Any:
         ValueError: if a file cannot be read, or an image does not have the aspect ratio of the training images. The
             message names the file.
     """
-    if isinstance(batch, list) and batch and all(isinstance(path, Path) for path in batch):
+    if is_path_batch(batch):
         photographs = [read_photograph(path) for path in batch]
         if query_format is None:
             return PoseBatch(image=torch.stack([photograph.image for photograph in photographs]))

@@ -17,10 +17,12 @@ from anomalib_pose.data import ViewBatch
 from anomalib_pose.data.batches import convert_batch
 from anomalib_pose.models.components.checked_model import CheckedModelMixin
 from anomalib_pose.models.components.metrics import AUROC
+from anomalib_pose.models.components.photograph_files import is_path_batch, replace_stock_loaders
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
 from anomalib_pose.models.looking3d.export import ReferenceExportMixin
 from anomalib_pose.models.looking3d.losses import Alignment
 from anomalib_pose.models.looking3d.metrics import Accuracy, BoxAccuracy, BoxIoU
+from anomalib_pose.models.looking3d.photograph import read_photographs
 from anomalib_pose.models.looking3d.reference import EncodedShapes
 from anomalib_pose.models.looking3d.scoring import QueryScoringMixin
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel
@@ -182,9 +184,24 @@ class Looking3D(QueryScoringMixin, ReferenceExportMixin, TwoLossTraining, Checke
         return ImageVisualizer(fields=["boxed_query", "gt_mask"], overlay_fields=[("boxed_query", ["anomaly_map"])])
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Convert anomalib's ``ImageBatch`` to a ``ViewBatch``, which has a field for the box."""
+        """Convert anomalib's ``ImageBatch``, or paths, to a ``ViewBatch``, which has a field for the box.
+
+        Raises:
+            FileNotFoundError: if a photograph does not exist.
+            ValueError: if a photograph cannot be read, or photographs of one batch differ in size.
+        """
         del dataloader_idx
-        return convert_batch(batch, ViewBatch)
+        return read_photographs(batch) if is_path_batch(batch) else convert_batch(batch, ViewBatch)
+
+    def setup(self, stage: str) -> None:
+        """Read photographs of a folder with this package's reader at a prediction.
+
+        Args:
+            stage: Lightning's name of the stage that starts.
+        """
+        super().setup(stage)
+        if stage == "predict":
+            replace_stock_loaders(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record that the weights are trained: a checkpoint is written after training."""

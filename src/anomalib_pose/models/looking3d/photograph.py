@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparison of whole photographs with a shape: crop to the network's view, and map its results back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.tv_tensors import Image
 
 from anomalib_pose.compare.query_content import has_content, white_where
-from anomalib_pose.data.images import square_margins
+from anomalib_pose.data.images import read_image, square_margins
 from anomalib_pose.data.masks import mask_of_image
+from anomalib_pose.data.reference_views.dataclasses import ViewBatch, ViewItem
 from anomalib_pose.data.reference_views.queries import (
     CROP_MARGIN,
     CROP_SIZE,
@@ -55,6 +58,17 @@ def read_photograph(path: str | Path, mask_dir: str | Path = "") -> Tensor:
         msg = f"mask_dir should have a mask of every photograph, but there is none of {path} at {mask}."
         raise FileNotFoundError(msg)
     return read_query(path, mask)
+
+
+def read_photographs(paths: Sequence[Path]) -> ViewBatch:
+    """Read a batch of photographs as they are; ``read_photograph`` separates their objects later.
+
+    Raises:
+        FileNotFoundError: if a photograph does not exist.
+        ValueError: if a photograph cannot be read, or the photographs differ in size.
+    """
+    items = [ViewItem(image=Image(read_image(path)[0]), image_path=str(path)) for path in paths]
+    return ViewBatch.collate(items)
 
 
 def whole_map(maps: Tensor, height: int, width: int) -> Tensor:

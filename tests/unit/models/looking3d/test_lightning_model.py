@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from anomalib.data import ImageBatch, ImageItem
 from anomalib.engine import Engine
@@ -293,6 +295,27 @@ def test_transparent_photographs_are_read_on_white(network, own_reference, tmp_p
     Image.fromarray(rgba[3].numpy()).save(tmp_path / "masks" / "chair.png")
     (batch,) = make_engine(tmp_path / "four").predict(network, data_path=folder)
     torch.testing.assert_close(batch.pred_score, truth.pred_score, rtol=0, atol=1e-5)
+
+
+def test_folders_of_photographs_are_read_by_our_reader(network, own_reference, tmp_path, monkeypatch):
+    """Hidden files are left out, bit depths are the same, and an unreadable photograph is named."""
+    monkeypatch.setattr(network, "reference", "views")
+    network._shapes.clear()
+    (image,) = images_on_white(1, 9)
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    for folder in ("usual", "deep"):
+        (tmp_path / folder / ".ipynb_checkpoints").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / folder / ".ipynb_checkpoints" / "chair.png")
+        (tmp_path / folder / "._chair.png").write_bytes(b"resource fork")
+    Image.fromarray(pixels).save(tmp_path / "usual" / "chair.png")
+    tifffile.imwrite(tmp_path / "deep" / "chair.tif", pixels.astype(np.uint16) * 257, photometric="rgb")
+    (usual,) = make_engine(tmp_path / "one").predict(network, data_path=tmp_path / "usual")
+    (deep,) = make_engine(tmp_path / "two").predict(network, data_path=tmp_path / "deep")
+    torch.testing.assert_close(deep.image, usual.image, rtol=0, atol=1e-6)
+    torch.testing.assert_close(deep.pred_score, usual.pred_score, rtol=0, atol=1e-5)
+    (tmp_path / "deep" / "cut.png").write_bytes((tmp_path / "usual" / "chair.png").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"cut\.png cannot be read"):
+        make_engine(tmp_path / "three").predict(network, data_path=tmp_path / "deep")
 
 
 def test_random_weights_cause_a_warning(network, own_reference, tmp_path, monkeypatch, caplog, published):
