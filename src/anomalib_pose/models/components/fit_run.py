@@ -24,6 +24,7 @@ from anomalib_pose.models.components.query_batches import training_format
 from anomalib_pose.models.components.run_report import RunReport, saved_checkpoint
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.components.scene_fit import FitScene
+from anomalib_pose.models.components.view_checks import check_views
 from anomalib_pose.models.components.view_collection import ViewCollection
 from anomalib_pose.progress import record_stages, show_progress
 from anomalib_pose.storage import check_output_file, check_output_folder, remove_leftovers
@@ -96,6 +97,7 @@ class FitRunMixin:
             msg = f"{type(self).__name__} has no training views: train it first, or give a checkpoint."
             raise ValueError(msg)
         self.report.end_reading()
+        check_views(self._views.views)
         with test_time_grad(), show_progress(self.shows_progress), record_stages(self.report.stages):
             images, cameras, foreground = self._views.stack(self.device)
             self._resume = self._open_checkpoint(images, cameras, foreground)
