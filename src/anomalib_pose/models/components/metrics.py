@@ -2,6 +2,7 @@
 """Metrics of the pose error against true cameras, and image metrics that need normal and anomalous queries."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -82,20 +83,22 @@ class PosesWithinOneDegree(AnomalibMetric, _PosesWithinOneDegree):
     default_fields = _FIELDS
 
 
-class _NeedsBothClasses(Metric):
-    """Image metric that is NaN if all queries are normal, or all are anomalous.
+class NeedsBothClasses(Metric):
+    """Metric that is NaN if all queries, or all pixels, are normal or all are anomalous.
 
-    The stock metrics return 0 then, which reads like the worst possible detector.
+    The stock metrics return 0 then, which reads like the worst possible detector. The labels are the metric's second
+    field.
     """
 
     name: str
+    fields: Sequence[str]
     label_counts: Tensor
-    _reported: ClassVar[set[tuple[int, int]]] = set()
-    """Counts of normal and anomalous queries in the warnings since the last reset; one warning for all metrics."""
+    _reported: ClassVar[set[tuple[str, int, int]]] = set()
+    """Labels and counts in the warnings since the last reset; one warning for all metrics of images or of pixels."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.add_state("label_counts", default=torch.zeros(2), dist_reduce_fx="sum")
+        self.add_state("label_counts", default=torch.zeros(2, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, batch: Batch, *args: Any, **kwargs: Any) -> None:
         """Add the scores of a batch.
@@ -106,21 +109,24 @@ class _NeedsBothClasses(Metric):
             kwargs: arguments of the stock metric.
         """
         super().update(batch, *args, **kwargs)
-        labels = getattr(batch, "gt_label", None)
+        labels = getattr(batch, self.fields[1], None)
         if labels is not None:
             anomalous = labels.bool().sum()
-            self.label_counts += torch.stack([len(labels) - anomalous, anomalous]).to(self.label_counts)
+            self.label_counts += torch.stack([labels.numel() - anomalous, anomalous]).to(self.label_counts)
 
-    def compute(self) -> Tensor:
-        """Return the stock metric, or NaN without queries of both classes."""
-        normal, anomalous = self.label_counts.long().tolist()
-        if normal and anomalous:
-            return super().compute()
-        if (normal, anomalous) not in self._reported:
-            self._reported.add((normal, anomalous))
+    def compute(self) -> Tensor | None:
+        """Return the stock metric, NaN without both classes, or None without labels."""
+        normal, anomalous = self.label_counts.tolist()
+        if (normal and anomalous) or not (normal or anomalous):
+            value: Tensor | None = super().compute()
+            return value
+        key = (self.fields[1], normal, anomalous)
+        if key not in self._reported:
+            self._reported.add(key)
+            kind = "queries" if self.fields[1] == "gt_label" else "pixels"
             logger.warning(
-                "%s and other image metrics are NaN: they need normal and anomalous queries, got %d normal and %d "
-                "anomalous.", self.name, normal, anomalous,
+                "%s and similar metrics are left out: they need normal and anomalous %s, got %d normal and %d "
+                "anomalous.", self.name, kind, normal, anomalous,
             )  # fmt: skip
         return torch.tensor(float("nan"), device=self.label_counts.device)
 
@@ -130,13 +136,44 @@ class _NeedsBothClasses(Metric):
         super().reset()
 
 
-class AUROC(_NeedsBothClasses, metrics.AUROC):
-    """Area under the ROC curve of image scores; NaN without queries of both classes."""
+class AUROC(NeedsBothClasses, metrics.AUROC):
+    """Area under the ROC curve of image or pixel scores; NaN without both classes."""
 
 
-class AUPR(_NeedsBothClasses, metrics.AUPR):
-    """Area under the precision-recall curve of image scores; NaN without queries of both classes."""
+class AUPR(NeedsBothClasses, metrics.AUPR):
+    """Area under the precision-recall curve of image scores; NaN without both classes."""
 
 
-class F1Score(_NeedsBothClasses, metrics.F1Score):
-    """F1 of image labels; NaN without queries of both classes."""
+class AUPRO(NeedsBothClasses, metrics.AUPRO):
+    """Area under the per-region overlap curve of pixel scores; NaN without both classes."""
+
+
+class F1Score(NeedsBothClasses, metrics.F1Score):
+    """F1 of image or pixel labels; NaN without both classes."""
+
+
+class DataEvaluator(metrics.Evaluator):
+    """Evaluator that leaves out metrics without data: of poses without true poses, of pixels without masks.
+
+    A metric without data is None or NaN. Neither says anything about a model, and a table of results should not list
+    it.
+    """
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the validation metrics that have data."""
+        self._log(self.val_metrics, trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the test metrics that have data."""
+        self._log(self.test_metrics, trainer, pl_module)
+
+    def _log(self, logged: Iterable[Any], trainer: Any, pl_module: Any) -> None:
+        del pl_module
+        for metric in logged:
+            value = metric.compute() if metric.update_called else None
+            if value is None or bool(torch.isnan(value).any()):
+                metric.reset()
+                continue
+            self.log(metric.name, metric)
+            if trainer.barebones:  # nothing is logged then, and anomalib reads these two
+                trainer.callback_metrics[metric.name] = trainer.logged_metrics[metric.name] = value

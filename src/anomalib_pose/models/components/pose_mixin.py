@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib import metrics as stock
 from anomalib.data import InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.pre_processing import PreProcessor
@@ -25,7 +24,9 @@ from anomalib_pose.models.components.fit_run import FitRunMixin
 from anomalib_pose.models.components.host_output import quiet_host
 from anomalib_pose.models.components.metrics import (
     AUPR,
+    AUPRO,
     AUROC,
+    DataEvaluator,
     F1Score,
     MedianAngleError,
     MedianCentreError,
@@ -105,14 +106,14 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
         image = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
         pixel = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
         pose = {"prefix": "pose_", "strict": False}
-        return Evaluator(
+        return DataEvaluator(
             test_metrics=[
                 AUROC(**image),
                 AUPR(**image),
                 F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
-                stock.AUROC(**pixel),
-                stock.AUPRO(**pixel),
-                stock.F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
+                AUROC(**pixel),
+                AUPRO(**pixel),
+                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
                 MedianAngleError(**pose),
                 MedianCentreError(**pose),
                 PosesWithinOneDegree(**pose),

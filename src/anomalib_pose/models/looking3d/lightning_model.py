@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from anomalib import LearningType
-from anomalib import metrics as stock
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -16,7 +15,7 @@ from torch import nn
 from anomalib_pose.data import ViewBatch
 from anomalib_pose.data.batches import convert_batch
 from anomalib_pose.models.components.checked_model import CheckedModelMixin
-from anomalib_pose.models.components.metrics import AUROC
+from anomalib_pose.models.components.metrics import AUROC, DataEvaluator
 from anomalib_pose.models.components.photograph_files import is_path_batch, replace_stock_loaders
 from anomalib_pose.models.looking3d.checkpoint import PARTS, load_part, read_checkpoint
 from anomalib_pose.models.looking3d.export import ReferenceExportMixin
@@ -168,12 +167,12 @@ class Looking3D(QueryScoringMixin, ReferenceExportMixin, TwoLossTraining, Checke
             for metric in (BoxIoU, BoxAccuracy)
             for prefix, detected in (("detected_", True), ("anomalous_", False))
         ]
-        return Evaluator(
+        return DataEvaluator(
             test_metrics=[
                 AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
                 Accuracy(prefix="image_", strict=False),
                 *boxes,
-                stock.AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
+                AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
             ]
         )
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics of clouds: of objects, of all cells of the grid, and of the cells that hold a point."""
 
-from anomalib import metrics as stock
 from anomalib.metrics import AnomalibMetric, Evaluator
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 
-from anomalib_pose.models.components.metrics import AUPR, AUROC, F1Score
+from anomalib_pose.models.components.metrics import AUPR, AUPRO, AUROC, DataEvaluator, F1Score, NeedsBothClasses
 
 
 class _ForegroundBinaryAUROC(BinaryAUROC):
@@ -30,7 +29,7 @@ class _ForegroundBinaryAUROC(BinaryAUROC):
         super().update(values[foreground], truth[foreground].int())
 
 
-class ForegroundAUROC(AnomalibMetric, _ForegroundBinaryAUROC):
+class ForegroundAUROC(NeedsBothClasses, AnomalibMetric, _ForegroundBinaryAUROC):  # type: ignore[misc]
     """AUROC over the cells that hold a point.
 
     Papers report the AUROC over all cells. Most of these are background with score 0, which every detector gets right.
@@ -46,14 +45,14 @@ def cloud_evaluator() -> Evaluator:
     tie.
     """
     image, pixel = ["object_score", "gt_label"], ["point_scores", "gt_mask"]
-    return Evaluator(
+    return DataEvaluator(
         test_metrics=[
             AUROC(fields=image, prefix="image_"),
             AUPR(fields=image, prefix="image_"),
             F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
-            stock.AUROC(fields=pixel, prefix="pixel_", strict=False),
+            AUROC(fields=pixel, prefix="pixel_", strict=False),
             ForegroundAUROC(prefix="pixel_", strict=False),
-            stock.AUPRO(fields=pixel, prefix="pixel_", strict=False),
-            stock.F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
+            AUPRO(fields=pixel, prefix="pixel_", strict=False),
+            F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
         ]
     )
