@@ -14,7 +14,7 @@ no terminal, a bar is one line when its stage ends. Neither bars nor records cha
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -207,17 +207,20 @@ def stage(title: str, total: int | None = None) -> Iterator[StageBar]:
             record[index] = StageTime(title, time.perf_counter() - start, depth)
 
 
-def track(elements: Iterable[Element], title: str, total: int | None = None) -> Iterator[Element]:
+def track(
+    elements: Iterable[Element], title: str, total: int | None = None, *, shown: bool | None = None
+) -> Iterator[Element]:
     """Iterate over elements as one stage.
 
     Args:
         elements: what is iterated over.
         title: title of the stage.
         total: number of elements; None to ask the elements.
+        shown: show or hide the bar; None to do as ``show_progress`` says.
     """
     if total is None:
         total = len(elements) if isinstance(elements, Sized) else None
-    with stage(title, total) as bar:
+    with nullcontext() if shown is None else show_progress(shown), stage(title, total) as bar:
         for element in elements:
             yield element
             bar.advance()

@@ -16,6 +16,7 @@ from anomalib_pose.deploy.graph.view_corrections import ViewCorrections, correct
 from anomalib_pose.deploy.graph.window import Window
 from anomalib_pose.deploy.settings import DetectorSettings, check_size
 from anomalib_pose.geometry import Camera
+from anomalib_pose.progress import stage
 from anomalib_pose.scene import GaussianScene, NearbyViews, Scene, scene_rasterizer
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def build_detector(
     Raises:
         ValueError: if the bank would be larger than the settings allow, before anything is rendered.
     """
-    window = find_window(scene, poses, camera)
+    with stage("Find the window of the object"):
+        window = find_window(scene, poses, camera)
     gaussian_scene = rasterized_scene(scene, settings)
     size, compared_size = settings.sizes(drawn=gaussian_scene is not None)
     height, width = window.pixels(camera, size)
@@ -125,16 +127,17 @@ def _build_rasterizer(
     )
     measured = indices[:: max(1, len(bank) // _CAPACITY_VIEWS)]
     pinhole = cameras.K[measured][:, [0, 1, 0, 1], [0, 1, 2, 2]].cpu()
-    graph = GaussianRasterizerGraph.with_measured_capacity(
-        gaussians[visible_somewhere.to(device)].to("cpu"),
-        bank.unit,
-        visible[:, visible_somewhere],
-        (cameras.height, cameras.width),
-        (bank.pose(measured), pinhole, neighborhoods[measured]),
-        neighborhoods,
-        scale,
-        settings.oversampling,
-    )
+    with stage("Measure the tile capacity"):
+        graph = GaussianRasterizerGraph.with_measured_capacity(
+            gaussians[visible_somewhere.to(device)].to("cpu"),
+            bank.unit,
+            visible[:, visible_somewhere],
+            (cameras.height, cameras.width),
+            (bank.pose(measured), pinhole, neighborhoods[measured]),
+            neighborhoods,
+            scale,
+            settings.oversampling,
+        )
     logger.info("The detector rasterizes %d Gaussians, with %s.", int(visible_somewhere.sum()), graph.capacity)
     return graph
 

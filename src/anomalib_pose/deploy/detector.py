@@ -19,6 +19,7 @@ from anomalib_pose.deploy.graph.view_synthesis import GraphRendering, synthesize
 from anomalib_pose.deploy.graph.window import Window
 from anomalib_pose.deploy.settings import DetectorSettings
 from anomalib_pose.geometry import rigid_inverse
+from anomalib_pose.progress import track
 
 _STRIDES = {4: 1, 2: 2, 1: 2}  # by the divisor of the size: large images have more pixels than the alignment needs
 _MIN_CALIBRATION_DISTANCE = 0.035  # fraction of the distance to the object; a query has no bank view closer than this
@@ -210,7 +211,9 @@ class FeedForwardDetector(nn.Module):
                 and have no absolute scale, so they also hold for this detector's references.
         """
         # The bank may hold a view at the exact pose of an image. A query never has such a view.
-        references = [self.reference(image[None], _MIN_CALIBRATION_DISTANCE) for image in images]
+        references = [
+            self.reference(image[None], _MIN_CALIBRATION_DISTANCE) for image in track(images, "Calibrate the detector")
+        ]
         query, reference, alpha = (torch.cat(parts) for parts in list(zip(*references, strict=True))[:3])
         self.comparator.fit_windows(query, reference, alpha)
         self.surface = surface

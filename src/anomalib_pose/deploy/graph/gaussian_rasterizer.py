@@ -11,7 +11,6 @@ import math
 import torch
 from jaxtyping import Bool, Float, Int
 from kornia.geometry import quaternion_to_rotation_matrix
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,6 +42,7 @@ from anomalib_pose.deploy.graph.tile_capacity import (
 )
 from anomalib_pose.deploy.graph.view_synthesis import GraphRendering
 from anomalib_pose.geometry import Camera, rigid_inverse
+from anomalib_pose.progress import track
 from anomalib_pose.render import Gaussians, Rasterizer
 from anomalib_pose.render.contributions import gaussian_contributions
 from anomalib_pose.render.spherical_harmonics import sh_basis
@@ -64,7 +64,7 @@ def find_visible_gaussians(
         progress: show a progress bar.
     """
     visible = []
-    for index in track(range(len(cameras.camera_to_world)), "Finding visible Gaussians", disable=not progress):
+    for index in track(range(len(cameras.camera_to_world)), "Find visible Gaussians", shown=progress):
         ascending = gaussian_contributions(gaussians, rasterizer, cameras[index]).sort()
         cumulative = ascending.values.cumsum(0) / ascending.values.sum().clamp(min=1e-6)
         mask = torch.zeros_like(cumulative, dtype=torch.bool)

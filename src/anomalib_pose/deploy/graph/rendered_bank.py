@@ -10,7 +10,6 @@ import math
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from rich.progress import track
 from torch import Tensor
 
 from anomalib_pose.deploy.graph.packed_views import PackedViews, pack_view, resample_rendering
@@ -18,6 +17,7 @@ from anomalib_pose.deploy.graph.resample import pooling_matrix
 from anomalib_pose.deploy.settings import THUMBNAIL
 from anomalib_pose.geometry import Camera, farthest_point_sampling
 from anomalib_pose.pose import bank_poses
+from anomalib_pose.progress import track
 from anomalib_pose.scene import Scene
 
 _BATCH = 8
@@ -162,7 +162,7 @@ class RenderedBank(PackedViews):
             progress: show a progress bar.
         """
         views, ranges = [], []
-        for batch in track(poses.split(_BATCH), "Rendering the view bank", disable=not progress):
+        for batch in track(poses.split(_BATCH), "Render the view bank", shown=progress):
             output = resample_rendering(scene.render(camera.with_pose(batch), torch.ones(3).to(batch)), rows, columns)
             for rgb, depth, alpha in zip(output.rgb.cpu(), output.depth.cpu(), output.alpha.cpu(), strict=True):
                 packed, limits = pack_view(rgb, depth, alpha)

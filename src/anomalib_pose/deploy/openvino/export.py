@@ -3,10 +3,10 @@
 
 import itertools
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from anomalib_pose.deploy.openvino.precision import keep_precision
 from anomalib_pose.deploy.undecided import raise_undecided, undecided_score
+from anomalib_pose.progress import stage
+from anomalib_pose.storage import make_temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,8 @@ class ExportedDetector(ExportMixin, LightningModule):
         kwargs.setdefault("optimize", False)
         kwargs.setdefault("verbose", False)
         with _temporary(export_root) as folder:
-            written = super().to_onnx(folder, model_file_name, input_size, **kwargs)
+            with stage("Trace the graph"):
+                written = super().to_onnx(folder, model_file_name, input_size, **kwargs)
             return _publish(written, folder, export_root)
 
     def to_openvino(
@@ -102,14 +105,25 @@ class ExportedDetector(ExportMixin, LightningModule):
         """
         options = {"input": [1, 3, *(input_size or (-1, -1))], **(kwargs.pop("ov_kwargs", None) or {})}
         with _temporary(export_root) as folder:
-            written = super().to_openvino(
-                folder, model_file_name, input_size, compression_type, ov_kwargs=options, **kwargs
-            )
+            with stage("Convert to OpenVINO"):
+                written = super().to_openvino(
+                    folder, model_file_name, input_size, compression_type, ov_kwargs=options, **kwargs
+                )
             if getattr(self.model, "keeps_precision", False):
-                keep_precision(written)
+                with stage("Keep the precision"):
+                    keep_precision(written)
             return _publish(written, folder, export_root)
 
     def _compress_ov_model(
+        self, model: Any, compression_type: CompressionType | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Compress the model as one stage; see ``_compress``."""
+        if compression_type is None:
+            return super()._compress_ov_model(model, compression_type, *args, **kwargs)
+        with stage("Compress the weights"):
+            return self._compress(model, compression_type, *args, **kwargs)
+
+    def _compress(
         self,
         model: Any,
         compression_type: CompressionType | None = None,
@@ -188,9 +202,12 @@ def _temporary(export_root: Path | str) -> Iterator[str]:
     root = Path(export_root)
     is_new = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
+    folder = make_temporary_folder(root, "export")
     try:
-        with TemporaryDirectory(prefix=".export-", dir=root) as folder:
-            yield folder
+        try:
+            yield str(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     except BaseException:
         # the root is not empty if an interruption left files that were already moved
         if is_new and not any(root.iterdir()):

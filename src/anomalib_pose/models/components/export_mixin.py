@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from anomalib.data import AnomalibDataModule
-from rich.progress import track
 from torch import Tensor
 
 from anomalib_pose.compare import Comparator
@@ -24,7 +23,9 @@ from anomalib_pose.deploy import (
 )
 from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, calibrate_thresholds, transfer_thresholds
 from anomalib_pose.geometry import Camera
+from anomalib_pose.models.components.run_report import export_run
 from anomalib_pose.models.components.scene_detector import SceneDetector
+from anomalib_pose.progress import show_progress, track
 from anomalib_pose.render.threads import small_operations
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class FeedForwardExportMixin:
             kwargs: arguments in ``graph_settings``, and arguments of ``torch.onnx.export``.
         """
         settings, kwargs = self._split(kwargs)
-        return self.feed_forward(**settings).to_onnx(export_root, model_file_name, input_size, **kwargs)
+        with export_run(export_root):
+            return self.feed_forward(**settings).to_onnx(export_root, model_file_name, input_size, **kwargs)
 
     def to_openvino(
         self,
@@ -75,10 +77,11 @@ class FeedForwardExportMixin:
             kwargs: see anomalib's ``to_openvino``.
         """
         settings, onnx_kwargs = self._split(onnx_kwargs or {})
-        graph = self.feed_forward(**settings, **self._validation_arguments(kwargs.get("datamodule")))
-        return graph.to_openvino(
-            export_root, model_file_name, input_size, compression_type, onnx_kwargs=onnx_kwargs, **kwargs
-        )
+        with export_run(export_root):
+            graph = self.feed_forward(**settings, **self._validation_arguments(kwargs.get("datamodule")))
+            return graph.to_openvino(
+                export_root, model_file_name, input_size, compression_type, onnx_kwargs=onnx_kwargs, **kwargs
+            )
 
     def _validation_arguments(self, datamodule: AnomalibDataModule | None) -> dict[str, Any]:
         """Return the arguments of ``feed_forward`` for the datamodule of an export; none by default."""
@@ -145,7 +148,8 @@ class DetectorExportMixin(FeedForwardExportMixin):
         views = model.calibration_views.cpu().float() / 255
         surface = model.comparison.surface
         if len(views):
-            detector.calibrate(views, copy.deepcopy(surface).cpu() if surface.fitted else None)
+            with show_progress(progress):
+                detector.calibrate(views, copy.deepcopy(surface).cpu() if surface.fitted else None)
         else:
             logger.warning("No views were held out from the fit: the exported detector is not calibrated.")
         post_processor = self._detector_post_processor(detector, views, detector_settings.seed, datamodule, progress)
@@ -169,7 +173,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
             return None
         if datamodule is not None:
             datamodule.setup()
-            batches = track(datamodule.val_dataloader(), "Calibrating thresholds", disable=not progress)
+            batches = track(datamodule.val_dataloader(), "Calibrate thresholds", shown=progress)
             try:
                 return calibrate_thresholds(copy.deepcopy(self.post_processor).cpu(), detector, batches)
             except ValueError as error:
@@ -184,7 +188,7 @@ class DetectorExportMixin(FeedForwardExportMixin):
         device = self.model.intrinsics.device
         model_outputs: list[tuple[Tensor, Tensor]] = []
         detector_outputs: list[tuple[Tensor, Tensor]] = []
-        for image in track(images, "Transferring thresholds", disable=not progress):
+        for image in track(images, "Transfer thresholds", shown=progress):
             with torch.inference_mode(mode=False), torch.enable_grad():
                 prediction = self.model(image[None].to(device))
             with torch.no_grad():

@@ -21,12 +21,11 @@ from anomalib_pose.models.components.fit_resume import (
     open_checkpoint,
 )
 from anomalib_pose.models.components.query_batches import training_format
-from anomalib_pose.models.components.run_report import RunReport, saved_checkpoint
+from anomalib_pose.models.components.run_report import ReportMixin, saved_checkpoint
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.components.scene_fit import FitScene
 from anomalib_pose.models.components.view_checks import check_views
 from anomalib_pose.models.components.view_collection import ViewCollection
-from anomalib_pose.progress import record_stages, show_progress
 from anomalib_pose.storage import check_output_file, check_output_folder, remove_leftovers
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ _FIT_FILE = re.compile(r"fit_[0-9a-f]{16}\.ckpt")
 _WEEK = 7 * 24 * 3600.0
 
 
-class FitRunMixin:
+class FitRunMixin(ReportMixin):
     """Fits a ``SceneDetector`` to the views that training steps have collected in ``_views``."""
 
     model: SceneDetector
@@ -50,21 +49,11 @@ class FitRunMixin:
         super().__init__(*args, **kwargs)
         self._views = ViewCollection()
         self._resume: FitCheckpoint | None = None
-        self.report = RunReport()
 
     @property
     def fit_checkpoint(self) -> str | None:
         """File from which the fit that has begun continues, or None."""
         return None if self._resume is None else str(self._resume.path)
-
-    @property
-    def shows_progress(self) -> bool:
-        """Whether the trainer shows progress bars; the fit then shows bars too."""
-        return getattr(self.trainer, "progress_bar_callback", None) is not None
-
-    def configure_callbacks(self) -> Any:
-        """Add the report of the run to anomalib's callbacks."""
-        return [*super().configure_callbacks(), self.report]  # type: ignore[misc]
 
     def check_outputs(self, megabytes: float = 0.0) -> None:
         """Check that the run can write what it will write, before hours of work.
@@ -98,7 +87,7 @@ class FitRunMixin:
             raise ValueError(msg)
         self.report.end_reading()
         check_views(self._views.views)
-        with test_time_grad(), show_progress(self.shows_progress), record_stages(self.report.stages):
+        with test_time_grad(), self.reported():
             images, cameras, foreground = self._views.stack(self.device)
             self._resume = self._open_checkpoint(images, cameras, foreground)
             self.model.fit(images, cameras, foreground, self.fit_scene(), self._resume)

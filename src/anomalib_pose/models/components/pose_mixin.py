@@ -40,7 +40,7 @@ from anomalib_pose.models.components.query_counts import QueryCountsMixin
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.components.undecided import decided_scores
 from anomalib_pose.models.components.view_collection import ViewCollection
-from anomalib_pose.progress import record_stages, show_progress, track
+from anomalib_pose.progress import track
 from anomalib_pose.visualization import register_panels
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
             return
         self.check_outputs()
         networks = [part for part in self.model.modules() if isinstance(part, FeatureExtractor)]
-        with show_progress(self.shows_progress), record_stages(self.report.stages):
+        with self.reported():
             for network in track(networks, "Load networks"):
                 network.load()
         progress = self.trainer.fit_loop.epoch_progress

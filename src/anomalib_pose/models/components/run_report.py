@@ -4,13 +4,17 @@
 import logging
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
+from rich import get_console
 from rich.table import Table
 
-from anomalib_pose.progress import StageTime, print_table, stage_table
+from anomalib_pose.progress import StageTime, print_table, record_stages, show_progress, stage_table
+from anomalib_pose.storage import check_output_folder, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +24,7 @@ _UNITS = {
     "pose_PosesWithinOneDegree": "fraction of queries",
     "seconds_per_query": "s",
 }
+_EXPORT_MEGABYTES = 100.0  # most detectors have 20 to 100 MB
 _FIT_ONLY = ("steps", "fit_checkpoint", "holdout_every")
 
 
@@ -64,6 +69,11 @@ class RunReport(Callback):
             self.stages.append(StageTime(title, time.perf_counter() - self._reading_start))
             self._reading_start = 0.0
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Record the training of a model without a fit of its own."""
+        del trainer, pl_module
+        self.end_reading("Train")
+
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Start to time a validation, whose fit is over."""
         del trainer, pl_module
@@ -87,13 +97,16 @@ class RunReport(Callback):
         self.stages[:] = [StageTime("Fit and validate", time.perf_counter() - self._run_start)]
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start to time a test."""
+        """Replace Lightning's table of metrics."""
         del pl_module
-        self._part_start, self._queries = time.perf_counter(), 0
         loop = trainer.test_loop
         self._replaces_table = bool(loop.verbose) and _shows_tables(trainer)
         if self._replaces_table:
             loop.verbose = False  # Lightning would print the same figures with sixteen digits
+
+    def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start to time a test, whose preparation is over."""
+        self.on_validation_epoch_start(trainer, pl_module)
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
         """Count the queries."""
@@ -116,6 +129,48 @@ class RunReport(Callback):
     def _print_stages(self, pl_module: Any) -> None:
         """Print the stages, and the time since the run began."""
         print_table(stage_table(self.stages, time.perf_counter() - self._run_start), pl_module.print)
+
+
+class ReportMixin:
+    """Gives an ``AnomalibModule`` a report of its runs."""
+
+    _trainer: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.report = RunReport()
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether the trainer shows progress bars; the model then shows bars too."""
+        return getattr(self._trainer, "progress_bar_callback", None) is not None
+
+    def configure_callbacks(self) -> Any:
+        """Add the report of the run to anomalib's callbacks."""
+        return [*super().configure_callbacks(), self.report]  # type: ignore[misc]
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Show the bars of all stages inside the block, if the trainer shows bars, and record their seconds."""
+        with show_progress(self.shows_progress), record_stages(self.report.stages):
+            yield
+
+
+@contextmanager
+def export_run(export_root: str | Path) -> Iterator[None]:
+    """Check the folder of an export, show the bars of its stages, and print their seconds at its end.
+
+    Args:
+        export_root: folder that the export is written to.
+
+    Raises:
+        ValueError: if the folder cannot be written, or its disk has too little space.
+    """
+    remove_leftovers(check_output_folder(export_root, _EXPORT_MEGABYTES))
+    start = time.perf_counter()
+    with show_progress(), record_stages() as stages:
+        yield
+    get_console().print(stage_table(stages, time.perf_counter() - start))
 
 
 def metrics_table(metrics: dict[str, Any]) -> Table:

@@ -11,8 +11,10 @@ from torch import Tensor
 from anomalib_pose.data.reference_views.files import find_reference_views, read_views
 from anomalib_pose.data.reference_views.mesh_files import MESH_SUFFIXES, read_mesh
 from anomalib_pose.models.looking3d.torch_model import Looking3DModel, ReferenceShape
+from anomalib_pose.progress import track
 from anomalib_pose.render.reference_views import render_reference_views
 
+_VIEWS = 20  # number of views that are rendered of a mesh
 _CAPACITY = 8
 """Number of encoded shapes in memory."""
 
@@ -36,7 +38,7 @@ def load_reference(path: str | Path) -> tuple[Tensor, Tensor]:
     path = Path(path)
     if path.suffix.lower() not in MESH_SUFFIXES:
         return read_views(find_reference_views(path))
-    views = list(render_reference_views(read_mesh(path)))
+    views = list(track(render_reference_views(read_mesh(path)), "Render reference views", _VIEWS))
     images = torch.stack([view.gray for view in views]).float()
     return images[:, None].expand(-1, 3, -1, -1).contiguous(), torch.stack([view.xyz for view in views]).float()
 
@@ -66,7 +68,12 @@ class EncodedShapes:
         """
         network = self.network
         device = next(network.parameters()).device
-        features = torch.cat([network.encoder(network.normalize(view[None].to(device))) for view in views])
+        features = torch.cat(
+            [
+                network.encoder(network.normalize(view[None].to(device)))
+                for view in track(views, "Encode reference views")
+            ]
+        )
         whole = network.reference(views[None].to(device), xyz[None].to(device), features[None])
         return whole.compact(network.topk)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anomalib_pose.compare.query_content import has_content, white_where
+from anomalib_pose.models.components.run_report import ReportMixin
 from anomalib_pose.models.looking3d.box_drawing import draw_boxes
 from anomalib_pose.models.looking3d.photograph import PhotographOutput, inspect, read_photograph
 from anomalib_pose.models.looking3d.reference import EncodedShapes
@@ -22,7 +23,7 @@ _THRESHOLD = 0.5
 """Threshold of probabilities, as in the post-processor."""
 
 
-class QueryScoringMixin:
+class QueryScoringMixin(ReportMixin):
     """Evaluation and prediction of a Lightning module that owns a ``Looking3DModel``."""
 
     model: Looking3DModel
@@ -94,7 +95,9 @@ class QueryScoringMixin:
 
     def _inspect(self, images: Tensor) -> PhotographOutput:
         """Compare whole photographs (B, 3, H, W) with the model's reference."""
-        return inspect(self.model, images, self._shapes.of_file(self._reference_path()))
+        with self.reported():
+            shape = self._shapes.of_file(self._reference_path())
+        return inspect(self.model, images, shape)
 
     def _step(self, batch: Batch) -> Batch:
         """Score queries against their reference views, or whole photographs against the model's reference."""

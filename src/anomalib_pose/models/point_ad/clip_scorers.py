@@ -15,6 +15,7 @@ from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.scorer import ClipScorer
 from anomalib_pose.models.point_ad.text import direction, ensemble_features
 from anomalib_pose.models.point_ad.training import FeatureCache, cloud_targets, prompt_loss
+from anomalib_pose.progress import stage
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class ClipViewScorer(nn.Module):
         """
         word = self.word(category)
         if word not in self._directions:
-            self._directions[word] = direction(self.text_features(word))
+            with stage("Encode texts"):
+                self._directions[word] = direction(self.text_features(word))
         return self._directions[word]
 
     def score_images(self, batch: Any) -> list[ImageScores]:

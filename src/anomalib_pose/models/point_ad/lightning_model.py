@@ -34,6 +34,7 @@ from anomalib_pose.models.point_ad.outputs import CloudOutputMixin
 from anomalib_pose.models.point_ad.prompt_checkpoint import PromptCheckpointMixin
 from anomalib_pose.models.point_ad.training import PromptTrainingMixin
 from anomalib_pose.models.point_ad.visualizer import CloudVisualizer
+from anomalib_pose.progress import stage as show_stage
 from anomalib_pose.visualization import register_panels
 
 Scoring = Literal["prompts", "ensemble", "mutual"]
@@ -194,7 +195,8 @@ class PointAD(
         """
         super().setup(stage)
         if isinstance(self.model, ClipViewScorer):
-            self.model.load()
+            with self.reported(), show_stage("Load CLIP"):
+                self.model.load()
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomalib_pose.compare.features import FeatureExtractor
 from anomalib_pose.compare.mutual import above_median, mutual_maps, rescored
+from anomalib_pose.models.components.run_report import ReportMixin
 from anomalib_pose.models.point_ad.image_scores import ImageScores
 from anomalib_pose.models.point_ad.mutual_features import CategoryFeatures, ViewFeatures, read_features
+from anomalib_pose.progress import show_progress, stage, track
 
 logger = logging.getLogger(__name__)
 
@@ -102,18 +102,17 @@ class MutualScorer(nn.Module):
             return
         start = time.monotonic()
         scores: dict[str, ImageScores] = {}
-        # a separate console, because Lightning may show progress bars on rich's console
-        with Progress(console=Console(), disable=not progress, transient=True) as bar:
-            tracked = bar.track(batches, count, description="Reading clouds")
+        with show_progress(progress):
+            tracked = track(batches, "Read clouds", count)
             categories = read_features(tracked, self.extractor, device, photographs=self.settings.fuse_rgb)
             _check_counts(categories)
             views = [view for category in categories.values() for view in category.comparable]
             steps = sum(len(view.layers[0]) for view in views) * len(self.settings.neighborhoods)
-            task = bar.add_task("Comparing views", total=steps)
-            for category in categories.values():
-                scores |= category.scores_by_name(
-                    [self._compare(view, device, lambda: bar.advance(task)) for view in category.comparable]
-                )
+            with stage("Compare views", steps) as bar:
+                for category in categories.values():
+                    scores |= category.scores_by_name(
+                        [self._compare(view, device, bar.advance) for view in category.comparable]
+                    )
         self._scores, self._content = scores, content
         _log_set(categories, time.monotonic() - start)
 
@@ -185,17 +184,12 @@ def _log_set(categories: dict[str, CategoryFeatures], seconds: float) -> None:
     )
 
 
-class MutualScoringMixin:
+class MutualScoringMixin(ReportMixin):
     """Lets a Lightning module whose ``self.model`` may be a ``MutualScorer`` score the whole set before a stage."""
 
     model: Any
     device: Any
     trainer: Any
-
-    @property
-    def shows_progress(self) -> bool:
-        """Whether the trainer shows progress bars, so that the model may show its own."""
-        return getattr(self.trainer, "progress_bar_callback", None) is not None
 
     def on_validation_start(self) -> None:
         """Score the whole validation set, if scoring is mutual."""
@@ -222,10 +216,11 @@ class MutualScoringMixin:
         tables: list[Any] = [getattr(loader.dataset, "samples", None) for loader in loaders]
         identified = all(table is not None and {"sample", "source"} <= set(table) for table in tables)
         content = [table[["sample", "source"]].values.tolist() for table in tables] if identified else None
-        self.model.collect(
-            itertools.chain.from_iterable(loaders),
-            self.device,
-            count=sum(map(len, loaders)),
-            content=content,
-            progress=self.shows_progress,
-        )
+        with self.reported():
+            self.model.collect(
+                itertools.chain.from_iterable(loaders),
+                self.device,
+                count=sum(map(len, loaders)),
+                content=content,
+                progress=self.shows_progress,
+            )
