@@ -169,21 +169,19 @@ def localize(
                     entry = {**_localize_file(model, photograph, mask, intrinsics), "content": content}
                 file.add(entry)
                 bar.advance()
+        file.write()
     except OSError as error:
         if no_space(error):
-            msg = (
-                f"The disk of {path} is full after {len(file.entries)} photographs: free space and repeat the command."
-            )
-            raise OSError(msg) from error
+            msg = f"The disk of {path} is full: free space and repeat the command, which continues."
+            raise OSError(error.errno, msg) from error
         raise
     except KeyboardInterrupt:
+        file.write()
         logger.warning(
             "Interrupted: %s has %d of %d photographs, and the same command continues.",
             path, len(file.entries), len(pairs),
         )  # fmt: skip
         raise
-    finally:
-        file.write()
     if reused:
         logger.info("%d of %d photographs were already in %s, with the same model and settings.",
                     reused, len(pairs), path)  # fmt: skip

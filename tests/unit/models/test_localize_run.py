@@ -170,6 +170,24 @@ def test_the_output_is_checked_before_the_search(model, photos, searched, tmp_pa
     assert not searched
 
 
+def test_a_full_disk_ends_the_run_with_one_sentence_and_the_earlier_results(
+    model, photos, searched, monkeypatch, tmp_path
+):
+    output, write = tmp_path / "poses.json", localize_run.write_text
+
+    def full(path, text):
+        if text.count('"file"') == 3:
+            raise OSError(28, "No space left on device")
+        write(path, text)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"poses\.json is full: free space and repeat"):
+        patch.setattr(localize_run, "write_text", full)
+        localize(model, photos, output, progress=False)
+    assert len(entries(output)) == 2
+    localize(model, photos, output, progress=False)
+    assert searched == ["0.png", "1.png", "2.png", "2.png", "3.png", "4.png"]
+
+
 def test_a_killed_run_leaves_a_valid_file_and_the_next_removes_its_leftovers(model, photos, searched, tmp_path):
     """SIGKILL in the middle of writing, in a process of its own."""
     output, replace = tmp_path / "poses.json", os.replace

@@ -5,7 +5,6 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from anomalib_pose.models.components.fit_resume import (
     open_checkpoint,
 )
 from anomalib_pose.models.components.query_batches import training_format
-from anomalib_pose.models.components.run_report import ReportMixin, saved_checkpoint
+from anomalib_pose.models.components.run_report import ReportMixin, results_folder, saved_checkpoint
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.components.scene_fit import FitScene
 from anomalib_pose.models.components.view_checks import check_views
@@ -66,15 +65,8 @@ class FitRunMixin(ReportMixin):
         """
         if self.fit_checkpoint_setting not in ("", AUTOMATIC):
             check_output_file(self.fit_checkpoint_setting)
-        folder = self._results
-        if folder is not None:
-            check_output_folder(self.trainer.checkpoint_callback.dirpath or folder, megabytes)
-
-    @property
-    def _results(self) -> Path | None:
-        """Folder of the run's results; None if the run saves no checkpoint."""
-        saves = self.trainer.checkpoint_callback is not None and not self.trainer.fast_dev_run
-        return Path(self.trainer.default_root_dir) if saves else None
+        if results_folder(self.trainer) is not None:
+            check_output_folder(self.trainer.checkpoint_callback.dirpath or self.trainer.default_root_dir, megabytes)
 
     def fit(self) -> None:
         """Fit the scene to the collected views, then discard them.
@@ -99,7 +91,7 @@ class FitRunMixin(ReportMixin):
         """Return the checkpoint of this fit, after a check of the disk and a clean-up beside it."""
         self.check_outputs(checkpoint_megabytes(self.model, images))
         digest = fit_digest(type(self).__name__, dict(self.hparams), images, cameras, masks)
-        checkpoint = open_checkpoint(self.fit_checkpoint_setting, self._results, digest)
+        checkpoint = open_checkpoint(self.fit_checkpoint_setting, results_folder(self.trainer), digest)
         if checkpoint is not None:
             remove_leftovers(checkpoint.path.parent)
             _review_other_fits(checkpoint)
@@ -107,7 +99,7 @@ class FitRunMixin(ReportMixin):
 
     def on_train_end(self) -> None:
         """Remove the checkpoint of the fit as soon as that of the model is saved."""
-        if self._resume is not None and (self._results is None or saved_checkpoint(self.trainer)):
+        if self._resume is not None and (results_folder(self.trainer) is None or saved_checkpoint(self.trainer)):
             self._resume.remove()
             self._resume = None
 

@@ -42,14 +42,19 @@ class RunReport(Callback):
         self._replaces_table = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Start the record of a run; a test that follows a fit continues its record.
+        """Check the folder of the results, and start the record; a test that follows a fit continues its record.
 
         Args:
-            trainer: not used.
+            trainer: trainer of the run.
             pl_module: not used.
             stage: Lightning's name of the stage that starts.
+
+        Raises:
+            ValueError: if a fit cannot write its results.
         """
-        del trainer, pl_module
+        del pl_module
+        if stage == "fit" and results_folder(trainer) is not None:
+            check_output_folder(trainer.checkpoint_callback.dirpath or trainer.default_root_dir)
         if stage == "fit" or not self._run_start:
             self.stages.clear()
             self._run_start = time.perf_counter()
@@ -206,6 +211,16 @@ def next_commands(model: Any, checkpoint: str | Path) -> list[str]:
         f"Predict:  anomalib predict {common} --data FOLDER",
         f"Export:   anomalib export --model {name} --ckpt_path {shlex.quote(str(path))} --export_type openvino",
     ]
+
+
+def results_folder(trainer: Any) -> Path | None:
+    """Return the folder of a run's results; None if the run saves no checkpoint.
+
+    Args:
+        trainer: trainer of a model.
+    """
+    saves = trainer.checkpoint_callback is not None and not trainer.fast_dev_run
+    return Path(trainer.default_root_dir) if saves else None
 
 
 def saved_checkpoint(trainer: Any) -> str:

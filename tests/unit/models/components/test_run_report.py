@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from anomalib_pose import storage
 from anomalib_pose.models import SplatPose
-from anomalib_pose.models.components.run_report import RunReport, metrics_table, next_commands
-from anomalib_pose.progress import StageTime, print_table
+from anomalib_pose.models.components.run_report import RunReport, export_run, metrics_table, next_commands
+from anomalib_pose.progress import StageTime, print_table, stage
 
 
 class Model:
@@ -29,6 +30,8 @@ def make_trainer(*, bar: bool = True, verbose: bool = True, rank_zero: bool = Tr
         test_loop=SimpleNamespace(verbose=verbose),
         callback_metrics={"image_AUROC": torch.tensor(0.98765), "seconds_per_query": 0.4},
         checkpoint_callback=None,
+        fast_dev_run=False,
+        default_root_dir="",
         ckpt_path=ckpt_path,
     )
 
@@ -87,6 +90,32 @@ def test_silent_runs_print_nothing_and_leave_lightnings_table(options):
 
 def test_a_test_that_is_not_verbose_has_no_table():
     assert "image_AUROC" not in run(RunReport(), make_trainer(verbose=False), Model())
+
+
+def test_the_results_folder_is_checked_before_a_fit(tmp_path):
+    (tmp_path / "file").write_text("")
+    trainer = make_trainer()
+    trainer.checkpoint_callback = SimpleNamespace(dirpath=tmp_path / "file" / "weights", best_model_path="")
+    with pytest.raises(ValueError, match="is a file: name another folder"):
+        RunReport().setup(trainer, Model(), "fit")
+    RunReport().setup(trainer, Model(), "test")
+
+
+@pytest.mark.parametrize(
+    ("root", "message"), [("file", "is a file"), ("file/deeper", "is a file"), ("/proc", "written")]
+)
+def test_the_folder_of_an_export_is_checked_before_the_work(tmp_path, root, message):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=message), export_run(tmp_path / root):
+        pytest.fail("the export goes on")
+
+
+def test_an_export_prints_its_stages_and_removes_leftovers(tmp_path, capsys):
+    leftover = tmp_path / f".export-{storage._HOST}-999999999-abcdefgh"
+    leftover.mkdir()
+    with export_run(tmp_path), stage("Trace the graph"):
+        assert not leftover.exists()
+    assert "Trace the graph" in capsys.readouterr().out
 
 
 def test_metrics_have_sensible_digits_and_units():
