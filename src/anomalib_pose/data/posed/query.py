@@ -3,7 +3,8 @@
 
 A photograph is undistorted at its stored size, resized to the model's size together with its mask and intrinsics, and
 padded where the training images have several aspect ratios. The background is painted white where a mask is given and
-the training views are on white. Transparency is the mask of the object.
+the training views are on white. Transparency is the mask of the object. A photograph with a side below 16 pixels
+becomes its mean color, which a model rejects as blank.
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_pose.compare.query_content import MIN_SIDE
 from anomalib_pose.data.images import over_white, read_image, undistort
 from anomalib_pose.data.masks import check_mask_size, read_object_mask
 from anomalib_pose.data.posed.query_format import QueryCamera, QueryFormat
@@ -152,6 +154,8 @@ def prepare_image(
         gt_mask: mask of the defect (H, W), or None.
     """
     image, foreground, mask = photograph.image, photograph.foreground, photograph.mask
+    if min(photograph.size) < MIN_SIDE:  # enlarging would hide from the model how little there is to judge
+        image = image.mean((1, 2), keepdim=True).expand_as(image).clone()
     if any(camera.distortion):
         image = undistort(image, camera.K, camera.distortion)
         foreground, mask, gt_mask = (
