@@ -7,7 +7,6 @@ points for which the two results differ.
 """
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -21,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from anomalib_pose.data.files import write_json
 from anomalib_pose.data.point_cloud.files import read_xyz
 from anomalib_pose.data.point_cloud.preprocessing import isolate_object
 from anomalib_pose.data.point_cloud.rendered_cloud import RenderedCloud, RenderSettings, render_organized
@@ -105,7 +105,7 @@ def report(results: list[dict[str, float]], arguments: argparse.Namespace) -> No
     Console().print(table)
     if arguments.json:
         temporary = arguments.json.with_suffix(".tmp")
-        temporary.write_text(json.dumps(figures, indent=2))
+        write_json(temporary, figures)
         os.replace(temporary, arguments.json)  # noqa: PTH105
 
 

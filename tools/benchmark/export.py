@@ -13,7 +13,6 @@ model on these images, and the one that is transferred to the exported detector.
 
 import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_pose.compare import CalibratedComparator
 from anomalib_pose.data import MAD
+from anomalib_pose.data.files import write_json
 from anomalib_pose.deploy import ExportedDetector
 from anomalib_pose.deploy.thresholds import midway_threshold
 from anomalib_pose.geometry import pose_error
@@ -205,7 +205,7 @@ def main() -> None:
                     scores, midway_threshold(float(calibrated.image_threshold), scores), test
                 )
             result[f"{views} views, {window} px, {precision}"] = row
-            result_path(arguments, "export.json").write_text(json.dumps(result, indent=2))
+            write_json(result_path(arguments, "export.json"), result)
     for name, row in result.items():
         show(f"export: {arguments.category}, fitted at {arguments.size} px, {name}", row)
 

@@ -15,7 +15,6 @@ search. Options add further rows:
 """
 
 import argparse
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from splat_pose import load_detector, measure_poses, queries, result_path, show, stacked
 from torch import Tensor
 
+from anomalib_pose.data.files import write_json
 from anomalib_pose.geometry import scale_focal_lengths
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.omnipose_ad.torch_model import FIELDS
@@ -135,7 +135,7 @@ def main() -> None:
     result = localize(arguments)
     show(f"localize: {arguments.category}, {arguments.size} px", result)
     file_name = f"localize_{arguments.matcher}.json" if arguments.matcher else "localize.json"
-    result_path(arguments, file_name).write_text(json.dumps(result, indent=2))
+    write_json(result_path(arguments, file_name), result)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ this process, without evaluations. Seconds are wall time and CPU time; CPU time 
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from timing import measure
 from torch.utils.data import DataLoader
 
 from anomalib_pose.data import BrokenChairs
+from anomalib_pose.data.files import write_json
 from anomalib_pose.models import Looking3D
 from anomalib_pose.models.components.metrics import AUROC
 from anomalib_pose.models.looking3d.metrics import BoxIoU
@@ -159,7 +159,7 @@ def main() -> None:
     torch.manual_seed(0)
     results = arguments.run(arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2))
+        write_json(arguments.json, results)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ exported detectors.
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from pose_agnostic_models import baseline_model
 from splat_pose import result_path, show, stacked
 
 from anomalib_pose.data import MAD
+from anomalib_pose.data.files import write_json
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
         row, scores, maps = run(Path(str(path)), test)
     row |= accuracy(scores, maps, test)
     show(f"PatchCore: {arguments.category}, {arguments.size} px resized to {arguments.window}", row)
-    result_path(arguments, "patchcore.json").write_text(json.dumps(row, indent=2))
+    write_json(result_path(arguments, "patchcore.json"), row)
 
 
 if __name__ == "__main__":

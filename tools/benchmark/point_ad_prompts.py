@@ -9,7 +9,6 @@ the text tower reads 77 tokens, and the image tower runs in every step too; the 
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from rich.table import Table
 from timing import measure
 from torch.nn import functional
 
+from anomalib_pose.data.files import write_json
 from anomalib_pose.models.point_ad.losses import CloudTargets, hybrid_loss
 from anomalib_pose.models.point_ad.prompts import PromptLearner
 from anomalib_pose.models.point_ad.scorer import ClipFeatures
@@ -110,7 +110,7 @@ def main() -> None:
     )
     if arguments.json:
         numbers = {"seconds": seconds_by_part, "steps": steps, "minutes": minutes}
-        arguments.json.write_text(json.dumps(numbers, indent=2))
+        write_json(arguments.json, numbers)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ the comparators on the stored references.
 """
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from anomalib_pose.compare import (
 from anomalib_pose.compare.paper import ProductComparator
 from anomalib_pose.compare.reference import stack_references
 from anomalib_pose.data import MAD
+from anomalib_pose.data.files import write_json
 from anomalib_pose.geometry import Camera, pose_error
 from anomalib_pose.models.components import SceneDetector
 from anomalib_pose.models.components.gaussian_fit import GaussianFit
@@ -367,7 +367,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     result = {"fit": fit, "pose": pose, "compare": compare}[arguments.what](arguments)
     show(f"{arguments.what}: {arguments.category}, {arguments.size} px", result)
-    result_path(arguments, f"{arguments.what}.json").write_text(json.dumps(result, indent=2))
+    write_json(result_path(arguments, f"{arguments.what}.json"), result)
 
 
 if __name__ == "__main__":

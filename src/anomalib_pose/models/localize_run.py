@@ -4,7 +4,6 @@
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomalib_pose.data.files import write_text
+from anomalib_pose.data.files import finite_json, write_text
 from anomalib_pose.data.listing import SUFFIXES, image_files
 from anomalib_pose.data.masks import mask_of_image
 from anomalib_pose.models.components import PoseMixin
@@ -102,7 +101,7 @@ class _PoseFile:
             entry: values for JSON; numbers that JSON does not have become null.
         """
         self.entries[entry["file"]] = entry
-        self._lines[entry["file"]] = json.dumps(_finite(entry), allow_nan=False)
+        self._lines[entry["file"]] = json.dumps(finite_json(entry), allow_nan=False)
         self._is_current = False
         wait = self._duration / _WRITING_SHARE if self._duration > _FAST_WRITE else 0
         if time.perf_counter() - self._written >= wait:
@@ -265,15 +264,6 @@ def _content(*paths: Path | None) -> str:
         except OSError:  # the search reports the error
             digest.update(b"unreadable")
     return digest.hexdigest()[:16]
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity by None."""
-    if isinstance(value, dict):
-        return {key: _finite(element) for key, element in value.items()}
-    if isinstance(value, list):
-        return [_finite(element) for element in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _photographs(data: Path, masks: Path | None) -> list[tuple[Path, Path | None]]:
