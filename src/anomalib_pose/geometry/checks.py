@@ -29,6 +29,29 @@ def check_intrinsics(K: Tensor, width: int, height: int, where: str) -> None:  #
     Raises:
         ValueError: if the shape is wrong, a number is not finite, or a number is implausible for the size.
     """
+    check_matrix(K, where)
+    fx, fy, cx, cy = (float(K[row, column]) for row, column in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    values = f"fx = {fx:g}, fy = {fy:g}, cx = {cx:g}, cy = {cy:g}"
+    for focal, center, size in ((fx, cx, width), (fy, cy, height)):
+        plausible_focal = _FOCAL_BOUNDS[0] <= focal / max(width, height) <= _FOCAL_BOUNDS[1]
+        if not plausible_focal or abs(center / size - 0.5) > _CENTER_BOUND:
+            msg = (
+                f"{where}: the intrinsics ({values}) do not fit an image of {width} x {height} pixels: expected focal "
+                "lengths and principal point in pixels of this image."
+            )
+            raise ValueError(msg)
+
+
+def check_matrix(K: Tensor, where: str) -> None:  # noqa: N803
+    """Check that intrinsics are a matrix of finite numbers with focal lengths above 0, for an image of any size.
+
+    Args:
+        K: intrinsics (3, 3) in pixels.
+        where: what the intrinsics belong to; begins the error message.
+
+    Raises:
+        ValueError: if the shape is wrong, a number is not finite, or the matrix is not one of intrinsics.
+    """
     if K.shape != (3, 3):
         msg = f"{where}: the intrinsics K should be (3, 3), got {tuple(K.shape)}."
         raise ValueError(msg)
@@ -44,14 +67,6 @@ def check_intrinsics(K: Tensor, width: int, height: int, where: str) -> None:  #
     if last != [0, 0, 1] or below != 0 or abs(skew) > _MAX_SKEW * fx:
         msg = f"{where}: the intrinsics K should be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], got {matrix.tolist()}."
         raise ValueError(msg)
-    for focal, center, size in ((fx, cx, width), (fy, cy, height)):
-        plausible_focal = _FOCAL_BOUNDS[0] <= focal / max(width, height) <= _FOCAL_BOUNDS[1]
-        if not plausible_focal or abs(center / size - 0.5) > _CENTER_BOUND:
-            msg = (
-                f"{where}: the intrinsics ({values}) do not fit an image of {width} x {height} pixels: expected focal "
-                "lengths and principal point in pixels of this image."
-            )
-            raise ValueError(msg)
 
 
 def check_distortion(distortion: tuple[float, ...], where: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from anomalib_pose.data.files import finite_json, write_text
 from anomalib_pose.data.listing import SUFFIXES, image_files
 from anomalib_pose.data.masks import mask_of_image
+from anomalib_pose.geometry.checks import check_matrix
 from anomalib_pose.models.components import PoseMixin
 from anomalib_pose.models.localization import estimate_photograph
 from anomalib_pose.progress import show_progress, stage
@@ -153,6 +154,8 @@ def localize(
     """
     pairs = _photographs(Path(data), None if masks is None else Path(masks))
     path = check_output_file(output, len(pairs) * _KILOBYTES / 1000)
+    if intrinsics is not None:
+        check_matrix(intrinsics, "The photographs")
     file = _PoseFile(path, type(model).__name__, _digest(model, intrinsics))
     earlier = file.read_earlier()
     remove_leftovers(path.parent)

@@ -47,7 +47,7 @@ def test_poses_and_lenses_that_are_not_finite_are_refused(value):
     with pytest.raises(ValueError, match=r"a\.png: the pose should consist of finite"):
         check_pose(pose, "a.png")
     with pytest.raises(ValueError, match="coefficients"):
-        check_distortion((0.1, value, 0, 0, 0), "a.png")
+        check_distortion((0.1, value, 0.0, 0.0, 0.0), "a.png")
 
 
 @pytest.mark.parametrize("scale", [2.0, -1.0, 0.0])

@@ -22,6 +22,7 @@ from anomalib_pose.data.posed.dataset import PosedSample, query_frame
 from anomalib_pose.data.posed.query_format import QueryFormat
 from anomalib_pose.geometry import Camera, pose_error, view_sphere
 from anomalib_pose.models import SplatPose, estimate_pose
+from anomalib_pose.models.localize_run import localize
 from sample_models import SIZE, TRAINING, make_fitted, save_checkpoint
 from sample_scenes import make_toy
 
@@ -255,3 +256,16 @@ def test_images_of_a_batch_do_not_depend_on_each_other(model, tmp_path):
         assert float(batch.pred_score[index]) == pytest.approx(single, abs=1e-4)
         torch.testing.assert_close(batch.estimated_camera_to_world[index], pose, rtol=0, atol=1e-4)
     assert batch.stored_size.tolist() == [[SIZE, SIZE], [4 * SIZE, 4 * SIZE]]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -100.0, 0.0])
+def test_intrinsics_that_are_not_finite_are_refused_before_a_run(model, value, tmp_path):
+    plain(tmp_path / "a.png")
+    K = torch.tensor([[value, 0, 32], [0, 90, 32], [0, 0, 1]])
+    for call in (
+        lambda: estimate_pose(model, tmp_path / "a.png", K),
+        lambda: localize(model, tmp_path, tmp_path / "poses.json", intrinsics=K, progress=False),
+    ):
+        with pytest.raises(ValueError, match="intrinsics K should"):
+            call()
+    assert not (tmp_path / "poses.json").exists()
