@@ -66,7 +66,7 @@ def read_ply_elements(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it is not a .ply file, or is truncated.
+        ValueError: if it is not a .ply file, is truncated, or has more rows than its header states.
     """
     data, layout, elements, offset = _read_header(path)
     tables: dict[str, np.ndarray] = {}
@@ -75,6 +75,10 @@ def read_ply_elements(path: Path) -> dict[str, np.ndarray]:
             break
         tables[element.name] = _read_binary(path, data, offset, element)
         offset += tables[element.name].nbytes
+    last = elements[-1]
+    if last.dtype is not None and last.name in tables and len(data) - offset >= last.dtype.itemsize:
+        msg = f"{path} has {len(data) - offset} bytes after its last element: its header states too few rows."
+        raise ValueError(msg)
     return tables
 
 

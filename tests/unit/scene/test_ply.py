@@ -99,6 +99,7 @@ def test_other_formats_are_named(tmp_path, name):
     [
         (lambda data: data.replace(b"element vertex 5", b"element vertex 6"), "cut short: 6 vertices need"),
         (lambda data: data.replace(b"element vertex 5", b"element vertex 999999999999999"), "cut short: 9999"),
+        (lambda data: data.replace(b"element vertex 5", b"element vertex 4"), "has 56 bytes after its last element"),
         (lambda data: data.replace(b"element vertex 5", b"element vertex " + b"9" * 5000), "a name and a count"),
         (lambda data: data.replace(b"element vertex 5", b"element vertex -5"), "a name and a count"),
         (lambda data: data.replace(b"element vertex 5", b"element face 5"), "should be its vertices, got 'face'"),
