@@ -27,6 +27,7 @@ from rich.table import Table
 Element = TypeVar("Element")
 
 _SHORT = 0.5  # seconds below which a finished stage leaves no bar, so that short stages do not fill the screen
+_REFRESH = 0.1  # seconds between two drawings of a bar
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class StageBar:
     completed: int = 0
     note: str = ""
     _start: float = field(default_factory=time.perf_counter)
+    _drawn: float = 0.0
     _bars: Progress | None = None
     _task: TaskID | None = None
 
@@ -109,6 +111,9 @@ class StageBar:
         self.completed, self.note = completed, note
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=completed, note=self._text)
+            if time.perf_counter() - self._drawn > _REFRESH:  # inside of Lightning's bars, nothing else draws this one
+                self._drawn = time.perf_counter()
+                self._bars.refresh()
 
     @property
     def _text(self) -> str:

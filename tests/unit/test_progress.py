@@ -6,6 +6,7 @@ import time
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from anomalib_pose import progress
 from anomalib_pose.progress import StageTime, print_table, record_stages, show_progress, stage, stage_table, track
@@ -45,6 +46,17 @@ def test_nested_stages_share_one_display(output):
             with stage("Compare"):
                 pass
     assert [name for name in ("Export", "Render", "Compare") if name not in output.getvalue()] == []
+
+
+def test_a_bar_moves_inside_of_bars_that_are_not_ours(monkeypatch):
+    """Lightning's bars are drawn by Lightning alone, and rich draws nested bars together with the outer ones."""
+    text = io.StringIO()
+    console = Console(file=text, width=80, force_terminal=True)
+    monkeypatch.setattr(progress, "_console", lambda: console)
+    monkeypatch.setattr(progress, "_REFRESH", 0.0)
+    with Progress(console=console, auto_refresh=False), show_progress():
+        list(track(range(3), "Search cameras"))
+    assert all(f"{step}/3" in text.getvalue() for step in (1, 2, 3))
 
 
 def test_short_stages_leave_no_line(output, monkeypatch):
