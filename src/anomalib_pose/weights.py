@@ -110,7 +110,7 @@ def _unreadable_reason(path: Path, message: str) -> str:
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return f"is a web page, which a failed download leaves: {again}"
     if unsafe is not None:
-        return f"holds Python objects ({unsafe[1]}), which are never loaded"
+        return f"holds Python objects ({unsafe[1]}), which torch.load(weights_only=True) never loads"
     if path.suffix == ".safetensors":
         return f"is an incomplete or damaged safetensors file: {again}"
     if start[8:9] == b"{" and 0 < int.from_bytes(start[:8], "little") < size:

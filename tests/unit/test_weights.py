@@ -71,9 +71,7 @@ def test_no_code_of_a_file_is_run(tmp_path):
     unsafe = Unsafe()
     unsafe.value = 1
     torch.save({"a": unsafe}, tmp_path / "unsafe.pt")
-    with pytest.raises(
-        ValueError, match=r"unsafe\.pt should hold prompts as tensors, .*Unsafe\), which are never loaded"
-    ):
+    with pytest.raises(ValueError, match=r"unsafe\.pt should hold prompts as tensors, .*Unsafe\), which torch.load"):
         read_weights(tmp_path / "unsafe.pt", "prompts")
     assert not Unsafe.ran
     torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1)).save(tmp_path / "program.pt")
@@ -89,3 +87,51 @@ def test_other_formats_are_refused(tmp_path, content):
         read_weights(tmp_path / "bad.pt", "prompts")
     with pytest.raises(FileNotFoundError, match="Expected prompts in a file, found none at"):
         read_weights(tmp_path / "none.pt", "prompts")
+
+
+@pytest.mark.parametrize(
+    "content", [{"a": {"b": [torch.tensor([1.0, float("nan")])]}}, {"a": torch.tensor(-torch.inf)}]
+)
+def test_values_that_are_not_finite_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights\.pt has values that are NaN or infinite in 1 of 1 tensors, 'a"):
+        read_weights(tmp_path / "weights.pt", "weights")
+    assert read_weights(tmp_path / "weights.pt", "weights", check=False)
+
+
+def test_the_mask_of_clip_is_infinite(tmp_path):
+    torch.save({"attn_mask": torch.full((2, 2), -torch.inf)}, tmp_path / "clip.pt")
+    assert read_weights(tmp_path / "clip.pt", "weights")["attn_mask"].isinf().all()
+
+
+BAD_FILES = {
+    "empty": (b"", "is empty"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "page": (b"<!DOCTYPE html>", "web page"),
+    "xml": (b"<?xml version='1.0'?><Error/>", "web page"),
+    "text": (b"404: Not Found", "is a text file"),
+    "truncated": (b"PK\x03\x04" + bytes(40), "is incomplete"),
+    "pickle": (b"\x80\x02}q", "incomplete or damaged"),
+    "other": (b"\x00\x01\x02\xff", "of another format"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".safetensors"])
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_the_fault_of_a_file_is_named_without_advice_to_run_it(tmp_path, name, suffix):
+    content, reason = BAD_FILES[name]
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"bad{suffix} should hold prompts") as error:
+        read_weights(path, "prompts")
+    text = str(error.value)
+    known = name in {"empty", "pointer", "page", "xml"} or suffix != ".safetensors"
+    assert (reason if known else "incomplete or damaged safetensors file") in text
+    assert "weights_only=False" not in text
+    assert len(text.splitlines()) == 1
+
+
+def test_a_safetensors_file_with_another_suffix_is_named(tmp_path):
+    save_file({"a": torch.zeros(3)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"is a safetensors file: give its name the suffix \.safetensors"):
+        read_weights(tmp_path / "weights.pt", "prompts")

@@ -8,10 +8,13 @@ anomalib's command line. Nothing heavy is imported before the arguments are pars
 
 import argparse
 import logging
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from typing import NoReturn
 
 COMMANDS = {
     "demo": "train SplatPose on a small sample data set",
@@ -24,6 +27,9 @@ COMMANDS = {
     "convert-checkpoint": "convert published weights of Looking3D or PointAD",
 }
 """Description of each sub-command, by name. The module has the same name with underscores."""
+
+_OTHERS = ("MisconfigurationException", "BadZipFile", "UnassignedError")
+"""Further exceptions of libraries that a wrong file or setting causes."""
 
 _OVERVIEW = """\
 usage: anomalib-pose COMMAND ...
@@ -43,7 +49,8 @@ def main() -> None:
     """Run the command that ``sys.argv`` names.
 
     Raises:
-        SystemExit: with status 2 for wrong arguments, 1 for a wrong file or value; the reason is on standard error.
+        SystemExit: with status 2 for wrong arguments, 1 for a wrong file or value, for missing memory or disk space or
+            a missing extra, 130 for an interruption; the reason is one line on standard error.
     """
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
@@ -54,7 +61,8 @@ def main() -> None:
     elif words[0] in {"-h", "--help"}:
         sys.stdout.write(_overview())
     else:
-        _run_anomalib()
+        with _errors_as_lines("anomalib-pose"):
+            _run_anomalib()
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
@@ -67,24 +75,80 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: see ``main``.
     """
-    command = import_module(f"{__name__}.{name.replace('-', '_')}")
-    parser = argparse.ArgumentParser(
-        f"anomalib-pose {name}",
-        description=command.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_arguments(parser)
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("anomalib_pose").setLevel(logging.INFO)
-    try:
+    program = f"anomalib-pose {name}"
+    with _errors_as_lines(program):
+        command = import_module(f"{__name__}.{name.replace('-', '_')}")
+        parser = argparse.ArgumentParser(
+            program, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_arguments(parser)
+        options = parser.parse_args(arguments)
+        _check_numbers(parser, options)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("anomalib_pose").setLevel(logging.INFO)
         command.run(options)
         sys.stdout.flush()
+
+
+def _check_numbers(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with status 2 for a negative seed, or a number that is NaN or infinite."""
+    for name, value in vars(options).items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            parser.error(f"argument --{name}: expected finite numbers, got {value}")
+        if name == "seed" and value is not None and value < 0:
+            parser.error(f"argument --{name}: expected 0 or more, got {value}")
+
+
+@contextmanager
+def _errors_as_lines(program: str) -> Iterator[None]:
+    """End with a status and one line on standard error where files, values, memory or extras are at fault.
+
+    Any other exception is a fault of the program, and keeps its traceback.
+    """
+    try:
+        yield
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        parser.exit(1)
-    except (OSError, ValueError, ImportError) as error:  # ImportError names the extra to install
-        parser.exit(1, f"{parser.prog}: error: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _exit(130, f"{program}: interrupted")
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends an interrupted run by itself
+            _exit(130, f"{program}: interrupted")
+        raise
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        logging.getLogger(__name__).debug("", exc_info=error)
+        _exit(1, f"{program}: error: {' '.join(reason.split())}")
+
+
+def _exit(status: int, line: str) -> NoReturn:
+    with suppress(OSError):  # standard error may be closed
+        sys.stderr.write(f"{line}\n")
+    sys.exit(status)
+
+
+def _reason(error: Exception) -> str | None:
+    """Return what is at fault, or None for a fault of the program."""
+    kind, text = type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"The memory of this machine is too small for this run: use smaller images or settings. {text[:200]}"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, OSError | ValueError | ImportError) or kind in _OTHERS:
+        return _inner_reason(text) or kind  # ImportError names the extra to install
+    return None
+
+
+def _inner_reason(text: str) -> str:
+    """Return the reason in a message of jsonargparse, which lists a reason for each type that an argument may have."""
+    if not text.startswith("Does not validate against any of the Union subtypes"):
+        return text
+    reasons = [line.strip()[2:] for line in text.splitlines() if line.strip().startswith("- ")]
+    return next((reason for reason in reversed(reasons) if not reason.startswith("Expected a ")), text)
 
 
 def _overview() -> str:

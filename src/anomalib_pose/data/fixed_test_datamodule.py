@@ -23,7 +23,7 @@ class FixedTestDataModule(AnomalibDataModule):
         seed: makes the choice of these items repeatable.
 
     Raises:
-        ValueError: if ``val_split_mode`` is not one of ``val_split_modes``.
+        ValueError: if ``val_split_mode`` is not one of ``val_split_modes``, or a number is out of its range.
     """
 
     val_split_modes: ClassVar[tuple[str, ...]] = get_args(ValSplit)
@@ -40,6 +40,12 @@ class FixedTestDataModule(AnomalibDataModule):
     ) -> None:
         if str(getattr(val_split_mode, "value", val_split_mode)) not in self.val_split_modes:
             msg = f"val_split_mode should be one of {', '.join(self.val_split_modes)}, got {val_split_mode!r}."
+            raise ValueError(msg)
+        if min(train_batch_size, eval_batch_size) < 1 or num_workers < 0 or not 0 < val_split_ratio < 1:
+            msg = (
+                "train_batch_size and eval_batch_size should be 1 or more, num_workers 0 or more and val_split_ratio "
+                f"in (0, 1), got {train_batch_size}, {eval_batch_size}, {num_workers} and {val_split_ratio}."
+            )
             raise ValueError(msg)
         super().__init__(
             train_batch_size=train_batch_size,

@@ -2,7 +2,8 @@
 """Settings of an exported detector, and its size on disk."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 BYTES_A_PIXEL = 4
 """Three bytes of color, and one byte with depth in seven bits and the silhouette in one bit."""
@@ -10,6 +11,10 @@ THUMBNAIL = 25
 _MAX_OVERSAMPLING = 4
 _DEFAULT_BANK_SIZE, _DEFAULT_COMPARED_SIZE = 200, 256
 """Default sizes of the bank's views for pose estimation, and of the window that is compared."""
+
+
+_OF_RASTERIZED = ("drawn_size", "oversampling", "photographs")
+"""Settings of rasterized references."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,9 @@ class DetectorSettings:
         steps: alignment steps at a quarter, at half and at the full size.
         max_megabytes: limit of the bank's size; a larger bank is refused before it is rendered.
         seed: seed of the synthetic defects that thresholds are transferred with.
+
+    Raises:
+        ValueError: if a value is of another type or out of its range, or has no effect because views are warped.
     """
 
     views: int = 500
@@ -47,13 +55,14 @@ class DetectorSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), field.default)
         if (
             self.views < 1
             or min(self.starts, self.neighbours) < 1
             or any(size != 0 and size < 64 for size in (self.size, self.drawn_size))
             or self.photographs < 0
             or not 1 <= self.oversampling <= _MAX_OVERSAMPLING
-            or len(self.steps) != 3
             or min(self.steps) < 0
         ):
             msg = (
@@ -63,6 +72,11 @@ class DetectorSettings:
                 f"{self.oversampling}, {self.photographs} and {self.steps}."
             )
             raise ValueError(msg)
+        if self.max_megabytes < 1:
+            msg = f"max_megabytes should be 1 or more, got {self.max_megabytes}."
+            raise ValueError(msg)
+        if not self.drawn:
+            check_warped_settings(self, "drawn=False")
 
     def sizes(self, *, drawn: bool) -> tuple[int, int]:
         """Return the longer sides in pixels of the bank's views and of the window that is compared.
@@ -73,6 +87,38 @@ class DetectorSettings:
         if not drawn:
             return (self.size or _DEFAULT_COMPARED_SIZE,) * 2
         return self.size or _DEFAULT_BANK_SIZE, self.drawn_size or self.size or _DEFAULT_COMPARED_SIZE
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Refuse a value of another type than the default's, and a number that is not finite."""
+    if isinstance(default, bool):
+        fits = isinstance(value, bool)
+    elif isinstance(default, tuple):
+        fits = isinstance(value, tuple) and len(value) == len(default) and all(type(number) is int for number in value)
+    elif isinstance(default, float):
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    else:
+        fits = type(value) is int
+    if not fits:
+        msg = f"The export's {name} should be a value such as {default!r}, got {value!r}."
+        raise ValueError(msg)
+
+
+def check_warped_settings(settings: DetectorSettings, reason: str) -> None:
+    """Refuse settings of rasterized references where views of the bank are warped.
+
+    Args:
+        settings: settings of the detector.
+        reason: why views are warped.
+
+    Raises:
+        ValueError: if such a setting differs from its default.
+    """
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in _OF_RASTERIZED and value != field.default:
+            msg = f"The export's {field.name}={value!r} needs rasterized Gaussians, got {reason}."
+            raise ValueError(msg)
 
 
 def bank_megabytes(views: int, height: int, width: int, gaussians: int = 0) -> float:

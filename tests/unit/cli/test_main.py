@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line lists its commands, starts fast, and hands every other command to anomalib."""
 
+import errno
 import subprocess
 import sys
 from importlib import import_module
@@ -73,6 +74,130 @@ def test_main_runs_a_sub_command(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["anomalib-pose", "configs"])
     main()
     assert "splatpose_mad.yaml" in capsys.readouterr().out
+
+
+ERRORS = {
+    "value": (ValueError("the reason"), "the reason"),
+    "lines": (ValueError("the\n  reason\n"), "the reason"),
+    "jsonargparse": (
+        ValueError(
+            "Does not validate against any of the Union subtypes\nErrors:\n  - Expected a <class 'NoneType'>\n"
+            "  - SplatPose's rolls should be in [1, 360], got 0.\nGiven value type: Namespace"
+        ),
+        "error: SplatPose's rolls should be in [1, 360], got 0.",
+    ),
+    "no text": (ValueError(), "ValueError"),
+    "missing file": (FileNotFoundError("no file x"), "no file x"),
+    "system": (PermissionError(errno.EACCES, "Permission denied", "out/a.json"), "Permission denied: out/a.json"),
+    "disk": (OSError(errno.ENOSPC, "No space left on device", "out"), "No space left on device: out"),
+    "folder": (IsADirectoryError(errno.EISDIR, "Is a directory", "out"), "Is a directory: out"),
+    "no name": (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device"),
+    "memory": (MemoryError(), "The memory of this machine is too small for this run"),
+    "numpy": (MemoryError("Unable to allocate 9 TiB"), "Unable to allocate 9 TiB"),
+    "torch": (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "The memory of this machine"),
+    "extra": (ImportError("pip install 'anomalib-pose[mesh]'"), "anomalib-pose[mesh]"),
+    "missing module": (ModuleNotFoundError("No module named 'trimesh'"), "No module named 'trimesh'"),
+    "encoding": (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "invalid start byte"),
+}
+
+
+def raiser(error: BaseException):
+    def fail(*_options: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("command", ["configs", "anomalib"])
+def test_every_error_of_a_user_is_one_line(monkeypatch, capsys, command, name) -> None:
+    error, text = ERRORS[name]
+    monkeypatch.setattr("anomalib_pose.cli.configs.run", raiser(error))
+    monkeypatch.setattr("anomalib_pose.cli._run_anomalib", raiser(error))
+    monkeypatch.setattr(sys, "argv", ["anomalib-pose", "configs" if command == "configs" else "train"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"anomalib-pose{' configs' if command == 'configs' else ''}: error: ")
+    assert text in line
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("sample mad out --category toy --seed -1", "argument --seed: expected 0 or more, got -1"),
+        ("render-views mesh.obj out --seed -1", "argument --seed: expected 0 or more, got -1"),
+        ("render-views mesh.obj out --elevation nan", "argument --elevation: expected finite numbers, got nan"),
+        ("draw-defects in out --stain-area 0 inf", "argument --stain_area: expected finite numbers, got [0.0, inf]"),
+        ("localize --ckpt_path a --data b --intrinsics 1 1 nan 1", "argument --intrinsics: expected finite numbers"),
+    ],
+)
+def test_numbers_of_the_command_line_are_checked(run_command, capsys, words, text) -> None:
+    name, *arguments = words.split()
+    with pytest.raises(SystemExit) as end:
+        run_command(name, *arguments)
+    assert end.value.code == 2
+    assert text in capsys.readouterr().err.splitlines()[-1]
+
+
+FILES = {"file": b"x", "lfs.pt": b"version https://git-lfs.github.com/spec/v1\n", "empty.pt": b""}
+WRONG = [
+    "sample clouds file/x",
+    "sample chairs file/x",
+    "sample mad file/x --category toy",
+    "configs --copy file",
+    "configs none",
+    "localize --ckpt_path none --data file",
+    "localize --ckpt_path lfs.pt --data file",
+    "localize --ckpt_path folder --data file",
+    "draw-defects none out",
+    "draw-defects folder out",
+    "render-views none out",
+    "render-views file out",
+    "render-clouds folder out",
+    "render-clouds none out",
+    "convert-checkpoint looking3d lfs.pt out.pt",
+    "convert-checkpoint looking3d folder out.pt",
+    "convert-checkpoint pointad empty.pt out.pt",
+    "convert-checkpoint pointad none out.pt",
+    "demo --root file/x",
+]
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_every_command_names_a_wrong_path_in_one_line(command_error, tmp_path, monkeypatch, words) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    line = command_error(*words.split())
+    assert any(name in line for name in (*FILES, "none", "folder"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "folder"])
+
+
+def test_an_interruption_has_status_130(monkeypatch, capsys) -> None:
+    def ended_by_lightning() -> None:
+        try:
+            raise KeyboardInterrupt  # noqa: TRY301
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr(sys, "argv", ["anomalib-pose", "train"])
+    for fault in (raiser(KeyboardInterrupt()), ended_by_lightning):
+        monkeypatch.setattr("anomalib_pose.cli._run_anomalib", fault)
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 130
+        assert capsys.readouterr().err == "anomalib-pose: interrupted\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), TypeError("a"), RuntimeError("a"), AssertionError()])
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, error) -> None:
+    monkeypatch.setattr("anomalib_pose.cli._run_anomalib", raiser(error))
+    monkeypatch.setattr(sys, "argv", ["anomalib-pose", "train"])
+    with pytest.raises(type(error)):
+        main()
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, FileNotFoundError, ImportError])

@@ -70,6 +70,9 @@ class CloudDataModule(FixedTestDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__(train_batch_size, eval_batch_size, num_workers, val_split_mode, val_split_ratio, seed)
+        if train_root is not None and train_category is None:
+            msg = f"train_root={str(train_root)!r} needs a train_category, got None."
+            raise ValueError(msg)
         self.root = Path(resolve_dataset_root(root, self.dataset_name)).absolute()
         self.train_root = self.root if train_root is None else Path(train_root).absolute()
         self.category = category

@@ -16,6 +16,7 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from anomalib_pose.deploy.export_settings import checked_compression
 from anomalib_pose.deploy.openvino.precision import keep_precision
 from anomalib_pose.deploy.undecided import raise_undecided, undecided_score
 from anomalib_pose.progress import stage
@@ -103,6 +104,7 @@ class ExportedDetector(ExportMixin, LightningModule):
             compression_type: None for single precision; see anomalib's ``CompressionType``.
             kwargs: see anomalib's ``to_openvino``.
         """
+        compression_type = checked_compression(compression_type)
         options = {"input": [1, 3, *(input_size or (-1, -1))], **(kwargs.pop("ov_kwargs", None) or {})}
         with _temporary(export_root) as folder:
             with stage("Convert to OpenVINO"):
@@ -139,24 +141,39 @@ class ExportedDetector(ExportMixin, LightningModule):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
         import nncf
 
-        network = getattr(self.model.comparator, "extractor", None)
+        comparator = getattr(self.model, "comparator", None)
+        network: Any = getattr(comparator, "extractor", None)
         if network is None and compression_type == CompressionType.INT8:
             logger.warning("INT8 compresses the comparator's network. This model has none, so nothing is compressed.")
             return model
-        if network is None:
-            msg = "INT8_PTQ quantizes the comparator's network. This model has none: give a backbone, or export FP16."
-            raise ValueError(msg)
+        if compression_type == CompressionType.INT8_PTQ:
+            check_quantization(comparator, datamodule)
         outside = nncf.IgnoredScope(names=_outside_network(model, network), validate=False)
         if compression_type == CompressionType.INT8:
             return nncf.compress_weights(model, ignored_scope=outside)
-        if datamodule is None:
-            msg = "INT8_PTQ measures activations on images, got no data: give --data MAD --data.root ... to the export."
-            raise ValueError(msg)
         datamodule.setup("fit")
         images = (image[None].numpy() for batch in datamodule.val_dataloader() for image in batch.image)
         calibration_images = list(itertools.islice(images, _CALIBRATION_IMAGES))
         dataset = nncf.Dataset(calibration_images)
         return nncf.quantize(model, dataset, subset_size=len(calibration_images), ignored_scope=outside)
+
+
+def check_quantization(comparator: Any, datamodule: Any) -> None:
+    """Refuse INT8_PTQ without a network or without images.
+
+    Args:
+        comparator: comparator of the detector; None for a graph without one.
+        datamodule: datamodule of the export, or None.
+
+    Raises:
+        ValueError: if one of them is missing.
+    """
+    if getattr(comparator, "extractor", None) is None:
+        msg = "INT8_PTQ quantizes the comparator's network. This model has none: give a backbone, or export FP16."
+        raise ValueError(msg)
+    if datamodule is None:
+        msg = "INT8_PTQ measures activations on images, got no data: give --data MAD --data.root ... to the export."
+        raise ValueError(msg)
 
 
 def _outside_network(model: Any, network: nn.Module) -> list[str]:

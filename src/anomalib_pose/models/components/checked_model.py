@@ -19,6 +19,7 @@ from anomalib_pose.models.components.checkpoint_checks import (
 )
 from anomalib_pose.models.components.datamodule_checks import check_datamodule
 from anomalib_pose.models.components.run_checks import CheckFitted, use_checked_reader
+from anomalib_pose.models.components.setting_rules import check_rules, settings_of_a_checkpoint
 from anomalib_pose.weights import check_finite
 
 
@@ -35,6 +36,7 @@ class CheckedModelMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_rules(type(self), self.hparams)
         use_midway_thresholds(self.post_processor)
 
     @classmethod
@@ -52,7 +54,8 @@ class CheckedModelMixin:
         """
         if isinstance(checkpoint_path, str | Path) and "://" not in str(checkpoint_path):
             check_model(read_checkpoint(checkpoint_path, cls.__name__), cls, str(checkpoint_path))
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc]
+        with settings_of_a_checkpoint(kwargs):
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc]
 
     def setup(self, stage: str) -> None:
         """Check the datamodule before a run starts, and prepare checks of checkpoint files.
@@ -83,6 +86,20 @@ class CheckedModelMixin:
             msg = f"The {type(self).__name__} is not fitted: train it first, or give its checkpoint by --ckpt_path."
             raise ValueError(msg)
         check_finite(self.state_dict(), f"The {type(self).__name__}", unset=UNSET)  # type: ignore[attr-defined]
+
+    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+        """Write the model as anomalib does, if it is fitted; see ``AnomalibModule.to_torch`` for the arguments.
+
+        Args:
+            args: see anomalib.
+            kwargs: see anomalib.
+
+        Raises:
+            ValueError: if the model is not fitted, or a value of its state is NaN or infinite.
+        """
+        self.check_fitted()
+        path: Path = super().to_torch(*args, **kwargs)  # type: ignore[misc]
+        return path
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the class name of the model, and that its thresholds lie midway between scores."""

@@ -56,12 +56,14 @@ KINDS = {
 }
 """Kinds of data, by the name that a model's ``data_kind`` gives."""
 
+_TILE_COLLATER = "TileCollater"
+"""Class that cuts the batches of anomalib's tiled ensemble."""
 _STOCK = "anomalib.data."
 _STOCK_IMAGES = "anomalib.data.datamodules.image."
 
 
 def check_datamodule(model_name: str, kind_name: str, datamodule: Any, stage: str) -> None:
-    """Refuse a datamodule whose batches a model cannot use. Datamodules of users pass.
+    """Refuse a datamodule whose batches a model cannot use, and tiles of images. Datamodules of users pass.
 
     Args:
         model_name: class name of the model.
@@ -70,9 +72,15 @@ def check_datamodule(model_name: str, kind_name: str, datamodule: Any, stage: st
         stage: Lightning's name of the stage that starts.
 
     Raises:
-        ValueError: if the datamodule is of another kind.
+        ValueError: if the datamodule is of another kind, or yields tiles.
     """
     kind = KINDS[kind_name]
+    if type(getattr(datamodule, "external_collate_fn", None)).__name__ == _TILE_COLLATER:
+        msg = (
+            f"{model_name} does not work in anomalib's tiled ensemble: a tile has another camera, and no cloud or "
+            "reference views. Train on whole images."
+        )
+        raise ValueError(msg)
     if datamodule is None or kind.owns(datamodule):
         return
     origins = [base.__module__ for base in type(datamodule).__mro__]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType
 from torch import Tensor
 
 from anomalib_pose.compare import Comparator
@@ -21,12 +22,16 @@ from anomalib_pose.deploy import (
     build_detector,
     rasterized_scene,
 )
+from anomalib_pose.deploy.export_settings import check_arguments, check_input_size, checked_compression
+from anomalib_pose.deploy.openvino.export import check_quantization
+from anomalib_pose.deploy.settings import check_warped_settings
 from anomalib_pose.deploy.thresholds import ScoreLine, ScoreMap, calibrate_thresholds, transfer_thresholds
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.run_report import export_run
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.progress import show_progress, track
 from anomalib_pose.render.threads import small_operations
+from anomalib_pose.scene import GaussianScene
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +57,12 @@ class FeedForwardExportMixin:
             model_file_name: file name without suffix.
             input_size: fixed (height, width) of the images, or None for the sizes that the graph accepts.
             kwargs: arguments in ``graph_settings``, and arguments of ``torch.onnx.export``.
+
+        Raises:
+            ValueError: if a setting is unknown, or contradicts the model.
         """
         settings, kwargs = self._split(kwargs)
+        self._check_export(input_size)
         with export_run(export_root):
             return self.feed_forward(**settings).to_onnx(export_root, model_file_name, input_size, **kwargs)
 
@@ -75,7 +84,12 @@ class FeedForwardExportMixin:
             compression_type: None for single precision; see anomalib's ``CompressionType``.
             onnx_kwargs: arguments in ``graph_settings``, and arguments of ``torch.onnx.export``.
             kwargs: see anomalib's ``to_openvino``.
+
+        Raises:
+            ValueError: if a setting is unknown, or contradicts the model.
         """
+        compression_type = checked_compression(compression_type)
+        self._check_export(input_size, compression_type, kwargs.get("datamodule"))
         settings, onnx_kwargs = self._split(onnx_kwargs or {})
         with export_run(export_root):
             graph = self.feed_forward(**settings, **self._validation_arguments(kwargs.get("datamodule")))
@@ -91,7 +105,16 @@ class FeedForwardExportMixin:
     def _split(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Split arguments into those of ``feed_forward`` and all others."""
         settings = {name: value for name, value in kwargs.items() if name in self.graph_settings}
-        return settings, {name: value for name, value in kwargs.items() if name not in settings}
+        others = {name: value for name, value in kwargs.items() if name not in settings}
+        check_arguments(others, self.graph_settings)
+        return settings, others
+
+    def _check_export(
+        self, input_size: Any, compression: CompressionType | None = None, datamodule: Any = None
+    ) -> None:
+        """Refuse settings before the graph is built, which can take minutes."""
+        del compression, datamodule
+        check_input_size(input_size)
 
 
 class DetectorExportMixin(FeedForwardExportMixin):
@@ -100,6 +123,15 @@ class DetectorExportMixin(FeedForwardExportMixin):
     graph_settings = tuple(field.name for field in dataclasses.fields(DetectorSettings))
     model: SceneDetector
     post_processor: Any
+
+    def _check_export(
+        self, input_size: Any, compression: CompressionType | None = None, datamodule: Any = None
+    ) -> None:
+        """Refuse sizes of another aspect, and quantization without a network or without data."""
+        height, width = self.model.image_size.tolist()
+        check_input_size(input_size, (height, width) if height and width else None)
+        if compression == CompressionType.INT8_PTQ:
+            check_quantization(self.model.comparison.comparator, datamodule)
 
     def _validation_arguments(self, datamodule: AnomalibDataModule | None) -> dict[str, Any]:
         """Pass the datamodule on: the thresholds of the detector are calibrated on it."""
@@ -120,17 +152,21 @@ class DetectorExportMixin(FeedForwardExportMixin):
         Raises:
             ValueError: if the model is not fitted, its comparison cannot be exported, or the bank exceeds its limit.
         """
-        if "steps" in settings:
+        if isinstance(settings.get("steps"), list):
             settings["steps"] = tuple(settings["steps"])  # the command line passes a list
         model, detector_settings = self.model, DetectorSettings(**settings)
         if not len(model.bank):
-            msg = "The model is not fitted and cannot be exported: train it first, or give its checkpoint."
+            msg = (
+                "The model is not fitted and cannot be exported: train it first, or give its checkpoint by --ckpt_path."
+            )
             raise ValueError(msg)
         if model.comparison.memory is not None and bool(model.comparison.memory.mixing_weights.any()):
             logger.warning(
                 "The patch memory has a mixing weight of at least %.2f in maps and %.2f in scores and is not exported: "
                 "the detector will be worse than the model.", *model.comparison.memory.mixing_weights.tolist()
             )  # fmt: skip
+        if not isinstance(model.rendered, GaussianScene):
+            check_warped_settings(detector_settings, "a scene without Gaussians")
         height, width = model.image_size.tolist()
         # Gaussians are rasterized without corrections. Warped views are the corrected references of the model.
         scene = model.reference if rasterized_scene(model.rendered, detector_settings) is None else model.rendered

@@ -8,6 +8,7 @@ import pytest
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.engine import Engine
+from anomalib.pipelines.tiled_ensemble.components.utils.ensemble_tiling import EnsembleTiler, TileCollater
 
 import anomalib_pose
 from anomalib_pose.data import CloudBatch, PoseBatch, ViewBatch
@@ -71,6 +72,15 @@ def test_a_datamodule_of_a_user_passes():
 
     for model in model_names():
         assert not refusal(model, Own.__new__(Own), "fit")
+
+
+@pytest.mark.parametrize("model", model_names())
+def test_a_tiled_ensemble_is_refused(model):
+    tiler = EnsembleTiler((32, 32), (32, 32), (64, 64))
+    for names in OURS.values():
+        datamodule = empty(names[0], anomalib_pose)
+        datamodule.external_collate_fn = TileCollater(tiler, (0, 0), ImageBatch.collate)
+        assert f"{model} does not work in anomalib's tiled ensemble" in refusal(model, datamodule, "fit")
 
 
 class Photographs(anomalib.data.Folder):

@@ -73,7 +73,7 @@ def test_other_files_are_refused(published_weights, tmp_path):
     with pytest.raises(ValueError, match="Give Looking3D's published"):
         read_checkpoint(tmp_path / "other.pt")
     torch.save(nn.Linear(1, 1), tmp_path / "pickle.pt")
-    with pytest.raises(Exception, match=r"holds Python objects .*, which are never loaded"):
+    with pytest.raises(Exception, match="weights_only"):
         read_checkpoint(tmp_path / "pickle.pt")
     changed = {part: dict(weights) for part, weights in published_weights.items()}
     changed["attention_decoder"]["token2.weight"] = torch.zeros(1)

@@ -81,7 +81,7 @@ def test_other_files_are_refused(epoch, tmp_path):
     with pytest.raises(ValueError, match=r"epoch_15\.pth does, .* but holds \['model'\]"):
         convert(tmp_path / "model.pth", out)
     torch.save({"prompt_learner": torch.nn.Linear(1, 1)}, tmp_path / "pickle.pth")
-    with pytest.raises(ValueError, match=r"holds Python objects .*, which are never loaded"):
+    with pytest.raises(ValueError, match="weights_only"):
         convert(tmp_path / "pickle.pth", out)
     changed = tmp_path / "changed.pth"
     with pytest.raises(ValueError, match="'ctx_neg' is missing or unknown"):
