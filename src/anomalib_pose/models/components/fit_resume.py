@@ -112,8 +112,12 @@ class FitStages:
         self.finished: dict[str, dict[str, Tensor]] = {}
         content = {} if checkpoint is None else checkpoint.read()
         if checkpoint is not None and content:
-            detector.load_state_dict(content["detector"])
-            self.finished = content["finished"]
+            try:
+                detector.load_state_dict(content["detector"])
+                self.finished = content["finished"]
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                checkpoint.reject(f"The checkpoint {checkpoint.path} is of another version of the model", error)
+                return
             logger.info("The fit continues from %s, after the stage '%s'.", checkpoint.path, list(self.finished)[-1])
 
     def run(self, title: str, work: Callable[[], StageResult]) -> dict[str, Tensor]:

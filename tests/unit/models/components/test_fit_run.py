@@ -164,7 +164,9 @@ def test_the_file_lives_until_the_model_is_saved(images, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*fit_*"))
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "another fit", "another step", "another stage", "code"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "text", "another fit", "another step", "another stage", "another state", "code"]
+)
 def test_other_files_are_replaced_when_automatic_and_refused_when_named(images, tmp_path, monkeypatch, caplog, damage):
     model = make_model(images, tmp_path / "v0")
     fit_until(model, monkeypatch, STAGES[1])
@@ -182,6 +184,7 @@ def test_other_files_are_replaced_when_automatic_and_refused_when_named(images, 
         "another fit": {**content, "digest": "0"},
         "another step": {"fingerprint": "other", "step": 3},
         "another stage": {"weights": torch.zeros(1)},
+        "another state": {**content, "detector": {}},
         "code": {**content, "trap": Trap()},
     }[damage]
 
