@@ -67,7 +67,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = load_fitted(arguments.checkpoint, **({"weights_path": arguments.weights} if arguments.weights else {}))
-    model.setup("predict")
     images = [read_image(path)[0] for path in image_files(arguments.photographs)[: arguments.queries]]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     one_thread = mock.patch("torch.set_num_threads") if arguments.openmp else nullcontext()
