@@ -105,7 +105,11 @@ def test_wrong_weights_are_refused(tmp_path, shared):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     torch.save([1], tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("no weights")
-    for file, message in (("other", "missing and 1 unknown"), ("list", "state dict"), ("text", "as tensors, which")):
+    for file, message in (
+        ("other", "missing and 1 unknown"),
+        ("list", "state dict"),
+        ("text", "as tensors, but is a text file"),
+    ):
         with pytest.raises(ValueError, match=message):
             make_matcher("aliked", tmp_path / f"{file}.pth").load()
     with pytest.raises(ValueError, match="needs matcher_weights"):

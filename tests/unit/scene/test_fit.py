@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -83,6 +84,15 @@ def test_an_interrupted_fit_continues_to_the_same_scene(posed, tmp_path, monkeyp
         torch.testing.assert_close(dict(resumed.named_buffers())[name], tensor, rtol=0, atol=0)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler, which a shell takes away from a process in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_within_a_step_waits_for_its_end(posed, tmp_path, monkeypatch):
     """Half a step cannot be saved: the continued fit would differ."""
     images, cameras, alpha = posed
@@ -109,6 +119,7 @@ def test_an_interruption_within_a_step_waits_for_its_end(posed, tmp_path, monkey
         torch.testing.assert_close(dict(resumed.named_buffers())[name], tensor, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interruption_ends_a_step_at_once_and_saves_nothing(posed, tmp_path, monkeypatch):
     images, cameras, alpha = posed
 

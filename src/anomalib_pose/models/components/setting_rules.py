@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args
+
+from anomalib_pose.pose import MatcherName
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,11 @@ def _given(name: str) -> Callable[[Settings], bool]:
     return lambda settings: bool(settings[name])
 
 
+def _has_matcher_weights(settings: Settings) -> bool:
+    """Return whether the matcher has its file; an unknown matcher has, for its name is refused instead."""
+    return bool(settings["matcher_weights"]) or settings["matcher"] not in get_args(MatcherName)
+
+
 def _has_network(settings: Settings) -> bool:
     """Return whether the first network exists: papers' comparators have a default network."""
     return bool(settings["backbone"]) or settings["comparator"] not in _CALIBRATED
@@ -79,7 +86,7 @@ RULES = [
         "refiner_steps", "refiner", lambda s: s["refiner"] != "gauss_newton", "another refiner than 'gauss_newton'",
         refused=False,
     ),
-    Rule("matcher", "matcher_weights", _given("matcher_weights"), "matcher_weights, the file of its weights"),
+    Rule("matcher", "matcher_weights", _has_matcher_weights, "matcher_weights, the file of its weights"),
     Rule("matcher_weights", "matcher", _given("matcher"), "a matcher"),
     Rule("weights_path", "backbone", lambda s: "comparator" not in s or _has_network(s), "a backbone"),
     Rule("second_weights_path", "second_backbone", _given("second_backbone"), "a second_backbone"),

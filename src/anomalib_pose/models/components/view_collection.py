@@ -33,6 +33,12 @@ class CollectedView:
     name: str
 
 
+def _position(view: CollectedView) -> list[float]:
+    """Return the sort key of a view: its rotation, then its place, in float32, in which loaders may return poses."""
+    pose = view.camera_to_world.float()
+    return [*pose[:3, :3].flatten().tolist(), *pose[:3, 3].tolist()]
+
+
 class ViewCollection:
     """Training views in the order in which a loader returned them."""
 
@@ -73,7 +79,7 @@ class ViewCollection:
         Raises:
             ValueError: if the sizes of the views differ, or more than a third of the views, but not all, have no mask.
         """
-        views = sorted(self.views, key=lambda view: tuple(view.camera_to_world.flatten().tolist()))
+        views = sorted(self.views, key=_position)
         used = all_with_masks([view.foreground is not None for view in views], [Path(view.name) for view in views])
         views = list(compress(views, used))
         sizes = sorted({tuple(view.image.shape[-2:]) for view in views})
