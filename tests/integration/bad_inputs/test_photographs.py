@@ -18,7 +18,7 @@ from anomalib_pose import cli
 from anomalib_pose.data import PosedFolder
 from anomalib_pose.data.files import opengl_matrix
 from anomalib_pose.geometry import view_sphere
-from anomalib_pose.models import PIAD, SplatPose, estimate_pose
+from anomalib_pose.models import PIAD, Looking3D, SplatPose, estimate_pose
 from bad_inputs import Answer, Photograph, photographs, write_photographs
 from sample_models import SIZE, TRAINING, make_fitted, save_checkpoint
 from sample_scenes import make_toy
@@ -178,3 +178,62 @@ def test_an_unusable_photograph_is_refused_by_name(
     assert len(message.strip().splitlines()) == 1
     if photograph.reason:
         assert re.search(photograph.reason, message)
+
+
+@pytest.fixture(scope="module")
+def looking3d(tmp_path_factory) -> Looking3D:
+    """A model with random weights, and a box as its reference."""
+    trimesh = pytest.importorskip("trimesh", reason="the extra mesh is not installed")
+    path = tmp_path_factory.mktemp("mesh") / "box.obj"
+    trimesh.creation.box((1.0, 0.6, 0.4)).export(path)
+    torch.manual_seed(0)
+    return Looking3D(reference=str(path), image_size=128, topk=20, visualizer=False)
+
+
+def labels_by_looking3d(model: Looking3D, folder: Path, work: Path) -> dict[str, Answer]:
+    batches = make_engine(work).predict(model, data_path=folder)
+    return {
+        Path(path).name: Answer(score=float(batch.pred_score[index]), label=bool(batch.pred_label[index]))
+        for batch in batches
+        for index, path in enumerate(batch.image_path)
+    }
+
+
+@pytest.fixture(scope="module")
+def looking3d_answers(looking3d, fitted, tmp_path_factory) -> dict[str, Answer]:
+    folder = tmp_path_factory.mktemp("photographs")
+    for photograph in photographs("same"):
+        photograph.write(folder / photograph.name, fitted.rgb, fitted.mask)
+    return labels_by_looking3d(looking3d, folder, tmp_path_factory.mktemp("work"))
+
+
+@pytest.mark.parametrize("photograph", photographs("same"), ids=lambda photograph: photograph.name)
+def test_looking3d_gives_one_answer_to_all_forms(looking3d_answers, photograph):
+    tolerance = max(photograph.tolerance, 2e-4)
+    assert looking3d_answers[photograph.name].score == pytest.approx(
+        looking3d_answers["plain.png"].score, abs=tolerance
+    )
+
+
+@pytest.mark.parametrize("photograph", photographs("no verdict"), ids=lambda photograph: photograph.name)
+def test_looking3d_never_calls_a_photograph_without_content_good(looking3d, fitted, photograph, tmp_path):
+    folder = write_photographs(tmp_path / "photographs", [photograph], fitted.rgb, fitted.mask)[photograph.name]
+    try:
+        (answer,) = labels_by_looking3d(looking3d, folder, tmp_path / "work").values()
+    except ValueError as refusal:  # the background is not white
+        assert photograph.name in str(refusal)
+    else:
+        assert answer == Answer(score=1.0, label=True)
+
+
+@pytest.mark.parametrize(
+    "photograph",
+    [photograph for photograph in photographs("refused") if photograph.reason == ""],
+    ids=lambda photograph: photograph.name,
+)
+def test_looking3d_refuses_an_unusable_photograph_by_name(looking3d, fitted, photograph, tmp_path):
+    folder = write_photographs(tmp_path / "photographs", [photograph], fitted.rgb, fitted.mask)[photograph.name]
+    with pytest.raises((ValueError, OSError)) as refusal:
+        labels_by_looking3d(looking3d, folder, tmp_path / "work")
+    assert photograph.name in str(refusal.value)
+    assert len(str(refusal.value).splitlines()) == 1

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.tv_tensors import Image
 
-from anomalib_pose.compare.query_content import has_content, white_where
+from anomalib_pose.compare.query_content import MIN_SIDE, has_content, white_where
 from anomalib_pose.data.images import read_image, square_margins
 from anomalib_pose.data.masks import mask_of_image
 from anomalib_pose.data.reference_views.dataclasses import ViewBatch, ViewItem
@@ -109,7 +109,7 @@ def inspect(network: Looking3DModel, images: Tensor, shape: ReferenceShape) -> P
     """
     height, width = images.shape[-2:]
     views = evaluation_view(images)
-    decided = has_content(views)
+    decided = has_content(views) & (min(height, width) >= MIN_SIDE)
     output = network(white_where(~decided, views), shape)
     maps = whole_map(anomaly_map(output.residual), height, width)
     return PhotographOutput(
