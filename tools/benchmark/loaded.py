@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure how much longer a query and a fit take beside busy processes than alone.
+"""Measure how much longer a query takes beside busy processes than alone.
 
     python tools/benchmark/loaded.py model.ckpt PHOTOS --weights FILE --busy 4
     python tools/benchmark/loaded.py model.ckpt PHOTOS --weights FILE --busy 4 --openmp
 
 The script predicts the photographs alone, then beside processes that do nothing but compute. It prints seconds of wall
 time and of processor time for a query, and the growth of the wall time. ``share`` is the growth that the scheduler
-causes: on C cores, one computing thread beside B busy processes has C / (B + 1) of a core, and less than one core in
-any case. ``--openmp`` leaves PyTorch's operations on all threads, as a model without ``small_operations`` would.
+causes: that of a loop on one thread that needs as much processor time as a query, measured in turns with the queries.
+``--openmp`` leaves PyTorch's operations on all threads, as a model without ``small_operations`` would.
 """
 
 import argparse
@@ -42,16 +42,27 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
-def query_seconds(detector: SceneDetector, images: list[torch.Tensor]) -> tuple[float, float]:
-    """Return the median seconds of wall time and of processor time for a query."""
-    wall, cpu = [], []
+def loop_seconds(processor_seconds: float) -> float:
+    """Return the wall time of a loop that needs this processor time."""
+    start, start_thread = time.perf_counter(), time.thread_time()
+    while time.thread_time() - start_thread < processor_seconds:
+        pass
+    return time.perf_counter() - start
+
+
+def query_seconds(
+    detector: SceneDetector, images: list[torch.Tensor], processor_seconds: float
+) -> tuple[float, float, float]:
+    """Return the median seconds of wall time and of processor time for a query, and of wall time for the loop."""
+    wall, cpu, loop = [], [], []
     for image in images:
         start_wall, start_cpu = time.perf_counter(), time.process_time()
         with test_time_grad():
             detector(image[None].clone())
         wall.append(time.perf_counter() - start_wall)
         cpu.append(time.process_time() - start_cpu)
-    return statistics.median(wall), statistics.median(cpu)
+        loop.append(loop_seconds(processor_seconds))
+    return statistics.median(wall), statistics.median(cpu), statistics.median(loop)
 
 
 def main() -> None:
@@ -68,18 +79,17 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model = load_fitted(arguments.checkpoint, **({"weights_path": arguments.weights} if arguments.weights else {}))
     images = [read_image(path)[0] for path in image_files(arguments.photographs)[: arguments.queries]]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     one_thread = mock.patch("torch.set_num_threads") if arguments.openmp else nullcontext()
     with one_thread:
-        query_seconds(model.model, images[:2])  # compiles the kernels and reads the weights
-        alone = query_seconds(model.model, images)
+        query_seconds(model.model, images[:2], 0)  # compiles the kernels
+        needed = query_seconds(model.model, images[:2], 0)[1]
+        alone = query_seconds(model.model, images, needed)
         with busy_processes(arguments.busy):
-            beside = query_seconds(model.model, images)
+            beside = query_seconds(model.model, images, needed)
     console = Console()
-    share = max(1.0, (arguments.busy + 1) / cores)
     console.print(f"alone:  {alone[0]:.2f} s, {alone[1]:.2f} s of processor time (load {os.getloadavg()[0]:.1f})")
     console.print(f"beside {arguments.busy}: {beside[0]:.2f} s, {beside[1]:.2f} s of processor time")
-    console.print(f"growth: {beside[0] / alone[0]:.2f}; share: {share:.2f}")
+    console.print(f"growth: {beside[0] / alone[0]:.2f}; share: {beside[2] / alone[2]:.2f}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ ELEMENTWISE = frozenset({"contract", "nsz", "arcp"})
 REDUCTION = ELEMENTWISE | {"reassoc"}
 
 _CHUNKS_PER_THREAD = 4
+_LONG_WAIT = 0.5  # fraction of its own working time that a thread may wait for the others
+_LONGEST_PAUSE = 127  # calls
 _SHARED_SECONDS = 0.003  # shorter work is not shared: beside busy processes, each wait for a thread takes as long
 _ANNOUNCE_AFTER_SECONDS = 1.5
 
@@ -161,12 +163,37 @@ def for_ranges(function: Callable[[int, int], Any], count: int, grain: int = 1) 
     start = time.perf_counter()
     work(1)
     remaining = (time.perf_counter() - start) * (parts - 1)
-    helpers = threads - 1 if remaining > _SHARED_SECONDS else 0
-    jobs = [_thread_pool().submit(work) for _ in range(helpers)]
+    if remaining < _SHARED_SECONDS or not _sharing.pays():
+        work()
+        return
+    jobs = [_thread_pool().submit(work) for _ in range(threads - 1)]
     work()
+    finished = time.perf_counter()
     for job in jobs:
         if not job.cancel():  # a thread that has not started yet has nothing left to do
             job.result()
+    _sharing.record(finished - start, time.perf_counter() - finished)
+
+
+class _Sharing:
+    """Decides whether work is shared: beside busy processes, waiting for other threads takes longer than the work."""
+
+    def __init__(self) -> None:
+        self.pause = 0
+        self.skipped = 0
+
+    def pays(self) -> bool:
+        """Return whether to share the next work; after a long wait, some calls do not share theirs."""
+        self.skipped += 1
+        return self.skipped > self.pause
+
+    def record(self, worked: float, waited: float) -> None:
+        """Record the seconds that the calling thread has worked, and those that it has waited for the others."""
+        self.skipped = 0
+        self.pause = min(2 * self.pause + 1, _LONGEST_PAUSE) if waited > _LONG_WAIT * worked else self.pause // 2
+
+
+_sharing = _Sharing()
 
 
 def _thread_pool() -> ThreadPoolExecutor:

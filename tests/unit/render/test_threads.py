@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from anomalib_pose.render.compiled import for_ranges
+from anomalib_pose.render.compiled import _Sharing, for_ranges
 from anomalib_pose.render.threads import small_operations, thread_count
 
 
@@ -49,3 +49,16 @@ def test_one_thread_stays_one_thread():
     with small_operations():
         assert thread_count() == torch.get_num_threads() == 1
         assert parts() == 1
+
+
+def test_long_waits_for_other_threads_pause_the_sharing_of_work():
+    sharing = _Sharing()
+    assert sharing.pays()
+    sharing.record(worked=1.0, waited=2.0)
+    assert [sharing.pays() for _ in range(2)] == [False, True]
+    sharing.record(worked=1.0, waited=2.0)
+    assert [sharing.pays() for _ in range(4)] == [False, False, False, True]
+    sharing.record(worked=1.0, waited=0.1)
+    assert [sharing.pays() for _ in range(2)] == [False, True]
+    sharing.record(worked=1.0, waited=0.1)
+    assert sharing.pays()
