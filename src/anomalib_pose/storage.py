@@ -35,17 +35,26 @@ def check_output_file(path: str | Path, megabytes: float = 0.0) -> Path:
         The path.
 
     Raises:
-        ValueError: if the path is a folder, its folder cannot be made or written, or the disk has too little space.
+        ValueError: if the path is a folder or device, its folder cannot be made or written, or the disk has too little
+            space.
     """
     path = Path(path)
     if path.is_dir():
         msg = f"{path} should be a file to write, but is a folder: add the name of a file."
         raise ValueError(msg)
+    _check_replaceable(path)
     if path.exists() and not os.access(path, os.W_OK):
         msg = f"{path} is read-only: name another file, or change its permissions."
         raise ValueError(msg)
     check_output_folder(path.parent, megabytes)
     return path
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse devices and pipes, for example /dev/stdout, which a file that is written whole would replace."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        msg = f"{path} is a device or pipe, not a file: name a file to write."
+        raise ValueError(msg)
 
 
 def check_output_folder(folder: str | Path, megabytes: float = 0.0) -> Path:
@@ -106,7 +115,11 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Args:
         path: file to write; its folder is made.
+
+    Raises:
+        ValueError: if the path is a device or pipe, which the new file would replace.
     """
+    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary_name(path)
     try:

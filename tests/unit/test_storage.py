@@ -31,6 +31,7 @@ def test_files_that_can_be_written_are_accepted_and_nothing_is_made(tmp_path, na
     ("name", "megabytes", "message"),
     [
         ("folder", 0, "is a folder"),
+        ("pipe", 0, "is a device or pipe"),
         ("file/a.json", 0, "is a file"),
         ("file/deeper/a.json", 0, "is a file"),
         ("dangling/a.json", 0, "is a file"),
@@ -40,6 +41,7 @@ def test_files_that_can_be_written_are_accepted_and_nothing_is_made(tmp_path, na
 )
 def test_files_that_cannot_be_written_are_refused(tmp_path, name, megabytes, message):
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_text("")
     (tmp_path / "dangling").symlink_to(tmp_path / "none")
     with pytest.raises(ValueError, match=message):
@@ -52,6 +54,13 @@ def test_a_full_disk_is_refused(tmp_path, monkeypatch):
     check_output_folder(tmp_path, 0.9)
     with pytest.raises(ValueError, match="needs about 2 MB, but its disk has 1 MB left"):
         check_output_folder(tmp_path, 2)
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is a device or pipe"), written_whole(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
