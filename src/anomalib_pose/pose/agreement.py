@@ -16,6 +16,7 @@ OBJECT_ALPHA = 0.5
 _WINDOW = 0.055  # side of a neighborhood, as a fraction of the image's longer side
 _NOISE = 1e-5  # variance below which a neighborhood counts as flat
 _FULL_TEXTURE = 0.05  # standard deviation at and above which a neighborhood has the full weight
+_MIN_NEIGHBORHOODS = 4  # area of a rendered object, in neighborhoods, below which any photograph agrees with it
 
 
 def box_means(values: Float[Tensor, "c h w"], radius: int) -> Float[Tensor, "c h w"]:
@@ -47,12 +48,14 @@ def measure_agreement(scene: Scene, query: Query, camera_to_world: Float[Tensor,
     Returns:
         ``structure_residual``, and the intersection over union of the two silhouettes. Silhouettes are compared without
         their holes: a mask from a white background does not reveal whether the background is visible through a hole. If
-        the query's foreground is unknown, the overlap is 1 if the rendering contains the object and 0 otherwise.
+        the query's foreground is unknown, the overlap is 1 if the rendering contains the object. It is smaller if the
+        object covers less than a few neighborhoods, and 0 without the object.
     """
     rendering = scene.render(query.camera_at(camera_to_world), query.background)
     rendered_mask = rendering.alpha > OBJECT_ALPHA
     if query.foreground is None:
-        common_mask, overlap = rendered_mask, 1.0 if bool(rendered_mask.any()) else 0.0
+        area = (2 * _radius(query.image) + 1) ** 2
+        common_mask, overlap = rendered_mask, min(1.0, float(rendered_mask.sum()) / (_MIN_NEIGHBORHOODS * area))
     else:
         query_mask = query.foreground > OBJECT_ALPHA
         common_mask = rendered_mask & query_mask
@@ -60,6 +63,11 @@ def measure_agreement(scene: Scene, query: Query, camera_to_world: Float[Tensor,
         union = (rendered_silhouette | query_silhouette).sum().clamp_min(1)
         overlap = float((rendered_silhouette & query_silhouette).sum() / union)
     return structure_residual(query.image, rendering.rgb.permute(2, 0, 1), common_mask), overlap
+
+
+def _radius(image: Float[Tensor, "3 h w"]) -> int:
+    """Return the radius of a neighborhood in pixels."""
+    return max(2, round(_WINDOW / 2 * max(image.shape[-2:])))
 
 
 def _fill_holes(mask: Bool[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
@@ -85,7 +93,7 @@ def structure_residual(
     """
     if not bool(region.any()):
         return 1.0
-    radius = max(2, round(_WINDOW / 2 * max(image.shape[-2:])))
+    radius = _radius(image)
     rows, columns = (torch.nonzero(region.any(side))[[0, -1], 0].tolist() for side in (1, 0))
     box = (..., slice(rows[0], rows[1] + 1), slice(columns[0], columns[1] + 1))  # pixels outside do not take part
     image, rendering, mask = image[box], rendering[box], region[box].to(image)[None]

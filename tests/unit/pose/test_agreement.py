@@ -10,7 +10,7 @@ from anomalib_pose.geometry import Camera, look_at
 from anomalib_pose.pose import Query
 from anomalib_pose.pose.agreement import box_means, measure_agreement, structure_residual
 from anomalib_pose.scene import white_foreground
-from sample_scenes import make_ring
+from sample_scenes import make_ring, make_toy
 
 
 def random_images(seed: int = 0, height: int = 24, width: int = 40) -> torch.Tensor:
@@ -76,6 +76,15 @@ def test_a_defect_raises_the_residual_only_in_its_neighborhood():
     defective[:, :16, :16] = 0
     everywhere = torch.ones(80, 80, dtype=torch.bool)
     assert structure_residual(defective, image, everywhere) < 0.1
+
+
+def test_a_rendering_of_a_few_pixels_agrees_with_no_photograph():
+    scene = make_toy()
+    axis, image = torch.tensor([0.0, 0, 1]), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    near, far = (look_at(torch.tensor([0.0, -distance, 0.3]), torch.zeros(3), axis) for distance in (3.0, 300.0))
+    query = Query(image, Camera.from_fov(near, 0.7, 64, 64).K, None)
+    assert measure_agreement(scene, query, near)[1] == 1
+    assert measure_agreement(scene, query, far)[1] < 0.2  # each Gaussian covers a pixel or more
 
 
 def test_a_hole_missing_from_the_mask_does_not_lower_the_overlap():
