@@ -82,6 +82,10 @@ def _cut_out(rgb: Pixels, mask: Pixels) -> Image.Image:
     return Image.fromarray(np.dstack([colors, mask]))
 
 
+def _with_alpha(rgb: Pixels, alpha: Pixels) -> Image.Image:
+    return Image.fromarray(np.dstack([rgb, alpha]))
+
+
 def _constant(value: int, size: int = 64) -> Callable[[Path, Pixels, Pixels], None]:
     return _pil(lambda rgb, mask: Image.new("RGB", (size, size), (value,) * 3))
 
@@ -93,6 +97,10 @@ PHOTOGRAPHS = [
     Photograph("plain.bmp", _pil(lambda rgb, mask: Image.fromarray(rgb))),
     Photograph("plain.tif", _pil(lambda rgb, mask: Image.fromarray(rgb))),
     Photograph("opaque.png", _pil(lambda rgb, mask: Image.fromarray(rgb).convert("RGBA"))),
+    Photograph("nearly opaque.png", _pil(lambda rgb, mask: _with_alpha(rgb, np.full_like(mask, 254))), tolerance=0.02),
+    Photograph("binary.ppm", _pil(lambda rgb, mask: Image.fromarray(rgb))),
+    Photograph("hash#1 %20.png", _pil(lambda rgb, mask: Image.fromarray(rgb))),
+    Photograph("new\nline.png", _pil(lambda rgb, mask: Image.fromarray(rgb))),
     Photograph("cut out.png", _pil(_cut_out), tolerance=0.05),
     Photograph(
         "sixteen_bit.png", lambda path, rgb, mask: cv2.imwrite(str(path), rgb[..., ::-1].astype(np.uint16) * 257)
@@ -110,6 +118,7 @@ PHOTOGRAPHS = [
     Photograph("one pixel.png", _constant(0, 1), "no verdict"),
     Photograph("tiny.png", _resized(8, 8), "no verdict"),
     Photograph("wide.png", _pil(lambda rgb, mask: Image.fromarray(rgb[8:56])), "refused", reason="aspect|64 x 48"),
+    Photograph("one column.png", _resized(1, 64), "refused", reason="aspect|1 x 64"),
     Photograph("empty.png", _bytes(lambda data: b""), "refused"),
     Photograph("truncated.png", _bytes(lambda data: data[: len(data) // 2]), "refused"),
     Photograph("text.png", _bytes(lambda data: b"not an image"), "refused"),

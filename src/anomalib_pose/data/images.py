@@ -13,6 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 from anomalib_pose.data.decoding import decode
 from anomalib_pose.data.pixels import in_unit_range
 
+_OPAQUE = 0.5  # a lossy compression of an opaque channel, or one value for all pixels, is no mask
+
 
 def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
     """Read an image of any depth, color mode and transparency.
@@ -25,8 +27,8 @@ def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
 
     Returns:
         RGB (3, H, W) in [0, 1], composited on white if the image has an alpha channel; and the alpha channel (H, W).
-        The alpha is None if the image has none, or if it is opaque everywhere and so does not separate object and
-        background.
+        The alpha is None if the image has none, or if no pixel is mostly transparent, so that it does not separate
+        object and background.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -41,7 +43,7 @@ def read_image(path: Path) -> tuple[Tensor, Tensor | None]:
     if not bool((alpha > 0).any()):
         msg = f"The image {path} is transparent everywhere: save it with an alpha channel that shows the object."
         raise ValueError(msg)
-    return over_white(color, alpha), None if bool((alpha == 1).all()) else alpha
+    return over_white(color, alpha), None if bool((alpha >= _OPAQUE).all()) else alpha
 
 
 def over_white(image: Tensor, alpha: Tensor) -> Tensor:

@@ -11,11 +11,18 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """Suffixes of images, in lower case; a file's suffix may have any case."""
 CLOUD_SUFFIXES = (".tiff", ".tif")
 """Suffixes of organized clouds."""
 
+_UNREAD_SUFFIXES = frozenset(
+    {
+        *(".heic", ".heif", ".avif", ".jxl", ".gif", ".jp2", ".jfif", ".jpe", ".exr", ".hdr", ".tga", ".psd"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw"),
+    }
+)
+_NAMES = 3
 _HIDDEN_PREFIXES = (".", "~$")
 _BACKUP_SUFFIXES = ("~", ".bak", ".orig", ".tmp", ".part", ".partial", ".crdownload", ".swp")
 _SYSTEM_NAMES = frozenset(
@@ -24,6 +31,7 @@ _SYSTEM_NAMES = frozenset(
         *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "lost+found", "__pycache__"),
     }
 )
+_reported: set[Path] = set()
 _GOOD = re.compile(r"(good|ok|normal)([^a-z].*)?", re.IGNORECASE | re.DOTALL)
 
 
@@ -35,8 +43,23 @@ def is_data(path: Path) -> bool:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the images directly in a folder, sorted by name; a folder that does not exist has none."""
+    """List the images directly in a folder, sorted by name; a folder that does not exist has none.
+
+    Photographs in formats that are not read are reported once for a folder.
+    """
+    report_unread(folder)
     return data_files(folder, SUFFIXES)
+
+
+def report_unread(folder: Path) -> None:
+    """Log the photographs of a folder whose formats are not read, once for a folder."""
+    unread = sorted(path.name for path in _entries(folder) if path.suffix.lower() in _UNREAD_SUFFIXES)
+    if unread and folder not in _reported:
+        _reported.add(folder)
+        logger.warning(
+            "%d files in %s have formats that are not read (%s): convert them to PNG, JPEG, BMP, TIFF or WebP.",
+            len(unread), folder, ", ".join(unread[:_NAMES]) + (", ..." if len(unread) > _NAMES else ""),
+        )  # fmt: skip
 
 
 def data_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:

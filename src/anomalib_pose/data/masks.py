@@ -77,20 +77,18 @@ def read_object_mask(path: Path) -> Tensor:
             "the image."
         )
         raise ValueError(msg)
-    border = torch.cat([covered[0], covered[-1], covered[:, 0], covered[:, -1]]).float().mean()
-    if float(border) > _INVERTED_BORDER and path.parent not in _reported:
+    if _covers_border(covered) and path.parent not in _reported:
         _reported.add(path.parent)
-        extent = "everything" if bool(covered.all()) else "the border of its image, as an inverted mask does"
         logger.warning(
             "The mask %s covers %s: expected the object in white on black. Other such masks in this folder are not "
             "reported.",
-            path, extent,
+            path, _extent(covered),
         )  # fmt: skip
     return mask
 
 
 def read_defect_mask(*paths: Path) -> Tensor:
-    """Read the mask of a defect (H, W), 0 or 1; a mask that covers nothing or everything is reported once.
+    """Read the mask of a defect (H, W), 0 or 1; one that covers nothing, the border or everything is reported once.
 
     Args:
         paths: files of equal size, whose union is the mask.
@@ -100,13 +98,25 @@ def read_defect_mask(*paths: Path) -> Tensor:
         ValueError: if ``read_mask`` refuses the file.
     """
     mask = torch.stack([read_mask(path) for path in paths]).amax(0).gt(0.5).float()
-    if (not bool(mask.any()) or bool(mask.all())) and paths[0] not in _reported:
+    covered = mask > 0.5
+    if (not bool(covered.any()) or _covers_border(covered)) and paths[0] not in _reported:
         _reported.add(paths[0])
         logger.warning(
-            "The mask %s of a defect covers %s: the metrics of its pixels mean nothing.",
-            paths[0], "everything" if bool(mask.all()) else "nothing",
-        )  # fmt: skip
+            "The mask %s of a defect covers %s: the metrics of its pixels mean nothing.", paths[0], _extent(covered)
+        )
     return mask
+
+
+def _covers_border(covered: Tensor) -> bool:
+    """Return whether a mask (H, W) covers nearly all of its border, as an inverted mask does."""
+    border = torch.cat([covered[0], covered[-1], covered[:, 0], covered[:, -1]]).float().mean()
+    return float(border) > _INVERTED_BORDER
+
+
+def _extent(covered: Tensor) -> str:
+    if not bool(covered.any()):
+        return "nothing"
+    return "everything" if bool(covered.all()) else "the border of its image, as an inverted mask does"
 
 
 def mask_of_image(folder: Path, image: Path) -> Path:

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pixels as a file stores them, and their scaling to [0, 1]."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+logger = logging.getLogger(__name__)
+
+_TWELVE_BITS = 4095
+_reported: set[Path] = set()
 _FLOAT_TOLERANCE = 1e-3
 
 
@@ -39,6 +44,13 @@ def in_unit_range(values: np.ndarray, path: Path) -> np.ndarray:
     """
     kind, size = values.dtype.kind, values.dtype.itemsize
     if kind == "b" or (kind == "u" and size <= 2):
+        if size == 2 and path.parent not in _reported and 0 < values.max() <= _TWELVE_BITS:
+            _reported.add(path.parent)
+            logger.warning(
+                "%s has 16 bits, but no value above %d, and is dark: if the camera has 12 bits or less, multiply the "
+                "values before the file is saved. Other such files in this folder are not reported.",
+                path, _TWELVE_BITS,
+            )  # fmt: skip
         scaled: np.ndarray = values.astype(np.float32) / np.float32(1 if kind == "b" else np.iinfo(values.dtype).max)
         return scaled
     lowest, highest = float(values.min()), float(values.max())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anomalib_pose.data.files import finite_json, write_text
-from anomalib_pose.data.listing import SUFFIXES, image_files
+from anomalib_pose.data.listing import SUFFIXES, data_folders, image_files
 from anomalib_pose.data.masks import mask_of_image
 from anomalib_pose.geometry.checks import check_matrix
 from anomalib_pose.models.components import PoseMixin
@@ -275,6 +275,9 @@ def _photographs(data: Path, masks: Path | None) -> list[tuple[Path, Path | None
     if not files or not files[0].is_file():
         msg = f"There are no photographs at {data}: expected a file, or a folder with {', '.join(SUFFIXES)} files."
         raise FileNotFoundError(msg)
+    folders = [folder.name for folder in data_folders(data) if image_files(folder) and folder != masks]
+    if folders:
+        logger.warning("The subfolders of %s are not searched for photographs: %s.", data, ", ".join(folders[:3]))
     if masks is None:
         return [(path, None) for path in files]
     pairs = [(path, mask_of_image(masks, path)) for path in files]

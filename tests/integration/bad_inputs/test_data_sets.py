@@ -128,6 +128,16 @@ def remove(*paths: str) -> Callable[[Path], None]:
     return damage
 
 
+def copy_first(pattern: str, suffix: str) -> Callable[[Path], None]:
+    """Copy the first file of a pattern to the same name with another suffix."""
+
+    def damage(root: Path) -> None:
+        path = min(root.glob(pattern))
+        shutil.copy(path, path.with_suffix(suffix))
+
+    return damage
+
+
 def hide_a_copy(pattern: str) -> Callable[[Path], None]:
     """Copy the first file of a pattern to an AppleDouble name beside it."""
 
@@ -196,6 +206,22 @@ FAULTS = [
     Fault("masks in the alpha channel", POSED, recode(MASKS, lambda mask: np.dstack([0 * mask] * 3 + [mask])), "same"),
     Fault("empty mask of a defect", POSED, recode(MASKS, lambda mask: 0 * mask), "reported", r"0_mask\.png"),
     Fault("mask of another size", POSED, recode(MASKS, lambda mask: mask[:20]), "refused", r"0_mask\.png"),
+    Fault("inverted masks", POSED, recode(MASKS, lambda mask: 255 - mask), "reported", r"0_mask\.png.*inverted"),
+    Fault("two masks of one image", POSED, copy_first(MASKS, ".jpg"), "refused", r"2 masks.*0_mask\.jpg"),
+    Fault("two images with one mask", POSED, copy_first("car/test/[!g]*/*.png", ".PNG"), "reported", "have one mask"),
+    Fault("images of 12 bits", POSED, recode(
+        "car/*/good/*.png", lambda image: image.astype(np.uint16) * 16), "reported", "12 bits"),
+    Fault("images in formats that are not read", POSED, copy(TEST, "car/test/good/7.heic"), "reported", r"7\.heic"),
+    Fault("images in a folder too deep", POSED, copy(TEST, "car/test/good/more/7.png"), "reported", "good/more"),
+    Fault("loop of folders", POSED, lambda root: (root / "car/test/good/loop").symlink_to(root / "car/test"), "same"),
+    Fault("transposed poses", POSED, frames(
+        lambda frame: frame.update(transform_matrix=list(zip(*frame["transform_matrix"], strict=True)))),
+        "refused", "last row"),
+    Fault("numbers as text", POSED, camera(camera_angle_x="0.7"), "refused", "camera_angle_x"),
+    Fault("pose of another type", POSED, first_frame(
+        lambda frame: frame.update(transform_matrix={})), "refused", "transform_matrix"),
+    Fault("endless integer in a pose", POSED, first_frame(
+        lambda frame: set_number(frame, 3, 10**400)), "refused", "transform_matrix"),
     Fault("no masks", ("MAD",), remove("car/ground_truth"), "refused", "mask"),
     Fault("hidden photograph", ("MVTec3DRendered",), hide_a_copy("ring/test/good/rgb/*.png"), "same"),
     Fault("truncated cloud", ("MVTec3DRendered",), truncate("ring/test/good/xyz/000.tiff"), "refused", r"000\.tiff"),

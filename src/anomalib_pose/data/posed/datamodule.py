@@ -136,10 +136,13 @@ def read_true_poses(folder: Path) -> dict[PurePosixPath, Tensor]:
 
 
 def _report_ignored(folder: Path, kinds: dict[Path, list[Path]]) -> None:
-    """Log one line about images beside the subfolders of kinds, and about subfolders without images."""
+    """Log one line about images beside or below the subfolders of kinds, and about subfolders without images."""
     ignored = image_files(folder) + [kind for kind, images in kinds.items() if not images]
+    below = [child for kind in kinds if not kind.is_symlink() for child in data_folders(kind) if not child.is_symlink()]
+    ignored += [child for child in below if image_files(child)]
     if ignored and any(kinds.values()):
-        names = ", ".join(path.name for path in ignored[:_NAMES]) + (", ..." if len(ignored) > _NAMES else "")
+        names = ", ".join(path.relative_to(folder).as_posix() for path in ignored[:_NAMES])
+        names += ", ..." if len(ignored) > _NAMES else ""
         logger.warning(
             "%s has images or empty subfolders that are ignored, because images should lie in its subfolders of "
             "kinds: %s.", folder, names,
@@ -154,8 +157,11 @@ def _match_masks(kind: Path, images: list[Path], mask_folder: Path | None, suffi
     if images and not folder.is_dir():
         msg = f"The images of {kind} have no masks: expected them in {folder}."
         raise FileNotFoundError(msg)
-    masks = {path.stem: path for path in image_files(folder)}
+    files = image_files(folder)
+    masks = {path.stem: path for path in reversed(files)}
     names = {image: [image.stem + suffix for suffix in suffixes if image.stem + suffix in masks] for image in images}
+    for image in images:
+        _check_unique(image, [path for path in files if path.stem in names[image]])
     missing = [image for image in images if not names[image]]
     if missing:
         msg = f"The image {missing[0]} has no mask: expected {folder / (missing[0].stem + suffixes[0] + '.png')}."
@@ -163,13 +169,27 @@ def _match_masks(kind: Path, images: list[Path], mask_folder: Path | None, suffi
             msg += f" {len(missing)} of {len(images)} images in {kind} have none."
         raise FileNotFoundError(msg)
     matched = {image: masks[names[image][0]] for image in images}
+    first: dict[Path, Path] = {}
     for image, mask in matched.items():
         check_mask_size(mask, image)
+        if first.setdefault(mask, image) != image:
+            logger.warning("The images %s and %s have one mask, %s.", first[mask], image.name, mask)
     unmatched = sorted(set(masks.values()) - set(matched.values()))
     if unmatched:
         msg = f"The mask {unmatched[0]} has no image in {kind}: add the image, or remove the mask."
         raise ValueError(msg)
     return matched
+
+
+def _check_unique(image: Path, masks: list[Path]) -> None:
+    """Check that an image has one mask.
+
+    Raises:
+        ValueError: if it has several.
+    """
+    if len(masks) > 1:
+        msg = f"The image {image} has {len(masks)} masks, {masks[0]} and {masks[1].name}: remove all but one."
+        raise ValueError(msg)
 
 
 def _check_mask_folders(folder: Path, mask_folder: Path) -> None:

@@ -33,8 +33,8 @@ class PosedFolder(PosedDataModule):
     * without ``query_dir``, every n-th training image is held out as a good query with its true pose;
     * with ``query_dir``, from that folder: from its subfolders ``good`` and one for each kind of defect, or directly
       from the folder if their labels are unknown. They have the intrinsics of the training images, and no poses. True
-      poses of queries inside ``root`` are read from ``<root>/test_transforms.json``, or from ``_hidden/<name>.json``
-      beside ``root``, where one of them exists; they serve evaluation alone.
+      poses of queries inside ``root`` are read from ``<root>/test_transforms.json``, ``<root>/transforms_test.json``
+      or ``_hidden/<name>.json`` beside ``root``, where one of them exists; they serve evaluation alone.
 
     Queries without labels can be predicted, not tested; every n-th training image then sets the threshold, and
     ``val_split_mode`` does not apply. Without ``query_dir`` all queries are good: pose errors and false alarms are

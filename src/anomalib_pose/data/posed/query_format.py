@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _LENS_TOLERANCE = 0.003  # fraction of the image size by which the distortions of one lens may differ
 _K_TOLERANCE = 0.5  # pixels
+_MAX_ROUNDING = 0.1  # largest relative change of an aspect ratio that counts as rounding of a size
 _GRID = np.stack(np.meshgrid(np.linspace(0, 1, 7), np.linspace(0, 1, 7)), -1).reshape(-1, 2)
 
 
@@ -46,7 +47,7 @@ class QueryCamera:
         """Return whether an image has the aspect ratio of this camera, up to the rounding of its size."""
         # Rounding a small size changes its aspect ratio by up to one pixel; the camera is still the same.
         ratio = width * self.height / (height * self.width)
-        tolerance = 1 / min(self.width, self.height, width, height)
+        tolerance = min(_MAX_ROUNDING, 1 / min(self.width, self.height, width, height))
         return same_aspect(width, height, self.width, self.height) or abs(ratio - 1) <= tolerance
 
     def of_size(self, width: int, height: int) -> "QueryCamera":

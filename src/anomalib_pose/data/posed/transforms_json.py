@@ -170,7 +170,7 @@ def rigid_pose(pose: Tensor, where: str) -> Tensor:
     if deviation > _RIGID_TOLERANCE or determinant < 0 or (len(pose) == 4 and not torch.allclose(pose[3], last_row)):
         msg = (
             f"{where} that is not a rigid motion: rotation off by {deviation:.2g}, determinant {determinant:.3g}, last "
-            f"row {pose[3:].flatten().tolist()}. Expected a rotation without scale or mirror."
+            f"row {pose[3:].flatten().tolist()}. Expected a rotation without scale or mirror above 0, 0, 0, 1."
         )
         raise ValueError(msg)
     left, _, right = torch.linalg.svd(rotation)

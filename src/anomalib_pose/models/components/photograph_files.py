@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from anomalib.data import PredictDataset
 from torch.utils.data import DataLoader, Dataset
 
-from anomalib_pose.data.listing import is_data
+from anomalib_pose.data.listing import is_data, report_unread
 
 
 class PhotographFiles(Dataset):
@@ -58,6 +58,7 @@ def _path_loader(loader: Any) -> Any:
         return loader
     paths = [Path(path) for path in dataset.image_filenames]
     root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+    report_unread(root)
     data = [path for path in paths if all(is_data(Path(part)) for part in path.relative_to(root).parts)]
     return DataLoader(PhotographFiles(data or paths), batch_size=loader.batch_size, collate_fn=list)
 
