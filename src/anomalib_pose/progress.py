@@ -51,6 +51,7 @@ class _Display:
 
     bars: Progress | None = None
     users: int = 0
+    nested: bool = False  # inside of another program's bars
 
     def open(self) -> Progress:
         if self.bars is None:
@@ -61,6 +62,7 @@ class _Display:
                 TimeElapsedColumn(),
                 console=_console(),
             )
+            self.nested = bool(getattr(self.bars.console, "_live_stack", None))
             self.bars.start()
         self.users += 1
         return self.bars
@@ -70,6 +72,8 @@ class _Display:
         if self.bars is not None and not self.users:
             self.bars.live.transient = not self.bars.tasks  # without tasks there would be an empty line
             self.bars.live.stop()  # Progress.stop would add an empty line where the output is no terminal
+            if self.bars.tasks and not self.bars.console.is_terminal and not self.nested:
+                self.bars.console.line()
             self.bars = None
 
 

@@ -43,6 +43,9 @@ def read_weights(path: str | Path, expected: str, *, mmap: bool = False, check: 
             values that are NaN or infinite.
     """
     path = Path(path)
+    if path.is_dir():
+        msg = f"{path} should be a file with {expected}, but is a folder: give the file."
+        raise FileNotFoundError(msg)
     if not path.is_file():
         msg = f"Expected {expected} in a file, found none at {path}."
         raise FileNotFoundError(msg)
@@ -107,6 +110,8 @@ def _unreadable_reason(path: Path, message: str) -> str:
         return f"is empty: {again}"
     if start.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS: fetch the file itself by `git lfs pull`"
+    if path.suffix.lower() in {".xml", ".bin", ".onnx"} and not text.startswith((b"<!doctype", b"<html")):
+        return "is an exported model: give the file it was exported from"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return f"is a web page, which a failed download leaves: {again}"
     if unsafe is not None:

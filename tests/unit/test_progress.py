@@ -3,6 +3,7 @@
 
 import io
 import time
+from contextlib import nullcontext
 
 import pytest
 from rich.console import Console
@@ -38,6 +39,18 @@ def test_a_log_file_gets_one_line_a_stage(output, total):
     assert "Fit" in line
     assert "3/3 31 dB" in line or total is None
     assert "31 dB" in line
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_bar_in_a_log_file_ends_its_line(monkeypatch, nested):
+    console = Console(file=io.StringIO(), width=100)
+    monkeypatch.setattr(progress, "_console", lambda: console)
+    monkeypatch.setattr(progress, "_SHORT", 0.0)
+    with Progress(console=console) if nested else nullcontext():
+        with show_progress(), stage("Fit", 1):
+            pass
+        assert console.file.getvalue().endswith("\n")
+        assert not console.file.getvalue().endswith("\n\n")
 
 
 def test_nested_stages_share_one_display(output):

@@ -135,3 +135,18 @@ def test_a_safetensors_file_with_another_suffix_is_named(tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"is a safetensors file: give its name the suffix \.safetensors"):
         read_weights(tmp_path / "weights.pt", "prompts")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("model.xml", b"<?xml version='1.0'?><net/>"), ("model.onnx", b"\x08\x0a"), ("m.bin", bytes(9))],
+)
+def test_an_exported_model_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} should hold prompts as tensors, but is an exported model"):
+        read_weights(tmp_path / name, "prompts")
+
+
+def test_a_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="should be a file with prompts, but is a folder"):
+        read_weights(tmp_path, "prompts")

@@ -10,9 +10,11 @@ import argparse
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
@@ -31,6 +33,9 @@ COMMANDS = {
 _OTHERS = ("MisconfigurationException", "BadZipFile", "UnassignedError")
 """Further exceptions of libraries that a wrong file or setting causes."""
 
+_HOST_COMMANDS = ("train", "fit", "validate", "test", "predict", "export", "benchmark", "install")
+"""Sub-commands of anomalib."""
+
 _OVERVIEW = """\
 usage: anomalib-pose COMMAND ...
 
@@ -41,7 +46,7 @@ commands:
 
 "anomalib-pose COMMAND --help" describes a command. Every other command is
 anomalib's own, with the models and data modules of this package registered:
-train, fit, validate, test, predict, export, benchmark, install.
+{host_commands}.
 """
 
 
@@ -50,7 +55,7 @@ def main() -> None:
 
     Raises:
         SystemExit: with status 2 for wrong arguments, 1 for a wrong file or value, for missing memory or disk space or
-            a missing extra, 130 for an interruption; the reason is one line on standard error.
+            a missing extra, 130 for an interruption, 143 for a termination; the reason is one line on standard error.
     """
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
@@ -60,6 +65,10 @@ def main() -> None:
         sys.exit(2)
     elif words[0] in {"-h", "--help"}:
         sys.stdout.write(_overview())
+    elif not words[0].startswith("-") and words[0] not in _HOST_COMMANDS:
+        near = get_close_matches(words[0], [*COMMANDS, *_HOST_COMMANDS], 1)
+        advice = f"Did you mean {near[0]!r}? " if near else ""
+        _exit(2, f"anomalib-pose: error: There is no command {words[0]!r}. {advice}anomalib-pose --help lists them.")
     else:
         with _errors_as_lines("anomalib-pose"):
             _run_anomalib()
@@ -116,6 +125,8 @@ def _errors_as_lines(program: str) -> Iterator[None]:
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends an interrupted run by itself
             _exit(130, f"{program}: interrupted")
+        if type(end).__name__ == "SIGTERMException":  # Lightning's, with status 0
+            _exit(143, f"{program}: terminated")
         raise
     except Exception as error:
         reason = _reason(error)
@@ -136,6 +147,11 @@ def _reason(error: Exception) -> str | None:
     kind, text = type(error).__name__, str(error)
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in text:
         return f"The memory of this machine is too small for this run: use smaller images or settings. {text[:200]}"
+    if isinstance(error, IsADirectoryError) and str(error.filename).endswith("latest"):
+        return f"{error.filename} is a folder, in which anomalib needs a link: rename it."  # a test without training
+    if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict for "):
+        name = text.split()[5].rstrip(":")
+        return f"The checkpoint does not fit {name} with these settings."
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, OSError | ValueError | ImportError) or kind in _OTHERS:
@@ -144,7 +160,12 @@ def _reason(error: Exception) -> str | None:
 
 
 def _inner_reason(text: str) -> str:
-    """Return the reason in a message of jsonargparse, which lists a reason for each type that an argument may have."""
+    """Return the reason in a longer message.
+
+    jsonargparse lists a reason for each type that an argument may have. PyTorch repeats the traceback of a worker.
+    """
+    if text.startswith("Caught ") and " in DataLoader worker process " in text:
+        return re.split(r"^[\w.]+: ", text, flags=re.MULTILINE)[-1]
     if not text.startswith("Does not validate against any of the Union subtypes"):
         return text
     reasons = [line.strip()[2:] for line in text.splitlines() if line.strip().startswith("- ")]
@@ -153,7 +174,8 @@ def _inner_reason(text: str) -> str:
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    return _OVERVIEW.format(commands="\n".join(f"  {name:{width}}  {line}" for name, line in COMMANDS.items()))
+    commands = "\n".join(f"  {name:{width}}  {line}" for name, line in COMMANDS.items())
+    return _OVERVIEW.format(commands=commands, host_commands=", ".join(_HOST_COMMANDS))
 
 
 def _run_anomalib() -> None:
@@ -162,4 +184,37 @@ def _run_anomalib() -> None:
     from anomalib_pose.plugin import register
 
     register()
-    anomalib_main()
+    with _short_argument_errors():
+        anomalib_main()
+
+
+@contextmanager
+def _short_argument_errors() -> Iterator[None]:
+    """Let jsonargparse end with one line for a wrong argument, instead of all types that the argument may have."""
+    from jsonargparse import ArgumentParser
+
+    original = ArgumentParser.error
+
+    def error(parser: ArgumentParser, message: str, ex: Exception | None = None) -> NoReturn:
+        if not parser.exit_on_error:  # jsonargparse tries whether an argument is of a type
+            original(parser, message, ex)
+        _exit(2, f"anomalib-pose: error: {argument_reason(message)}")
+
+    ArgumentParser.error = error
+    try:
+        yield
+    finally:
+        ArgumentParser.error = original
+
+
+def argument_reason(message: str) -> str:
+    """Return jsonargparse's message about an argument in one line: the key, and the last reason.
+
+    Args:
+        message: message over several lines.
+    """
+    lines = [line.strip() for line in message.split("\n  Given value type:")[0].splitlines() if line.strip()]
+    reasons = [index for index, line in enumerate(lines) if line.startswith("- ")]
+    parts = [lines[0], lines[reasons[-1]][2:], *lines[reasons[-1] + 1 :]] if reasons else lines
+    text = re.sub(r"<class '([\w.]+)'>|typing\.", r"\1", " ".join(parts))
+    return text.replace("  ", " ")

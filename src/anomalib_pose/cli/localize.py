@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from anomalib_pose.models import localization, localize_run
+    from anomalib_pose.progress import show_progress
     from anomalib_pose.storage import check_output_file
 
     check_output_file(options.output)
@@ -64,5 +65,6 @@ def run(options: argparse.Namespace) -> None:
         fx, fy, cx, cy = options.intrinsics
         intrinsics = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     settings = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
-    model = localization.load_fitted(options.ckpt_path, options.model, **settings)
+    with show_progress():
+        model = localization.load_fitted(options.ckpt_path, options.model, **settings)
     localize_run.localize(model, options.data, options.output, options.masks, intrinsics)

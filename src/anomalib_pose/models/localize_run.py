@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class _PoseFile:
         self.header = {"model": model, "convention": _CONVENTION, "digest": digest}
         self.entries: dict[str, dict[str, Any]] = {}
         self._lines: dict[str, str] = {}
+        self._order: dict[str, int] = {}
         self._is_current = False
         self._written, self._duration = 0.0, 0.0
 
@@ -95,15 +96,31 @@ class _PoseFile:
             return {}
         return {entry["file"]: entry for entry in images if isinstance(entry, dict) and "file" in entry}
 
+    def keep(self, earlier: Mapping[str, dict[str, Any]], pairs: Sequence[tuple[Path, Path | None]]) -> None:
+        """Keep the entries of photographs that have not changed; an interruption therefore loses none of them.
+
+        Args:
+            earlier: entries of an earlier run, by file.
+            pairs: photographs, each with its mask or None.
+        """
+        for photograph, mask in pairs:
+            entry = earlier.get(str(photograph))
+            if entry is not None and "error" not in entry and entry.get("content") == _content(photograph, mask):
+                self._set(entry)
+        self._order = {str(photograph): index for index, (photograph, _) in enumerate(pairs)}
+
+    def _set(self, entry: dict[str, Any]) -> None:
+        self.entries[entry["file"]] = entry
+        self._lines[entry["file"]] = json.dumps(finite_json(entry), allow_nan=False)
+        self._is_current = False
+
     def add(self, entry: dict[str, Any]) -> None:
         """Add or replace an entry, and write the file; a file that takes long is written from time to time.
 
         Args:
             entry: values for JSON; numbers that JSON does not have become null.
         """
-        self.entries[entry["file"]] = entry
-        self._lines[entry["file"]] = json.dumps(finite_json(entry), allow_nan=False)
-        self._is_current = False
+        self._set(entry)
         wait = self._duration / _WRITING_SHARE if self._duration > _FAST_WRITE else 0
         if time.perf_counter() - self._written >= wait:
             self.write()
@@ -114,7 +131,8 @@ class _PoseFile:
             return
         start = time.perf_counter()
         header = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.header.items())
-        lines = ",\n".join(f"  {line}" for line in self._lines.values())
+        names = sorted(self._lines, key=lambda name: self._order.get(name, 0))
+        lines = ",\n".join(f"  {self._lines[name]}" for name in names)
         write_text(self.path, f'{{\n{header} "images": [\n{lines}\n ]\n}}\n')
         self._is_current = True
         self._written = time.perf_counter()
@@ -157,19 +175,15 @@ def localize(
     if intrinsics is not None:
         check_matrix(intrinsics, "The photographs")
     file = _PoseFile(path, type(model).__name__, _digest(model, intrinsics))
-    earlier = file.read_earlier()
+    file.keep(file.read_earlier(), pairs)
+    reused = len(file.entries)
     remove_leftovers(path.parent)
-    reused = 0
     try:
         with show_progress(progress), stage("Localize photographs", len(pairs)) as bar:
             for photograph, mask in pairs:
-                entry = earlier.get(str(photograph))
-                content = _content(photograph, mask)
-                if entry is not None and "error" not in entry and entry.get("content") == content:
-                    reused += 1
-                else:
-                    entry = {**_localize_file(model, photograph, mask, intrinsics), "content": content}
-                file.add(entry)
+                if str(photograph) not in file.entries:
+                    content = _content(photograph, mask)
+                    file.add({**_localize_file(model, photograph, mask, intrinsics), "content": content})
                 bar.advance()
         file.write()
     except OSError as error:
@@ -187,7 +201,7 @@ def localize(
     if reused:
         logger.info("%d of %d photographs were already in %s, with the same model and settings.",
                     reused, len(pairs), path)  # fmt: skip
-    return _finish(model, list(file.entries.values()), path)
+    return _finish(model, [file.entries[str(photograph)] for photograph, _ in pairs], path)
 
 
 def _finish(model: PoseMixin, entries: Sequence[dict[str, Any]], path: Path) -> list[LocalizedFile]:

@@ -13,6 +13,7 @@ from anomalib_pose.pose.agreement import OBJECT_ALPHA, measure_agreement
 from anomalib_pose.pose.matching import FeatureLocalizer
 from anomalib_pose.pose.types import PoseEstimate, Query, RefinementResult, Refiner
 from anomalib_pose.pose.view_bank import ViewBank
+from anomalib_pose.progress import stage
 from anomalib_pose.scene import Scene
 
 _RESIDUAL_TOLERANCE = 4.0  # multiple of the typical residual at which the factor `fit` of the confidence is 0.5
@@ -85,7 +86,8 @@ class PoseEstimator(nn.Module):
     def load(self) -> None:
         """Read the weights of the feature matcher, if there is one; see ``Matcher``."""
         if self.feature_localizer is not None:
-            self.feature_localizer.matcher.load()
+            with stage("Load the feature matcher"):
+                self.feature_localizer.matcher.load()
 
     def forward(
         self, scene: Scene, bank: ViewBank, query: Query, relight_query: QueryRelighting | None = None

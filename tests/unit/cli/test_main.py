@@ -97,6 +97,18 @@ ERRORS = {
     "torch": (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "The memory of this machine"),
     "extra": (ImportError("pip install 'anomalib-pose[mesh]'"), "anomalib-pose[mesh]"),
     "missing module": (ModuleNotFoundError("No module named 'trimesh'"), "No module named 'trimesh'"),
+    "worker": (
+        ValueError(
+            "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            '  File "a.py", line 1, in f\n    raise ValueError(msg)\nValueError: the file: is bad\n'
+        ),
+        "error: the file: is bad",
+    ),
+    "other model": (
+        RuntimeError("Error(s) in loading state_dict for Patchcore:\n\tMissing key(s) in state_dict: a, b"),
+        "error: The checkpoint does not fit Patchcore with these settings.",
+    ),
+    "link": (IsADirectoryError(errno.EISDIR, "Is a directory", "results/latest"), "results/latest is a folder"),
     "encoding": (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "invalid start byte"),
 }
 
@@ -216,3 +228,48 @@ def test_a_closed_pipe_is_no_error_message() -> None:
     process.stdout.close()
     assert not process.stderr.read()
     assert process.wait(60) == 1
+
+
+def test_a_termination_has_status_143(monkeypatch, capsys) -> None:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    monkeypatch.setattr(sys, "argv", ["anomalib-pose", "train"])
+    monkeypatch.setattr("anomalib_pose.cli._run_anomalib", raiser(SIGTERMException()))
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 143
+    assert capsys.readouterr().err == "anomalib-pose: terminated\n"
+
+
+@pytest.mark.parametrize(("word", "near"), [("traiin", "train"), ("localise", "localize"), ("xyz", "")])
+def test_an_unknown_command_is_named_with_a_similar_one(monkeypatch, capsys, word, near) -> None:
+    monkeypatch.setattr(sys, "argv", ["anomalib-pose", word])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"no command {word!r}" in line
+    assert ("Did you mean" in line) == bool(near)
+    assert repr(near) in line or not near
+
+
+@pytest.mark.parametrize(
+    ("words", "texts"),
+    [
+        ("--model SplatPose --model.steps sixty", ["steps", "Expected a int. Got value: sixty"]),
+        ("--model SplatPose --model.comparator foo", ["comparator", "'calibrated'", "foo"]),
+        ("--model SplatPose --model.step 60", ["Option 'step' is not accepted"]),
+        ("--model SplatPos", ["SplatPos"]),
+        ("--model SplatPose --data MADD", ["MADD"]),
+        ("--model SplatPose --trainer.no_such 1", ["no_such"]),
+    ],
+)
+def test_a_wrong_argument_of_anomalib_s_commands_is_one_line(monkeypatch, capsys, words, texts) -> None:
+    monkeypatch.setattr(sys, "argv", ["anomalib-pose", "train", *words.split()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("anomalib-pose: error: ")
+    assert all(text in line for text in texts), line
+    assert len(line) < 400

@@ -104,6 +104,27 @@ def test_an_interruption_leaves_a_valid_file_and_the_same_command_continues(
     assert "3 of 5 photographs were already in" in caplog.text
 
 
+def test_a_second_interruption_keeps_what_the_first_run_has_searched(model, photos, searched, monkeypatch, tmp_path):
+    output, search = tmp_path / "poses.json", localize_run.estimate_photograph
+    localize(model, photos, output, progress=False)
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (SIZE, SIZE), (1, 2, 3)).save(photos / name)
+
+    def killed(model, path, intrinsics, mask):
+        if path.name == "1.png":
+            raise SystemExit
+        return search(model, path, intrinsics, mask)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(localize_run, "estimate_photograph", killed)
+        localize(model, photos, output, progress=False)
+    assert [Path(entry["file"]).name for entry in entries(output)] == ["0.png", "2.png", "3.png", "4.png"]
+    searched.clear()
+    localize(model, photos, output, progress=False)
+    assert searched == ["1.png"]
+    assert [Path(entry["file"]).name for entry in entries(output)] == [f"{number}.png" for number in range(5)]
+
+
 @pytest.mark.parametrize(
     ("change", "again"),
     [

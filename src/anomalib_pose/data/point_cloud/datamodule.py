@@ -106,7 +106,9 @@ class CloudDataModule(FixedTestDataModule):
             FileNotFoundError: if a root does not exist.
             ValueError: if a category does not exist; the message lists the existing categories.
         """
-        _check_categories((self._training_folders() if self._may_train() else []) + self._test_folders())
+        if self._may_train():
+            _check_categories(self._training_folders(), "train_category")
+        _check_categories(self._test_folders(), "category")
 
     def train_dataloader(self) -> Any:
         """Return the loader of the training category.
@@ -118,7 +120,7 @@ class CloudDataModule(FixedTestDataModule):
             msg = "There is nothing to train on: give a train_category, other than the tested one."
             raise ValueError(msg)
         if not hasattr(self, "train_data"):  # setup() prepared a test without training
-            _check_categories(self._training_folders())
+            _check_categories(self._training_folders(), "train_category")
             self._set_up_training()
         return super().train_dataloader()
 
@@ -183,9 +185,9 @@ def _categories(root: Path) -> list[Path]:
     return [path for path in data_folders(root) if (path / "test").is_dir()]
 
 
-def _check_categories(folders: list[Path]) -> None:
+def _check_categories(folders: list[Path], setting: str) -> None:
     for folder in folders:
         if not folder.is_dir():
             categories = ", ".join(path.name for path in _categories(folder.parent)) or "none"
-            msg = f"There is no category {folder.name!r} in {folder.parent}; there are: {categories}."
+            msg = f"There is no {setting} {folder.name!r} in {folder.parent}; there are: {categories}."
             raise ValueError(msg)

@@ -67,6 +67,9 @@ def check_content(checkpoint: Any, source: str) -> None:
     if not is_state_dict(state):
         msg = f"{source} should be a checkpoint that `anomalib train` wrote, but has no state_dict of tensors."
         raise ValueError(msg)
+    if "pytorch-lightning_version" not in checkpoint:  # Lightning asks for it without a check
+        msg = f"{source} should be a checkpoint that `anomalib train` wrote, but holds the tensors alone."
+        raise ValueError(msg)
 
 
 def check_model(checkpoint: Mapping[str, Any], model_class: type, source: str) -> None:

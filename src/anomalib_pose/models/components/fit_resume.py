@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from anomalib.utils.serialization import anomalib_safe_globals
 from torch import Tensor
 
 from anomalib_pose.geometry import Camera
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 AUTOMATIC = "auto"
 """Setting for a file beside the results, named by a hash of data and settings."""
 
+FIT_KEY = "anomalib_pose_fit"
+"""Key of a model's checkpoint under which the hash of its fit is stored."""
+
+_EARLIER_RUNS = 10  # newest earlier runs that are searched for the same fit
 _VERSIONED = re.compile(r"v\d+")
 _IGNORED_SETTINGS = ("fit_checkpoint", "pre_processor", "post_processor", "evaluator", "visualizer")
 
@@ -185,6 +190,27 @@ def automatic_path(results: str | Path, digest: str) -> Path:
     results = Path(results)
     folder = results.parent if _VERSIONED.fullmatch(results.name) else results
     return folder / f"fit_{digest}.ckpt"
+
+
+def saved_fit(results: Path, digest: str) -> Path | None:
+    """Return the model's checkpoint of an earlier run that holds the same fit; None if there is none.
+
+    Args:
+        results: folder of the run; earlier runs lie beside it.
+        digest: see ``fit_digest``.
+    """
+    if not _VERSIONED.fullmatch(results.name):
+        return None
+    paths = [path for path in results.parent.glob("v*/weights/lightning/*.ckpt") if path.is_file()]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[:_EARLIER_RUNS]:
+        try:
+            with anomalib_safe_globals():
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception:  # noqa: S112 - an earlier run may leave any file
+            continue
+        if isinstance(content, dict) and content.get(FIT_KEY) == digest:
+            return path
+    return None
 
 
 def open_checkpoint(setting: str, results: Path | None, digest: str) -> FitCheckpoint | None:

@@ -14,13 +14,15 @@ from anomalib_pose.geometry import Camera
 from anomalib_pose.models.components.autograd import test_time_grad
 from anomalib_pose.models.components.fit_resume import (
     AUTOMATIC,
+    FIT_KEY,
     FitCheckpoint,
     checkpoint_megabytes,
     fit_digest,
     open_checkpoint,
+    saved_fit,
 )
 from anomalib_pose.models.components.query_batches import training_format
-from anomalib_pose.models.components.run_report import ReportMixin, results_folder, saved_checkpoint
+from anomalib_pose.models.components.run_report import ReportMixin, results_folder, retest_command, saved_checkpoint
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.components.scene_fit import FitScene
 from anomalib_pose.models.components.view_checks import check_views
@@ -48,6 +50,7 @@ class FitRunMixin(ReportMixin):
         super().__init__(*args, **kwargs)
         self._views = ViewCollection()
         self._resume: FitCheckpoint | None = None
+        self._fit_digest = ""
 
     @property
     def fit_checkpoint(self) -> str | None:
@@ -91,11 +94,23 @@ class FitRunMixin(ReportMixin):
         """Return the checkpoint of this fit, after a check of the disk and a clean-up beside it."""
         self.check_outputs(checkpoint_megabytes(self.model, images))
         digest = fit_digest(type(self).__name__, dict(self.hparams), images, cameras, masks)
-        checkpoint = open_checkpoint(self.fit_checkpoint_setting, results_folder(self.trainer), digest)
+        self._fit_digest = digest
+        folder = results_folder(self.trainer)
+        checkpoint = open_checkpoint(self.fit_checkpoint_setting, folder, digest)
+        earlier = None if folder is None or checkpoint is None else saved_fit(folder, digest)
+        if checkpoint is not None and earlier is not None and not checkpoint.path.is_file():
+            command = retest_command(self, earlier)
+            logger.info("%s holds the same fit, which is now repeated. To test it instead: %s", earlier, command)
         if checkpoint is not None:
             remove_leftovers(checkpoint.path.parent)
             _review_other_fits(checkpoint)
         return checkpoint
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the hash of the fit, so that a repeated run can name the checkpoint."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        if self._fit_digest:
+            checkpoint[FIT_KEY] = self._fit_digest
 
     def on_train_end(self) -> None:
         """Remove the checkpoint of the fit as soon as that of the model is saved."""

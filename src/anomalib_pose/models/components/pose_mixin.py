@@ -159,7 +159,8 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
         """
         quiet_host()
         super().setup(stage)
-        self.model.estimator.load()
+        with self.reported():
+            self.model.estimator.load()
         if stage == "predict":
             replace_stock_loaders(self.trainer)
         if stage != "fit":

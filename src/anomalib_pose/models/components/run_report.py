@@ -202,15 +202,33 @@ def next_commands(model: Any, checkpoint: str | Path) -> list[str]:
         checkpoint: its checkpoint.
     """
     name = type(model).__name__
+    return [
+        f"Predict:  anomalib predict {_model_arguments(model, checkpoint)} --data FOLDER",
+        f"Export:   anomalib export --model {name} --ckpt_path {_shown_path(checkpoint)} --export_type openvino",
+    ]
+
+
+def retest_command(model: Any, checkpoint: str | Path) -> str:
+    """Return the command that tests a checkpoint, without the arguments of the data.
+
+    Args:
+        model: model with the settings of the checkpoint.
+        checkpoint: its checkpoint.
+    """
+    return f"anomalib test {_model_arguments(model, checkpoint)} and the same --data arguments"
+
+
+def _model_arguments(model: Any, checkpoint: str | Path) -> str:
+    arguments = "".join(f" --model.{key} {shlex.quote(str(value))}" for key, value in _changed_settings(model).items())
+    return f"--model {type(model).__name__}{arguments} --ckpt_path {_shown_path(checkpoint)}"
+
+
+def _shown_path(checkpoint: str | Path) -> str:
+    """Return a path for a command line, relative to the working folder if it lies there."""
     path = Path(checkpoint)
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
-    arguments = "".join(f" --model.{key} {shlex.quote(str(value))}" for key, value in _changed_settings(model).items())
-    common = f"--model {name}{arguments} --ckpt_path {shlex.quote(str(path))}"
-    return [
-        f"Predict:  anomalib predict {common} --data FOLDER",
-        f"Export:   anomalib export --model {name} --ckpt_path {shlex.quote(str(path))} --export_type openvino",
-    ]
+    return shlex.quote(str(path))
 
 
 def results_folder(trainer: Any) -> Path | None:

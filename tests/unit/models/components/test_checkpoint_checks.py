@@ -111,6 +111,12 @@ def test_a_file_without_a_state_is_named(entry, content, tmp_path):
     assert "has no state_dict" in refused(entry, SplatPose(), tmp_path / "other.ckpt")
 
 
+@pytest.mark.parametrize("entry", READERS)
+def test_a_bare_state_dict_is_named(entry, tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    assert "holds the tensors alone" in refused(entry, SplatPose(), tmp_path / "other.ckpt")
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("name", ["", "folder"])
 def test_a_missing_file_is_named(entry, name, tmp_path):

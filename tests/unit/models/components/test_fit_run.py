@@ -164,6 +164,25 @@ def test_the_file_lives_until_the_model_is_saved(images, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*fit_*"))
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_repeated_fit_names_the_earlier_model_that_holds_it(images, tmp_path, monkeypatch, caplog, same):
+    monkeypatch.setattr(scene_fit, "_calibrate", lambda *args: None)
+    caplog.set_level(logging.INFO)
+    model = make_model(images, tmp_path / "v0")
+    model.fit()
+    model.trainer.save()
+    model.on_train_end()
+    content: dict = {"state_dict": {}}
+    model.on_save_checkpoint(content)
+    path = tmp_path / "v0" / "weights" / "lightning" / "model.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save(content, path)
+    (path.parent / "other.ckpt").write_text("no checkpoint")
+    make_model(images if same else images * 0.5, tmp_path / "v1").fit()
+    assert (f"{path} holds the same fit" in caplog.text) == same
+    assert ("anomalib test --model SplatPose" in caplog.text) == same
+
+
 @pytest.mark.parametrize(
     "damage", ["empty", "cut", "text", "another fit", "another step", "another stage", "another state", "code"]
 )
