@@ -200,11 +200,11 @@ def _short_argument_errors() -> Iterator[None]:
             original(parser, message, ex)
         _exit(2, f"anomalib-pose: error: {argument_reason(message)}")
 
-    ArgumentParser.error = error
+    ArgumentParser.error = error  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        ArgumentParser.error = original
+        ArgumentParser.error = original  # type: ignore[method-assign]
 
 
 def argument_reason(message: str) -> str:

@@ -189,5 +189,5 @@ def _check_categories(folders: list[Path], setting: str) -> None:
     for folder in folders:
         if not folder.is_dir():
             categories = ", ".join(path.name for path in _categories(folder.parent)) or "none"
-            msg = f"There is no {setting} {folder.name!r} in {folder.parent}; there are: {categories}."
+            msg = f"There is no category {folder.name!r} in {folder.parent}; there are: {categories}. Change {setting}."
             raise ValueError(msg)

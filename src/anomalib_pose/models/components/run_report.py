@@ -32,7 +32,7 @@ class RunReport(Callback):
     """Prints a table of stages and seconds at the end of a fit and of a test, and a table of metrics after a test.
 
     A model returns it from ``configure_callbacks``. Stages that the model times itself are added to ``stages``. Tables
-    appear where the trainer shows progress bars. The table of metrics replaces that of Lightning.
+    of stages appear where the trainer shows progress bars. The table of metrics replaces that of Lightning.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class RunReport(Callback):
         """Replace Lightning's table of metrics."""
         del pl_module
         loop = trainer.test_loop
-        self._replaces_table = bool(loop.verbose) and _shows_tables(trainer)
+        self._replaces_table = bool(loop.verbose) and bool(trainer.is_global_zero)
         if self._replaces_table:
             loop.verbose = False  # Lightning would print the same figures with sixteen digits
 
@@ -121,8 +121,10 @@ class RunReport(Callback):
         """Print metrics, stages and the next command."""
         self._record_part("Test")
         if self._replaces_table:
-            print_table(metrics_table(trainer.callback_metrics), pl_module.print)
-            self._print_stages(pl_module)
+            if trainer.callback_metrics:
+                print_table(metrics_table(trainer.callback_metrics), pl_module.print)
+            if _shows_tables(trainer):
+                self._print_stages(pl_module)
             self._run_start = 0.0
             checkpoint = saved_checkpoint(trainer) or trainer.ckpt_path
             if checkpoint:

@@ -175,7 +175,9 @@ def test_a_test_alone_does_not_ask_for_the_default_training_category(written):
     datamodule.prepare_data()
     datamodule.setup(TrainerFn.TESTING)
     assert {item.category for item in datamodule.test_data} == {"bagel"}
-    with pytest.raises(ValueError, match=r"no category 'cookie' in .*; there are: bagel, carrot"):
+    with pytest.raises(
+        ValueError, match=r"no category 'cookie' in .*; there are: bagel, carrot.* Change train_category\."
+    ):
         datamodule.train_dataloader()
     datamodule.trainer.state.fn = TrainerFn.FITTING
     with pytest.raises(ValueError, match="no category 'cookie'"):

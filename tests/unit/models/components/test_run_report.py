@@ -81,11 +81,17 @@ def test_a_second_test_starts_a_new_table():
     assert "Fit and validate" not in text
 
 
-@pytest.mark.parametrize("options", [{"bar": False}, {"rank_zero": False}])
-def test_silent_runs_print_nothing_and_leave_lightnings_table(options):
-    trainer = make_trainer(**options)
-    assert run(RunReport(), trainer, Model()) == ""
-    assert trainer.test_loop.verbose
+@pytest.mark.parametrize("options", [{"rank_zero": False}, {"bar": False, "verbose": False}])
+def test_silent_runs_print_nothing(options):
+    assert run(RunReport(), make_trainer(**options), Model()) == ""
+
+
+def test_a_run_without_bars_has_metrics_and_the_next_command_alone():
+    trainer = make_trainer(bar=False, ckpt_path="model.ckpt")
+    text = run(RunReport(), trainer, Model())
+    assert all(text.count(name) == 1 for name in ("image_AUROC", "anomalib predict", "anomalib export"))
+    assert "queries" not in text
+    assert not trainer.test_loop.verbose  # Lightning's table has the same figures
 
 
 def test_a_test_that_is_not_verbose_has_no_table():
