@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _LOW_CONFIDENCE = 0.5
 _CONVENTION = "OpenCV axes; p_world = camera_to_world @ p_camera; (0.5, 0.5) is the first pixel's center"
+_UNDISTORTED = "; K belongs to the photograph after its lens distortion is removed"
 _KILOBYTES = 1.5  # size of one entry
 _FAST_WRITE = 0.05  # seconds below which the file is rewritten after every photograph, which suits thousands of them
 _WRITING_SHARE = 0.05  # largest fraction of the time that is spent on rewriting a larger file
@@ -38,7 +39,7 @@ class LocalizedFile:
     Args:
         file: path of the photograph.
         camera_to_world: estimated pose (4, 4), OpenCV axes.
-        K: intrinsics (3, 3) in pixels.
+        K: intrinsics (3, 3) in pixels of the photograph, which is undistorted if the training images had distortion.
         width: width in pixels.
         height: height in pixels.
         confidence: confidence of the pose, in [0, 1].
@@ -63,11 +64,13 @@ class _PoseFile:
         path: file to write.
         model: class name of the model.
         digest: hash of model and settings; entries of another hash are not used again.
+        undistorted: whether lens distortion is removed from the photographs, which the file then says.
     """
 
-    def __init__(self, path: Path, model: str, digest: str) -> None:
+    def __init__(self, path: Path, model: str, digest: str, *, undistorted: bool = False) -> None:
         self.path = path
-        self.header = {"model": model, "convention": _CONVENTION, "digest": digest}
+        convention = _CONVENTION + (_UNDISTORTED if undistorted else "")
+        self.header = {"model": model, "convention": convention, "digest": digest}
         self.entries: dict[str, dict[str, Any]] = {}
         self._lines: dict[str, str] = {}
         self._order: dict[str, int] = {}
@@ -174,7 +177,9 @@ def localize(
     path = check_output_file(output, len(pairs) * _KILOBYTES / 1000)
     if intrinsics is not None:
         check_matrix(intrinsics, "The photographs")
-    file = _PoseFile(path, type(model).__name__, _digest(model, intrinsics))
+    query_format = model.model.query_format
+    undistorted = intrinsics is None and query_format is not None and any(c.distortion for c in query_format.cameras)
+    file = _PoseFile(path, type(model).__name__, _digest(model, intrinsics), undistorted=undistorted)
     file.keep(file.read_earlier(), pairs)
     reused = len(file.entries)
     remove_leftovers(path.parent)

@@ -3,13 +3,16 @@
 
 import json
 import os
+import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from anomalib_pose.data.posed.query_format import QueryFormat
 from anomalib_pose.geometry import Camera
 from anomalib_pose.models import localize_run
 from anomalib_pose.models.localize_run import localize
@@ -64,6 +67,25 @@ def test_photographs_that_fail_have_an_error_and_the_others_a_camera(model, phot
     assert all("1.png" in written[1][key] for key in ("file", "error"))
     assert written[0]["residual"] is None  # NaN is no JSON
     assert "2 of 5 photographs could not be localized" in caplog.text
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize("distortion", [(), (0.1, 0.0, 0.0, 0.0, 0.0)])
+def test_the_file_says_that_distortion_was_removed(photos, tmp_path, distortion):
+    distorted = make_fitted()
+    camera = replace(distorted.model.query_format.cameras[0], distortion=distortion)
+    distorted.model.query_cameras.store(QueryFormat((SIZE, SIZE), (camera,)))
+    localize(distorted, photos, tmp_path / "poses.json", progress=False)
+    convention = json.loads((tmp_path / "poses.json").read_text())["convention"]
+    assert ("lens distortion is removed" in convention) == bool(distortion)
+
+
+@pytest.mark.usefixtures("searched")
+def test_photographs_in_subfolders_are_reported(model, photos, tmp_path, caplog):
+    (photos / "more").mkdir()
+    (photos / "0.png").rename(photos / "more" / "0.png")
+    localize(model, photos, tmp_path / "poses.json", progress=False)
+    assert re.search("not searched for photographs: more", caplog.text)
 
 
 @pytest.mark.parametrize(
