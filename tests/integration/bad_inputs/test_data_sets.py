@@ -194,6 +194,7 @@ FAULTS = [
     Fault("focal length of a pinhole", POSED, camera(fl_x=1e-9), "refused", "focal|fl_x"),
     Fault("endless focal length", POSED, camera(fl_x=1e12), "refused", "focal|fl_x"),
     Fault("fisheye", POSED, camera(camera_model="OPENCV_FISHEYE", k1=0.1), "refused", "OPENCV_FISHEYE"),
+    Fault("distortion in other units", POSED, camera(k1=1e20), "refused", "distortion"),
     Fault("zero distortion", POSED, camera(camera_model="OPENCV", k1=0.0, k2=0.0, p1=0.0, p2=0.0), "same"),
     Fault("truncated training image", POSED, truncate(IMAGE), "refused", r"0\.png"),
     Fault("truncated query", POSED, truncate(TEST), "refused", r"0\.png"),
@@ -225,6 +226,7 @@ FAULTS = [
     Fault("no masks", ("MAD",), remove("car/ground_truth"), "refused", "mask"),
     Fault("hidden photograph", ("MVTec3DRendered",), hide_a_copy("ring/test/good/rgb/*.png"), "same"),
     Fault("truncated cloud", ("MVTec3DRendered",), truncate("ring/test/good/xyz/000.tiff"), "refused", r"000\.tiff"),
+    Fault("cloud missing", ("MVTec3DRendered",), remove("ring/test/good/xyz/000.tiff"), "reported", r"no cloud.*\.png"),
     Fault("mask missing", ("MVTec3DRendered",), remove("ring/test/hole/gt/000.png"), "refused", r"\.png"),
     Fault("hidden query", ("BrokenChairs",), hide_a_copy("images/*/*.png"), "same"),
 ]  # fmt: skip

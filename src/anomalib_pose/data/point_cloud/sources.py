@@ -2,6 +2,7 @@
 """Sources of rendered clouds: raw recordings, which are rendered on loading, or renderings on disk."""
 
 import hashlib
+import logging
 import math
 import os
 from dataclasses import asdict, dataclass, fields
@@ -34,6 +35,8 @@ from anomalib_pose.data.point_cloud.rendered_cloud import (
     render_organized,
 )
 from anomalib_pose.data.point_cloud.rendered_layout import VIEWS, read_rendered, view_files
+
+logger = logging.getLogger(__name__)
 
 _CACHE_VERSION = 1
 """Version of the renderings. Increase it when equal recordings and settings give different renderings."""
@@ -72,6 +75,17 @@ class CloudSource(Protocol):
         """Read the cloud of a recording with its views."""
 
 
+def _stems(paths: list[Path]) -> set[str]:
+    return {path.stem for path in paths}
+
+
+def _report_without_cloud(kind: Path, photographs: list[Path]) -> None:
+    """Log the photographs of a kind that have no cloud."""
+    if photographs:
+        names = ", ".join(path.name for path in photographs[:3]) + (", ..." if len(photographs) > 3 else "")
+        logger.warning("%d photographs in %s have no cloud and are not used: %s.", len(photographs), kind, names)
+
+
 @dataclass(frozen=True)
 class RawSource:
     """Source for MVTec 3D-AD as published: ``test/<kind>`` with ``xyz``, ``rgb`` and ``gt``; it renders on loading.
@@ -96,8 +110,9 @@ class RawSource:
         for kind in _kinds(folder, "xyz"):
             photographs = {path.stem: path for path in image_files(kind / "rgb")}
             masks = {path.stem: path for path in image_files(kind / "gt")}
-            label = _label(kind)
-            for cloud in data_files(kind / "xyz", CLOUD_SUFFIXES):
+            label, clouds = _label(kind), data_files(kind / "xyz", CLOUD_SUFFIXES)
+            _report_without_cloud(kind, [path for path in photographs.values() if path.stem not in _stems(clouds)])
+            for cloud in clouds:
                 if cloud.stem not in photographs:
                     msg = f"The cloud {cloud} has no photograph: expected {kind / 'rgb' / cloud.stem}.png."
                     raise FileNotFoundError(msg)

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _LENS_TOLERANCE = 0.003  # fraction of the image size by which the distortions of one lens may differ
 _K_TOLERANCE = 0.5  # pixels
+_MAX_DISPLACEMENT = 0.5  # median displacement by a lens distortion, as a fraction of the image size
 _MAX_ROUNDING = 0.1  # largest relative change of an aspect ratio that counts as rounding of a size
 _GRID = np.stack(np.meshgrid(np.linspace(0, 1, 7), np.linspace(0, 1, 7)), -1).reshape(-1, 2)
 
@@ -189,8 +190,23 @@ def check_frames(frames: Iterable[PosedFrame]) -> None:
         where = f"The image {frame.image_path}"
         check_intrinsics(frame.K, frame.width, frame.height, where)
         check_distortion(frame.distortion, where)
+        _check_displacement(frame, where)
         if frame.camera_to_world is not None:
             check_pose(frame.camera_to_world, where)
+
+
+def _check_displacement(frame: PosedFrame, where: str) -> None:
+    """Refuse a distortion that moves most of an image out of it, as coefficients in other units do."""
+    if not any(frame.distortion):
+        return
+    grid = _GRID * [frame.width, frame.height]
+    moved = np.abs(_distorted_grid(frame.K.double(), frame.width, frame.height, frame.distortion) - grid).max(1)
+    if not np.median(moved) <= _MAX_DISPLACEMENT * max(frame.width, frame.height):
+        msg = (
+            f"{where}: the lens distortion {list(frame.distortion)} moves most of the image out of it: expected "
+            "OpenCV's coefficients, which do not depend on the unit of pixels."
+        )
+        raise ValueError(msg)
 
 
 def _aspect_message(name: str, width: int, height: int, sizes: Sequence[tuple[int, int]]) -> str:
