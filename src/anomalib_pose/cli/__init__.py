@@ -152,6 +152,8 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict for "):
         name = text.split()[5].rstrip(":")
         return f"The checkpoint does not fit {name} with these settings."
+    if isinstance(error, RuntimeError) and "could not be downloaded" in text:
+        return text
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, OSError | ValueError | ImportError) or kind in _OTHERS:

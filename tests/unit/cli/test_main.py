@@ -108,6 +108,10 @@ ERRORS = {
         RuntimeError("Error(s) in loading state_dict for Patchcore:\n\tMissing key(s) in state_dict: a, b"),
         "error: The checkpoint does not fit Patchcore with these settings.",
     ),
+    "download": (
+        RuntimeError("weights of 'a' could not be downloaded"),
+        "error: weights of 'a' could not be downloaded",
+    ),
     "link": (IsADirectoryError(errno.EISDIR, "Is a directory", "results/latest"), "results/latest is a folder"),
     "encoding": (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "invalid start byte"),
 }

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from anomalib_pose.deploy.thresholds import use_midway_thresholds
 from anomalib_pose.models.components.checkpoint_checks import (
     MIDWAY_KEY,
@@ -18,8 +20,9 @@ from anomalib_pose.models.components.checkpoint_checks import (
     warn_about_defaults,
 )
 from anomalib_pose.models.components.datamodule_checks import check_datamodule
-from anomalib_pose.models.components.run_checks import CheckFitted, use_checked_reader
+from anomalib_pose.models.components.run_checks import CheckFitted, check_run, use_checked_reader
 from anomalib_pose.models.components.setting_rules import check_rules, settings_of_a_checkpoint
+from anomalib_pose.storage import check_output_folder
 from anomalib_pose.weights import check_finite
 
 
@@ -72,7 +75,13 @@ class CheckedModelMixin:
             use_checked_reader(self._trainer)
 
     def configure_callbacks(self) -> list[Any]:
-        """Return anomalib's callbacks, and one that checks the model before the first query."""
+        """Return anomalib's callbacks, and one that checks the model before the first query.
+
+        Raises:
+            ValueError: if the run has no data, or a precision in which the model does not compute.
+        """
+        if self._trainer is not None:
+            check_run(self._trainer, type(self).__name__, self.data_kind)
         return [CheckFitted(self.check_fitted), *super().configure_callbacks()]  # type: ignore[misc]
 
     def check_fitted(self) -> None:
@@ -87,19 +96,27 @@ class CheckedModelMixin:
             raise ValueError(msg)
         check_finite(self.state_dict(), f"The {type(self).__name__}", unset=UNSET)  # type: ignore[attr-defined]
 
-    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+    def to_torch(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
         """Write the model as anomalib does, if it is fitted; see ``AnomalibModule.to_torch`` for the arguments.
 
         Args:
+            export_root: folder to write to.
             args: see anomalib.
             kwargs: see anomalib.
 
         Raises:
-            ValueError: if the model is not fitted, or a value of its state is NaN or infinite.
+            ValueError: if the model is not fitted, a value of its state is NaN or infinite, or the folder cannot be
+                written.
         """
         self.check_fitted()
-        path: Path = super().to_torch(*args, **kwargs)  # type: ignore[misc]
+        check_output_folder(export_root, self._megabytes())
+        path: Path = super().to_torch(export_root, *args, **kwargs)  # type: ignore[misc]
         return path
+
+    def _megabytes(self) -> float:
+        """Return the size of the state."""
+        tensors = self.state_dict().values()  # type: ignore[attr-defined]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor)) / 1e6
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the class name of the model, and that its thresholds lie midway between scores."""

@@ -9,6 +9,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_pose.models.components.checkpoint_checks import check_content, read_checkpoint
+from anomalib_pose.models.components.datamodule_checks import KINDS
+from anomalib_pose.storage import no_space
 
 
 class CheckedCheckpointIO(AnomalibCheckpointIO):
@@ -37,6 +39,25 @@ class CheckedCheckpointIO(AnomalibCheckpointIO):
         check_content(checkpoint, str(path))
         return checkpoint
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint; see anomalib for the arguments.
+
+        Args:
+            checkpoint: content of the file.
+            path: file to write.
+            args: see anomalib.
+            kwargs: see anomalib.
+
+        Raises:
+            OSError: with the name of the file, if the disk is full.
+        """
+        try:
+            super().save_checkpoint(checkpoint, path, *args, **kwargs)
+        except OSError as error:  # names the temporary file
+            if no_space(error):
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
+
 
 def use_checked_reader(trainer: Trainer) -> None:
     """Make a trainer read checkpoints by ``CheckedCheckpointIO``; a reader that a user has chosen stays.
@@ -47,6 +68,30 @@ def use_checked_reader(trainer: Trainer) -> None:
     reader = trainer.strategy.checkpoint_io
     if type(reader) in (AnomalibCheckpointIO, TorchCheckpointIO):
         trainer.strategy.checkpoint_io = CheckedCheckpointIO(getattr(reader, "extra_safe_globals", None))
+
+
+def check_run(trainer: Trainer, model_name: str, kind_name: str) -> None:
+    """Refuse a run without data, and a precision in which the scene models do not compute, before any work.
+
+    Args:
+        trainer: trainer of the run.
+        model_name: class name of the model.
+        kind_name: key of ``KINDS``.
+
+    Raises:
+        ValueError: if the run has no data, or another precision than 32-true.
+    """
+    kind = KINDS[kind_name]
+    stage = trainer.state.fn
+    loop = None if stage is None else getattr(trainer, f"{'fit' if stage == 'fit' else stage.value}_loop", None)
+    source = getattr(loop, "_data_source", None)
+    if source is not None and not source.is_defined():
+        verb = "learns from" if stage == "fit" else "scores"
+        msg = f"{model_name} {verb} {kind.description}, but the run has no data: give --data {kind.names}."
+        raise ValueError(msg)
+    if kind_name == "posed" and trainer.precision not in ("32-true", "32", 32):
+        msg = f"{model_name} computes in float32: give --trainer.precision 32-true, not {trainer.precision}."
+        raise ValueError(msg)
 
 
 class CheckFitted(Callback):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A wrong file, model, value or setting of a checkpoint is named wherever a checkpoint is loaded."""
 
+import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 from anomalib.engine import Engine
 from anomalib.models import Padim
 from lightning import Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch.utils.data import DataLoader
 
 import anomalib_pose
 from anomalib_pose.data import PoseBatch, PoseItem
 from anomalib_pose.models import PIAD, Looking3D, OmniposeAD, PointAD, SplatPose
+from anomalib_pose.models.components.run_checks import CheckedCheckpointIO
 from anomalib_pose.models.localization import load_fitted
 from sample_models import make_fitted, save_checkpoint
 
@@ -253,3 +256,18 @@ def test_thresholds_of_an_older_checkpoint_are_known_to_equal_a_score(fitted, tm
 @pytest.mark.parametrize("model_class", [SplatPose, PIAD, OmniposeAD, Looking3D])
 def test_every_model_places_thresholds_midway(model_class):
     assert type(model_class().post_processor._image_threshold_metric).__name__ == "MidwayThreshold"
+
+
+def test_a_full_disk_is_named_by_the_file_that_does_not_fit(tmp_path, monkeypatch):
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/other")
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*model\.ckpt'"):
+        CheckedCheckpointIO().save_checkpoint({}, tmp_path / "model.ckpt")
+
+
+def test_the_folder_of_an_export_to_torch_is_checked(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file: name another folder"):
+        make_fitted().to_torch(tmp_path / "file")

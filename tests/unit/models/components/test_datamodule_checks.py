@@ -9,6 +9,7 @@ import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.engine import Engine
 from anomalib.pipelines.tiled_ensemble.components.utils.ensemble_tiling import EnsembleTiler, TileCollater
+from torch.utils.data import DataLoader
 
 import anomalib_pose
 from anomalib_pose.data import CloudBatch, PoseBatch, ViewBatch
@@ -114,3 +115,22 @@ def test_batches_of_another_model_are_named(batch_class, other):
         return
     with pytest.raises(ValueError, match=f"class {batch_class.__name__} or ImageBatch, got {other.__name__}"):
         convert_batch(batch, batch_class)
+
+
+@pytest.mark.parametrize("model", model_names())
+@pytest.mark.parametrize("verb", ["fit", "test", "validate"])
+def test_a_run_without_data_is_refused(model, verb, tmp_path):
+    engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", devices=1, max_epochs=1)
+    word = "learns from" if verb == "fit" else "scores"
+    with pytest.raises(ValueError, match=rf"{model} {word} .*, but the run has no data: give --data"):
+        getattr(engine, verb)(load_model(model)())
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"])
+@pytest.mark.parametrize("verb", ["fit", "test", "predict"])
+def test_scene_models_refuse_other_precisions_before_the_work(precision, verb, tmp_path):
+    engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", devices=1, precision=precision)
+    data = DataLoader([0])
+    arguments = (data, data) if verb == "fit" else (data,)
+    with pytest.raises(ValueError, match=r"SplatPose computes in float32: give --trainer.precision 32-true"):
+        getattr(engine, verb)(load_model("SplatPose")(), *arguments)
