@@ -14,6 +14,7 @@ from anomalib_pose.models.components.checkpoint_checks import (
     UNSET,
     check_model,
     check_values,
+    check_version,
     mismatch,
     missing_flags,
     read_checkpoint,
@@ -56,7 +57,9 @@ class CheckedModelMixin:
             ValueError: if the file is not a checkpoint of this model, is incomplete, or has values that are not finite.
         """
         if isinstance(checkpoint_path, str | Path) and "://" not in str(checkpoint_path):
-            check_model(read_checkpoint(checkpoint_path, cls.__name__), cls, str(checkpoint_path))
+            checkpoint = read_checkpoint(checkpoint_path, cls.__name__)
+            check_model(checkpoint, cls, str(checkpoint_path))
+            check_version(checkpoint, str(checkpoint_path))
         with settings_of_a_checkpoint(kwargs):
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc]
 

@@ -67,6 +67,18 @@ def check_content(checkpoint: Any, source: str) -> None:
     if not is_state_dict(state):
         msg = f"{source} should be a checkpoint that `anomalib train` wrote, but has no state_dict of tensors."
         raise ValueError(msg)
+
+
+def check_version(checkpoint: Mapping[str, Any], source: str) -> None:
+    """Refuse tensors that Lightning did not write, and could not load.
+
+    Args:
+        checkpoint: content of the file.
+        source: name of the file, for messages.
+
+    Raises:
+        ValueError: if the content names no version of Lightning.
+    """
     if "pytorch-lightning_version" not in checkpoint:  # Lightning asks for it without a check
         msg = f"{source} should be a checkpoint that `anomalib train` wrote, but holds the tensors alone."
         raise ValueError(msg)

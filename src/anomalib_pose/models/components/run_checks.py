@@ -8,7 +8,7 @@ from anomalib.engine.plugins import AnomalibCheckpointIO
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from anomalib_pose.models.components.checkpoint_checks import check_content, read_checkpoint
+from anomalib_pose.models.components.checkpoint_checks import check_content, check_version, read_checkpoint
 from anomalib_pose.models.components.datamodule_checks import KINDS
 from anomalib_pose.storage import no_space
 
@@ -37,6 +37,7 @@ class CheckedCheckpointIO(AnomalibCheckpointIO):
                 read_checkpoint(path, "a model")  # raises the sentence
             raise
         check_content(checkpoint, str(path))
+        check_version(checkpoint, str(path))
         return checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, *args: Any, **kwargs: Any) -> None:
