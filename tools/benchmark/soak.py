@@ -52,7 +52,7 @@ def openvino_predictor(path: Path) -> Callable[[Path], float]:
     from anomalib.deploy import OpenVINOInferencer
 
     inferencer = OpenVINOInferencer(path.resolve(), device="CPU")
-    return lambda photograph: float(inferencer.predict(str(photograph)).pred_score)
+    return lambda photograph: float(inferencer.predict(str(photograph)).pred_score.item())
 
 
 def main() -> None:
