@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
+from anomalib_pose.compare.query_content import has_content
 from anomalib_pose.data.files import new_category, opengl_matrix, write_image, write_json
 from anomalib_pose.geometry import Camera, rigid_inverse
 from anomalib_pose.render.mesh import Mesh
@@ -61,6 +62,9 @@ def write_reference_views(
         Progress(disable=not progress, transient=True) as bar,
     ):
         for view in bar.track(rendered_views, total=views, description=f"Rendering {name}"):
+            if not bool(has_content(view.gray.float()[None, None])):
+                msg = f"A view from the distance {distance:g} shows nothing of {name}: choose a smaller distance."
+                raise ValueError(msg)
             write_reference_view(folder, name, view)
     logger.info("Wrote %d reference views of %s to %s.", views, name, target)
     return target

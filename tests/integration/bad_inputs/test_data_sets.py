@@ -16,6 +16,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -30,6 +31,7 @@ DATAMODULES: dict[str, Callable[[Path], Any]] = {
     "BrokenChairs": lambda root: BrokenChairs(root, eval_views=5, flip=False, light=False, num_workers=0),
     "MVTec3DRendered": lambda root: MVTec3DRendered(root, "ring", train_category=None, size=64, num_workers=0),
 }
+CLOUDS, CHAIRS, VIEW = ("MVTec3DRendered",), ("BrokenChairs",), "shapes/shape_2/mv_images/2_3.0_0_20.png"
 POSED = ("MAD", "PosedFolder")
 
 
@@ -162,6 +164,56 @@ def truncate(path: str) -> Callable[[Path], None]:
     return lambda root: (root / path).write_bytes((root / path).read_bytes()[:60])
 
 
+def cells(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    """Change the cells of the good cloud."""
+
+    def damage(root: Path) -> None:
+        path = root / "ring/test/good/xyz/000.tiff"
+        tifffile.imwrite(path, change(tifffile.imread(path)))
+
+    return damage
+
+
+def positions(value: float) -> Callable[[Path], None]:
+    """Set the positions on the surface of one reference view."""
+
+    def damage(root: Path) -> None:
+        path = min(root.glob(VIEW)).with_suffix(".npy")
+        table = np.load(path, allow_pickle=True).item()
+        table["xyz"] = np.full_like(table["xyz"], value)
+        np.save(path, np.array(table, dtype=object), allow_pickle=True)
+
+    return damage
+
+
+def box(*numbers: Any) -> Callable[[Path], None]:
+    """Set the box of the defect of the last chair."""
+
+    def damage(root: Path) -> None:
+        path = next(root.glob("annotations/2/info*.json"))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"2d_bbox": numbers}))
+
+    return damage
+
+
+def second_shape(root: Path) -> None:
+    for path in list(root.glob("shapes/shape_2/mv_images/2_3.0_0_*")):
+        shutil.copy(path, path.with_name(path.name.replace("2_", "7_", 1)))
+
+
+def remove_all(pattern: str) -> Callable[[Path], None]:
+    return lambda root: [path.unlink() for path in list(root.glob(pattern))]
+
+
+def rename_all(pattern: str, suffix: str) -> Callable[[Path], None]:
+    return lambda root: [path.rename(path.with_suffix(suffix)) for path in list(root.glob(pattern))]
+
+
+def upper_case_anomaly(root: Path) -> None:
+    for path in list(root.rglob("*anomaly*")):
+        path.rename(path.with_name(path.name.replace("anomaly", "ANOMALY")))
+
+
 IMAGE, TEST, MASKS = "car/train/good/0.png", "car/test/good/0.png", "car/ground_truth/*/*.png"
 
 FAULTS = [
@@ -228,7 +280,34 @@ FAULTS = [
     Fault("truncated cloud", ("MVTec3DRendered",), truncate("ring/test/good/xyz/000.tiff"), "refused", r"000\.tiff"),
     Fault("cloud missing", ("MVTec3DRendered",), remove("ring/test/good/xyz/000.tiff"), "reported", r"no cloud.*\.png"),
     Fault("mask missing", ("MVTec3DRendered",), remove("ring/test/hole/gt/000.png"), "refused", r"\.png"),
-    Fault("hidden query", ("BrokenChairs",), hide_a_copy("images/*/*.png"), "same"),
+    Fault("two clouds of one name", CLOUDS, copy_first("ring/test/good/xyz/*.tiff", ".tif"), "refused", r"000\.tif"),
+    Fault("two photographs of one cloud", CLOUDS, copy_first("ring/test/good/rgb/*.png", ".bmp"), "refused", "000"),
+    Fault("two masks of one cloud", CLOUDS, copy_first("ring/test/hole/gt/*.png", ".bmp"), "refused", r"000\.bmp"),
+    Fault("folder without clouds", CLOUDS, remove("ring/test/hole/xyz"), "reported", "no xyz.*hole"),
+    Fault("cloud in millimeters", CLOUDS, cells(lambda xyz: xyz * 1000), "refused", r"000\.tiff.*meters"),
+    Fault("cloud without float32", CLOUDS, cells(lambda xyz: xyz.astype(np.float64) * 1e300), "refused", r"000\.tiff"),
+    Fault("cloud beyond any unit", CLOUDS, cells(lambda xyz: xyz * np.float32(1e20)), "refused", r"000\.tiff.*meters"),
+    Fault("cloud of zeros", CLOUDS, cells(lambda xyz: xyz * 0), "refused", r"000\.tiff has 0 points"),
+    Fault("cloud of NaN", CLOUDS, cells(lambda xyz: xyz * np.nan), "refused", r"000\.tiff has 0 points"),
+    Fault("cloud of 64 bits", CLOUDS, cells(lambda xyz: xyz.astype(np.float64)), "same"),
+    Fault("channels first", CLOUDS, cells(lambda xyz: xyz.transpose(2, 0, 1)), "refused", r"000\.tiff.*height, width"),
+    Fault("hidden query", CHAIRS, hide_a_copy("images/*/*.png"), "same"),
+    Fault("blank reference view", CHAIRS, recode(VIEW, lambda view: 0 * view + 255), "refused", "shows nothing"),
+    Fault("tiny reference view", CHAIRS, recode(VIEW, lambda view: view[:8, :8]), "refused", r"2_3\..*small"),
+    Fault("reference views of two shapes", CHAIRS, second_shape, "refused", "one shape.*2, 7"),
+    Fault("NaN positions on the surface", CHAIRS, positions(np.nan), "refused", r"2_3\..*not finite"),
+    Fault("endless positions on the surface", CHAIRS, positions(1e30), "refused", r"2_3\..*too large"),
+    Fault("no position on the surface", CHAIRS, positions(-1), "refused", r"2_3\..*no position"),
+    Fault("missing masks of a defect", CHAIRS, remove_all("annotations/2/mask*"), "reported", "1 of 3.*render_2_1"),
+    Fault("masks with suffixes in upper case", CHAIRS, rename_all("annotations/2/mask*", ".PNG"), "same"),
+    Fault("anomaly in upper case", CHAIRS, upper_case_anomaly, "same"),
+    Fault("box outside of the image", CHAIRS, box(600, 600, 10, 10), "refused", "2d_bbox"),
+    Fault("box partly outside", CHAIRS, box(450, 450, 100, 100), "reported", "2d_bbox"),
+    Fault("box in fractions", CHAIRS, box(0.4, 0.5, 0.1, 0.1), "refused", "pixels"),
+    Fault("box with NaN", CHAIRS, box(float("nan"), 0, 9, 9), "refused", "2d_bbox"),
+    Fault("endless box", CHAIRS, box(0, 0, float("inf"), 9), "refused", "2d_bbox"),
+    Fault("box beyond floats", CHAIRS, box(0, 0, 10**400, 9), "refused", "2d_bbox"),
+    Fault("box of text", CHAIRS, box("1", "2", "30", "40"), "refused", "2d_bbox"),
 ]  # fmt: skip
 
 

@@ -71,7 +71,8 @@ def read_xyz(path: Path) -> Tensor:
     if array.dtype.kind != "f" or array.ndim != 3 or array.shape[2] != 3:
         msg = f"{path} should hold floats of shape (height, width, 3), x, y and z; it has {array.dtype} {array.shape}."
         raise ValueError(msg)
-    xyz = torch.from_numpy(array.astype(np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers beyond float32 become infinite
+        xyz = torch.from_numpy(array.astype(np.float32))
     xyz = torch.where(torch.isfinite(xyz).all(-1, keepdim=True), xyz, 0.0)
     _check_count(path, int((xyz[..., 2] != 0).sum()))
     return xyz

@@ -86,12 +86,13 @@ def largest_component(xyz: Tensor) -> Tensor:
     if not len(points):
         return component
     side = _RADIUS / 2
-    index = ((points - points.min(0)) / side).astype(np.int64)
-    shape = index.max(0) + 1
-    if math.prod(shape.tolist()) > _MAX_VOXELS:
-        extent = " x ".join(f"{value * side:.3g}" for value in shape)
+    scaled = (points - points.min(0)) / side
+    if math.prod((np.floor(scaled.max(0)) + 1).tolist()) > _MAX_VOXELS:
+        extent = " x ".join(f"{value * side:.3g}" for value in scaled.max(0))
         msg = f"The cloud is {extent} m large: expected an object in meters; convert millimeters, remove stray points."
         raise ValueError(msg)
+    index = scaled.astype(np.int64)
+    shape = index.max(0) + 1
     count = np.zeros(shape, np.int32)
     np.add.at(count, tuple(index.T), 1)
     neighbors = count

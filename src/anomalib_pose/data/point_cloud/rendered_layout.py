@@ -21,7 +21,7 @@ from torch import Tensor
 
 from anomalib_pose.data.images import read_image, resize_bicubic
 from anomalib_pose.data.listing import CLOUD_SUFFIXES, data_files, file_named, is_good
-from anomalib_pose.data.masks import read_mask
+from anomalib_pose.data.masks import read_defect_mask, read_mask
 from anomalib_pose.data.parsers import parsing
 from anomalib_pose.data.point_cloud.files import read_points, read_xyz, write_pcd
 from anomalib_pose.data.point_cloud.rendered_cloud import (
@@ -33,6 +33,7 @@ from anomalib_pose.data.point_cloud.rendered_cloud import (
 
 VIEWS, MASKS, CORRESPONDENCES, LABELS = "2d_rendering", "2d_gt", "2d_3d_cor", "gt_pcd"
 CELLS = "nonzero_indices.npy"
+_MAX_EMPTY = 0.1  # fraction of cells; published renderings may resize clouds in another way
 
 
 def write_rendered(folder: Path, name: str, cloud: RenderedCloud) -> None:
@@ -141,18 +142,30 @@ def read_rendered(folder: Path, name: str, size: int) -> RenderedCloud:
     if not len(views) == len(masks) == len(tables):
         msg = f"{folder}: {name} has {len(views)} views, {len(masks)} masks and {len(tables)} correspondences."
         raise ValueError(msg)
+    _check_numbers(tables)
     pixels = torch.zeros(len(views), size * size, 2, dtype=torch.int16)
     visible = torch.zeros(len(views), size * size, dtype=torch.bool)
     for view, path in enumerate(tables):
         table = _read_correspondence(path, len(cells), size)
         pixels[view, cells] = table[:, [1, 0]].to(torch.int16)
         visible[view, cells] = table[:, 2] > 0
+    _check_views(folder / VIEWS / name, views, pixels, visible)
     valid = torch.zeros(size * size, dtype=torch.bool)
     valid[cells] = True
     valid = valid.reshape(size, size)
     return RenderedCloud(
         torch.where(valid[..., None], points, 0.0), valid, organized, gt_mask, rgb, views, masks, pixels, visible
     )
+
+
+def _check_views(folder: Path, views: Tensor, pixels: Tensor, visible: Tensor) -> None:
+    """Check that each view of a cloud shows something, and points at more than one pixel."""
+    for number, (view, places, shown) in enumerate(zip(views, pixels, visible, strict=True)):
+        is_blank = bool((view == view[:, :1, :1]).all())
+        if is_blank or not bool(shown.any()) or bool((places[shown] == places[shown][0]).all()):
+            fault = "is blank" if is_blank else "shows no points, by its correspondences"
+            msg = f"View {number} in {folder} {fault}: render the cloud again, or remove it."
+            raise ValueError(msg)
 
 
 def view_files(folder: Path) -> list[Path]:
@@ -170,21 +183,43 @@ def _numbered_files(folder: Path, suffix: str) -> list[Path]:
     if not paths:
         msg = f"There is no view_*{suffix} in {folder}: render the clouds with anomalib-pose render-clouds."
         raise FileNotFoundError(msg)
-    return sorted(paths, key=lambda path: int(re.findall(r"\d+", path.name)[0]))
+    return sorted(paths, key=_number)
+
+
+def _number(path: Path) -> int:
+    """Return the number of a view from the name of its file."""
+    return int(re.findall(r"\d+", path.name)[0])
+
+
+def _check_numbers(paths: list[Path]) -> None:
+    """Check that the numbers of a cloud's views have no gap: views are compared by their position in the list."""
+    numbers = [_number(path) for path in paths]
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        names = ", ".join(map(str, numbers))
+        msg = f"{paths[0].parent} should have views with consecutive numbers, found {names}: render the cloud again."
+        raise ValueError(msg)
 
 
 def _read_organized(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Read points, mask of the defect, and photograph, resized to the grid."""
-    points = resize_nearest(read_xyz(file_named(folder / "xyz", name, CLOUD_SUFFIXES)), size)
+    xyz = read_xyz(file_named(folder / "xyz", name, CLOUD_SUFFIXES))
+    points = resize_nearest(xyz, size)
     mask_path = file_named(folder / "gt", name)
     if is_good(folder.name) and not mask_path.is_file():
         gt_mask = torch.zeros(size, size, dtype=torch.bool)
     else:
-        gt_mask = resize_mask(read_mask(mask_path), size)
+        gt_mask = resize_mask((read_mask if is_good(folder.name) else read_defect_mask)(mask_path), size)
     photograph = file_named(folder / "rgb", name)
     if not photograph.is_file():
         return points, gt_mask, None
-    return points, gt_mask, to_bytes(resize_bicubic(read_image(photograph)[0], size))
+    rgb = read_image(photograph)[0]
+    if rgb.shape[1] * xyz.shape[1] != rgb.shape[2] * xyz.shape[0]:
+        msg = (
+            f"{photograph} is {rgb.shape[2]} x {rgb.shape[1]}, but its cloud {xyz.shape[1]} x {xyz.shape[0]}: both "
+            "should have one aspect ratio."
+        )
+        raise ValueError(msg)
+    return points, gt_mask, to_bytes(resize_bicubic(rgb, size))
 
 
 def _read_unorganized(folder: Path, name: str, size: int) -> tuple[Tensor, Tensor, None]:
@@ -204,6 +239,12 @@ def _read_cells(path: Path, points: Tensor) -> Tensor:
     count = points.shape[0] * points.shape[1]
     if cells.ndim != 1 or not len(cells) or not 0 <= int(cells.min()) <= int(cells.max()) < count:
         msg = f"{path} should hold indices of cells in 0..{count - 1}, it has shape {tuple(cells.shape)}."
+        raise ValueError(msg)
+    empty = int((points.reshape(-1, 3)[cells, 2] == 0).sum())
+    if empty > _MAX_EMPTY * len(cells):
+        msg = (
+            f"{path} names {empty} of {len(cells)} cells that hold no point: cloud and rendering differ; render again."
+        )
         raise ValueError(msg)
     return cells
 

@@ -75,15 +75,25 @@ class CloudSource(Protocol):
         """Read the cloud of a recording with its views."""
 
 
-def _stems(paths: list[Path]) -> set[str]:
-    return {path.stem for path in paths}
+def _by_stem(paths: list[Path]) -> dict[str, Path]:
+    """Return files by their names without suffix.
+
+    Raises:
+        ValueError: if two files have one name.
+    """
+    files: dict[str, Path] = {}
+    for path in paths:
+        if files.setdefault(path.stem, path) != path:
+            msg = f"{files[path.stem]} and {path.name} are two files of one cloud: keep one of them."
+            raise ValueError(msg)
+    return files
 
 
-def _report_without_cloud(kind: Path, photographs: list[Path]) -> None:
-    """Log the photographs of a kind that have no cloud."""
-    if photographs:
-        names = ", ".join(path.name for path in photographs[:3]) + (", ..." if len(photographs) > 3 else "")
-        logger.warning("%d photographs in %s have no cloud and are not used: %s.", len(photographs), kind, names)
+def _report(folder: Path, paths: list[Path], things: str, fault: str) -> None:
+    """Log the files of a folder that have a fault."""
+    if paths:
+        names = ", ".join(str(path.relative_to(folder)) for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+        logger.warning("%d %s in %s %s: %s.", len(paths), things, folder, fault, names)
 
 
 @dataclass(frozen=True)
@@ -108,10 +118,10 @@ class RawSource:
         """
         samples = []
         for kind in _kinds(folder, "xyz"):
-            photographs = {path.stem: path for path in image_files(kind / "rgb")}
-            masks = {path.stem: path for path in image_files(kind / "gt")}
-            label, clouds = _label(kind), data_files(kind / "xyz", CLOUD_SUFFIXES)
-            _report_without_cloud(kind, [path for path in photographs.values() if path.stem not in _stems(clouds)])
+            photographs, masks = _by_stem(image_files(kind / "rgb")), _by_stem(image_files(kind / "gt"))
+            label, clouds = _label(kind), list(_by_stem(data_files(kind / "xyz", CLOUD_SUFFIXES)).values())
+            unused = [path for path in photographs.values() if path.stem not in {cloud.stem for cloud in clouds}]
+            _report(kind, unused, "photographs", "have no cloud and are not used")
             for cloud in clouds:
                 if cloud.stem not in photographs:
                     msg = f"The cloud {cloud} has no photograph: expected {kind / 'rgb' / cloud.stem}.png."
@@ -187,12 +197,19 @@ class RenderedSource:
         """
         samples = []
         for kind in _kinds(folder, VIEWS):
-            photographs = {path.stem: path for path in image_files(kind / "rgb")}
-            masks = {path.stem: path for path in image_files(kind / "gt")}
-            for views in data_folders(kind / VIEWS):
+            photographs, masks = _by_stem(image_files(kind / "rgb")), _by_stem(image_files(kind / "gt"))
+            rendered = data_folders(kind / VIEWS)
+            clouds = _by_stem(data_files(kind / "xyz", CLOUD_SUFFIXES))
+            _report(kind, [path for stem, path in clouds.items() if stem not in {views.name for views in rendered}],
+                    "clouds", "have no rendering and are not used")  # fmt: skip
+            for views in rendered:
                 paths = view_files(views)
                 image = photographs.get(views.name, paths[front_view_index(len(paths))])
                 samples.append(CloudSample(kind, views.name, folder.name, _label(kind), image, masks.get(views.name)))
+        without = [sample for sample in samples if sample.image_path.parent.name != "rgb"]
+        if len(without) < len(samples):
+            _report(folder, [sample.folder / sample.name for sample in without], "clouds",
+                    "have no photograph, unlike others: their scores compare badly")  # fmt: skip
         return _require_samples(samples, folder, f"{VIEWS}/<name>")
 
     def load(self, sample: CloudSample) -> RenderedCloud:
@@ -210,7 +227,10 @@ def _kinds(folder: Path, part: str) -> list[Path]:
     if not test.is_dir():
         msg = f"There is no folder {test}: expected subfolders 'good' and one for each kind of defect in it."
         raise FileNotFoundError(msg)
-    kinds = [kind for kind in data_folders(test) if (kind / part).is_dir()]
+    folders = data_folders(test)
+    kinds = [kind for kind in folders if (kind / part).is_dir()]
+    if kinds:
+        _report(test, [kind for kind in folders if kind not in kinds], "folders", f"have no {part} and are not used")
     warn_without_good(test, kinds)
     return kinds
 

@@ -2,13 +2,14 @@
 """File lists of BrokenChairs, in the layouts of its current and its first release."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from anomalib_pose.data.files import read_json
-from anomalib_pose.data.listing import data_folders, image_files
+from anomalib_pose.data.listing import SUFFIXES, data_folders, image_files
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def find_queries(root: Path) -> list[QuerySample]:
             "the annotations, or remove the images."
         )
         raise FileNotFoundError(msg)
+    _report_without_masks([query for query in queries if query.kind != GOOD])
     missing = [folder for folder in sorted({query.reference_dir for query in queries}) if not folder.is_dir()]
     if missing:
         msg = (
@@ -81,6 +83,16 @@ def find_queries(root: Path) -> list[QuerySample]:
         )
         raise FileNotFoundError(msg)
     return queries
+
+
+def _report_without_masks(anomalous: list[QuerySample]) -> None:
+    """Log the anomalous images without a mask."""
+    unmasked = [query.image_path for query in anomalous if not query.mask_paths]
+    if unmasked:
+        logger.warning(
+            "%d of %d anomalous images have no mask mask_new_...png or mask_old_...png, so there are no metrics of "
+            "pixels: the first is %s.", len(unmasked), len(anomalous), unmasked[0],
+        )  # fmt: skip
 
 
 def split_queries(root: Path, queries: list[QuerySample]) -> dict[str, list[QuerySample]]:
@@ -135,20 +147,23 @@ class _Annotations:
     """Index of a folder of annotations; one JSON and two masks can belong to an image."""
 
     folder: Path
-    names: set[str] = field(default_factory=set)
+    names: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def in_folder(cls, folder: Path) -> "_Annotations":
-        return cls(folder, {path.name for path in folder.iterdir()} if folder.is_dir() else set())
+        return cls(folder, {path.name.lower(): path.name for path in folder.iterdir()} if folder.is_dir() else {})
 
     def first_existing(self, *candidates: str) -> Path | None:
-        return next((self.folder / name for name in candidates if name in self.names), None)
+        names = (self.names.get(name.lower()) for name in candidates)
+        return next((self.folder / name for name in names if name), None)
 
     def sample(self, image: Path, shape_id: str, kind: str, reference_dir: Path) -> QuerySample:
         if kind == GOOD:
             return QuerySample(image, shape_id, kind, reference_dir)
         suffix = image.stem.removeprefix("render_")
-        masks = (self.first_existing(f"mask_{state}_{suffix}.png") for state in ("new", "old"))
+        masks = (
+            self.first_existing(*(f"mask_{state}_{suffix}{ending}" for ending in SUFFIXES)) for state in ("new", "old")
+        )
         annotation = self.first_existing(f"info_{suffix}.json", f"{image.stem}.json")
         return QuerySample(image, shape_id, kind, reference_dir, annotation, tuple(mask for mask in masks if mask))
 
@@ -163,8 +178,8 @@ def _find_in_release(root: Path) -> Iterator[QuerySample]:
                 raise ValueError(msg)
             shape_id = tokens[1]
             kind = GOOD
-            if "anomaly" in image.stem:
-                kind = image.stem.partition("anomaly")[2].strip("_") or UNNAMED
+            if "anomaly" in image.stem.lower():
+                kind = re.split("anomaly", image.stem, maxsplit=1, flags=re.IGNORECASE)[1].strip("_") or UNNAMED
             yield annotations.sample(image, shape_id, kind, root / "shapes" / f"shape_{shape_id}" / "mv_images")
 
 

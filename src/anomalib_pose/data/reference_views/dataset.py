@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data set of queries with reference views of their shapes."""
 
+import logging
+import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Image, Mask
 
+from anomalib_pose.compare.query_content import MIN_SIDE
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.images import read_image
 from anomalib_pose.data.masks import check_mask_size, read_defect_mask
@@ -35,8 +39,11 @@ from anomalib_pose.data.reference_views.query_crops import (
 from anomalib_pose.geometry import farthest_point_sampling
 from anomalib_pose.render.reference_views import IMAGE_SIZE
 
+logger = logging.getLogger(__name__)
+
 PAIR_POINTS = 32
 """Number of points that are visible in both views of a training pair."""
+_BOX_SLACK = 8  # pixels of the image of 512 pixels
 _FLIP_PROBABILITY, _LIGHT_PROBABILITY = 0.5, 0.2
 
 
@@ -106,6 +113,8 @@ class ReferenceViewDataset(AnomalibDataset):
         query: QuerySample = row["query"]
         image, _ = read_image(query.image_path)
         _check_square(query.image_path, image)
+        if image.shape[-1] < MIN_SIDE:  # a tiny query gets no verdict, as a white one
+            image = torch.ones_like(image)
         mask = self._read_gt_mask(query, image)
         image, mask, box = self._crop(resize_square(image, QUERY_SIZE), mask, _read_box(query))
         if self.augmentations is not None:
@@ -189,15 +198,28 @@ def _read_box(query: QuerySample) -> Tensor | None:
         return None
     stored: Any = read_json(query.annotation_path).get("2d_bbox")
     try:
+        if not all(type(value) in {int, float} for value in stored):
+            raise TypeError(stored)  # noqa: TRY301
         x, y, width, height = (float(value) for value in stored)
-    except (TypeError, ValueError) as error:
-        msg = f"{query.annotation_path} should have '2d_bbox': [x, y, width, height] in pixels, found {stored!r}."
+    except (TypeError, ValueError, OverflowError) as error:
+        msg = f"{query.annotation_path} should have '2d_bbox': [x, y, width, height] in pixels, found {stored!r:.100}."
         raise ValueError(msg) from error
+    if not all(map(math.isfinite, (x, y, width, height))) or max(abs(x) + abs(width), abs(y) + abs(height)) <= 1:
+        msg = f"{query.annotation_path} should have '2d_bbox' in pixels of an image of 512 x 512, found {stored!r}."
+        raise ValueError(msg)
+    if min(x, y) < -_BOX_SLACK or max(x + width, y + height) > BOX_UNIT + _BOX_SLACK:
+        _report_box(query.annotation_path, str(stored))
     box = torch.tensor([x, y, x + width, y + height]).clamp(0, BOX_UNIT) * (QUERY_SIZE / BOX_UNIT)
     if not bool((box[2:] > box[:2]).all()):
         msg = f"{query.annotation_path} has a '2d_bbox' without area inside the image: {stored!r}."
         raise ValueError(msg)
     return box
+
+
+@cache
+def _report_box(path: Path, box: str) -> None:
+    """Log once that a box is partly outside of its image."""
+    logger.warning("%s has a '2d_bbox' outside of the image of 512 x 512, which is cut at the border: %s.", path, box)
 
 
 def _check_square(path: Path, image: Tensor) -> None:

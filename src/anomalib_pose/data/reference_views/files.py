@@ -4,6 +4,8 @@
 Each view has ``.png`` (gray), ``.json`` (camera), ``_depth.npy`` (metric depth) and ``.npy`` (correspondences).
 """
 
+import logging
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalib_pose.compare.query_content import has_content
 from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.images import read_image, resize_bicubic
-from anomalib_pose.data.listing import data_files
+from anomalib_pose.data.listing import data_files, is_data
 from anomalib_pose.data.parsers import parsing
 from anomalib_pose.data.posed.transforms_json import read_pose
 from anomalib_pose.geometry import Camera
 from anomalib_pose.render.reference_views import GRID_SIZE, IMAGE_SIZE
 
+logger = logging.getLogger(__name__)
+_reported: set[Path] = set()
+
 _KEYS = ("pxy", "is_visible", "xyz")
+_MAX_POSITION = 1e9
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 # The published files hold arrays of a trimesh class, whose content is that of plain arrays.
 _ALLOWED = {
@@ -79,7 +86,7 @@ class ReferenceViewFile:
 
         Raises:
             FileNotFoundError: if the file does not exist.
-            ValueError: if the image cannot be read, or is not square.
+            ValueError: if the image cannot be read, is not square or small, or shows nothing.
         """
         image, _ = read_image(self.image_path)
         height, width = image.shape[-2:]
@@ -88,6 +95,10 @@ class ReferenceViewFile:
                 f"Reference views are square, {self.image_path} is {width} x {height}: render it with "
                 "anomalib-pose render-views."
             )
+            raise ValueError(msg)
+        if height < GRID_SIZE or not bool(has_content(image[None])):
+            fault = "shows nothing" if height >= GRID_SIZE else f"is {width} x {height} pixels small"
+            msg = f"The reference view {self.image_path} {fault}: render the views again, or remove this one."
             raise ValueError(msg)
         return resize_bicubic(image, IMAGE_SIZE)
 
@@ -132,18 +143,32 @@ def find_reference_views(folder: Path) -> list[ReferenceViewFile]:
     if not images:
         msg = f"There are no reference views <id>_<distance>_<azimuth>_<elevation>.png in {folder}."
         raise FileNotFoundError(msg)
+    parsed = [_parse_name(path) for path in images]
     views: dict[tuple[float, float, float], ReferenceViewFile] = {}
-    for path in images:
-        view = _parse_name(path)
+    for path, view in zip(images, parsed, strict=True):
         if not {f"{path.stem}.npy", f"{path.stem}.npz"} & names:
             msg = f"The reference view {path} has no correspondences: expected {path.with_suffix('.npy')}."
             raise FileNotFoundError(msg)
         views.setdefault((view.elevation, view.distance, view.azimuth), view)
-    shapes = sorted({view.shape_id for view in views.values()})
+    shapes = sorted({view.shape_id for view in parsed})
     if len(shapes) > 1:
         msg = f"The reference views in {folder} should be of one shape, their names begin with {', '.join(shapes)}."
         raise ValueError(msg)
+    _report_without_image(folder, names)
     return [views[key] for key in sorted(views)]
+
+
+def _report_without_image(folder: Path, names: set[str]) -> None:
+    """Log the correspondences in a folder of views that have no image."""
+    images = {Path(name).stem for name in names if name.lower().endswith(".png")}
+    tables = (Path(name) for name in sorted(names) if is_data(Path(name)) and name.endswith((".npy", ".npz")))
+    missing = [path.stem for path in tables if not path.stem.endswith("_depth") and path.stem not in images]
+    if missing and folder not in _reported:
+        _reported.add(folder)
+        logger.warning(
+            "%d reference views in %s have no image .png and are not used: %s.",
+            len(missing), folder, ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else ""),
+        )  # fmt: skip
 
 
 def spread_views(files: list[ReferenceViewFile], count: int) -> list[ReferenceViewFile]:
@@ -199,6 +224,12 @@ def read_correspondences(path: Path) -> Correspondences:
     if not numeric or pixels.shape != (n, 2) or xyz.shape != (GRID_SIZE, GRID_SIZE, 3):
         msg = f"{path} should have arrays pxy (n, 2), is_visible (n,) and xyz (32, 32, 3), found {shapes}."
         raise ValueError(msg)
+    if not all(np.isfinite(array).all() for array in arrays) or np.abs(xyz).max() > _MAX_POSITION:
+        msg = f"{path} has numbers that are not finite, or too large: render the view again."
+        raise ValueError(msg)
+    if not (xyz != -1).any():
+        msg = f"{path} has no position on the surface, all of xyz is -1: render the view again."
+        raise ValueError(msg)
     return Correspondences(
         torch.from_numpy(pixels.astype(np.int64)),
         torch.from_numpy(visible.astype(bool)),
@@ -248,6 +279,8 @@ def _parse_name(path: Path) -> ReferenceViewFile:
     shape_id, *fields = path.stem.rsplit("_", 3)
     try:
         distance, azimuth, elevation = (float(field) for field in fields)
+        if not all(map(math.isfinite, (distance, azimuth, elevation))):
+            raise ValueError(path.name)  # noqa: TRY301
     except ValueError as error:
         msg = f"A reference view is named <id>_<distance>_<azimuth>_<elevation>.png, in degrees, found {path}."
         raise ValueError(msg) from error

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -199,6 +200,10 @@ def test_index_names_existing_files(tmp_path):
     assert all((tmp_path / value).exists() for value in entry.values() if "/" in str(value))
 
 
+def change_array(path, change):
+    np.save(path, change(np.load(path)))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -209,6 +214,24 @@ def test_index_names_existing_files(tmp_path):
         (lambda f: np.save(f / "2d_3d_cor/007/view_0_cor.npy", np.zeros(3)), "array of integers"),
         (lambda f: (f / "2d_3d_cor/007/view_0_cor.npy").write_bytes(b""), "view_0_cor"),
         (lambda f: Image.new("RGB", (9, 9)).save(f / "2d_gt/007/view_0_gt.png"), "9 x 9"),
+        (
+            lambda f: Image.new("RGB", (SIZE, SIZE), "white").save(f / "2d_rendering/007/view_2.png"),
+            "View 2 .* is blank",
+        ),
+        (
+            lambda f: change_array(f / "2d_3d_cor/007/view_1_cor.npy", lambda table: table * [1, 1, 0]),
+            "View 1 .* no points",
+        ),
+        (
+            lambda f: change_array(f / "2d_3d_cor/007/view_1_cor.npy", lambda table: table * 0 + 1),
+            "View 1 .* no points",
+        ),
+        (lambda f: [path.unlink() for path in list(f.rglob("view_4*"))], "consecutive"),
+        (
+            lambda f: tifffile.imwrite(f / "xyz/007.tiff", np.roll(tifffile.imread(f / "xyz/007.tiff"), 9, 0)),
+            "no point",
+        ),
+        (lambda f: Image.new("RGB", (9, 20)).save(f / "rgb/007.png"), "007.png.*aspect"),
     ],
 )
 def test_inconsistent_renderings_are_refused(tmp_path, spoil, words):
