@@ -26,9 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write the views."""
+    from anomalib_pose.data.files import check_source_stays
     from anomalib_pose.data.reference_views.mesh_files import read_mesh
     from anomalib_pose.sample_data.reference_writer import write_reference_views
 
+    check_source_stays(options.mesh, options.out)
     write_reference_views(
         read_mesh(options.mesh, normalize=not options.keep_scale),
         options.out,

@@ -61,6 +61,21 @@ def new_category(out: Path, category: str, *, overwrite: bool) -> Iterator[Path]
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def check_source_stays(source: Path, target: Path) -> None:
+    """Check that replacing a folder does not remove the data that are read.
+
+    Args:
+        source: file or folder that is read.
+        target: folder that is written.
+
+    Raises:
+        ValueError: if the source is the target, or lies in it.
+    """
+    if target.resolve() in (source.resolve(), *source.resolve().parents):
+        msg = f"Writing {target} would remove {source}, which is read: choose another folder for the output."
+        raise ValueError(msg)
+
+
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write an image (H, W, 3) or mask (H, W), uint8, in the format of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -122,10 +122,18 @@ def _extent(covered: Tensor) -> str:
 def mask_of_image(folder: Path, image: Path) -> Path:
     """Return the mask of an image in a folder: ``photo.png``, ``photo.jpg.png`` (COLMAP) or ``photo_mask.png``.
 
-    Any suffix of an image counts. If there is no mask, the first of these paths is returned, as an error needs it.
+    Any suffix of an image counts. If there is no mask, the first of these paths is returned, as an error needs it. The
+    image itself is no mask.
+
+    Raises:
+        ValueError: if the image has masks of two of these names.
     """
-    masks = [file_named(folder, stem) for stem in (image.stem, image.name, f"{image.stem}_mask")]
-    return next((mask for mask in masks if mask.is_file()), masks[0])
+    names = [file_named(folder, stem) for stem in (image.stem, image.name, f"{image.stem}_mask")]
+    masks = [path for path in names if path.is_file() and path.resolve() != image.resolve()]
+    if len(masks) > 1:
+        msg = f"The image {image} has 2 masks, {masks[0]} and {masks[1].name}: keep one of them."
+        raise ValueError(msg)
+    return masks[0] if masks else (names[0] if not names[0].is_file() else names[2])
 
 
 def check_mask_size(mask_path: Path, image_path: Path) -> None:

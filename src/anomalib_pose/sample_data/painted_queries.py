@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from anomalib_pose.data.files import new_category, read_json, write_image, write_json
+from anomalib_pose.data.files import check_source_stays, new_category, read_json, write_image, write_json
 from anomalib_pose.data.images import over_white, read_image
 from anomalib_pose.data.masks import read_object_mask
 from anomalib_pose.data.posed.transforms_json import PosedFrame, read_transforms_entries
@@ -77,6 +77,7 @@ def write_painted_queries(
         msg = f"every should be 2 or more and per_image 1 or more, got {every} and {per_image}."
         raise ValueError(msg)
     path, folder = find_transforms(Path(source)) or Path(source) / "transforms.json", Path(out)
+    check_source_stays(path, folder)
     photographs = _read_photographs(path)
     if len(photographs) < 2:
         msg = f"{path} should have two photographs or more, got {len(photographs)}: none would be left for training."

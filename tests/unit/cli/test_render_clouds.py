@@ -61,6 +61,12 @@ def test_an_existing_category_is_not_replaced(command_error, raw, tmp_path):
     assert "exists already" in command_error("render-clouds", raw, tmp_path)
 
 
+def test_the_source_is_never_replaced(command_error, raw):
+    before = sorted(raw.rglob("*"))
+    assert "would remove" in command_error("render-clouds", str(raw), str(raw), "--overwrite")
+    assert sorted(raw.rglob("*")) == before
+
+
 def test_missing_folders_are_named(command_error, raw, tmp_path):
     assert "There is no folder" in command_error("render-clouds", tmp_path / "none", tmp_path / "out")
     assert "no categories" in command_error("render-clouds", tmp_path, tmp_path / "out")

@@ -301,3 +301,11 @@ def test_a_mask_is_named_like_its_image(tmp_path, name):
     (tmp_path / name).touch()
     assert mask_of_image(tmp_path, tmp_path / "images/photo.JPG") == tmp_path / name
     assert mask_of_image(tmp_path, tmp_path / "images/other.JPG") == tmp_path / "other.png"
+
+
+def test_two_masks_of_one_image_are_refused_and_the_image_is_no_mask(tmp_path):
+    for name in ("photo.png", "photo_mask.png"):
+        Image.new("L", (8, 8), 255).save(tmp_path / name)
+    assert mask_of_image(tmp_path, tmp_path / "photo.png") == tmp_path / "photo_mask.png"
+    with pytest.raises(ValueError, match=r"photo\.jpg has 2 masks, .*photo\.png and photo_mask\.png"):
+        mask_of_image(tmp_path, tmp_path / "images/photo.jpg")

@@ -16,7 +16,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from anomalib_pose.data.files import new_category
+from anomalib_pose.data.files import check_source_stays, new_category
 from anomalib_pose.data.images import read_image
 from anomalib_pose.data.listing import data_files, data_folders, file_named, is_good, warn_without_good
 from anomalib_pose.data.masks import read_defect_mask
@@ -85,6 +85,7 @@ def render_dataset(
         msg = f"There are no categories in {source}: expected folders with a folder 'test'."
         raise FileNotFoundError(msg)
     for name in names:
+        check_source_stays(source / name, out / name)
         jobs = list(DATASETS[dataset](source / name, settings, seed))
         if not jobs:
             msg = f"There are no clouds of {dataset} in {source / name / 'test'}: look at --dataset."

@@ -37,6 +37,7 @@ from anomalib_pose.models.components.photograph_files import replace_stock_loade
 from anomalib_pose.models.components.pose_cache import PoseCache
 from anomalib_pose.models.components.query_batches import predict_images, prepare_batch
 from anomalib_pose.models.components.query_counts import QueryCountsMixin
+from anomalib_pose.models.components.query_visualizer import QueryVisualizer
 from anomalib_pose.models.components.scene_detector import SceneDetector
 from anomalib_pose.models.components.undecided import decided_scores
 from anomalib_pose.models.components.view_collection import ViewCollection
@@ -124,7 +125,7 @@ class PoseMixin(CheckedModelMixin, QueryCountsMixin, FitRunMixin, DetectorExport
     def configure_visualizer(cls) -> ImageVisualizer:
         """Show query, rendered reference, true mask if there is one, heat map and predicted mask."""
         register_panels()  # a model named by its dotted class path is built without the plug-in
-        return ImageVisualizer(
+        return QueryVisualizer(
             fields=["image", "reference", "gt_mask"],
             overlay_fields=[("image", ["anomaly_map"]), ("image", ["pred_mask"])],
         )
