@@ -143,7 +143,7 @@ def test_all_three_agree_on_photographs(shared, tmp_path):
     train = data.train_dataloader().dataset
     items = [train[index] for index in range(0, len(train), 5)]
     images, intrinsics, poses = (
-        torch.stack([torch.as_tensor(getattr(item, name)) for item in items])
+        torch.stack([torch.as_tensor(getattr(item, name)).float() for item in items])
         for name in ("image", "intrinsics", "camera_to_world")
     )
     cameras = Camera(poses, intrinsics, 96, 96)
