@@ -10,9 +10,10 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -23,6 +24,8 @@ from anomalib_pose.data.pixels import NamedError, Pixels
 from anomalib_pose.data.tiff import ORIENTATION, decode_deep_tiff, has_extra_channel, is_deep, tiff_orientation
 
 logger = logging.getLogger(__name__)
+
+_Value = TypeVar("_Value")
 
 MAX_PIXELS = 178_956_970
 """Largest number of pixels of an image; Pillow refuses larger files, too."""
@@ -53,13 +56,7 @@ def image_size(path: Path) -> tuple[int, int]:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is empty, not an image, or has more than ``MAX_PIXELS`` pixels.
     """
-    with _named_errors(path):
-        if _is_tiff(path):
-            with tifffile.TiffFile(path) as file:
-                page = _first_page(file, path)
-                return page.imagewidth, page.imagelength
-        with _open(path) as image:
-            return image.size
+    return _read_header(path, lambda page: (page.imagewidth, page.imagelength), lambda image: image.size)
 
 
 def has_transparency(path: Path) -> bool:
@@ -69,13 +66,19 @@ def has_transparency(path: Path) -> bool:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is empty, not an image, or has more than ``MAX_PIXELS`` pixels.
     """
+    return _read_header(path, has_extra_channel, lambda image: bool(image.has_transparency_data))
+
+
+def _read_header(
+    path: Path, of_page: Callable[[tifffile.TiffPage], _Value], of_image: Callable[[Image.Image], _Value]
+) -> _Value:
+    """Return a value of the first page of a TIFF, or of the header of another image."""
     with _named_errors(path):
         if _is_tiff(path):
             with tifffile.TiffFile(path) as file:
-                page = _first_page(file, path)
-                return has_extra_channel(page)
+                return of_page(_first_page(file, path))
         with _open(path) as image:
-            return bool(image.has_transparency_data)
+            return of_image(image)
 
 
 def decode(path: Path) -> Pixels:

@@ -22,7 +22,6 @@ _UNREAD_SUFFIXES = frozenset(
         *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw"),
     }
 )
-_NAMES = 3
 _HIDDEN_PREFIXES = (".", "~$")
 _BACKUP_SUFFIXES = ("~", ".bak", ".orig", ".tmp", ".part", ".partial", ".crdownload", ".swp")
 _SYSTEM_NAMES = frozenset(
@@ -58,7 +57,7 @@ def report_unread(folder: Path) -> None:
         _reported.add(folder)
         logger.warning(
             "%d files in %s have formats that are not read (%s): convert them to PNG, JPEG, BMP, TIFF or WebP.",
-            len(unread), folder, ", ".join(unread[:_NAMES]) + (", ..." if len(unread) > _NAMES else ""),
+            len(unread), folder, first_names(unread),
         )  # fmt: skip
 
 
@@ -111,6 +110,16 @@ def warn_without_good(folder: Path, kinds: Iterable[Path]) -> None:
             folder,
             ", ".join(names),
         )
+
+
+def first_names(names: Sequence[str], count: int = 3) -> str:
+    """Return the first names of many for a message, with an ellipsis if there are more.
+
+    Args:
+        names: names of files.
+        count: number of names in the message.
+    """
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def _entries(folder: Path) -> list[Path]:

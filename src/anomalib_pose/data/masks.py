@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomalib_pose.data.decoding import decode, has_transparency, image_size
 from anomalib_pose.data.images import read_image
-from anomalib_pose.data.listing import file_named
+from anomalib_pose.data.listing import file_named, first_names
 from anomalib_pose.data.pixels import Pixels
 
 logger = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def all_with_masks(masked: Sequence[bool], images: Sequence[Path]) -> list[bool]
     missing = [image for is_masked, image in zip(masked, images, strict=True) if not is_masked]
     if not missing or len(missing) == len(images):
         return [True] * len(images)
-    names = ", ".join(path.name for path in missing[:_NAMES]) + (", ..." if len(missing) > _NAMES else "")
+    names = first_names([path.name for path in missing], _NAMES)
     text = f"{len(missing)} of {len(images)} images in {missing[0].parent} have no mask of the object: {names}."
     if len(missing) > _MAX_MISSING * len(images):
         msg = f"{text} Add their masks, or remove all masks."

@@ -20,6 +20,7 @@ from anomalib_pose.data.listing import (
     data_files,
     data_folders,
     file_named,
+    first_names,
     image_files,
     is_good,
     warn_without_good,
@@ -92,7 +93,7 @@ def _by_stem(paths: list[Path]) -> dict[str, Path]:
 def _report(folder: Path, paths: list[Path], things: str, fault: str) -> None:
     """Log the files of a folder that have a fault."""
     if paths:
-        names = ", ".join(str(path.relative_to(folder)) for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+        names = first_names([str(path.relative_to(folder)) for path in paths])
         logger.warning("%d %s in %s %s: %s.", len(paths), things, folder, fault, names)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.fixed_test_datamodule import FixedTestDataModule, ValSplit
-from anomalib_pose.data.listing import data_folders, image_files, is_good, warn_without_good
+from anomalib_pose.data.listing import data_folders, first_names, image_files, is_good, warn_without_good
 from anomalib_pose.data.masks import check_mask_size, images_with_masks
 from anomalib_pose.data.posed.dataset import PosedDataset
 from anomalib_pose.data.posed.pose_files import FileFinder
@@ -141,8 +141,7 @@ def _report_ignored(folder: Path, kinds: dict[Path, list[Path]]) -> None:
     below = [child for kind in kinds if not kind.is_symlink() for child in data_folders(kind) if not child.is_symlink()]
     ignored += [child for child in below if image_files(child)]
     if ignored and any(kinds.values()):
-        names = ", ".join(path.relative_to(folder).as_posix() for path in ignored[:_NAMES])
-        names += ", ..." if len(ignored) > _NAMES else ""
+        names = first_names([path.relative_to(folder).as_posix() for path in ignored], _NAMES)
         logger.warning(
             "%s has images or empty subfolders that are ignored, because images should lie in its subfolders of "
             "kinds: %s.", folder, names,

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from anomalib_pose.data.listing import SUFFIXES, data_folders, image_files
+from anomalib_pose.data.listing import SUFFIXES, data_folders, first_names, image_files
 
 logger = logging.getLogger(__name__)
 
 _SEPARATOR = re.compile(r"[._-]")
 _ABSOLUTE = re.compile(r"^(/|[A-Za-z]:|file:)")
 _IMAGE_FOLDER = "images"
-_EXAMPLES = 3
 _CHANNEL = re.compile(
     r"[._-]?(alpha|albedo|confidence|depth|diffuse|edge|fg|foreground|label|mask|matte|normal|object|seg|semantic)",
     re.IGNORECASE,
@@ -145,14 +144,14 @@ class PoseFileReport:
         if self.missing and 3 * len(self.missing) >= 2 * self.frames:
             msg = (
                 f"{self.source} names images that do not exist in {self.folder}: {len(self.missing)} of {self.frames} "
-                f"({_examples(self.missing)}). Copy the images there, or correct the names."
+                f"({first_names(self.missing)}). Copy the images there, or correct the names."
             )
             raise FileNotFoundError(msg)
         lost = len(self.missing) + len(self.without_pose)
         if self.without_pose and 3 * lost >= 2 * self.frames:
             msg = (
                 f"{self.source} has no pose of {len(self.without_pose)} of {self.frames} images "
-                f"({_examples(self.without_pose)}): pose the images again, or remove them."
+                f"({first_names(self.without_pose)}): pose the images again, or remove them."
             )
             raise ValueError(msg)
         if 3 * lost >= 2 * self.frames:
@@ -162,7 +161,7 @@ class PoseFileReport:
     def log(self) -> None:
         """Log all differences in one line."""
         sentences = [
-            f"{len(names)} of {self.frames} frames {what} ({_examples(names)})"
+            f"{len(names)} of {self.frames} frames {what} ({first_names(names)})"
             for names, what in (
                 (self.missing, "have no image and are not used"),
                 (self.without_pose, "have no pose and are not used"),
@@ -171,7 +170,7 @@ class PoseFileReport:
             if names
         ]
         if self.unposed:
-            sentences.append(f"{len(self.unposed)} images have no pose and are not used ({_examples(self.unposed)})")
+            sentences.append(f"{len(self.unposed)} images have no pose and are not used ({first_names(self.unposed)})")
         sentences += self.notes
         if sentences:
             logger.warning("%s and the images in %s differ: %s.", self.source, self.folder, "; ".join(sentences))
@@ -228,7 +227,3 @@ def _parts(text: str) -> list[str]:
 
 def _fold(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold()
-
-
-def _examples(names: Sequence[str]) -> str:
-    return ", ".join(names[:_EXAMPLES]) + (", ..." if len(names) > _EXAMPLES else "")

@@ -19,7 +19,7 @@ from anomalib_pose.compare.query_content import has_content
 from anomalib_pose.data.decoding import image_size
 from anomalib_pose.data.files import read_json
 from anomalib_pose.data.images import read_image, resize_bicubic
-from anomalib_pose.data.listing import data_files, is_data
+from anomalib_pose.data.listing import data_files, first_names, is_data
 from anomalib_pose.data.parsers import parsing
 from anomalib_pose.data.posed.transforms_json import read_pose
 from anomalib_pose.geometry import Camera
@@ -167,7 +167,7 @@ def _report_without_image(folder: Path, names: set[str]) -> None:
         _reported.add(folder)
         logger.warning(
             "%d reference views in %s have no image .png and are not used: %s.",
-            len(missing), folder, ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else ""),
+            len(missing), folder, first_names(missing),
         )  # fmt: skip
 
 

@@ -46,11 +46,12 @@ def check_views(views: Sequence[CollectedView]) -> None:
     blank = [index for index, view in enumerate(views) if _is_blank(view.image)]
     _report(views, blank, "are blank", "show the object in them, or remove them")
     poses = torch.stack([view.camera_to_world for view in views])
-    away = _looking_away(views, poses)
+    point = _common_point(poses)
+    away = [] if point is None else _looking_away(views, poses, point)
     advice = "check the poses, and whether their axes are OpenGL's or OpenCV's"
     _report(views, away, "were taken by cameras that look away from the object", advice)
     same_image = _groups([_content(view.image) for view in views], excluded=set(blank))
-    same_pose = _same_poses(poses)
+    same_pose = _same_poses(poses, point)
     twice = [group for group in same_image if any(set(group) <= set(other) for other in same_pose)]
     advice = "remove the copies"
     _report(views, [index for group in twice for index in group[1:]], "occur twice", advice)
@@ -79,11 +80,10 @@ def _is_blank(image: Float[Tensor, "3 h w"]) -> bool:
     return bool((flat.amax(1) - flat.amin(1) <= _BLANK_RANGE).all())
 
 
-def _looking_away(views: Sequence[CollectedView], poses: Float[Tensor, "c 4 4"]) -> list[int]:
+def _looking_away(
+    views: Sequence[CollectedView], poses: Float[Tensor, "c 4 4"], point: Float[Tensor, "3"]
+) -> list[int]:
     """Return the views whose camera has the common point of the optical axes behind it or far outside of the image."""
-    point = _common_point(poses)
-    if point is None:
-        return []
     away = []
     for index, view in enumerate(views):
         height, width = view.image.shape[-2:]
@@ -130,9 +130,8 @@ def _groups(keys: Sequence[str], excluded: set[int]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _same_poses(poses: Float[Tensor, "c 4 4"]) -> list[list[int]]:
-    """Return groups of indices of views with one pose."""
-    point = _common_point(poses)
+def _same_poses(poses: Float[Tensor, "c 4 4"], point: Float[Tensor, "3"] | None) -> list[list[int]]:
+    """Return groups of indices of views with one pose, compared at the distance of the optical axes' common point."""
     centers = poses[:, :3, 3] - poses[:, :3, 3].mean(0)
     offset = centers if point is None else poses[:, :3, 3] - point
     tolerance = _SAME_PLACE * float(offset.norm(dim=-1).median())
